@@ -1,0 +1,23 @@
+# make sweep: the main job, from nothing.   make test: every test, from nothing.
+PYTHON ?= python3
+
+.PHONY: sweep test test-fast lint
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --editable '.[demo,dev]'
+	touch $@
+
+sweep: .venv/installed
+	.venv/bin/python train.py -m model=finetune model.pct_unfreeze=0,0.25,0.5,1.0
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+test-fast: .venv/installed
+	.venv/bin/python -m pytest -m 'not slow'
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright

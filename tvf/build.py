@@ -1,0 +1,88 @@
+"""From a config node with a `_target_` to the object it names; keys that the target does not take are refused."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf.errors import OmegaConfBaseException
+
+from tvf.errors import InputError
+
+RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+def build(node: Mapping[str, Any], name: str, **more: Any) -> Any:
+    """Build what `node` describes, passing `more` beside its own keys.
+
+    `more` reaches the target as it is, so it may hold tensors and modules. With `_partial_: true` in the node the
+    result is a function still to be called. Raises InputError for a target that cannot be imported, a key that the
+    target does not take, or a required one that is missing.
+    """
+    check_node(node, name, more)
+    make = _instantiate({**node, "_partial_": True})
+    return make if node.get("_partial_") else make(**more)
+
+
+def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> None:
+    """Check the keys of `node`, and of the nodes in it, against the signatures of their targets."""
+    if "_target_" not in node:
+        raise InputError(f"{name} has no _target_: it must name the function or class to build.")
+    parameters = inspect.signature(_target(node, name)).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in node:
+            if key not in parameters and key not in RESERVED:
+                raise unknown_key(f"{name}.{key}", [p for p in parameters if p not in more], f"{name}.")
+    given = {*node, *more}
+    for key, parameter in parameters.items():
+        optional = parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if not optional and key not in given and not node.get("_partial_"):
+            raise InputError(f"{name}.{key} is missing: {node['_target_']} needs it.")
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_node(value, f"{name}.{key}")
+
+
+def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
+    """The error for an option that nobody reads, with the nearest known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(prefix + k for k in known)}."
+    return InputError(f"{key} is not an option: {hint}")
+
+
+def explain(error: Exception) -> str:
+    """An error from composing or building a config, as a person should read it: what is wrong and what to do."""
+    cause = error.__cause__
+    if isinstance(error, OSError):
+        return f"the output folder cannot be written ({error}): choose another with hydra.run.dir= or hydra.sweep.dir=."
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and "not in struct" in str(cause):
+        parent, dot, _ = (cause.full_key or "").rpartition(".")
+        return str(unknown_key(str(cause.full_key), map(str, cause.parent_node), parent + dot))
+    return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error).strip()
+
+
+def _target(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        reason = str(error.__cause__ or error)
+        raise InputError(
+            f"{name}._target_={node['_target_']!r} cannot be imported ({reason}). Write module.name; the module may lie "
+            "in the working directory or in the folder given with --config-dir."
+        ) from error
+    if not callable(target):
+        raise InputError(f"{name}._target_={node['_target_']!r} is not a function or class.")
+    return target
+
+
+def _instantiate(node: Mapping[str, Any]) -> Any:
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None

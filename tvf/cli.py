@@ -1,0 +1,130 @@
+"""The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tvf import sweep
+from tvf.build import explain
+from tvf.errors import InputError
+
+log = logging.getLogger(__name__)
+
+USAGE = """tvf: how much of a pretrained vision network should train?
+
+  tvf train [OVERRIDE ...]       train one configuration
+  tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
+  tvf train --help               the options, and the config as it stands
+"""
+
+
+def main() -> None:
+    """The command `tvf`."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command == "train":
+        sys.argv = [f"{sys.argv[0]} train", *rest]
+        train()
+    elif command in ("-h", "--help", "help"):
+        print(USAGE)
+    else:
+        raise SystemExit(f"error: {command} is not a command of tvf.\n\n{USAGE}")
+
+
+def train() -> None:
+    """Train one job or, with -m, a sweep, as sys.argv says. Exits with 0 only if every job is done."""
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise its errors to us instead of printing them
+    make_importable(sys.argv)
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+    except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
+        if debug:
+            raise
+        raise SystemExit(f"error: {explain(error)}") from None
+    finally:
+        failures = sweep.finish()
+    if failures:
+        raise SystemExit(1)
+
+
+def _task(cfg: DictConfig) -> None:
+    """What Hydra calls for each job. A job of a sweep that fails leaves the others alone: its record tells."""
+    from tvf.run import Place, run_job
+
+    settings = HydraConfig.get()
+    in_sweep = settings.mode == RunMode.MULTIRUN
+    launcher = settings.launcher
+    place = Place(
+        folder=Path(settings.runtime.output_dir),
+        sweep=Path(settings.sweep.dir).name if in_sweep else None,
+        parallel=in_sweep and launcher.get("n_jobs", 1) != 1,
+        choices=dict(settings.runtime.choices),
+    )
+    try:
+        summary = run_job(cfg, place)
+    except InputError as error:
+        log.error("error: %s", error, exc_info=os.environ.get("TVF_DEBUG") == "1")
+    except Exception:
+        log.exception("%s failed", cfg.get("name"))
+    except SystemExit as error:
+        log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
+    else:
+        if not in_sweep:
+            log.info("%s", sweep.where(place.folder, summary))
+        return
+    if not in_sweep:
+        raise SystemExit(1)
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def make_importable(argv: list[str]) -> None:
+    """Let `_target_` find Python files in the working directory and in the folder of --config-dir."""
+    folders = [os.getcwd()]
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, after = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folders.append(os.path.abspath(after if equals else value))
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+
+
+def job_name(*, _root_: DictConfig) -> str:
+    """transfer-learning or fine-tuning-0.5, with the seed where the shell names one."""
+    model = _root_.model
+    name = "transfer-learning" if model._target_.endswith("TransferModel") else f"fine-tuning-{model.pct_unfreeze}"
+    return name + (f"-seed{_root_.seed}" if any(o.startswith("seed=") for o in _overrides(_root_)) else "")
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart."""
+    overrides = "\n".join(sorted(_overrides(_root_)))
+    return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + hashlib.sha256(overrides.encode()).hexdigest()[:6]
+
+
+def _overrides(root: DictConfig) -> list[str]:
+    settings: Any = root.hydra if "hydra" in root else HydraConfig.instance().cfg and HydraConfig.get()
+    with contextlib.suppress(OmegaConfBaseException):
+        return list(settings.overrides.task)
+    return []
+
+
+OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
+OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("tvf.workers", sweep.workers, replace=True)

@@ -1,0 +1,62 @@
+"""Labelled images, in memory as uint8, in three parts: train, val, test."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tvf.data.splits import subset
+from tvf.errors import require_count, require_number
+
+SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, uint8 [N, 3, S, S], and their classes, int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a job trains on (`train`), chooses by (`val`) and is judged on once, at the end (`test`)."""
+
+    classes: tuple[str, ...]
+    train: Labelled
+    val: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What any data can be asked for; subclasses add `load(progress) -> Dataset`.
+
+    `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
+    jobs with different run seeds share their split. `val_fraction` of the training images become the val part.
+    """
+
+    image_size: int
+    batch_size: int = 32
+    limit: int | None = None
+    split_seed: int = 0
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        require_count("data.image_size", self.image_size, SMALLEST_IMAGE)
+        require_count("data.batch_size", self.batch_size, 1)
+        require_count("data.split_seed", self.split_seed, 0)
+        require_number("data.val_fraction", self.val_fraction, 0, 0.9, above=True)
+        if self.limit is not None:
+            require_count("data.limit", self.limit, 1)
+
+    def read_parts(
+        self, classes: Sequence[str], parts: Sequence[np.ndarray], read: Callable[[np.ndarray], Labelled]
+    ) -> Dataset:
+        """Cut train, val and test, given as sample numbers, to the limit; then read only what is left."""
+        return Dataset(tuple(classes), *(read(subset(part, self.limit, self.split_seed)) for part in parts))

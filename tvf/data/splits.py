@@ -1,0 +1,26 @@
+"""Who is in which part: stratified splits that depend on a seed of their own, never on the run's."""
+
+import numpy as np
+
+from tvf.errors import InputError
+
+
+def split_off(samples: np.ndarray, strata: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide `samples` into (rest, part) with `size` in the part, each stratum shared out in proportion.
+
+    `strata[i]` is the stratum of sample number i. Both results are sorted. InputError where a stratum is too small.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, part = train_test_split(samples, test_size=size, stratify=strata[samples], random_state=seed)
+    except ValueError as error:
+        raise InputError(f"{len(samples)} images cannot be split with {size} set apart: {error}") from error
+    return np.sort(rest), np.sort(part)
+
+
+def subset(samples: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """At most `limit` of the samples, drawn by `seed`, in ascending order."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    return np.sort(np.random.default_rng(seed).permutation(samples)[:limit])

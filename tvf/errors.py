@@ -1,0 +1,26 @@
+"""The one kind of error that is the user's to mend: shown as a message, without a traceback."""
+
+
+class InputError(ValueError):
+    """A value that breaks a rule. The message names the value, the rule and the remedy."""
+
+
+def require_number(name: str, value: object, low: float, high: float = float("inf"), *, above: bool = False) -> None:
+    """Raise InputError unless `value` is a number in [low, high], or in (low, high] where `above` is set."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (low < value if above else low <= value) and value <= high:
+        return
+    rule = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
+    raise InputError(f"{name}={value!r} is refused: it must be a number {rule}.")
+
+
+def require_count(name: str, value: object, low: int) -> None:
+    """Raise InputError unless `value` is a whole number of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name}={value!r} is refused: it must be a whole number of at least {low}.")
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is refused: choose one of {', '.join(choices)}.")

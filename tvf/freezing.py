@@ -1,0 +1,96 @@
+"""Which part of a backbone trains: ordered groups, deepest first, and the fraction of them that is unfrozen.
+
+Freezing has two halves. Parameters stop moving through `requires_grad`; BatchNorm layers also carry running
+statistics, which `module.train()` would go on updating, so `hold_frozen_batchnorm` puts those layers back in eval mode.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tvf.errors import InputError, require_choice
+
+UNITS = ("groups", "params")
+FROZEN_BN = ("eval", "batch")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A layer, or several, that freeze and train as one: a name for people and full parameter names."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+def check_fraction(value: object) -> float:
+    """Return `value` as a fraction; InputError unless it is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in [0, 1].")
+    if math.isnan(value) or not 0 <= value <= 1:
+        hint = f", did you mean {value / 100:g}?" if 1 < value <= 100 else "."
+        raise InputError(f"pct_unfreeze={value} is outside [0, 1]: it is a fraction{hint}")
+    return float(value)
+
+
+def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+    """Groups from submodule names, deepest first: [["layer4"], ["layer3"], ["bn1", "conv1"]]."""
+    return tuple(
+        Group(
+            "+".join(names),
+            tuple(f"{layer}.{name}" for layer in names for name, _ in module.get_submodule(layer).named_parameters()),
+        )
+        for names in layers
+    )
+
+
+def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
+    """Every parameter outside the head must be in exactly one group; InputError names those that are not."""
+    listed = [name for group in groups for name in group.parameters]
+    expected = [name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")]
+    twice = sorted({name for name in listed if listed.count(name) > 1}) if len(set(listed)) < len(listed) else []
+    for names, trouble in [
+        (sorted(set(expected) - set(listed)), "belong to no group"),
+        (sorted(set(listed) - set(expected)), "are in a group, but in the head or not in the backbone"),
+        (twice, "are in more than one group"),
+    ]:
+        if names:
+            raise InputError(f"backbone groups: these parameters {trouble}: {', '.join(names[:5])} ({len(names)} in all).")
+
+
+def select_groups(module: nn.Module, groups: Sequence[Group], pct: float, unit: str = "groups") -> tuple[Group, ...]:
+    """The groups that train: a beginning of `groups`, which stand deepest first.
+
+    unit "groups": `round(pct * len(groups))` of them, Python's round (half to even).
+    unit "params": the fewest that hold at least `pct` of the backbone's parameters.
+    """
+    pct = check_fraction(pct)
+    require_choice("model.unit", unit, UNITS)
+    if unit == "groups":
+        return tuple(groups[: round(pct * len(groups))])
+    sizes = [sum(module.get_parameter(name).numel() for name in group.parameters) for group in groups]
+    wanted, count = pct * sum(sizes), 0
+    while sum(sizes[:count]) < wanted:
+        count += 1
+    return tuple(groups[:count])
+
+
+def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
+    """Let exactly the head and `groups` train."""
+    training = {name for group in groups for name in group.parameters}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in training or name.startswith(f"{head}."))
+
+
+def hold_frozen_batchnorm(module: nn.Module) -> None:
+    """Put the BatchNorm layers that are frozen into eval mode: statistics fixed, and used instead of the batch's.
+
+    A layer is frozen when none of its parameters trains; one without parameters when nothing in its parent does.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm):
+            own = list(layer.parameters()) or list(module.get_submodule(name.rpartition(".")[0]).parameters())
+            if not any(parameter.requires_grad for parameter in own):
+                layer.eval()

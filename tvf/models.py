@@ -1,0 +1,66 @@
+"""The two models that tvf compares: a backbone of which only the head trains, and one of which a fraction trains too.
+
+Both take pixels and normalise them themselves, so a saved model can be fed images as they are.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from tvf.backbones import Backbone
+from tvf.errors import require_choice
+from tvf.freezing import FROZEN_BN, hold_frozen_batchnorm, select_groups, unfreeze
+
+log = logging.getLogger(__name__)
+
+
+class FineTuneModel(nn.Module):
+    """A backbone whose head trains, and with it the deepest `pct_unfreeze` of its groups.
+
+    `unit` says what the fraction counts: "groups", or "params" (see `select_groups`).
+    `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their statistics, "batch"
+    normalises by the batch and goes on updating them, as a plain `model.train()` does.
+    """
+
+    kind = "finetune"
+
+    def __init__(self, backbone: Backbone, pct_unfreeze: float, unit: str = "groups", frozen_bn: str = "eval") -> None:
+        super().__init__()
+        require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
+        self.trained_groups = select_groups(backbone.module, backbone.groups, pct_unfreeze, unit)
+        unfreeze(backbone.module, self.trained_groups, backbone.head)
+        self.pct_unfreeze = float(pct_unfreeze)
+        self.frozen_bn = frozen_bn
+        self.module = backbone.module
+        self.head = backbone.head
+        self.register_buffer("mean", torch.tensor([*backbone.mean]).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats on the same scale, 0 to 255."""
+        return self.module((pixels / 255 - self.mean) / self.std)
+
+    def train(self, mode: bool = True) -> "FineTuneModel":
+        super().train(mode)
+        if mode and self.frozen_bn == "eval":
+            hold_frozen_batchnorm(self.module)
+        return self
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.module.get_submodule(self.head).parameters())
+
+    def unfrozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the groups that train, deepest group first; the head's are not among them."""
+        return [self.module.get_parameter(name) for group in self.trained_groups for name in group.parameters]
+
+
+class TransferModel(FineTuneModel):
+    """A backbone of which only the new head trains: the same as `FineTuneModel` at fraction 0."""
+
+    kind = "transfer"
+
+    def __init__(self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: float | None = None) -> None:
+        if pct_unfreeze:
+            log.warning("model=transfer trains the head alone: pct_unfreeze=%g is ignored.", pct_unfreeze)
+        super().__init__(backbone, 0.0, frozen_bn=frozen_bn)

@@ -1,0 +1,97 @@
+"""What the jobs of a sweep left on disk, as rows: a table for the terminal, results.csv for everything else."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tvf.files import write_whole
+
+COLUMNS = [
+    *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
+    *("trainable_params", "total_params", "epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"),
+    *("train_seconds", "peak_memory_mb", "wandb_run_id", "wandb_mode", "wandb_url", "error"),
+]
+
+
+def report(folder: Path, jobs: int) -> bool:
+    """Print the table of the sweep in `folder` and write its results.csv; whether any of its `jobs` is not done."""
+    rows = read_jobs(folder)
+    write_csv(folder / "results.csv", rows)
+    # Where nobody looks (a pipe, a log file) a line may be as long as it needs.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table(rows))
+    print(f"results: {folder / 'results.csv'}")
+    if any(row["wandb_mode"] == "offline" for row in rows):
+        print(f"W&B: offline; to upload: wandb sync {folder}/*/wandb/offline-run-*")
+    for row in rows:
+        if row["state"] != "done":
+            print(f"{row['name']} {row['state']}: {row['error'] or 'it left no reason'} ({folder / row['folder']}/job.log)")
+    if missing := max(jobs - len(rows), 0):
+        print(f"{missing} of {jobs} jobs never started")
+    return missing > 0 or any(row["state"] != "done" for row in rows)
+
+
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """One row for each job folder below `folder`, by fraction, then name. A job that no longer runs is interrupted."""
+    rows = []
+    for status_file in folder.glob("*/status.json"):
+        status = json.loads(status_file.read_text())
+        summary_file = status_file.with_name("summary.json")
+        summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+        row = dict.fromkeys(COLUMNS) | summary | {key: status[key] for key in ("name", "state", "error")}
+        row["folder"] = status_file.parent.name
+        if row["state"] == "running":
+            row["state"] = "interrupted"
+        rows.append({key: row[key] for key in COLUMNS})
+    return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows under their column names; lists are joined with spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()})
+    write_whole(path, text.getvalue().encode())
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for a person: what trained, how well it did, what it took."""
+    shown = Table()
+    for heading in ("fraction", "groups", "trainable"):
+        shown.add_column(heading, justify="right")
+    for heading in ("val_acc", "test_acc", "seconds"):
+        shown.add_column(heading, justify="right")
+    for heading in ("state", "W&B name"):
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        groups = row["unfrozen_groups"]
+        shown.add_row(
+            _number(row["pct_unfreeze"], "g"),
+            "" if groups is None else str(len(groups)),
+            _number(row["trainable_params"], ",d"),
+            _number(row["val_acc"], ".3f"),
+            _number(row["test_acc"], ".3f"),
+            _number(row["train_seconds"], ".1f"),
+            row["state"],
+            row["name"],
+        )
+    return shown
+
+
+def where(folder: Path, summary: dict[str, Any]) -> str:
+    """Where a single job's results lie."""
+    if summary["wandb_mode"] == "offline":
+        return f"results: {folder}\nW&B: offline; to upload: wandb sync {folder}/wandb/offline-run-*"
+    return f"results: {folder}" + (f"\nW&B: {summary['wandb_url']}" if summary["wandb_url"] else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
