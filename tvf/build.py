@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tvf.errors import InputError
 
@@ -59,12 +59,15 @@ def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
 def explain(error: Exception) -> str:
     """An error from composing or building a config, as a person should read it: what is wrong and what to do."""
     cause = error.__cause__
-    if isinstance(error, OSError):
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: give one with {error.full_key}=..."
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return f"the output folder cannot be written ({error}): choose another with hydra.run.dir= or hydra.sweep.dir=."
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and "not in struct" in str(cause):
         parent, dot, _ = (cause.full_key or "").rpartition(".")
         return str(unknown_key(str(cause.full_key), map(str, cause.parent_node), parent + dot))
-    return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error).strip()
+    text = str(error).partition("\nConfig search path")[0].strip()
+    return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
 
 
 def _target(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
@@ -73,8 +76,8 @@ def _target(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
     except Exception as error:
         reason = str(error.__cause__ or error)
         raise InputError(
-            f"{name}._target_={node['_target_']!r} cannot be imported ({reason}). Write module.name; the module may lie "
-            "in the working directory or in the folder given with --config-dir."
+            f"{name}._target_={node['_target_']!r} cannot be imported ({reason}). Write module.name; the module may "
+            "lie in the working directory or in the folder given with --config-dir."
         ) from error
     if not callable(target):
         raise InputError(f"{name}._target_={node['_target_']!r} is not a function or class.")

@@ -1,13 +1,11 @@
 """The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -119,10 +117,10 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 
 def _overrides(root: DictConfig) -> list[str]:
-    settings: Any = root.hydra if "hydra" in root else HydraConfig.instance().cfg and HydraConfig.get()
-    with contextlib.suppress(OmegaConfBaseException):
-        return list(settings.overrides.task)
-    return []
+    """The task's overrides: from the config itself while Hydra composes it, from Hydra once the job runs."""
+    if "hydra" in root:
+        return list(root.hydra.overrides.task)
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)

@@ -1,5 +1,7 @@
-"""What the machine gives a job: a GPU of its own beside other jobs, and the memory that it took."""
+"""What the machine gives a job: a GPU of its own beside other jobs, memory, and a count of what it took."""
 
+import ctypes
+import platform
 import resource
 import sys
 import tempfile
@@ -27,6 +29,18 @@ def claim_device(count: int, folder: Path | None = None) -> int:
         _claimed[number] = lock
         return number
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed activations for the next step instead of returning them to the kernel.
+
+    Training steps on a CPU otherwise spend a tenth of their time on page faults. Values do not change.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def reset_peak_memory() -> None:

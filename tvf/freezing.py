@@ -30,7 +30,7 @@ def check_fraction(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in [0, 1].")
     if math.isnan(value) or not 0 <= value <= 1:
-        hint = f", did you mean {value / 100:g}?" if 1 < value <= 100 else "."
+        hint = f", did you mean {value / 100:g}?" if 2 <= value <= 100 else "."
         raise InputError(f"pct_unfreeze={value} is outside [0, 1]: it is a fraction{hint}")
     return float(value)
 
@@ -57,7 +57,9 @@ def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
         (twice, "are in more than one group"),
     ]:
         if names:
-            raise InputError(f"backbone groups: these parameters {trouble}: {', '.join(names[:5])} ({len(names)} in all).")
+            raise InputError(
+                f"backbone groups: these parameters {trouble}: {', '.join(names[:5])} ({len(names)} in all)."
+            )
 
 
 def select_groups(module: nn.Module, groups: Sequence[Group], pct: float, unit: str = "groups") -> tuple[Group, ...]:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tvf.backbones import Backbone, check_image_size
-from tvf.build import build, check_node, unknown_key
+from tvf.build import build, check_node, explain, unknown_key
 from tvf.checkpoint import load_weights, save_weights
 from tvf.data import Dataset
-from tvf.devices import claim_device, peak_memory_mb, reset_peak_memory
+from tvf.devices import claim_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
 from tvf.errors import InputError, require_count
 from tvf.fit import Epoch, evaluate, fit
 from tvf.freezing import check_fraction
@@ -65,7 +66,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises InputError with the key, its value, the rule and the remedy.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
     assert isinstance(config, dict)
     for key in config:
         if key not in (*NODES, *VALUES):
@@ -88,6 +92,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, place: Place, record: JobRecord) -> dict[str, Any]:
     config = check(cfg)
+    keep_freed_memory()
     reset_peak_memory()
     set_threads(config["threads"], in_sweep=place.sweep is not None)
     fabric = build_fabric(config["fabric"], place.parallel)

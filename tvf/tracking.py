@@ -153,5 +153,3 @@ class _WandbRun:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-

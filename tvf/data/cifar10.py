@@ -30,8 +30,8 @@ class Cifar10(DataOptions):
             testing = CIFAR10(root, train=False)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"CIFAR-10 could not be had ({error}). Its files are expected in {root / CIFAR10.base_folder}: put them "
-                "there, or connect and set data.download=true; data=elpv needs no download."
+                f"CIFAR-10 could not be had ({error}). Its files are expected in {root / CIFAR10.base_folder}: put "
+                "them there, or connect and set data.download=true; data=elpv needs no download."
             ) from error
         pixels, labels = np.concatenate([training.data, testing.data]), np.array(training.targets + testing.targets)
         train, test = np.arange(len(training.data)), np.arange(len(training.data), len(labels))

@@ -35,7 +35,9 @@ class Elpv(DataOptions):
     def load(self, progress: bool = False) -> Dataset:
         """Read the package's images; InputError if it is not installed."""
         folder = _folder()
-        table = np.genfromtxt(folder / "labels.csv", dtype=None, encoding="utf-8", names=["path", "probability", "type"])
+        table = np.genfromtxt(
+            folder / "labels.csv", dtype=None, encoding="utf-8", names=["path", "probability", "type"]
+        )
         level = np.rint(table["probability"] * 3).astype(np.int64)
         labels = level if self.task == "four_class" else (table["probability"] >= 0.5).astype(np.int64)
         strata = 2 * level + (table["type"] == "mono")

@@ -35,10 +35,11 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
     """One image as uint8 [image_size, image_size, 3]."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            upright = upright if upright.mode == "L" else upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}. Mend or remove it.") from error
-    return np.asarray(ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR))
+    return np.asarray(ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR).convert("RGB"))
 
 
 def check_memory(count: int, image_size: int) -> None:
