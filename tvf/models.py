@@ -24,6 +24,8 @@ class FineTuneModel(nn.Module):
     """
 
     kind = "finetune"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, backbone: Backbone, pct_unfreeze: float, unit: str = "groups", frozen_bn: str = "eval") -> None:
         super().__init__()

@@ -67,10 +67,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises InputError with the key, its value, the rule and the remedy.
     """
     try:
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
-    assert isinstance(config, dict)
     for key in config:
         if key not in (*NODES, *VALUES):
             raise unknown_key(str(key), (*NODES, *VALUES))

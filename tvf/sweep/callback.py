@@ -49,7 +49,7 @@ def finish() -> bool:
     """Print the table of the sweep that this process launched, if any; whether some job of it is not done."""
     global _launched
     launched, _launched = _launched, None
-    return launched is not None and report(launched.folder, launched.jobs)
+    return launched is not None and launched.folder.is_dir() and report(launched.folder, launched.jobs)
 
 
 def expand(config: DictConfig) -> list[list[str]]:

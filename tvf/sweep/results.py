@@ -29,14 +29,13 @@ def report(folder: Path, jobs: int) -> bool:
     print(f"results: {folder / 'results.csv'}")
     if any(row["wandb_mode"] == "offline" for row in rows):
         print(f"W&B: offline; to upload: wandb sync {folder}/*/wandb/offline-run-*")
-    for row in rows:
-        if row["state"] != "done":
-            print(
-                f"{row['name']} {row['state']}: {row['error'] or 'it left no reason'} ({folder / row['folder']}/job.log)"
-            )
+    unfinished = [row for row in rows if row["state"] != "done"]
+    for row in unfinished:
+        log = folder / row["folder"] / "job.log"
+        print(f"{row['name']} {row['state']}: {row['error'] or 'it left no reason'} ({log})")
     if missing := max(jobs - len(rows), 0):
         print(f"{missing} of {jobs} jobs never started")
-    return missing > 0 or any(row["state"] != "done" for row in rows)
+    return missing > 0 or bool(unfinished)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
