@@ -48,6 +48,11 @@ def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> 
             check_node(value, f"{name}.{key}")
 
 
+def is_transfer(model: Mapping[str, Any]) -> bool:
+    """Whether the node `model` trains the head alone, and so ignores `pct_unfreeze`."""
+    return str(model["_target_"]).endswith("TransferModel")
+
+
 def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
     """The error for an option that nobody reads, with the nearest known ones."""
     known = sorted(known)

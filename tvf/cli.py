@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf import sweep
-from tvf.build import explain
+from tvf.build import explain, is_transfer
 from tvf.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _task(cfg: DictConfig) -> None:
     except SystemExit as error:
         log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
     else:
-        if not in_sweep:
+        if summary is not None and not in_sweep:
             log.info("%s", sweep.where(place.folder, summary))
         return
     if not in_sweep:
@@ -106,13 +106,17 @@ def make_importable(argv: list[str]) -> None:
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning or fine-tuning-0.5, with the seed where the shell names one."""
     model = _root_.model
-    name = "transfer-learning" if model._target_.endswith("TransferModel") else f"fine-tuning-{model.pct_unfreeze}"
+    name = "transfer-learning" if is_transfer(model) else f"fine-tuning-{model.pct_unfreeze}"
     return name + (f"-seed{_root_.seed}" if any(o.startswith("seed=") for o in _overrides(_root_)) else "")
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart."""
-    overrides = "\n".join(sorted(_overrides(_root_)))
+    """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart.
+
+    A fraction does not count for transfer learning, which ignores it.
+    """
+    ignored = "model.pct_unfreeze=" if is_transfer(_root_.model) else None
+    overrides = "\n".join(sorted(o for o in _overrides(_root_) if ignored is None or not o.startswith(ignored)))
     return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + hashlib.sha256(overrides.encode()).hexdigest()[:6]
 
 

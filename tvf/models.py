@@ -3,16 +3,12 @@
 Both take pixels and normalise them themselves, so a saved model can be fed images as they are.
 """
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
 from tvf.backbones import Backbone
 from tvf.errors import require_choice
 from tvf.freezing import FROZEN_BN, hold_frozen_batchnorm, select_groups, unfreeze
-
-log = logging.getLogger(__name__)
 
 
 class FineTuneModel(nn.Module):
@@ -62,7 +58,5 @@ class TransferModel(FineTuneModel):
 
     kind = "transfer"
 
-    def __init__(self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: float | None = None) -> None:
-        if pct_unfreeze:
-            log.warning("model=transfer trains the head alone: pct_unfreeze=%g is ignored.", pct_unfreeze)
+    def __init__(self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: None = None) -> None:
         super().__init__(backbone, 0.0, frozen_bn=frozen_bn)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tvf.backbones import Backbone, check_image_size
-from tvf.build import build, check_node, explain, unknown_key
+from tvf.build import build, check_node, explain, is_transfer, unknown_key
 from tvf.checkpoint import load_weights, save_weights
 from tvf.data import Dataset
 from tvf.devices import claim_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
@@ -26,12 +27,12 @@ from tvf.errors import InputError, require_count
 from tvf.fit import Epoch, evaluate, fit
 from tvf.freezing import check_fraction
 from tvf.models import FineTuneModel
-from tvf.tracking import JobRecord, Run
+from tvf.tracking import JobRecord, Run, is_done
 
 log = logging.getLogger(__name__)
 
 NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "tracker")
-VALUES = ("name", "epochs", "seed", "threads", "channels_last")
+VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
 GIVEN = {"model": ("backbone",), "backbone": ("num_classes",)}
 
@@ -46,14 +47,35 @@ class Place:
     choices: dict[str, str]
 
 
-def run_job(cfg: DictConfig, place: Place) -> dict[str, Any]:
+def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     """Train and test one configuration, leave its record in the job's folder, and return its summary.
 
-    Raises InputError for a mistake in the config or the data. Whatever is raised, status.json says so.
+    Returns None where the folder's job is done, or in the hands of another process: jobs of a sweep that differ only in
+    what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the config or the
+    data. Whatever is raised, status.json says so.
     """
-    record = JobRecord(place.folder, str(OmegaConf.select(cfg, "name")))
     try:
-        summary = _run(cfg, place, record)
+        with FileLock(place.folder / ".lock", timeout=0):
+            return _run_locked(cfg, place)
+    except Timeout:
+        log.info("%s: another process trains this job.", cfg.name)
+        return None
+
+
+def _run_locked(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
+    try:
+        config = check(cfg)
+        if is_transfer(config["model"]) and OmegaConf.select(cfg, "model.pct_unfreeze") is not None:
+            log.info("%s: model=transfer trains the head alone and ignores model.pct_unfreeze.", config["name"])
+        if is_done(place.folder, config):
+            log.info("%s: done already (%s).", config["name"], place.folder)
+            return None
+        record = JobRecord(place.folder, config["name"], config)
+    except BaseException as error:
+        JobRecord(place.folder, str(cfg.get("name")), {}).failed(error)
+        raise
+    try:
+        summary = _run(config, place, record)
     except BaseException as error:
         record.failed(error)
         raise
@@ -84,13 +106,14 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_node(config[name], name, GIVEN.get(name, ()))
     if config["model"].get("pct_unfreeze") is not None:
         check_fraction(config["model"]["pct_unfreeze"])
+    if is_transfer(config["model"]):
+        config["model"]["pct_unfreeze"] = None
     for name in ("data", "augment", "optimizer", "tracker"):
         build(config[name], name)
     return config
 
 
-def _run(cfg: DictConfig, place: Place, record: JobRecord) -> dict[str, Any]:
-    config = check(cfg)
+def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, Any]:
     keep_freed_memory()
     reset_peak_memory()
     set_threads(config["threads"], in_sweep=place.sweep is not None)

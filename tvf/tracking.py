@@ -3,6 +3,7 @@
 A tracker's `start` opens one run as a context: leaving it through an exception marks the run as failed.
 """
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -33,9 +34,9 @@ class Run(Protocol):
 
 
 class JobRecord:
-    """The files that a job leaves in its folder: status.json, metrics.jsonl, summary.json."""
+    """The files that a job leaves in its folder: config.json, status.json, metrics.jsonl, summary.json."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, config: dict[str, Any]) -> None:
         self.folder = folder
         self._metrics: list[dict[str, Any]] = []
         self._status: dict[str, Any] = {
@@ -48,6 +49,9 @@ class JobRecord:
             "attempt": 1,
             "error": None,
         }
+        for leftover in ("metrics.jsonl", "summary.json"):
+            (folder / leftover).unlink(missing_ok=True)
+        write_json(folder / "config.json", config)
         self._write_status()
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -70,6 +74,14 @@ class JobRecord:
 
     def _write_status(self) -> None:
         write_json(self.folder / "status.json", self._status)
+
+
+def is_done(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether this very configuration was trained to its end in `folder`."""
+    status, known = folder / "status.json", folder / "config.json"
+    if not (status.exists() and known.exists()):
+        return False
+    return json.loads(status.read_text())["state"] == "done" and json.loads(known.read_text()) == config
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,24 @@ from torch import Tensor
 from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import check_memory
 from tvf.data.splits import split_off
-from tvf.errors import InputError
+from tvf.errors import InputError, require_choice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(DataOptions):
-    """50,000 images of 32 pixels a side to train and validate on, 10,000 to test on, in ten classes."""
+    """50,000 images of 32 pixels a side to train and validate on, 10,000 to test on, in ten classes.
+
+    `validate_on` "split" sets a share of the 50,000 apart; "test" trains on all of them and validates on the test
+    images, as many tutorials do: the epoch is then chosen by the very images that judge it.
+    """
 
     root: str
     download: bool = True
+    validate_on: str = "split"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("data.validate_on", self.validate_on, ("split", "test"))
 
     def load(self, progress: bool = False) -> Dataset:
         """Read CIFAR-10 below `root`, downloading it if allowed; InputError where it cannot be had."""
@@ -35,7 +44,9 @@ class Cifar10(DataOptions):
             ) from error
         pixels, labels = np.concatenate([training.data, testing.data]), np.array(training.targets + testing.targets)
         train, test = np.arange(len(training.data)), np.arange(len(training.data), len(labels))
-        train, val = split_off(train, labels, int(self.val_fraction * len(train)), self.split_seed)
+        val = test
+        if self.validate_on == "split":
+            train, val = split_off(train, labels, int(self.val_fraction * len(train)), self.split_seed)
 
         def read(part: np.ndarray) -> Labelled:
             images = torch.from_numpy(pixels[part]).permute(0, 3, 1, 2).contiguous()

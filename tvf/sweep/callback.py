@@ -21,10 +21,10 @@ from tvf.sweep.results import report
 
 @dataclass(frozen=True)
 class Launched:
-    """The sweep that this process launched: its folder, and how many jobs it has."""
+    """The sweep that this process launched: its folder, and the folders of its jobs in it."""
 
     folder: Path
-    jobs: int
+    jobs: frozenset[str]
 
 
 _launched: Launched | None = None
@@ -37,12 +37,11 @@ class SweepCallback(Callback):
         """Check every job of the sweep, so that a mistake in the last one is known before the first one trains."""
         global _launched
         try:
-            jobs = expand(config)
-            check_jobs(config, jobs)
+            jobs = check_jobs(config, expand(config))
         except (InputError, HydraException, OmegaConfBaseException) as error:
             # Hydra turns a callback's exceptions into warnings; SystemExit is not one.
             raise SystemExit(f"error: {explain(error)}") from None
-        _launched = Launched(Path(config.hydra.sweep.dir), len(jobs))
+        _launched = Launched(Path(config.hydra.sweep.dir), jobs)
 
 
 def finish() -> bool:
@@ -65,19 +64,18 @@ def expand(config: DictConfig) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices)]
 
 
-def check_jobs(config: DictConfig, jobs: list[list[str]]) -> None:
-    """Compose and check each job. Raises InputError, or Hydra's errors, for the first that is wrong."""
+def check_jobs(config: DictConfig, jobs: list[list[str]]) -> frozenset[str]:
+    """Compose and check each job; the names of their folders. Raises InputError, or Hydra's errors, for a wrong one."""
     from tvf.run import check
 
-    seen = set()
+    folders = set()
     for overrides in jobs:
-        if tuple(sorted(overrides)) in seen:
-            raise InputError(f"two jobs of the sweep are the same ({' '.join(overrides)}): remove the repeated value.")
-        seen.add(tuple(sorted(overrides)))
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+        folders.add(str(job.hydra.sweep.subdir))
         with open_dict(job):
             del job["hydra"]
         check(job)
+    return frozenset(folders)
 
 
 def workers() -> int:

@@ -19,8 +19,11 @@ COLUMNS = [
 ]
 
 
-def report(folder: Path, jobs: int) -> bool:
-    """Print the table of the sweep in `folder` and write its results.csv; whether any of its `jobs` is not done."""
+def report(folder: Path, jobs: frozenset[str]) -> bool:
+    """Print the table of the sweep in `folder` and write its results.csv; whether any of its jobs is not done.
+
+    `jobs` are the names of the job folders that should be there.
+    """
     rows = read_jobs(folder)
     write_csv(folder / "results.csv", rows)
     # Where nobody looks (a pipe, a log file) a line may be as long as it needs.
@@ -33,9 +36,10 @@ def report(folder: Path, jobs: int) -> bool:
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
         print(f"{row['name']} {row['state']}: {row['error'] or 'it left no reason'} ({log})")
-    if missing := max(jobs - len(rows), 0):
-        print(f"{missing} of {jobs} jobs never started")
-    return missing > 0 or bool(unfinished)
+    missing = jobs - {row["folder"] for row in rows}
+    if missing:
+        print(f"never started: {', '.join(sorted(missing))}")
+    return bool(missing or unfinished)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
