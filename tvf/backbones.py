@@ -141,7 +141,7 @@ def _download(name: str, create: Callable[[], Any]) -> Any:
 
 
 def _common_name(parameters: Sequence[str]) -> str:
-    """blocks.3.0.conv.weight, blocks.3.1.conv.weight -> blocks.3; conv_head.weight, bn2.bias -> conv_head+bn2."""
+    """blocks.3.0.weight, blocks.3.1.weight -> blocks.3; blocks.6.0.weight, conv_head.weight -> blocks.6.0+conv_head."""
     paths = [name.split(".")[:-1] or [name] for name in parameters]
-    common = os.path.commonprefix(paths)
-    return ".".join(common) if common else "+".join(dict.fromkeys(path[0] for path in paths))
+    tops = dict.fromkeys(path[0] for path in paths)
+    return "+".join(".".join(os.path.commonprefix([path for path in paths if path[0] == top])) for top in tops)

@@ -1,0 +1,121 @@
+import dataclasses
+
+import numpy as np
+import torch
+from conftest import small_backbone
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
+
+from tvf.data import Dataset, Labelled
+from tvf.data.views import Augment
+from tvf.fit import Epoch, batches, evaluate, fit, sample_order
+from tvf.models import FineTuneModel
+from tvf.optim import TwoRates
+
+FABRIC = Fabric(accelerator="cpu", devices=1)
+
+
+def _part(count: int, seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 156, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 3
+    images[torch.arange(count), labels] += 100
+    return Labelled(images, labels)
+
+
+DATA = Dataset(("a", "b", "c"), _part(33, 0), _part(20, 1), _part(20, 2))
+
+
+def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
+    model = FineTuneModel(small_backbone(), 0.5)
+    optimizer = TwoRates(torch.optim.Adam, 0.01, 0.001)(model.head_parameters(), model.unfrozen_parameters())
+    scheduler = CosineAnnealingLR(optimizer, epochs)
+    wrapped, optimizer = FABRIC.setup(model, optimizer)
+    history: list[Epoch] = []
+    fit(
+        *(FABRIC, wrapped, optimizer, scheduler, DATA, Augment(horizontal=0.5, seed=augment_seed)),
+        epochs=epochs,
+        batch_size=8,
+        seed=seed,
+        on_epoch=lambda epoch, _: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
+    )
+    return history
+
+
+def test_the_same_seeds_give_the_same_epochs_bit_for_bit() -> None:
+    assert _fit() == _fit()
+
+
+def test_the_run_seed_and_the_augment_seed_each_change_the_course() -> None:
+    assert _fit(seed=1) != _fit(seed=2)
+    assert _fit(augment_seed=0) != _fit(augment_seed=1)
+
+
+def test_a_longer_run_begins_as_a_shorter_one_does_where_rates_agree() -> None:
+    assert [e.train_loss for e in _fit(epochs=3)][:1] == [e.train_loss for e in _fit(epochs=1)]
+
+
+def test_the_scheduler_moves_both_rates_once_an_epoch() -> None:
+    history = _fit(epochs=2)
+    assert [(e.lr_head, e.lr_backbone) for e in history] == [(0.01, 0.001), (0.005, 0.0005)]
+
+
+def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
+    def epoch(number: int, val_loss: float, val_acc: float) -> Epoch:
+        return Epoch(number, 0, 0, val_loss, val_acc, 0.1, None, 0, 0)
+
+    first = epoch(1, 0.5, 0.8)
+    assert first.better_than(None)
+    assert epoch(2, 0.9, 0.9).better_than(first)
+    assert epoch(2, 0.4, 0.8).better_than(first)
+    assert not epoch(2, 0.5, 0.8).better_than(first)
+    assert not epoch(2, float("nan"), 0.8).better_than(first)
+
+
+def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
+    """Same weights and data: tvf's epoch against a loop written out, augmentation off."""
+    ours, theirs = (FineTuneModel(small_backbone(), 0.5) for _ in range(2))
+    build = TwoRates(torch.optim.SGD, 0.1, 0.01)
+    optimizer = build(ours.head_parameters(), ours.unfrozen_parameters())
+    scheduler = ConstantLR(optimizer, 1.0)
+    wrapped, optimizer = FABRIC.setup(ours, optimizer)
+    seen: list[Epoch] = []
+    fit(
+        *(FABRIC, wrapped, optimizer, scheduler, DATA, Augment()),
+        **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch, _: seen.append(epoch)},
+    )
+
+    reference = build(theirs.head_parameters(), theirs.unfrozen_parameters())
+    theirs.train()
+    order, losses = np.random.default_rng([5, 1]).permutation(33), []
+    for samples in (order[:16], order[16:]):  # the 33rd joins the second batch
+        loss = cross_entropy(theirs(DATA.train.images[samples]), DATA.train.labels[samples])
+        reference.zero_grad()
+        loss.backward()
+        reference.step()
+        losses.append(loss.item() * len(samples))
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name]), name
+    assert np.isclose(seen[0].train_loss, sum(losses) / 33, rtol=1e-6)
+    with torch.no_grad():
+        expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
+    assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
+    assert np.isclose(evaluate(FABRIC, ours, DATA.val)[0], expected, rtol=1e-6)
+
+
+@given(seed=st.integers(0, 2**32), epoch=st.integers(1, 1000), count=st.integers(1, 200))
+def test_the_sample_order_is_a_permutation_and_a_pure_function(seed: int, epoch: int, count: int) -> None:
+    order = sample_order(seed, epoch, count)
+    assert sorted(order) == list(range(count))
+    assert np.array_equal(order, sample_order(seed, epoch, count))
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 64))
+def test_batches_cover_the_order_and_none_is_a_single_sample(count: int, size: int) -> None:
+    parts = list(batches(np.arange(count), size))
+    assert np.concatenate(parts).tolist() == list(range(count))
+    assert all(len(part) <= size + 1 for part in parts)
+    assert size == 1 or count == 1 or all(len(part) > 1 for part in parts)

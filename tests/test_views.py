@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvf.data.views import Augment, uniform
+from tvf.errors import InputError
+
+augments = st.builds(
+    Augment,
+    horizontal=st.floats(0, 1),
+    vertical=st.floats(0, 1),
+    padding=st.integers(0, 4),
+    seed=st.integers(0, 2**63 - 1),
+)
+IMAGES = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+SAMPLES = np.arange(40)
+
+
+@given(augment=augments, view=st.integers(0, 1000), order=st.permutations(range(40)), cut=st.integers(1, 39))
+@settings(deadline=None)
+def test_a_view_of_a_sample_does_not_depend_on_its_batch_or_order(
+    augment: Augment, view: int, order: list[int], cut: int
+) -> None:
+    together = augment(IMAGES, SAMPLES, view)
+    parts = [np.array(order[:cut]), np.array(order[cut:])]
+    apart = torch.cat([augment(IMAGES[torch.from_numpy(part)], part, view) for part in parts])
+    assert torch.equal(apart, together[torch.tensor(order)])
+
+
+@given(augment=augments, view=st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_augmenting_leaves_the_images_it_is_given_alone(augment: Augment, view: int) -> None:
+    before = IMAGES.clone()
+    augment(IMAGES, SAMPLES, view)
+    assert torch.equal(IMAGES, before)
+
+
+def test_seed_and_view_each_give_other_pixels() -> None:
+    first, other_seed = Augment(horizontal=0.5, padding=2, seed=1), Augment(horizontal=0.5, padding=2, seed=2)
+    assert not torch.equal(first(IMAGES, SAMPLES, 1), first(IMAGES, SAMPLES, 2))
+    assert not torch.equal(first(IMAGES, SAMPLES, 1), other_seed(IMAGES, SAMPLES, 1))
+
+
+def test_without_options_a_view_is_the_image() -> None:
+    assert torch.equal(Augment()(IMAGES, SAMPLES, 3), IMAGES)
+
+
+def test_certain_flips_mirror_every_image() -> None:
+    assert torch.equal(Augment(horizontal=1)(IMAGES, SAMPLES, 1), IMAGES.flip(-1))
+    assert torch.equal(Augment(vertical=1)(IMAGES, SAMPLES, 1), IMAGES.flip(-2))
+
+
+def test_a_crop_is_a_window_of_the_image_padded_with_black() -> None:
+    cropped = Augment(padding=3)(IMAGES, SAMPLES, 1)
+    padded = torch.nn.functional.pad(IMAGES, [3] * 4)
+    for image, frame in zip(cropped, padded, strict=True):
+        windows = [frame[:, top : top + 12, left : left + 12] for top in range(7) for left in range(7)]
+        assert sum(torch.equal(image, window) for window in windows) == 1
+
+
+def test_the_numbers_are_uniform_and_unrelated_between_draws_views_samples_and_seeds() -> None:
+    count = 20_000
+    base = uniform(0, 0, np.arange(count), 0)
+    histogram = np.histogram(base, bins=50, range=(0, 1))[0]
+    assert np.abs(histogram - count / 50).max() < 5 * np.sqrt(count / 50)
+    others = [
+        uniform(1, 0, np.arange(count), 0),
+        uniform(0, 1, np.arange(count), 0),
+        uniform(0, 0, np.arange(count), 1),
+    ]
+    for other in [*others, np.roll(base, 1)]:
+        assert abs(np.corrcoef(base, other)[0, 1]) < 5 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("wrong", [{"horizontal": 1.5}, {"vertical": -0.1}, {"padding": -1}, {"seed": -1}])
+def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"augment.{next(iter(wrong))}"):
+        Augment(**wrong)  # type: ignore[arg-type]
