@@ -1,6 +1,5 @@
 """What several tests share: small images on disk, a small network, and the shell's entry called in this process."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # cli.train() sets it for good
+    monkeypatch.delenv("TVF_DEBUG", raising=False)
 
 
 @pytest.fixture
@@ -56,7 +56,6 @@ def shell(
             if isinstance(exit.code, str):
                 print(exit.code, file=sys.stderr)
         finally:
-            os.environ["HYDRA_FULL_ERROR"] = "0"
             torch.set_num_threads(threads)
         printed = capsys.readouterr()
         return Outcome(code, printed.out, printed.err)

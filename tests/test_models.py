@@ -23,6 +23,10 @@ def _trained(model: FineTuneModel, steps: int = 5) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+def _modes(model: FineTuneModel) -> dict[str, bool]:
+    return {name: model.module.get_submodule(name).training for name in ("bn1", "bn2")}
+
+
 @pytest.mark.parametrize("frozen_bn", ["eval", "batch"])
 def test_fraction_zero_is_transfer_learning_step_for_step(frozen_bn: str) -> None:
     transfer = _trained(TransferModel(small_backbone(), frozen_bn=frozen_bn))
@@ -44,14 +48,14 @@ def test_frozen_batchnorm_stays_in_eval_mode_after_every_switch_to_training() ->
     model = FineTuneModel(small_backbone(), 0.5)  # bn2 and conv2 train
     for _ in range(2):
         model.train()
-        assert (model.module.bn1.training, model.module.bn2.training) == (False, True)
+        assert _modes(model) == {"bn1": False, "bn2": True}
         model.eval()
-        assert (model.module.bn1.training, model.module.bn2.training) == (False, False)
+        assert _modes(model) == {"bn1": False, "bn2": False}
 
 
 def test_batch_mode_leaves_frozen_batchnorm_as_a_plain_loop_does() -> None:
     model = FineTuneModel(small_backbone(), 0.5, frozen_bn="batch").train()
-    assert model.module.bn1.training
+    assert _modes(model) == {"bn1": True, "bn2": True}
 
 
 def test_the_optimizer_is_given_every_parameter_that_trains_and_no_other() -> None:

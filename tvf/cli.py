@@ -42,13 +42,12 @@ def main() -> None:
 
 def train() -> None:
     """Train one job or, with -m, a sweep, as sys.argv says. Exits with 0 only if every job is done."""
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise its errors to us instead of printing them
     make_importable(sys.argv)
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
-        if debug:
+        if _debugging():
             raise
         raise SystemExit(f"error: {explain(error)}") from None
     finally:
@@ -73,7 +72,7 @@ def _task(cfg: DictConfig) -> None:
     try:
         summary = run_job(cfg, place)
     except InputError as error:
-        log.error("error: %s", error, exc_info=os.environ.get("TVF_DEBUG") == "1")
+        log.error("error: %s", error, exc_info=_debugging())
     except Exception:
         log.exception("%s failed", cfg.get("name"))
     except SystemExit as error:
@@ -84,6 +83,10 @@ def _task(cfg: DictConfig) -> None:
         return
     if not in_sweep:
         raise SystemExit(1)
+
+
+def _debugging() -> bool:
+    return os.environ.get("TVF_DEBUG") == "1"
 
 
 def conf_dir() -> Path:

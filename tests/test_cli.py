@@ -1,0 +1,205 @@
+"""The shell's entry: what a job leaves behind, and what bad input is met with."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from conftest import Outcome
+
+from tvf import cli
+
+Shell = Callable[..., Outcome]
+QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8", "tracker=none")
+
+
+def _folder(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    return folder
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("epoch_seconds", "images_per_second")} for row in rows]
+
+
+def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell(*QUICK, "model.pct_unfreeze=0.25", "seed=3")
+    assert outcome.code == 0, outcome.err
+    folder = _folder(tmp_path)
+    number = r"\d+\.\d+"
+    line = (
+        rf"\[finetune pct=0.25\] epoch 2/2 train_loss {number} train_acc {number} val_loss {number} val_acc {number}\n"
+    )
+    assert re.search(line, outcome.out)
+    assert "conv_head+bn2 412,160, blocks.6 605,440" in outcome.out
+    assert re.search(line, (folder / "job.log").read_text())
+
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [list(row) for row in metrics] == 2 * [
+        ["epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr_head", "lr_backbone"]
+        + ["epoch_seconds", "images_per_second"]
+    ]
+    summary = json.loads((folder / "summary.json").read_text())
+    expected = {
+        **{"model": "finetune", "backbone": "efficientnet_lite0", "data": "elpv", "seed": 3, "pct_unfreeze": 0.25},
+        **{"unfrozen_groups": ["conv_head+bn2", "blocks.6"], "trainable_params": 2562 + 412160 + 605440, "epochs": 2},
+        **{"total_params": 3373570, "wandb_run_id": None, "wandb_mode": None, "wandb_url": None},
+    }
+    assert summary | expected == summary
+    best = metrics[summary["best_epoch"] - 1]
+    assert (summary["val_loss"], summary["val_acc"]) == (best["val_loss"], best["val_acc"])
+    assert 0 <= summary["test_acc"] <= 1 and summary["test_loss"] > 0
+    assert summary["train_seconds"] > 0 and summary["peak_memory_mb"] > 100
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["error"], status["name"]) == ("done", None, "fine-tuning-0.25-seed3")
+    assert status["started"] <= status["ended"]
+    weights = safetensors.torch.load_file(folder / "checkpoints" / "best.safetensors")
+    assert weights["module.classifier.weight"].shape == (2, 1280)
+    assert (folder / ".hydra" / "overrides.yaml").exists()
+
+
+def test_the_same_command_gives_the_same_metrics_and_another_seed_does_not(shell: Shell, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert shell(*QUICK, f"seed={seed}", f"hydra.run.dir={name}").code == 0
+    first, again, other = (_metrics(tmp_path / name) for name in "abc")
+    assert first == again != other
+
+
+def test_transfer_and_fraction_zero_give_the_same_metrics(shell: Shell, tmp_path: Path) -> None:
+    assert shell(*QUICK, "model=transfer", "hydra.run.dir=a").code == 0
+    assert shell(*QUICK, "model.pct_unfreeze=0", "hydra.run.dir=b").code == 0
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
+
+
+def test_transfer_takes_a_fraction_and_says_that_it_ignores_it(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell(*QUICK, "epochs=1", "model=transfer", "model.pct_unfreeze=0.5")
+    assert outcome.code == 0
+    assert "ignores model.pct_unfreeze" in outcome.out
+    assert json.loads((_folder(tmp_path) / "summary.json").read_text())["pct_unfreeze"] == 0
+
+
+def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell(
+        *("epochs=2", "data.batch_size=16", "optimizer=sgd", "optimizer.lr=0.01", "optimizer.backbone_lr=0.001"),
+        *("data.image_size=96", "data.limit=40", "seed=7", "model.frozen_bn=batch", "tracker=none"),
+    )
+    assert outcome.code == 0, outcome.err
+    folder = _folder(tmp_path)
+    assert [(row["lr_head"], row["lr_backbone"]) for row in _metrics(folder)] == 2 * [(0.01, 0.001)]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["seed"], summary["epochs"]) == (7, 2)
+
+
+def test_images_of_ones_own_and_a_network_of_ones_own(shell: Shell, image_root: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "my_conf" / "backbone"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text("_target_: my_network.make\nwidth: 4\n")
+    (tmp_path / "my_conf" / "my_network.py").write_text(
+        "from torch import nn\n"
+        "from tvf.backbones import Backbone\n"
+        "from tvf.freezing import group_by_modules\n"
+        "def make(num_classes, width):\n"
+        "    net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "                        nn.Linear(width, num_classes))\n"
+        "    return Backbone('mine', net, '4', group_by_modules(net, [['0']]))\n"
+    )
+    arguments = ("backbone=mine", "data=image_folder", f"data.root={image_root}", "data.image_size=32", "epochs=1")
+    outcome = shell("--config-dir", str(tmp_path / "my_conf"), *arguments, "tracker=none", "model.pct_unfreeze=1")
+    assert outcome.code == 0, outcome.err + outcome.out
+    summary = json.loads((_folder(tmp_path) / "summary.json").read_text())
+    assert (summary["backbone"], summary["data"], summary["unfrozen_groups"]) == ("mine", "image_folder", ["0"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["model.pct_unfreeze=-0.1"], r"pct_unfreeze=-0.1 is outside \[0, 1\]"),
+        (["model.pct_unfreeze=1.5"], r"pct_unfreeze=1.5 is outside \[0, 1\]"),
+        (["model.pct_unfreeze=25"], r"did you mean 0.25\?"),
+        (["model.pct_unfreeze=nan"], r"pct_unfreeze=nan is outside \[0, 1\]"),
+        (["model.pct_unfreeze=abc"], r"pct_unfreeze=abc is not a number"),
+        (["model=nope"], r"Could not find 'model/nope'(.|\n)*finetune(.|\n)*transfer"),
+        (["backbone=timm", "backbone.name=nope"], r"'nope' is not a timm network"),
+        (["data=image_folder", "data.root=/nowhere"], r"data.root=/nowhere is not a folder"),
+        (["data=image_folder"], r"data.root has no value"),
+        (["data.batch_size=0"], r"data.batch_size=0 is refused"),
+        (["epochs=0"], r"epochs=0 is refused"),
+        (["data.image_size=7"], r"data.image_size=7 is refused: .* at least 32"),
+        (["optimizer.lr=-1"], r"optimizer.lr=-1 is refused"),
+        (["seed=-1"], r"seed=-1 is refused"),
+        (["threads=0"], r"threads=0 is refused"),
+        (["model.frozen_bn=maybe"], r"choose one of eval, batch"),
+        (["hydra.run.dir=/dev/null/x"], r"/dev/null/x.*choose another with hydra.run.dir"),
+        (["+typo=1"], r"typo is not an option"),
+        (["+model.typo=1"], r"model.typo is not an option"),
+        (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
+        (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
+        (["tracker=wandb", "tracker.mode=on"], r"choose one of online, offline, disabled"),
+        (["nonsense"], r"Error parsing override 'nonsense'"),
+        (["-m", "model.pct_unfreeze=0,0.5,25"], r"did you mean 0.25\?"),
+        (["-m", "model=finetune,nope"], r"Could not find 'model/nope'"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=/dev/null/x"], r"choose another with .*hydra.sweep.dir"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_an_error_without_a_traceback_before_any_training(
+    shell: Shell, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    quick = [argument for argument in QUICK if argument.split("=")[0] not in {a.split("=")[0] for a in arguments}]
+    outcome = shell(*arguments, *quick)
+    printed = outcome.out + outcome.err
+    assert outcome.code != 0
+    assert re.search(f"error: (.|\n)*{expected}", printed), printed
+    assert "Traceback" not in printed
+    assert "epoch 1/" not in printed
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_failed_job_says_so_on_disk(shell: Shell, tmp_path: Path) -> None:
+    shell(*QUICK, "epochs=0")
+    status = json.loads((_folder(tmp_path) / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "epochs=0 is refused" in status["error"]
+
+
+def test_a_truncated_image_is_named_before_training(shell: Shell, image_root: Path) -> None:
+    image = image_root / "train" / "cats" / "3.png"
+    image.write_bytes(image.read_bytes()[:300])
+    outcome = shell("data=image_folder", f"data.root={image_root}", "data.image_size=32", "tracker=none")
+    assert outcome.code == 1
+    assert f"{image} cannot be read as an image" in outcome.out
+    assert "Traceback" not in outcome.out + outcome.err
+
+
+def test_the_debug_flag_shows_the_traceback(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVF_DEBUG", "1")
+    outcome = shell(*QUICK, "epochs=0")
+    assert "Traceback" in outcome.out + outcome.err
+
+
+def test_help_names_the_groups_and_the_sweep(shell: Shell) -> None:
+    outcome = shell("--help")
+    assert outcome.code == 0
+    for word in ("model: finetune, transfer", "backbone: efficientnet_lite0", "-m model=finetune", "pct_unfreeze"):
+        assert word in outcome.out
+
+
+def test_cfg_job_prints_the_config_and_trains_nothing(shell: Shell, tmp_path: Path) -> None:
+    outcome = shell("--cfg", "job", "epochs=9")
+    assert outcome.code == 0
+    assert "epochs: 9" in outcome.out
+    assert not list(tmp_path.iterdir())
+    assert "name: fine-tuning-0.5" in shell("--cfg", "job", "--resolve").out
+
+
+def test_tvf_without_a_command_lists_them(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tvf"])
+    cli.main()
+    assert "tvf train -m" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["tvf", "trian"])
+    with pytest.raises(SystemExit, match="trian is not a command"):
+        cli.main()

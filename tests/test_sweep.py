@@ -1,0 +1,163 @@
+"""Whole sweeps through the shell, in processes of their own; and the table that ends them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from tvf.sweep.results import COLUMNS, read_jobs, report
+
+QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
+# A backbone that raises in its first training step for one fraction: after the W&B run has begun.
+FLAKY = """
+import torch
+from tvf.backbones import efficientnet_lite0
+
+def fail_in_training(module, inputs):
+    if module.training:
+        raise RuntimeError("the flaky backbone broke")
+
+def make(num_classes, pct, fails_at):
+    backbone = efficientnet_lite0(num_classes)
+    if pct == fails_at:
+        backbone.module.register_forward_pre_hook(fail_in_training)
+    return backbone
+"""
+
+
+def _sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments, *QUICK, f"hydra.sweep.dir={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=folder.parent,
+        env=environment | {"NETRC": "/nowhere"},
+    )
+
+
+def _csv(sweep: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((sweep / "results.csv").read_text().splitlines()))
+
+
+def _metrics(sweep: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of each job folder the epochs, without times."""
+    timed = ("epoch_seconds", "images_per_second")
+    return {
+        path.parent.name: [
+            {key: value for key, value in json.loads(line).items() if key not in timed}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sweep.glob("*/metrics.jsonl")
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Path) -> None:
+    """local with two workers, local in this process, basic: distinct W&B runs, equal numbers, one table."""
+    launchers = {
+        "two": (),
+        "one": ("hydra/launcher=local", "hydra.launcher.n_jobs=1"),
+        "basic": ("hydra/launcher=basic",),
+    }
+    metrics, ids = {}, []
+    for name, launcher in launchers.items():
+        done = _sweep(tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher)
+        assert done.returncode == 0, done.stdout + done.stderr
+        metrics[name] = _metrics(tmp_path / name)
+        rows = _csv(tmp_path / name)
+        assert [(row["name"], row["state"], row["wandb_mode"]) for row in rows] == [
+            (f"{kind}-seed{seed}", "done", "offline")
+            for kind in ("transfer-learning", "fine-tuning-0.5")
+            for seed in (1, 2)
+        ]
+        ids += [row["wandb_run_id"] for row in rows]
+        on_disk = [path.name[-8:] for path in (tmp_path / name).glob("*/wandb/offline-run-*")]
+        assert sorted(on_disk) == sorted(row["wandb_run_id"] for row in rows)
+        for row in rows:
+            assert f" {row['name']} " in done.stdout
+            log = (tmp_path / name / row["folder"] / "job.log").read_text()
+            assert log.count("epoch 2/2") == 1
+        assert f"wandb sync {tmp_path / name}/*/wandb/offline-run-*" in done.stdout
+    assert len(set(ids)) == 12
+    assert len(metrics["two"]) == 4
+    assert metrics["two"] == metrics["one"] == metrics["basic"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(tmp_path: Path, launcher: str) -> None:
+    conf = tmp_path / "conf" / "backbone"
+    conf.mkdir(parents=True)
+    (conf / "flaky.yaml").write_text("_target_: flaky.make\npct: ${model.pct_unfreeze}\nfails_at: 0.5\n")
+    (tmp_path / "conf" / "flaky.py").write_text(FLAKY)
+    sweep = tmp_path / "sweep"
+    arguments = ("--config-dir", str(tmp_path / "conf"), "-m", "backbone=flaky", "model.pct_unfreeze=0,0.5,1.0")
+    ended = _sweep(sweep, *arguments, f"hydra/launcher={launcher}")
+    assert ended.returncode == 1
+    assert "fine-tuning-0.5 failed: RuntimeError: the flaky backbone broke" in ended.stdout
+    rows = {row["name"]: row for row in read_jobs(sweep)}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        **{"fine-tuning-0": "done", "fine-tuning-0.5": "failed", "fine-tuning-1.0": "done"}
+    }
+    failed = sweep / rows["fine-tuning-0.5"]["folder"]
+    assert "Traceback" in (failed / "job.log").read_text()
+    (wandb_log,) = failed.glob("wandb/offline-run-*/logs/debug.log")
+    assert "got exitcode: 1" in wandb_log.read_text()
+    assert len(list(sweep.glob("*/wandb/offline-run-*"))) == 3
+
+
+@pytest.mark.slow
+def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    done = _sweep(sweep, "-m", "model=transfer,finetune", "model.pct_unfreeze=0.25,0.5", "tracker=none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["name"] for row in read_jobs(sweep)] == ["transfer-learning", "fine-tuning-0.25", "fine-tuning-0.5"]
+    assert done.stdout.count("[transfer] epoch 2/2") == 1
+    assert "ignores model.pct_unfreeze" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_wrong_fraction_anywhere_in_a_sweep_is_refused_before_its_first_job(tmp_path: Path) -> None:
+    refused = _sweep(tmp_path / "sweep", "-m", "model.pct_unfreeze=0,0.5,50")
+    assert refused.returncode == 1
+    assert refused.stderr == "error: pct_unfreeze=50 is outside [0, 1]: it is a fraction, did you mean 0.5?\n"
+    assert not (tmp_path / "sweep").exists()
+
+
+def _job(sweep: Path, folder: str, state: str, **summary: Any) -> None:
+    (sweep / folder).mkdir(parents=True)
+    (sweep / folder / "status.json").write_text(json.dumps({"name": folder, "state": state, "error": "E: why"}))
+    if summary:
+        (sweep / folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _job(tmp_path, "large", "done", pct_unfreeze=1.0, unfrozen_groups=["a", "b"], test_acc=0.5, wandb_mode="offline")
+    _job(tmp_path, "killed", "running")
+    _job(tmp_path, "small", "done", pct_unfreeze=0.25, unfrozen_groups=["a"], test_acc=0.75, trainable_params=1234)
+    assert report(tmp_path, frozenset({"large", "killed", "small", "late"})) is True
+    printed = capsys.readouterr().out
+    assert printed.index("small") < printed.index("large") < printed.index("interrupted")
+    for words in ("1,234", "0.750", "killed interrupted: E: why", "never started: late", "wandb sync"):
+        assert words in printed
+    rows = _csv(tmp_path)
+    assert list(rows[0]) == COLUMNS
+    assert [(row["name"], row["unfrozen_groups"], row["state"]) for row in rows] == [
+        ("small", "a", "done"),
+        ("large", "a b", "done"),
+        ("killed", "", "interrupted"),
+    ]
+
+
+def test_a_sweep_of_which_every_job_is_done_is_well(tmp_path: Path) -> None:
+    _job(tmp_path, "only", "done", pct_unfreeze=1.0)
+    assert report(tmp_path, frozenset({"only"})) is False
