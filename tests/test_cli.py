@@ -203,3 +203,24 @@ def test_tvf_without_a_command_lists_them(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(sys, "argv", ["tvf", "trian"])
     with pytest.raises(SystemExit, match="trian is not a command"):
         cli.main()
+
+
+def test_groups_lists_what_each_fraction_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def groups(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tvf", "groups", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        cli.main()
+        return capsys.readouterr().out
+
+    stages = groups("backbone=resnet18", "backbone.weights=null", "backbone.grouping=stages")
+    assert "| 0.25 | layer4 | 8,393,728 |" in stages
+    assert "| 0.5 | layer4, layer3 | 10,493,440 |" in stages
+    assert "| 1 | layer4, layer3, layer2, layer1+bn1+conv1 | 11,176,512 |" in stages
+    assert "| 0.75 | conv_head+bn2, blocks.6, blocks.5 | 2,670,240 |" in groups("model.unit=params")
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "mine.yaml").write_text("_target_: conftest.small_backbone\n")
+    assert "| 0.5 | bn2, conv2 | 312 |" in groups("--config-dir", str(tmp_path), "backbone=mine")
+    with pytest.raises(SystemExit, match="choose one of layers, stages"):
+        groups("backbone=resnet18", "backbone.grouping=six")

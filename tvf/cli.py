@@ -1,5 +1,6 @@
 """The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
 
+import argparse
 import hashlib
 import logging
 import os
@@ -25,6 +26,7 @@ USAGE = """tvf: how much of a pretrained vision network should train?
   tvf train [OVERRIDE ...]       train one configuration
   tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
   tvf train --help               the options, and the config as it stands
+  tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
 """
 
 
@@ -34,6 +36,8 @@ def main() -> None:
     if command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
         train()
+    elif command == "groups":
+        groups(rest)
     elif command in ("-h", "--help", "help"):
         print(USAGE)
     else:
@@ -43,7 +47,7 @@ def main() -> None:
 def train() -> None:
     """Train one job or, with -m, a sweep, as sys.argv says. Exits with 0 only if every job is done."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise its errors to us instead of printing them
-    make_importable(sys.argv)
+    read_config_dir(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
@@ -54,6 +58,22 @@ def train() -> None:
         failures = sweep.finish()
     if failures:
         raise SystemExit(1)
+
+
+def groups(arguments: list[str]) -> None:
+    """Print, as a Markdown table, which groups of the chosen backbone each fraction trains."""
+    from tvf.run import tabulate_groups
+
+    folder, overrides = read_config_dir(arguments)
+    if folder:
+        overrides.append(f"hydra.searchpath=[{folder}]")
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            print(tabulate_groups(hydra.compose("config", overrides)))
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        if _debugging():
+            raise
+        raise SystemExit(f"error: {explain(error)}") from None
 
 
 def _task(cfg: DictConfig) -> None:
@@ -96,14 +116,17 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def make_importable(argv: list[str]) -> None:
-    """Let `_target_` find Python files in the working directory and in the folder of --config-dir."""
-    folders = [os.getcwd()]
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, after = flag.partition("=")
-        if name in ("--config-dir", "-cd"):
-            folders.append(os.path.abspath(after if equals else value))
+def read_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The folder of --config-dir, if given, and the arguments without it.
+
+    That folder and the working directory become importable, so that a `_target_` may name a Python file there.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
+    known, rest = parser.parse_known_args(arguments)
+    folders = [os.getcwd(), *([known.config_dir] if known.config_dir else [])]
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+    return known.config_dir, rest
 
 
 def job_name(*, _root_: DictConfig) -> str:

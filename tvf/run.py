@@ -25,7 +25,7 @@ from tvf.data import Dataset
 from tvf.devices import claim_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
 from tvf.errors import InputError, require_count
 from tvf.fit import Epoch, evaluate, fit
-from tvf.freezing import check_fraction
+from tvf.freezing import check_fraction, select_groups
 from tvf.models import FineTuneModel
 from tvf.tracking import JobRecord, Run, is_done
 
@@ -88,10 +88,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises InputError with the key, its value, the rule and the remedy.
     """
-    try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error)) from error
+    config = _plain(cfg)
     for key in config:
         if key not in (*NODES, *VALUES):
             raise unknown_key(str(key), (*NODES, *VALUES))
@@ -215,6 +212,27 @@ def describe(model: FineTuneModel, backbone: Backbone) -> str:
     trained, total = sum(size for _, size in sizes), count(model.parameters())
     groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
     return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
+
+
+def tabulate_groups(cfg: DictConfig, fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0)) -> str:
+    """A Markdown table: of each fraction the groups that train and their parameters, the head's not counted."""
+    backbone: Backbone = build(_plain(cfg.backbone), "backbone", num_classes=1)
+    unit = cfg.model.get("unit", "groups")
+    rows = [f"| `pct_unfreeze` | groups of {backbone.name} that train | parameters |", "|---|---|---|"]
+    for pct in fractions:
+        chosen = select_groups(backbone.module, backbone.groups, pct, unit)
+        size = count(backbone.module.get_parameter(name) for group in chosen for name in group.parameters)
+        rows.append(f"| {pct:g} | {', '.join(group.name for group in chosen) or 'none'} | {size:,} |")
+    return "\n".join(rows)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """The node as plain data; InputError where a value is missing or refers to none."""
+    try:
+        plain: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    return plain
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
