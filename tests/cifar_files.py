@@ -26,8 +26,8 @@ def draw_images(count: int, seed: int) -> Images:
     """Images of noise whose mean colour tells the class, though not at a glance: learnable, not learnt at once."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % 10)
-    colours = np.random.default_rng(0).uniform(-40, 40, (10, 3))[labels]
-    noise = rng.normal(0, 40, (count, 3, 32, 32)) + rng.normal(0, 15, (count, 3, 1, 1))
+    colours = np.random.default_rng(0).uniform(-90, 90, (10, 3))[labels]
+    noise = rng.normal(0, 40, (count, 3, 32, 32)) + rng.normal(0, 10, (count, 3, 1, 1))
     return Images(np.clip(128 + colours[:, :, None, None] + noise, 0, 255).astype(np.uint8), labels)
 
 
