@@ -1,6 +1,7 @@
 """The tutorial, number for number: a plain PyTorch loop, written from its description, against tvf from the shell."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tvf import cli
 from tvf.backbones import resnet
 from tvf.build import build
 from tvf.data.views import Augment
+from tvf.fit import total
 from tvf.models import FineTuneModel
 
 EPOCHS, BATCH, SEED = 3, 16, 1337
@@ -191,6 +193,11 @@ def test_a_plain_loop_and_tvf_reach_the_same_numbers(
     assert saved.keys() - {"mean", "std"} == expected.keys()
     for name, tensor in expected.items():
         assert_equal(saved[name], tensor, name)
+
+
+def test_an_epoch_of_391_batches_is_summed_without_losing_digits() -> None:
+    losses = [torch.tensor(128 * (1.5 + 0.001 * (number % 7))) for number in range(391)]
+    assert total(losses) == pytest.approx(math.fsum(loss.item() for loss in losses), rel=1e-13)
 
 
 def compose_tutorial(*overrides: str) -> dict[str, Any]:
