@@ -103,7 +103,7 @@ def train_epoch(
 ) -> tuple[float, float]:
     """One pass over `part`; mean loss and accuracy over its images, each as it was when its batch was trained on."""
     model.train()
-    loss_sum, correct = torch.zeros((), device=fabric.device), torch.zeros((), device=fabric.device)
+    losses, hits = [], []
     order = sample_order(seed, epoch, len(part))
     for samples in tqdm(
         list(batches(order, batch_size)), f"epoch {epoch}", leave=False, disable=None if progress else True
@@ -115,23 +115,30 @@ def train_epoch(
         loss = cross_entropy(logits, labels)
         fabric.backward(loss)
         optimizer.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
-    # Read back once an epoch: on a GPU each read waits for all work before it.
-    return loss_sum.item() / len(part), correct.item() / len(part)
+        losses.append(loss.detach() * len(labels))
+        hits.append((logits.detach().argmax(1) == labels).sum())
+    return total(losses) / len(part), total(hits) / len(part)
 
 
 @torch.no_grad()
 def evaluate(fabric: Fabric, model: FineTuneModel, part: Labelled) -> tuple[float, float]:
     """Mean loss and accuracy of `model` in eval mode over `part`, without augmentation."""
     model.eval()
-    loss_sum, correct = torch.zeros((), device=fabric.device), torch.zeros((), device=fabric.device)
+    losses, hits = [], []
     for samples in np.split(np.arange(len(part)), range(EVAL_BATCH, len(part), EVAL_BATCH)):
         images, labels = fabric.to_device(take(part, samples))
         logits = model(images)
-        loss_sum += cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return loss_sum.item() / len(part), correct.item() / len(part)
+        losses.append(cross_entropy(logits, labels, reduction="sum"))
+        hits.append((logits.argmax(1) == labels).sum())
+    return total(losses) / len(part), total(hits) / len(part)
+
+
+def total(batches: list[Tensor]) -> float:
+    """The sum of one number a batch, in float64: in float32 hundreds of them lose the seventh digit.
+
+    Read back here, once an epoch, because on a GPU each read waits for all work before it.
+    """
+    return sum(torch.stack(batches).tolist())
 
 
 def sample_order(seed: int, epoch: int, count: int) -> np.ndarray:

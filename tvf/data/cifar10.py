@@ -1,16 +1,27 @@
-"""CIFAR-10 (Krizhevsky 2009), read and downloaded by torchvision."""
+"""CIFAR-10 (Krizhevsky 2009), read and downloaded by torchvision; what is wrong with its files is said by name."""
 
+import tarfile
+import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import check_memory
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_choice
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
+# What torchvision raises where it cannot download, unpack or accept a file.
+FAILURES = (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +41,11 @@ class Cifar10(DataOptions):
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
 
     def load(self, progress: bool = False) -> Dataset:
-        """Read CIFAR-10 below `root`, downloading it if allowed; InputError where it cannot be had."""
-        from torchvision.datasets import CIFAR10
+        """Read CIFAR-10 below `root`, downloading it if allowed; InputError names the file that is not as it should be.
 
-        root = Path(self.root).expanduser()
-        try:
-            training = CIFAR10(root, train=True, download=self.download)
-            testing = CIFAR10(root, train=False)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"CIFAR-10 could not be had ({error}). Its files are expected in {root / CIFAR10.base_folder}: put "
-                "them there, or connect and set data.download=true; data=elpv needs no download."
-            ) from error
+        With `download` an archive that lies in `root` is unpacked instead, which needs no network.
+        """
+        training, testing = self._open(Path(self.root).expanduser())
         pixels, labels = np.concatenate([training.data, testing.data]), np.array(training.targets + testing.targets)
         train, test = np.arange(len(training.data)), np.arange(len(training.data), len(labels))
         val = test
@@ -53,6 +57,62 @@ class Cifar10(DataOptions):
             return Labelled(_resized(images, self.image_size), torch.from_numpy(labels[part]))
 
         return self.read_parts(training.classes, (train, val, test), read)
+
+    def _open(self, root: Path) -> "tuple[CIFAR10, CIFAR10]":
+        from torchvision.datasets import CIFAR10
+
+        try:
+            if self.download and _faults(root):
+                root.mkdir(parents=True, exist_ok=True)
+                # The jobs of a sweep start together: one of them downloads, the others wait for it.
+                with FileLock(root / ".cifar10.lock"):
+                    CIFAR10(root, download=True)
+            return CIFAR10(root, train=True), CIFAR10(root, train=False)
+        except FAILURES as error:
+            raise InputError(self._explain(root, error)) from error
+
+    def _explain(self, root: Path, error: Exception) -> str:
+        from torchvision.datasets import CIFAR10
+
+        folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+        faults = _faults(root)
+        if not faults:
+            return f"CIFAR-10 in {folder} could not be read ({type(error).__name__}: {error})."
+        again = "connect" if self.download else "set data.download=true"
+        offline = f"{archive.name} in {root} is unpacked without a network if data.download=true"
+        if folder.exists():
+            what = "; ".join(f"{folder / name} {fault}" for name, fault in faults.items())
+            # The whole folder, because torchvision does not download again for the sake of batches.meta alone.
+            remedy = f"Put the right file there, or delete {folder} and {again}; {offline}."
+        else:
+            what = f"CIFAR-10 is not in {root}: its files are expected in {folder}"
+            remedy = f"Put the files there, or {again}; {offline}; data=elpv needs no download."
+        # torchvision tries only if one of the batches is not as it should be.
+        if self.download and set(faults) - {CIFAR10.meta["filename"]}:
+            what += f". The download failed ({type(error).__name__}: {error})"
+            if fault := _fault(archive, CIFAR10.tgz_md5) if archive.exists() else None:
+                what += f" and {archive} {fault}: delete it"
+        return f"{what}. {remedy}"
+
+
+def _faults(root: Path) -> dict[str, str]:
+    """What is wrong with which of CIFAR-10's files below `root`, in the order in which they are read."""
+    from torchvision.datasets import CIFAR10
+
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    found = {name: _fault(root / CIFAR10.base_folder / name, md5) for name, md5 in files}
+    return {name: fault for name, fault in found.items() if fault is not None}
+
+
+def _fault(path: Path, md5: str) -> str | None:
+    from torchvision.datasets.utils import check_integrity
+
+    try:
+        if check_integrity(path, md5):
+            return None
+        return "is damaged or only a part (its MD5 sum is not CIFAR-10's)" if path.exists() else "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
