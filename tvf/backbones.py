@@ -5,6 +5,7 @@ A backbone of your own is a function that takes `num_classes` (and whatever its 
 
 import difflib
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,14 +130,15 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
 
 
 def _download(name: str, create: Callable[[], Any]) -> Any:
-    # Libraries differ in what they raise without a network: URLError, a hub's own errors. All are one of these two.
+    # Libraries differ in what they raise without a network (URLError, a hub's own errors), or for a file cut short.
     try:
         return create()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"the weights of {name} could not be had ({type(error).__name__}: {reason}). They are downloaded at first "
-            f"use: connect once, or choose a backbone that is at hand: {OFFLINE}."
+            f"use, into {torch.hub.get_dir()} or the hub's cache: delete what lies there damaged and connect once, or "
+            f"choose a backbone that is at hand: {OFFLINE}."
         ) from error
 
 
