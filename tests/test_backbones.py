@@ -56,7 +56,7 @@ def test_an_unknown_timm_name_is_met_with_near_ones() -> None:
 
 
 def test_a_network_without_a_single_linear_head_is_refused() -> None:
-    with pytest.raises(InputError, match="single linear head"):
+    with pytest.raises(InputError, match="one linear head"):
         timm_backbone("deit_tiny_distilled_patch16_224", 2, pretrained=False)
 
 

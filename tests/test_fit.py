@@ -103,7 +103,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
-    assert np.isclose(evaluate(FABRIC, ours, DATA.val)[0], expected, rtol=1e-6)
+    assert np.isclose(evaluate(FABRIC, ours, DATA.val, 16)[0], expected, rtol=1e-6)
 
 
 @given(seed=st.integers(0, 2**32), epoch=st.integers(1, 1000), count=st.integers(1, 200))

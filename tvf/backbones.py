@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvf.errors import InputError, require_choice
+from tvf.errors import InputError, require_bool, require_choice
 from tvf.freezing import Group, check_groups, group_by_modules
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,7 +77,7 @@ def resnet(
     require_choice("backbone.grouping", grouping, tuple(RESNET_GROUPINGS))
     require_choice("backbone.name", name, tuple(n for n in models.list_models() if n.startswith(("resn", "wide_resn"))))
     if weights is not None:
-        require_choice("backbone.weights", weights, ("DEFAULT", *models.get_model_weights(name).__members__))
+        require_choice("backbone.weights", weights, tuple(models.get_model_weights(name).__members__))
     module = _download(name, lambda: models.get_model(name, weights=weights))
     module.fc = nn.Linear(module.fc.in_features, num_classes)
     return Backbone(name, module, "fc", group_by_modules(module, RESNET_GROUPINGS[grouping]), mean, std)
@@ -86,22 +86,27 @@ def resnet(
 def timm_backbone(
     name: str, num_classes: int, pretrained: bool = True, coarse: bool = True, options: dict[str, Any] | None = None
 ) -> Backbone:
-    """Any timm network. Its groups are timm's own (`group_matcher`): stages if `coarse`, else single blocks.
+    """A timm network with one linear head, as nearly all have.
 
-    `options` go to `timm.create_model` (img_size, drop_path_rate, ...).
+    Its groups are timm's own (`group_matcher`): stages if `coarse`, else single blocks. `options` go to
+    `timm.create_model` (img_size, drop_path_rate, ...).
     """
     import timm
     from timm.models import group_parameters
 
+    require_bool("backbone.pretrained", pretrained)
+    require_bool("backbone.coarse", coarse)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
         raise InputError(f"backbone.name={name!r} is not a timm network: {hint}")
     module = _download(name, lambda: timm.create_model(name, pretrained=pretrained, **options or {}))
-    head = module.pretrained_cfg.get("classifier")
-    if not isinstance(head, str) or not isinstance(module.get_classifier(), nn.Linear):
-        raise InputError(f"backbone.name={name!r} is refused: tvf needs a single linear head, this one has {head!r}.")
     module.reset_classifier(num_classes)
+    head = next((path for path, layer in module.named_modules() if layer is module.get_classifier()), "")
+    if not isinstance(module.get_classifier(), nn.Linear) or not hasattr(module, "group_matcher"):
+        raise InputError(
+            f"backbone.name={name!r} is refused: tvf needs a network with one linear head and timm's groups."
+        )
     layers = group_parameters(module, module.group_matcher(coarse=coarse))
     groups = [[name for name in layers[key] if not name.startswith(f"{head}.")] for key in sorted(layers, reverse=True)]
     config = module.pretrained_cfg

@@ -7,10 +7,13 @@ from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tvf.errors import InputError
 
+# What a sweep over both models may name, and transfer learning ignores.
+IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit")
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -31,6 +34,9 @@ def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> 
     if "_target_" not in node:
         raise InputError(f"{name} has no _target_: it must name the function or class to build.")
     parameters = inspect.signature(_target(node, name)).parameters
+    for key in node:
+        if key in more:
+            raise InputError(f"{name}.{key} is not an option: tvf itself gives it to {node['_target_']}.")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in node:
             if key not in parameters and key not in RESERVED:
@@ -48,8 +54,17 @@ def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> 
             check_node(value, f"{name}.{key}")
 
 
+def plain(node: DictConfig) -> dict[str, Any]:
+    """The node as plain data; InputError where a value is missing or refers to none."""
+    try:
+        plain: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    return plain
+
+
 def is_transfer(model: Mapping[str, Any]) -> bool:
-    """Whether the node `model` trains the head alone, and so ignores `pct_unfreeze`."""
+    """Whether the node `model` trains the head alone, and so ignores IGNORED_BY_TRANSFER."""
     return str(model["_target_"]).endswith("TransferModel")
 
 

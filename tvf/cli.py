@@ -12,11 +12,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf import sweep
-from tvf.build import explain, is_transfer
+from tvf.build import IGNORED_BY_TRANSFER, build, explain, is_transfer, plain
 from tvf.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,17 @@ def train() -> None:
     read_config_dir(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
-    except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
-        if _debugging():
+    except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        # Hydra sets up a job's log file itself; where it cannot, that is a ValueError.
+        unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
+        known = not isinstance(error, ValueError) or isinstance(error, InputError) or unwritable
+        if _debugging() or not known:
             raise
-        raise SystemExit(f"error: {explain(error)}") from None
+        raise SystemExit(f"error: {explain(unwritable or error)}") from None
+    except TerminatedWorkerError:
+        raise SystemExit("error: a worker process was killed, as the system does when memory runs out") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: what was finished is kept") from None
     finally:
         failures = sweep.finish()
     if failures:
@@ -62,14 +70,16 @@ def train() -> None:
 
 def groups(arguments: list[str]) -> None:
     """Print, as a Markdown table, which groups of the chosen backbone each fraction trains."""
-    from tvf.run import tabulate_groups
+    from tvf.freezing import tabulate
 
     folder, overrides = read_config_dir(arguments)
     if folder:
-        overrides.append(f"hydra.searchpath=[{folder}]")
+        overrides.append(f"hydra.searchpath=['file://{folder}']")
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            print(tabulate_groups(hydra.compose("config", overrides)))
+            cfg = hydra.compose("config", overrides)
+        backbone = build(plain(cfg.backbone), "backbone", num_classes=1)
+        print(tabulate(backbone.module, backbone.groups, cfg.model.get("unit") or "groups"))
     except (InputError, HydraException, OmegaConfBaseException) as error:
         if _debugging():
             raise
@@ -132,8 +142,12 @@ def read_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning or fine-tuning-0.5, with the seed where the shell names one."""
     model = _root_.model
-    name = "transfer-learning" if is_transfer(model) else f"fine-tuning-{model.pct_unfreeze}"
-    return name + (f"-seed{_root_.seed}" if any(o.startswith("seed=") for o in _overrides(_root_)) else "")
+    if is_transfer(model):
+        name = "transfer-learning"
+    else:
+        name = f"fine-tuning-{model.pct_unfreeze}" if "pct_unfreeze" in model else model._target_.rpartition(".")[2]
+    named = any(override.partition("=")[0].lstrip("+") == "seed" for override in _overrides(_root_))
+    return name + (f"-seed{_root_.seed}" if named else "")
 
 
 def job_folder(*, _root_: DictConfig) -> str:
@@ -141,9 +155,10 @@ def job_folder(*, _root_: DictConfig) -> str:
 
     A fraction does not count for transfer learning, which ignores it.
     """
-    ignored = "model.pct_unfreeze=" if is_transfer(_root_.model) else None
-    overrides = "\n".join(sorted(o for o in _overrides(_root_) if ignored is None or not o.startswith(ignored)))
-    return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + hashlib.sha256(overrides.encode()).hexdigest()[:6]
+    ignored = IGNORED_BY_TRANSFER if is_transfer(_root_.model) else ()
+    counting = sorted(o for o in _overrides(_root_) if o.partition("=")[0].lstrip("+") not in ignored)
+    digest = hashlib.sha256("\n".join(counting).encode()).hexdigest()[:8]
+    return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
 
 
 def _overrides(root: DictConfig) -> list[str]:

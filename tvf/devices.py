@@ -1,10 +1,12 @@
-"""What the machine gives a job: a GPU of its own beside other jobs, memory, and a count of what it took."""
+"""What the machine gives a job: a GPU of its own beside other jobs, threads, memory, and a count of what it took."""
 
 import ctypes
+import os
 import platform
-import resource
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,22 +15,38 @@ from filelock import FileLock, Timeout
 _claimed: dict[int, FileLock] = {}
 
 
-def claim_device(count: int, folder: Path | None = None) -> int:
-    """The number, below `count`, of a device that no other process of this machine claims, held until this one ends.
+def claim_gpu() -> int:
+    """The index of a GPU that no other tvf process of this machine uses, held until this process ends."""
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return claim([str(getattr(each, "uuid", index)) for index, each in enumerate(properties)])
 
-    If all are taken, the first is shared. `folder` holds the lock files.
+
+def claim(names: Sequence[str], folder: Path | None = None) -> int:
+    """The index of the first of `names` that no other process claims; if all are taken, one of them by process number.
+
+    `folder` holds the lock files. What a process has claimed once it gets again.
     """
     if _claimed:
         return next(iter(_claimed))
-    for number in range(count):
-        lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-gpu-{number}.lock")
-        try:
+    for index, name in enumerate(names):
+        lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-{name}.lock")
+        with suppress(Timeout, OSError):
             lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        _claimed[number] = lock
-        return number
-    return 0
+            _claimed[index] = lock
+            return index
+    return os.getpid() % len(names)
+
+
+def set_threads(threads: int | None, device: torch.device, *, in_sweep: bool) -> None:
+    """CPU threads of this job. By default all cores for a job by itself, and one for each job of a sweep on the CPU.
+
+    Results differ in the last digits with the number of threads: so a sweep gives the same ones however many of its
+    jobs run at once.
+    """
+    if threads is None and in_sweep and device.type == "cpu":
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
@@ -43,19 +61,32 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def reset_peak_memory() -> None:
+def return_freed_memory() -> None:
+    """Give back what `keep_freed_memory` kept: between jobs, so that the next one starts small."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak_memory(device: torch.device) -> None:
     """Start counting anew: a sweep's worker runs several jobs in one process."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        return_freed_memory()
+        with suppress(OSError):  # a container may not allow it: then the peak is the process's
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory in use since `reset_peak_memory`, in MiB: the GPU's where there is one, else resident memory."""
+    """The most memory in use since `reset_peak_memory`, in MiB: the GPU's where there is one, else resident memory.
+
+    Outside Linux resident memory counts from the start of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 2**10
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

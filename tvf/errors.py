@@ -14,10 +14,23 @@ def require_number(name: str, value: object, low: float, high: float = float("in
     raise InputError(f"{name}={value!r} is refused: it must be a number {rule}.")
 
 
-def require_count(name: str, value: object, low: int) -> None:
-    """Raise InputError unless `value` is a whole number of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InputError(f"{name}={value!r} is refused: it must be a whole number of at least {low}.")
+def require_count(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise InputError unless `value` is a whole number from `low` to `high`."""
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
+        return
+    limit = "" if high is None else f" and at most {high}"
+    raise InputError(f"{name}={value!r} is refused: it must be a whole number of at least {low}{limit}.")
+
+
+def require_seed(name: str, value: object) -> None:
+    """Raise InputError unless `value` is a seed that every random generator takes: 0 to 2**32 - 1."""
+    require_count(name, value, 0, 2**32 - 1)
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise InputError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is refused: it must be true or false.")
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -21,8 +21,6 @@ from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
 from tvf.models import FineTuneModel
 
-EVAL_BATCH = 128
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -69,7 +67,7 @@ def fit(
             fabric, model, optimizer, data.train, augment, number, batch_size, seed, progress=progress
         )
         trained = time.perf_counter()
-        val_loss, val_acc = evaluate(fabric, model, data.val)
+        val_loss, val_acc = evaluate(fabric, model, data.val, batch_size)
         scheduler.step()
         epoch = Epoch(
             epoch=number,
@@ -121,11 +119,11 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: FineTuneModel, part: Labelled) -> tuple[float, float]:
+def evaluate(fabric: Fabric, model: FineTuneModel, part: Labelled, batch_size: int) -> tuple[float, float]:
     """Mean loss and accuracy of `model` in eval mode over `part`, without augmentation."""
     model.eval()
     losses, hits = [], []
-    for samples in np.split(np.arange(len(part)), range(EVAL_BATCH, len(part), EVAL_BATCH)):
+    for samples in np.split(np.arange(len(part)), range(batch_size, len(part), batch_size)):
         images, labels = fabric.to_device(take(part, samples))
         logits = model(images)
         losses.append(cross_entropy(logits, labels, reduction="sum"))

@@ -86,6 +86,26 @@ def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
         parameter.requires_grad_(name in training or name.startswith(f"{head}."))
 
 
+def tabulate(
+    module: nn.Module,
+    groups: Sequence[Group],
+    unit: str = "groups",
+    fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
+) -> str:
+    """A Markdown table: of each fraction the groups that train and how many parameters they have."""
+    rows = ["| `pct_unfreeze` | groups that train, besides the head | parameters |", "|---|---|---|"]
+    for pct in fractions:
+        chosen = select_groups(module, groups, pct, unit)
+        size = sum(module.get_parameter(name).numel() for group in chosen for name in group.parameters)
+        rows.append(f"| {pct:g} | {', '.join(group.name for group in chosen) or 'none'} | {size:,} |")
+    return "\n".join(rows)
+
+
+def needs_batches(module: nn.Module) -> bool:
+    """Whether a BatchNorm layer is in training mode: it has no statistics of a batch of one."""
+    return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
+
+
 def hold_frozen_batchnorm(module: nn.Module) -> None:
     """Put the BatchNorm layers that are frozen into eval mode: statistics fixed, and used instead of the batch's.
 

@@ -19,7 +19,6 @@ class FineTuneModel(nn.Module):
     normalises by the batch and goes on updating them, as a plain `model.train()` does.
     """
 
-    kind = "finetune"
     mean: Tensor
     std: Tensor
 
@@ -40,12 +39,14 @@ class FineTuneModel(nn.Module):
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
+        """As nn.Module's, but frozen BatchNorm layers keep to `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn == "eval":
             hold_frozen_batchnorm(self.module)
         return self
 
     def head_parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of the new head."""
         return list(self.module.get_submodule(self.head).parameters())
 
     def unfrozen_parameters(self) -> list[nn.Parameter]:
@@ -54,9 +55,12 @@ class FineTuneModel(nn.Module):
 
 
 class TransferModel(FineTuneModel):
-    """A backbone of which only the new head trains: the same as `FineTuneModel` at fraction 0."""
+    """A backbone of which only the new head trains: the same as `FineTuneModel` at fraction 0.
 
-    kind = "transfer"
+    `pct_unfreeze` and `unit` are taken so that a sweep over both models may name them, and ignored.
+    """
 
-    def __init__(self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: None = None, unit: None = None
+    ) -> None:
         super().__init__(backbone, 0.0, frozen_bn=frozen_bn)

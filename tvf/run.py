@@ -15,19 +15,25 @@ import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tvf.backbones import Backbone, check_image_size
-from tvf.build import build, check_node, explain, is_transfer, unknown_key
+from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
 from tvf.checkpoint import load_weights, save_weights
 from tvf.data import Dataset
-from tvf.devices import claim_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
-from tvf.errors import InputError, require_count
+from tvf.devices import (
+    claim_gpu,
+    keep_freed_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+    return_freed_memory,
+    set_threads,
+)
+from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
 from tvf.fit import Epoch, evaluate, fit
-from tvf.freezing import check_fraction, select_groups
+from tvf.freezing import FROZEN_BN, UNITS, check_fraction, needs_batches
 from tvf.models import FineTuneModel
-from tvf.tracking import JobRecord, Run, is_done
+from tvf.tracking import JobRecord, Run, is_done, refuse
 
 log = logging.getLogger(__name__)
 
@@ -50,37 +56,42 @@ class Place:
 def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     """Train and test one configuration, leave its record in the job's folder, and return its summary.
 
-    Returns None where the folder's job is done, or in the hands of another process: jobs of a sweep that differ only in
-    what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the config or the
-    data. Whatever is raised, status.json says so.
+    Returns None where the folder's job is in the hands of another process or, in a sweep, done: jobs of a sweep that
+    differ only in what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the
+    config or the data. Whatever is raised, status.json says so.
     """
+    lock = FileLock(place.folder / ".lock")
     try:
-        with FileLock(place.folder / ".lock", timeout=0):
-            return _run_locked(cfg, place)
+        lock.acquire(timeout=0)
     except Timeout:
         log.info("%s: another process trains this job.", cfg.name)
         return None
+    try:
+        return _run_alone(cfg, place)
+    finally:
+        lock.release()
 
 
-def _run_locked(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
+def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     try:
         config = check(cfg)
-        if is_transfer(config["model"]) and OmegaConf.select(cfg, "model.pct_unfreeze") is not None:
-            log.info("%s: model=transfer trains the head alone and ignores model.pct_unfreeze.", config["name"])
-        if is_done(place.folder, config):
-            log.info("%s: done already (%s).", config["name"], place.folder)
-            return None
-        record = JobRecord(place.folder, config["name"], config)
-    except BaseException as error:
-        JobRecord(place.folder, str(cfg.get("name")), {}).failed(error)
+    except Exception as error:
+        refuse(place.folder, str(cfg.get("name")), error)
         raise
+    ignored = [key for key in IGNORED_BY_TRANSFER if OmegaConf.select(cfg, key) is not None]
+    if is_transfer(config["model"]) and ignored:
+        log.info("%s: model=transfer trains the head alone and ignores %s.", config["name"], ", ".join(ignored))
+    if place.sweep is not None and is_done(place.folder, config):
+        log.info("%s: done already (%s).", config["name"], place.folder)
+        return None
+    record = JobRecord(place.folder, config["name"], config)
     try:
-        summary = _run(config, place, record)
+        return _run(config, place, record)
     except BaseException as error:
         record.failed(error)
         raise
-    record.done(summary)
-    return summary
+    finally:
+        return_freed_memory()
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Raises InputError with the key, its value, the rule and the remedy.
     """
-    config = _plain(cfg)
+    config = plain(cfg)
     for key in config:
         if key not in (*NODES, *VALUES):
             raise unknown_key(str(key), (*NODES, *VALUES))
@@ -96,46 +107,52 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         if key not in config:
             raise InputError(f"{key} is missing from the config.")
     require_count("epochs", config["epochs"], 1)
-    require_count("seed", config["seed"], 0)
+    require_seed("seed", config["seed"])
+    require_bool("channels_last", config["channels_last"])
     if config["threads"] is not None:
         require_count("threads", config["threads"], 1)
     for name in NODES:
         check_node(config[name], name, GIVEN.get(name, ()))
-    if config["model"].get("pct_unfreeze") is not None:
-        check_fraction(config["model"]["pct_unfreeze"])
-    if is_transfer(config["model"]):
-        config["model"]["pct_unfreeze"] = None
+    model = config["model"]
+    if is_transfer(model):
+        model |= {key.removeprefix("model."): None for key in IGNORED_BY_TRANSFER}
+    if model.get("pct_unfreeze") is not None:
+        check_fraction(model["pct_unfreeze"])
+    for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
+        if model.get(key) is not None:
+            require_choice(f"model.{key}", model[key], choices)
     for name in ("data", "augment", "optimizer", "tracker"):
         build(config[name], name)
     return config
 
 
 def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, Any]:
-    keep_freed_memory()
-    reset_peak_memory()
-    set_threads(config["threads"], in_sweep=place.sweep is not None)
-    fabric = build_fabric(config["fabric"], place.parallel)
-    options = build(config["data"], "data")
-    data = options.load(progress=not place.parallel)
-    torch.manual_seed(config["seed"])  # the new head, and dropout
-    backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
-    check_image_size(backbone, options.image_size)
-    model = build(config["model"], "model", backbone=backbone)
-    tag = f"[{model.kind} pct={model.pct_unfreeze:g}]" if model.kind == "finetune" else f"[{model.kind}]"
-    log.info("%s %s", tag, describe(model, backbone))
+    model_node, backbone_node = config["model"], config["backbone"]
     facts = {
-        "name": config["name"],
-        "model": model.kind,
-        "backbone": backbone.name,
+        "model": place.choices["model"],
+        "backbone": backbone_node.get("name", place.choices["backbone"]),
         "data": place.choices["data"],
         "seed": config["seed"],
-        "pct_unfreeze": model.pct_unfreeze,
+        "pct_unfreeze": float(model_node.get("pct_unfreeze") or 0),
     }
+    tag = f"[{facts['model']}]" if is_transfer(model_node) else f"[{facts['model']} pct={facts['pct_unfreeze']:g}]"
     tracker = build(config["tracker"], "tracker")
-    flat = {key: value for key, value in facts.items() if key != "name"}
-    with tracker.start(place.folder, config["name"], place.sweep, flat | {"config": config}) as run:
-        scores = _train_and_test(config, place, record, run, fabric, model, data, tag)
-        summary = facts | {
+    with tracker.start(place.folder, config["name"], place.sweep, facts | {"config": config}) as run:
+        keep_freed_memory()
+        fabric = build_fabric(config["fabric"], place.parallel)
+        set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
+        reset_peak_memory(fabric.device)
+        options = build(config["data"], "data")
+        data = options.load(progress=not place.parallel)
+        torch.manual_seed(config["seed"])  # the new head, and dropout
+        backbone = build(backbone_node, "backbone", num_classes=len(data.classes))
+        check_image_size(backbone, options.image_size)
+        model = build(model_node, "model", backbone=backbone)
+        if needs_batches(model.train()) and min(options.batch_size, len(data.train)) == 1:
+            raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
+        log.info("%s %s", tag, describe(model, backbone))
+        scores = _train_and_test(config, options.batch_size, place, record, run, fabric, model, data, tag)
+        summary = {"name": config["name"], **facts} | {
             "unfrozen_groups": [group.name for group in model.trained_groups],
             "trainable_params": count(p for p in model.parameters() if p.requires_grad),
             "total_params": count(model.parameters()),
@@ -146,6 +163,7 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
             "wandb_mode": run.mode,
             "wandb_url": run.url,
         }
+        record.done(summary)  # before the tracker finishes, which may have to wait for a network
         run.summarise(summary)
     log.info("%s test_loss %.4f test_acc %.3f (weights of epoch %d)", tag, *_of(scores))
     return summary
@@ -153,6 +171,7 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
 
 def _train_and_test(
     config: dict[str, Any],
+    batch_size: int,
     place: Place,
     record: JobRecord,
     run: Run,
@@ -184,14 +203,14 @@ def _train_and_test(
     best = fit(
         *(fabric, module, wrapped, scheduler, data, build(config["augment"], "augment")),
         epochs=config["epochs"],
-        batch_size=config["data"]["batch_size"],
+        batch_size=batch_size,
         seed=config["seed"],
         on_epoch=on_epoch,
         progress=not place.parallel,
     )
     seconds = time.perf_counter() - start
     load_weights(model, best_weights)
-    test_loss, test_acc = evaluate(fabric, module, data.test)
+    test_loss, test_acc = evaluate(fabric, module, data.test, batch_size)
     run.log({"epoch": best.epoch, "test_loss": test_loss, "test_acc": test_acc})
     return {
         "best_epoch": best.epoch,
@@ -214,50 +233,19 @@ def describe(model: FineTuneModel, backbone: Backbone) -> str:
     return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
 
 
-def tabulate_groups(cfg: DictConfig, fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0)) -> str:
-    """A Markdown table: of each fraction the groups that train and their parameters, the head's not counted."""
-    backbone: Backbone = build(_plain(cfg.backbone), "backbone", num_classes=1)
-    unit = cfg.model.get("unit", "groups")
-    rows = [f"| `pct_unfreeze` | groups of {backbone.name} that train | parameters |", "|---|---|---|"]
-    for pct in fractions:
-        chosen = select_groups(backbone.module, backbone.groups, pct, unit)
-        size = count(backbone.module.get_parameter(name) for group in chosen for name in group.parameters)
-        rows.append(f"| {pct:g} | {', '.join(group.name for group in chosen) or 'none'} | {size:,} |")
-    return "\n".join(rows)
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    """The node as plain data; InputError where a value is missing or refers to none."""
-    try:
-        plain: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error)) from error
-    return plain
-
-
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """How many numbers they hold."""
     return sum(parameter.numel() for parameter in parameters)
 
 
-def set_threads(threads: int | None, *, in_sweep: bool) -> None:
-    """CPU threads of this job. By default all cores for a job by itself, and one for each job of a sweep.
-
-    Results differ in the last digits with the number of threads: so a sweep gives the same ones however many of its
-    jobs run at once.
-    """
-    if threads is None and in_sweep and not torch.cuda.is_available():
-        threads = 1
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
     """Lightning Fabric; workers that run side by side on a machine with several GPUs take one each."""
     if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
-        node = {**node, "devices": [claim_device(torch.cuda.device_count())]}
+        node = {**node, "devices": [claim_gpu()]}
     try:
-        return build(node, "fabric")
+        fabric = build(node, "fabric")
+        fabric.launch()
+        return fabric
     except (RuntimeError, ValueError) as error:
         raise InputError(f"fabric: {error} (fabric=cpu runs everywhere)") from error
 

@@ -34,25 +34,19 @@ class Run(Protocol):
 
 
 class JobRecord:
-    """The files that a job leaves in its folder: config.json, status.json, metrics.jsonl, summary.json."""
+    """The files that a job leaves in its folder: config.json, status.json, metrics.jsonl, summary.json.
+
+    Making one removes what an earlier attempt left there.
+    """
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any]) -> None:
         self.folder = folder
         self._metrics: list[dict[str, Any]] = []
-        self._status: dict[str, Any] = {
-            "state": "running",
-            "name": name,
-            "started": _now(),
-            "ended": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "attempt": 1,
-            "error": None,
-        }
-        for leftover in ("metrics.jsonl", "summary.json"):
+        self._status = _status(name, attempt=read_status(folder).get("attempt", 0) + 1)
+        for leftover in ("metrics.jsonl", "summary.json", "checkpoints/best.safetensors"):
             (folder / leftover).unlink(missing_ok=True)
         write_json(folder / "config.json", config)
-        self._write_status()
+        write_json(folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
@@ -66,22 +60,48 @@ class JobRecord:
 
     def failed(self, error: BaseException) -> None:
         """Call the job failed, for this reason."""
-        self._end(state="failed", error=f"{type(error).__name__}: {error}")
+        self._end(state="failed", error=_reason(error))
 
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}
-        self._write_status()
-
-    def _write_status(self) -> None:
         write_json(self.folder / "status.json", self._status)
+
+
+def refuse(folder: Path, name: str, error: Exception) -> None:
+    """Say in status.json that a job never began, for this reason; a finished job's record is left as it is."""
+    if read_status(folder).get("state") != "done":
+        status = _status(name, attempt=0) | {"state": "failed", "ended": _now(), "error": _reason(error)}
+        write_json(folder / "status.json", status)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What status.json says; nothing if there is none."""
+    path = folder / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _status(name: str, attempt: int) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "name": name,
+        "started": _now(),
+        "ended": None,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "attempt": attempt,
+        "error": None,
+    }
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
     """Whether this very configuration was trained to its end in `folder`."""
-    status, known = folder / "status.json", folder / "config.json"
-    if not (status.exists() and known.exists()):
+    if read_status(folder).get("state") != "done":
         return False
-    return json.loads(status.read_text())["state"] == "done" and json.loads(known.read_text()) == config
+    return json.loads((folder / "config.json").read_text()) == config
 
 
 @dataclass(frozen=True)
@@ -146,7 +166,7 @@ class WandbTracker:
 
         if mode := self.mode or os.environ.get("WANDB_MODE"):
             return mode
-        return "online" if wandb.login(prompt=False) else "offline"
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 class _WandbRun:

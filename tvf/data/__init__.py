@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from tvf.data.splits import subset
-from tvf.errors import require_count, require_number
+from tvf.errors import require_count, require_number, require_seed
 
 SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
 
@@ -50,7 +50,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         require_count("data.image_size", self.image_size, SMALLEST_IMAGE)
         require_count("data.batch_size", self.batch_size, 1)
-        require_count("data.split_seed", self.split_seed, 0)
+        require_seed("data.split_seed", self.split_seed)
         require_number("data.val_fraction", self.val_fraction, 0, 0.9, above=True)
         if self.limit is not None:
             require_count("data.limit", self.limit, 1)

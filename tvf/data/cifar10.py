@@ -15,7 +15,7 @@ from torch import Tensor
 from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import check_memory
 from tvf.data.splits import split_off
-from tvf.errors import InputError, require_choice
+from tvf.errors import InputError, require_bool, require_choice
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -38,6 +38,7 @@ class Cifar10(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_bool("data.download", self.download)
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
 
     def load(self, progress: bool = False) -> Dataset:

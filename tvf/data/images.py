@@ -32,9 +32,11 @@ def read_images(paths: Sequence[Path], image_size: int, *, progress: bool = Fals
 
 
 def read_image(path: Path, image_size: int) -> np.ndarray:
-    """One image as uint8 [image_size, image_size, 3]."""
+    """One image as uint8 [image_size, image_size, 3]; transparency is dropped."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); save it with 8")
             upright = ImageOps.exif_transpose(image)
             upright = upright if upright.mode == "L" else upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

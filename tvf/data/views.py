@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tvf.errors import require_count, require_number
+from tvf.errors import require_count, require_number, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Augment:
         require_number("augment.horizontal", self.horizontal, 0, 1)
         require_number("augment.vertical", self.vertical, 0, 1)
         require_count("augment.padding", self.padding, 0)
-        require_count("augment.seed", self.seed, 0)
+        require_seed("augment.seed", self.seed)
 
     def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
         """View `view` of `images`, uint8 [B, C, H, W]; `samples` [B] are their numbers in the training set."""

@@ -1,12 +1,12 @@
 """The sweep's beginning and end, in the process that launches the jobs."""
 
-import itertools
-import shutil
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import joblib
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -36,11 +36,14 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every job of the sweep, so that a mistake in the last one is known before the first one trains."""
         global _launched
+        # Hydra turns a callback's exceptions into warnings; SystemExit is not one.
         try:
             jobs = check_jobs(config, expand(config))
         except (InputError, HydraException, OmegaConfBaseException) as error:
-            # Hydra turns a callback's exceptions into warnings; SystemExit is not one.
             raise SystemExit(f"error: {explain(error)}") from None
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(f"error: the sweep could not be checked: {error}") from None
         _launched = Launched(Path(config.hydra.sweep.dir), jobs)
 
 
@@ -52,16 +55,12 @@ def finish() -> bool:
 
 
 def expand(config: DictConfig) -> list[list[str]]:
-    """The overrides of each job of a grid sweep: every combination of the swept values."""
+    """The overrides of each job of a grid sweep, spelled as Hydra's own sweeper spells them."""
     swept = config.hydra.sweeper.get("params") or {}
     lines = [*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task]
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.input_line or ""]
-        for override in OverridesParser.create().parse_overrides(lines)
-    ]
-    return [list(job) for job in itertools.product(*choices)]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
 
 
 def check_jobs(config: DictConfig, jobs: list[list[str]]) -> frozenset[str]:
@@ -69,18 +68,19 @@ def check_jobs(config: DictConfig, jobs: list[list[str]]) -> frozenset[str]:
     from tvf.run import check
 
     folders = set()
-    for overrides in jobs:
+    for number, overrides in enumerate(jobs):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-        folders.add(str(job.hydra.sweep.subdir))
         with open_dict(job):
+            job.hydra.job.num, job.hydra.job.id = number, str(number)
+            folders.add(str(job.hydra.sweep.subdir))
             del job["hydra"]
         check(job)
     return frozenset(folders)
 
 
-def workers() -> int:
-    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none."""
-    if shutil.which("nvidia-smi"):
+def workers(accelerator: str) -> int:
+    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none or none is wanted."""
+    if accelerator != "cpu":
         import torch
 
         if torch.cuda.device_count():

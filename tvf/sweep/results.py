@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -39,11 +40,11 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     missing = jobs - {row["folder"] for row in rows}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
-    return bool(missing or unfinished)
+    return bool(missing or any(row["folder"] in jobs for row in unfinished))
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """One row for each job folder below `folder`, by fraction, then name. A job that no longer runs is interrupted."""
+    """One row for each job folder below `folder`, by fraction, then name. One whose process is gone is interrupted."""
     rows = []
     for status_file in folder.glob("*/status.json"):
         status = json.loads(status_file.read_text())
@@ -51,10 +52,19 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
         row = dict.fromkeys(COLUMNS) | summary | {key: status[key] for key in ("name", "state", "error")}
         row["folder"] = status_file.parent.name
-        if row["state"] == "running":
+        if row["state"] == "running" and not _is_held(status_file.with_name(".lock")):
             row["state"] = "interrupted"
         rows.append({key: row[key] for key in COLUMNS})
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
+
+
+def _is_held(lock_file: Path) -> bool:
+    """Whether a process holds the job's lock: then it still trains."""
+    try:
+        with FileLock(lock_file, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
