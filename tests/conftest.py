@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import nn
 
@@ -15,6 +16,9 @@ from tvf import cli
 from tvf.backbones import Backbone
 from tvf.freezing import group_by_modules
 
+# A loaded machine is slow, not wrong.
+settings.register_profile("tvf", deadline=None)
+settings.load_profile("tvf")
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,7 +33,7 @@ class Outcome:
 
 @pytest.fixture(autouse=True)
 def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody is logged in to W&B, whatever the machine's owner is, and nothing is cached from an earlier test."""
+    """Nobody is logged in to W&B, whatever the machine's owner is, and no debug flag is set."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -48,6 +48,12 @@ def test_resnet18_rounds_half_to_even_over_six_groups(pct: float, names: list[st
     assert [group.name for group in select_groups(backbone.module, backbone.groups, pct)] == names
 
 
+def test_a_timm_network_published_without_a_head_gets_one() -> None:
+    backbone = timm_backbone("vit_tiny_patch16_224", 3, pretrained=False, options={"num_classes": 0})
+    assert backbone.head == "head"
+    assert backbone.module(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
+
+
 def test_an_unknown_timm_name_is_met_with_near_ones() -> None:
     with pytest.raises(InputError, match="resnet18"):
         timm_backbone("resnet_18", 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import wandb
 from conftest import Outcome
 
 from tvf import cli
@@ -139,7 +140,22 @@ def test_images_of_ones_own_and_a_network_of_ones_own(shell: Shell, image_root: 
         (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
         (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
         (["tracker=wandb", "tracker.mode=on"], r"choose one of online, offline, disabled"),
-        (["nonsense"], r"Error parsing override 'nonsense'"),
+        (["channels_last=no"], r"channels_last='no' is refused: it must be true or false"),
+        (["model.unit=layers"], r"model.unit='layers' is refused"),
+        (["seed=99999999999999999999"], r"seed=99999999999999999999 is refused"),
+        (["+backbone.num_classes=7"], r"backbone.num_classes is not an option: tvf itself gives it"),
+        (["data.batch_size=1", "model.pct_unfreeze=1"], r"BatchNorm layers cannot train on single images"),
+        (["hydra.run.dir=/sys/kernel"], r"/sys/kernel.*choose another with hydra.run.dir"),
+        (["nonsense"], r"nonsense cannot be read"),
+        (["data=image_folder", "data.root=/a/côté"], r"data.root=/a/côté cannot be read. Quote"),
+        (["optimizer.lr=inf"], r"optimizer.lr=inf is refused"),
+        (["fabric.devices=2"], r"fabric.devices=2 is refused"),
+        (["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"], r"backbone.std=0 is refused"),
+        (["backbone=resnet18", "backbone.weights=null", "backbone.mean=0.5"], r"backbone.mean=0.5 is refused"),
+        (["backbone=timm", "backbone.pretrained=false", "+backbone.options.foo=1"], r"backbone.options=.*foo"),
+        (["tracker=wandb", "project="], r"project is empty"),
+        (["-m", "hydra.launcher.n_jobs=0"], r"n_jobs=0 is refused"),
+        (["-m", "model.unit=groups,foo"], r"model.unit='foo' is refused"),
         (["-m", "model.pct_unfreeze=0,0.5,25"], r"did you mean 0.25\?"),
         (["-m", "model=finetune,nope"], r"Could not find 'model/nope'"),
         (["-m", "seed=1,2", "hydra.sweep.dir=/dev/null/x"], r"choose another with .*hydra.sweep.dir"),
@@ -164,6 +180,56 @@ def test_a_failed_job_says_so_on_disk(shell: Shell, tmp_path: Path) -> None:
     status = json.loads((_folder(tmp_path) / "status.json").read_text())
     assert status["state"] == "failed"
     assert "epochs=0 is refused" in status["error"]
+
+
+def test_a_mistake_leaves_a_finished_record_alone(shell: Shell, tmp_path: Path) -> None:
+    def record() -> dict[str, bytes]:
+        names = ("metrics.jsonl", "summary.json", "config.json", "status.json", "checkpoints/best.safetensors")
+        return {name: (tmp_path / "a" / name).read_bytes() for name in names}
+
+    assert shell(*QUICK, "epochs=1", "hydra.run.dir=a").code == 0
+    before = record()
+    assert shell(*QUICK, "epochs=0", "hydra.run.dir=a").code == 1
+    assert record() == before
+
+
+def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, logged = [], []
+    real_init, real_log = wandb.init, wandb.Run.log
+    monkeypatch.setattr(wandb, "init", lambda **arguments: started.append(arguments) or real_init(**arguments))
+    monkeypatch.setattr(wandb.Run, "log", lambda run, row, **more: logged.append(row) or real_log(run, row, **more))
+    outcome = shell(*QUICK[:-1], "model.pct_unfreeze=0.25", "seed=4", "project=mine")
+    assert outcome.code == 0, outcome.err
+    (start,) = started
+    assert (start["project"], start["name"], start["mode"]) == ("mine", "fine-tuning-0.25-seed4", "offline")
+    config = start["config"]
+    flat = {"pct_unfreeze": 0.25, "model": "finetune", "backbone": "efficientnet_lite0", "data": "elpv", "seed": 4}
+    assert {key: config[key] for key in flat} == flat
+    assert config["config"]["optimizer"]["lr"] == 0.001
+    summary = json.loads((_folder(tmp_path) / "summary.json").read_text())
+    metrics = [json.loads(line) for line in (_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [
+        *metrics,
+        {key: summary[key] for key in ("test_loss", "test_acc")} | {"epoch": summary["best_epoch"]},
+    ]
+    assert summary["wandb_mode"] == "offline"
+    assert f"wandb sync {_folder(tmp_path)}/wandb/offline-run-*" in outcome.out
+
+
+def test_a_job_that_cannot_read_its_data_is_a_failed_run(shell: Shell, image_root: Path, tmp_path: Path) -> None:
+    (image_root / "train" / "cats" / "3.png").write_text("no image")
+    assert shell("data=image_folder", f"data.root={image_root}", "data.image_size=32").code == 1
+    (wandb_log,) = _folder(tmp_path).glob("wandb/offline-run-*/logs/debug.log")
+    assert "got exitcode: 1" in wandb_log.read_text()
+
+
+def test_a_class_folder_without_images_is_named_before_training(shell: Shell, image_root: Path) -> None:
+    (image_root / "train" / "birds").mkdir()
+    outcome = shell("data=image_folder", f"data.root={image_root}", "tracker=none")
+    assert outcome.code == 1
+    assert re.search("error: .*a class folder has no images.*birds", outcome.out)
 
 
 def test_a_truncated_image_is_named_before_training(shell: Shell, image_root: Path) -> None:

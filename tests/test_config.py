@@ -69,6 +69,15 @@ def test_every_option_opens_with_when_to_choose_it_and_fits_a_screen(path: Path)
     assert len(lines) <= 30 or path.name == "config.yaml"
 
 
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    check_node(OmegaConf.to_container(config.hydra.launcher, resolve=True), "hydra.launcher")  # type: ignore[arg-type]
+    check_node(OmegaConf.to_container(config.hydra.callbacks.sweep), "hydra.callbacks.sweep")  # type: ignore[arg-type]
+    assert config.hydra.launcher.get("n_jobs", 1) >= 1
+
+
 def test_a_key_that_the_target_does_not_take_is_met_with_the_one_that_was_meant() -> None:
     node = {"_target_": "tvf.data.elpv.Elpv", "image_size": 96, "batchsize": 8}
     with pytest.raises(InputError, match=r"data\.batchsize is not an option: did you mean data\.batch_size\?"):

@@ -144,6 +144,12 @@ def test_options_out_of_range_are_refused_before_anything_is_read(wrong: dict[st
         Elpv(**{"image_size": 96, **wrong})  # type: ignore[arg-type]
 
 
+def test_an_image_of_more_than_8_bits_is_refused_and_not_turned_white(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep.png .* more than 8 bits"):
+        read_image(tmp_path / "deep.png", 32)
+
+
 def test_more_images_than_memory_are_refused() -> None:
     with pytest.raises(InputError, match="GiB"):
         check_memory(10**9, 224)

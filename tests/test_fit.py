@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from conftest import small_backbone
 from hypothesis import given
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
+from tvf.errors import InputError
 from tvf.fit import Epoch, batches, evaluate, fit, sample_order
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
@@ -61,6 +63,15 @@ def test_a_longer_run_begins_as_a_shorter_one_does_where_rates_agree() -> None:
 def test_the_scheduler_moves_both_rates_once_an_epoch() -> None:
     history = _fit(epochs=2)
     assert [(e.lr_head, e.lr_backbone) for e in history] == [(0.01, 0.001), (0.005, 0.0005)]
+
+
+def test_training_that_diverges_is_stopped_with_a_word() -> None:
+    model = FineTuneModel(small_backbone(), 1.0)
+    optimizer = TwoRates(torch.optim.SGD, 1e30, 1e30)(model.head_parameters(), model.unfrozen_parameters())
+    wrapped, optimizer = FABRIC.setup(model, optimizer)
+    common = {"epochs": 3, "batch_size": 8, "seed": 0, "on_epoch": lambda epoch, best: None}
+    with pytest.raises(InputError, match="training diverged"):
+        fit(*(FABRIC, wrapped, optimizer, ConstantLR(optimizer, 1.0), DATA, Augment()), **common)
 
 
 def test_the_reported_epoch_is_the_one_that_validates_best() -> None:

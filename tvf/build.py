@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -70,9 +70,10 @@ def is_transfer(model: Mapping[str, Any]) -> bool:
 
 def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
     """The error for an option that nobody reads, with the nearest known ones."""
-    known = sorted(known)
+    known = sorted(each for each in known if each not in RESERVED)
     near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(prefix + k for k in known)}."
+    listed = ", ".join(prefix + each for each in known) or "none"
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {listed}."
     return InputError(f"{key} is not an option: {hint}")
 
 
@@ -86,6 +87,8 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and "not in struct" in str(cause):
         parent, dot, _ = (cause.full_key or "").rpartition(".")
         return str(unknown_key(str(cause.full_key), map(str, cause.parent_node), parent + dot))
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read. Quote a value with spaces, accents or ~: 'key=\"value\"'."
     text = str(error).partition("\nConfig search path")[0].strip()
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
 

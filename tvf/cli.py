@@ -105,6 +105,10 @@ def _task(cfg: DictConfig) -> None:
         log.error("error: %s", error, exc_info=_debugging())
     except Exception:
         log.exception("%s failed", cfg.get("name"))
+    except KeyboardInterrupt:
+        if not place.parallel:
+            raise
+        log.error("%s interrupted", cfg.get("name"))
     except SystemExit as error:
         log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
     else:

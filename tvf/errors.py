@@ -1,5 +1,7 @@
 """The one kind of error that is the user's to mend: shown as a message, without a traceback."""
 
+import math
+
 
 class InputError(ValueError):
     """A value that breaks a rule. The message names the value, the rule and the remedy."""
@@ -8,10 +10,10 @@ class InputError(ValueError):
 def require_number(name: str, value: object, low: float, high: float = float("inf"), *, above: bool = False) -> None:
     """Raise InputError unless `value` is a number in [low, high], or in (low, high] where `above` is set."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if (low < value if above else low <= value) and value <= high:
+        if (low < value if above else low <= value) and value <= high and math.isfinite(value):
             return
-    rule = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
-    raise InputError(f"{name}={value!r} is refused: it must be a number {rule}.")
+    rule = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
+    raise InputError(f"{name}={value!r} is refused: it must be a finite number {rule}.")
 
 
 def require_count(name: str, value: object, low: int, high: int | None = None) -> None:

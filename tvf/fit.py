@@ -4,6 +4,7 @@ Everything random in it is a pure function of seeds and positions: sample order 
 (augment seed, view = epoch, sample). Only dropout, where a network has it, draws from torch's generator.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
+from tvf.errors import InputError
 from tvf.models import FineTuneModel
 
 
@@ -57,7 +59,8 @@ def fit(
 ) -> Epoch:
     """Train for `epochs` and return the best epoch. `model` and `optimizer` are set up by `fabric`.
 
-    `on_epoch(epoch, is_best)` is called after each; the model then holds that epoch's weights.
+    `on_epoch(epoch, is_best)` is called after each; the model then holds that epoch's weights. Raises InputError when
+    the training loss is no longer a finite number.
     """
     best = None
     for number in range(1, epochs + 1):
@@ -66,6 +69,8 @@ def fit(
         train_loss, train_acc = train_epoch(
             fabric, model, optimizer, data.train, augment, number, batch_size, seed, progress=progress
         )
+        if not math.isfinite(train_loss):
+            raise InputError(f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates.")
         trained = time.perf_counter()
         val_loss, val_acc = evaluate(fabric, model, data.val, batch_size)
         scheduler.step()

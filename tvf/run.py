@@ -135,7 +135,7 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
         "seed": config["seed"],
         "pct_unfreeze": float(model_node.get("pct_unfreeze") or 0),
     }
-    tag = f"[{facts['model']}]" if is_transfer(model_node) else f"[{facts['model']} pct={facts['pct_unfreeze']:g}]"
+    tag = _tag(config, facts, in_sweep=place.sweep is not None)
     tracker = build(config["tracker"], "tracker")
     with tracker.start(place.folder, config["name"], place.sweep, facts | {"config": config}) as run:
         keep_freed_memory()
@@ -151,6 +151,8 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
         if needs_batches(model.train()) and min(options.batch_size, len(data.train)) == 1:
             raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
         log.info("%s %s", tag, describe(model, backbone))
+        if facts["pct_unfreeze"] and not model.trained_groups:
+            log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(backbone.groups))
         scores = _train_and_test(config, options.batch_size, place, record, run, fabric, model, data, tag)
         summary = {"name": config["name"], **facts} | {
             "unfrozen_groups": [group.name for group in model.trained_groups],
@@ -222,6 +224,16 @@ def _train_and_test(
     }
 
 
+def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
+    """What a job's lines begin with: [transfer], [finetune pct=0.5], in a sweep with the seed where the name has it."""
+    words = [facts["model"]]
+    if not is_transfer(config["model"]):
+        words.append(f"pct={facts['pct_unfreeze']:g}")
+    if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
+        words.append(f"seed={facts['seed']}")
+    return f"[{' '.join(words)}]"
+
+
 def describe(model: FineTuneModel, backbone: Backbone) -> str:
     """Which groups train and how many parameters each has, in a line."""
     sizes = [("head", count(model.head_parameters()))]
@@ -240,6 +252,8 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
 
 def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
     """Lightning Fabric; workers that run side by side on a machine with several GPUs take one each."""
+    if node.get("devices") not in (None, 1, "auto"):
+        raise InputError(f"fabric.devices={node['devices']} is refused: a job trains on one device.")
     if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
         node = {**node, "devices": [claim_gpu()]}
     try:
@@ -247,7 +261,7 @@ def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
         fabric.launch()
         return fabric
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"fabric: {error} (fabric=cpu runs everywhere)") from error
+        raise InputError(f"fabric cannot be set up: {error}. fabric=cpu runs everywhere.") from error
 
 
 def _of(scores: dict[str, Any]) -> tuple[float, float, int]:

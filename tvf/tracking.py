@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tvf.errors import require_choice
+from tvf.errors import InputError, require_choice
 from tvf.files import write_json, write_json_lines
 
 WANDB_MODES = ("online", "offline", "disabled")
@@ -94,7 +94,7 @@ def _status(name: str, attempt: int) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
@@ -137,8 +137,12 @@ class WandbTracker:
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.project:
+            raise InputError("project is empty: name the W&B project, or set tracker=none.")
         if self.mode is not None:
             require_choice("tracker.mode", self.mode, WANDB_MODES)
+        elif mode := os.environ.get("WANDB_MODE"):
+            require_choice("WANDB_MODE", mode, WANDB_MODES)
 
     @contextmanager
     def start(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> Iterator[Run]:

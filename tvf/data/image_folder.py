@@ -35,7 +35,7 @@ class ImageFolder(DataOptions):
     def load(self, progress: bool = False) -> Dataset:
         """List, split and read; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
-        classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+        classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
         if len(classes) < 2:
             raise InputError(f"{root / 'train'} holds {len(classes)} class folders: at least 2 are needed.")
         samples = {part: _list(root / part, classes) for part in ("train", "val", "test") if (root / part).is_dir()}
@@ -55,11 +55,15 @@ class ImageFolder(DataOptions):
         return self.read_parts(classes, [parts[part] for part in ("train", "val", "test")], read)
 
 
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")  # .ipynb_checkpoints is nobody's class
+
+
 def _list(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     numbers = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in numbers):
+    if unknown := sorted(path.name for path in folder.iterdir() if _is_class(path) and path.name not in numbers):
         raise InputError(f"{folder / unknown[0]} is a class that train/ does not have: {', '.join(classes)}.")
     try:
         listed = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=folder.name != "train")

@@ -12,10 +12,13 @@ def split_off(samples: np.ndarray, strata: np.ndarray, size: int, seed: int) -> 
     """
     from sklearn.model_selection import train_test_split
 
-    try:
-        rest, part = train_test_split(samples, test_size=size, stratify=strata[samples], random_state=seed)
-    except ValueError as error:
-        raise InputError(f"{len(samples)} images cannot be split with {size} set apart: {error}") from error
+    counts = np.unique(strata[samples], return_counts=True)[1]
+    if counts.min() < 2 or not len(counts) <= size <= len(samples) - len(counts):
+        raise InputError(
+            f"{len(samples)} images in {len(counts)} classes, {counts.min()} in the smallest, cannot be split with "
+            f"{size} set apart: each side needs an image of each class. Add images, or give val/ and test/ folders."
+        )
+    rest, part = train_test_split(samples, test_size=size, stratify=strata[samples], random_state=seed)
     return np.sort(rest), np.sort(part)
 
 

@@ -38,6 +38,8 @@ class SweepCallback(Callback):
         global _launched
         # Hydra turns a callback's exceptions into warnings; SystemExit is not one.
         try:
+            if config.hydra.launcher.get("n_jobs") == 0:
+                raise InputError("hydra.launcher.n_jobs=0 is refused: how many jobs at once? -1 means one a core.")
             jobs = check_jobs(config, expand(config))
         except (InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain(error)}") from None

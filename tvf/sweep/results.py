@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -16,8 +17,10 @@ from tvf.files import write_whole
 COLUMNS = [
     *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
     *("trainable_params", "total_params", "epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"),
-    *("train_seconds", "peak_memory_mb", "wandb_run_id", "wandb_mode", "wandb_url", "error"),
+    *("train_seconds", "peak_memory_mb", "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
 ]
+# What the table shows in columns of its own; other overrides that differ between jobs share one.
+SHOWN = ("model", "model.pct_unfreeze", "seed")
 
 
 def report(folder: Path, jobs: frozenset[str]) -> bool:
@@ -52,6 +55,8 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
         row = dict.fromkeys(COLUMNS) | summary | {key: status[key] for key in ("name", "state", "error")}
         row["folder"] = status_file.parent.name
+        overrides = status_file.with_name(".hydra") / "overrides.yaml"
+        row["overrides"] = list(OmegaConf.load(overrides)) if overrides.exists() else []
         if row["state"] == "running" and not _is_held(status_file.with_name(".lock")):
             row["state"] = "interrupted"
         rows.append({key: row[key] for key in COLUMNS})
@@ -86,7 +91,11 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_column(heading, justify="right")
     for heading in ("state", "W&B name"):
         shown.add_column(heading, overflow="fold")
-    for row in rows:
+    common = set.intersection(*(set(row["overrides"]) for row in rows)) if rows else set()
+    varied = [[o for o in row["overrides"] if o not in common and o.partition("=")[0] not in SHOWN] for row in rows]
+    if any(varied):
+        shown.add_column("overrides", overflow="fold")
+    for row, others in zip(rows, varied, strict=True):
         groups = row["unfrozen_groups"]
         shown.add_row(
             _number(row["pct_unfreeze"], "g"),
@@ -97,6 +106,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             _number(row["train_seconds"], ".1f"),
             row["state"],
             row["name"],
+            *([" ".join(others)] if any(varied) else []),
         )
     return shown
 
