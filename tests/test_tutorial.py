@@ -29,6 +29,7 @@ from tvf.build import build
 from tvf.data.views import Augment
 from tvf.fit import total
 from tvf.models import FineTuneModel
+from tvf.sweep.results import read_jobs
 
 EPOCHS, BATCH, SEED = 3, 16, 1337
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -193,6 +194,29 @@ def test_a_plain_loop_and_tvf_reach_the_same_numbers(
     assert saved.keys() - {"mean", "std"} == expected.keys()
     for name, tensor in expected.items():
         assert_equal(saved[name], tensor, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fractions", "names"),
+    [
+        ("0.5", ["fine-tuning-0.5", "transfer-learning"]),
+        ("0,0.5,1.0", ["fine-tuning-0", "fine-tuning-0.5", "fine-tuning-1.0", "transfer-learning"]),
+    ],
+)
+def test_the_tutorials_command_is_its_two_runs_and_transfer_is_trained_once_for_all_fractions(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fractions: str, names: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    arguments = ["-m", "+experiment=cifar10_tutorial", "model=transfer,finetune", f"model.pct_unfreeze={fractions}"]
+    # As the tutorial, but for the length: one epoch. One job after another, so that they see this process's files.
+    arguments += ["epochs=1", f"data.root={home / 'data'}", "data.download=false", "hydra/launcher=basic"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "tracker=none", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    cli.train()
+    rows = read_jobs(tmp_path / "sweep")
+    assert sorted(row["name"] for row in rows) == names
+    assert {row["state"] for row in rows} == {"done"}
 
 
 def test_an_epoch_of_391_batches_is_summed_without_losing_digits() -> None:
