@@ -6,7 +6,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tvf.errors import InputError, require_bool, require_choice, require_count, 
 from tvf.fit import Epoch, evaluate, fit
 from tvf.freezing import FROZEN_BN, UNITS, check_fraction, needs_batches
 from tvf.models import FineTuneModel
-from tvf.tracking import JobRecord, Run, is_done, refuse
+from tvf.tracking import JobRecord, is_done, refuse
 
 log = logging.getLogger(__name__)
 
@@ -127,40 +127,34 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, Any]:
-    model_node, backbone_node = config["model"], config["backbone"]
     facts = {
         "model": place.choices["model"],
-        "backbone": backbone_node.get("name", place.choices["backbone"]),
+        "backbone": config["backbone"].get("name", place.choices["backbone"]),
         "data": place.choices["data"],
         "seed": config["seed"],
-        "pct_unfreeze": float(model_node.get("pct_unfreeze") or 0),
+        "pct_unfreeze": float(config["model"].get("pct_unfreeze") or 0),
     }
     tag = _tag(config, facts, in_sweep=place.sweep is not None)
     tracker = build(config["tracker"], "tracker")
     with tracker.start(place.folder, config["name"], place.sweep, facts | {"config": config}) as run:
-        keep_freed_memory()
-        fabric = build_fabric(config["fabric"], place.parallel)
-        set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
-        reset_peak_memory(fabric.device)
-        options = build(config["data"], "data")
-        data = options.load(progress=not place.parallel)
-        torch.manual_seed(config["seed"])  # the new head, and dropout
-        backbone = build(backbone_node, "backbone", num_classes=len(data.classes))
-        check_image_size(backbone, options.image_size)
-        model = build(model_node, "model", backbone=backbone)
-        if needs_batches(model.train()) and min(options.batch_size, len(data.train)) == 1:
-            raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
-        log.info("%s %s", tag, describe(model, backbone))
-        if facts["pct_unfreeze"] and not model.trained_groups:
-            log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(backbone.groups))
-        scores = _train_and_test(config, options.batch_size, place, record, run, fabric, model, data, tag)
+
+        def report(metrics: dict[str, Any]) -> None:
+            record.log(metrics)
+            run.log(metrics)
+
+        parts = _build_parts(config, place)
+        log.info("%s %s", tag, describe(parts.model, parts.backbone))
+        if facts["pct_unfreeze"] and not parts.model.trained_groups:
+            log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
+        scores = _fit_and_test(config, place, parts, report, tag)
+        run.log({"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]})
         summary = {"name": config["name"], **facts} | {
-            "unfrozen_groups": [group.name for group in model.trained_groups],
-            "trainable_params": count(p for p in model.parameters() if p.requires_grad),
-            "total_params": count(model.parameters()),
+            "unfrozen_groups": [group.name for group in parts.model.trained_groups],
+            "trainable_params": count(p for p in parts.model.parameters() if p.requires_grad),
+            "total_params": count(parts.model.parameters()),
             "epochs": config["epochs"],
             **scores,
-            "peak_memory_mb": peak_memory_mb(fabric.device),
+            "peak_memory_mb": peak_memory_mb(parts.fabric.device),
             "wandb_run_id": run.id,
             "wandb_mode": run.mode,
             "wandb_url": run.url,
@@ -171,28 +165,45 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
     return summary
 
 
-def _train_and_test(
-    config: dict[str, Any],
-    batch_size: int,
-    place: Place,
-    record: JobRecord,
-    run: Run,
-    fabric: Fabric,
-    model: FineTuneModel,
-    data: Dataset,
-    tag: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Parts:
+    """What a job trains: all that its config names, built."""
+
+    fabric: Fabric
+    data: Dataset
+    batch_size: int
+    backbone: Backbone
+    model: FineTuneModel
+
+
+def _build_parts(config: dict[str, Any], place: Place) -> Parts:
+    keep_freed_memory()
+    fabric = build_fabric(config["fabric"], place.parallel)
+    set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
+    reset_peak_memory(fabric.device)
+    options = build(config["data"], "data")
+    data = options.load(progress=not place.parallel)
+    torch.manual_seed(config["seed"])  # the new head, and dropout
+    backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
+    check_image_size(backbone, options.image_size)
+    model = build(config["model"], "model", backbone=backbone)
+    if needs_batches(model.train()) and min(options.batch_size, len(data.train)) == 1:
+        raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
     if config["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    best_weights = place.folder / "checkpoints" / "best.safetensors"
+        model = model.to(memory_format=torch.channels_last)
+    return Parts(fabric, data, options.batch_size, backbone, model)
+
+
+def _fit_and_test(
+    config: dict[str, Any], place: Place, parts: Parts, report: Callable[[dict[str, Any]], None], tag: str
+) -> dict[str, Any]:
+    model, best_weights = parts.model, place.folder / "checkpoints" / "best.safetensors"
     optimizer = build(config["optimizer"], "optimizer")(model.head_parameters(), model.unfrozen_parameters())
     scheduler = build(config["scheduler"], "scheduler")(optimizer)
-    module, wrapped = fabric.setup(model, optimizer)
+    module, optimizer = parts.fabric.setup(model, optimizer)
 
     def on_epoch(epoch: Epoch, is_best: bool) -> None:
-        metrics = dataclasses.asdict(epoch)
-        record.log(metrics)
-        run.log(metrics)
+        report(dataclasses.asdict(epoch))
         if is_best:
             save_weights(model, best_weights)
         log.info(
@@ -203,17 +214,16 @@ def _train_and_test(
 
     start = time.perf_counter()
     best = fit(
-        *(fabric, module, wrapped, scheduler, data, build(config["augment"], "augment")),
+        *(parts.fabric, module, optimizer, scheduler, parts.data, build(config["augment"], "augment")),
         epochs=config["epochs"],
-        batch_size=batch_size,
+        batch_size=parts.batch_size,
         seed=config["seed"],
         on_epoch=on_epoch,
         progress=not place.parallel,
     )
     seconds = time.perf_counter() - start
     load_weights(model, best_weights)
-    test_loss, test_acc = evaluate(fabric, module, data.test, batch_size)
-    run.log({"epoch": best.epoch, "test_loss": test_loss, "test_acc": test_acc})
+    test_loss, test_acc = evaluate(parts.fabric, module, parts.data.test, parts.batch_size)
     return {
         "best_epoch": best.epoch,
         "val_loss": best.val_loss,
@@ -252,8 +262,9 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
 
 def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
     """Lightning Fabric; workers that run side by side on a machine with several GPUs take one each."""
-    if node.get("devices") not in (None, 1, "auto"):
-        raise InputError(f"fabric.devices={node['devices']} is refused: a job trains on one device.")
+    devices = node.get("devices")
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(f"fabric.devices={devices} is refused: a job trains on one device: 1, or [its number].")
     if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
         node = {**node, "devices": [claim_gpu()]}
     try:
