@@ -11,11 +11,14 @@ PYTHON ?= python3
 sweep: .venv/installed
 	.venv/bin/python train.py -m model=finetune model.pct_unfreeze=0,0.25,0.5,1.0
 
+# Two tests at a time, of one thread each.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+
 test: .venv/installed
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/installed
-	.venv/bin/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: .venv/installed
 	.venv/bin/ruff check .

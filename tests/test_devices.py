@@ -1,3 +1,4 @@
+import getpass
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def test_processes_claim_different_names_and_keep_them(tmp_path: Path, monkeypat
 
 
 def test_names_that_are_all_taken_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tvf-a.lock").mkdir()  # a lock that cannot be had, as another user's cannot
+    (tmp_path / f"tvf-{getpass.getuser()}-a.lock").mkdir()  # a lock that cannot be had, as another user's cannot
     monkeypatch.setattr(devices, "_claimed", {})
     assert devices.claim("a", tmp_path) == 0
     assert devices.claim("ab", tmp_path) == 1

@@ -149,7 +149,7 @@ def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
     assert report(tmp_path, frozenset({"large", "killed", "small", "late"})) is True
     printed = capsys.readouterr().out
     assert printed.index("small") < printed.index("large") < printed.index("interrupted")
-    for words in ("1,234", "0.750", "killed interrupted: E: why", "never started: late", "wandb sync"):
+    for words in ("1,234", "0.750", "killed interrupted: its process is gone", "never started: late", "wandb sync"):
         assert words in printed
     rows = _csv(tmp_path)
     assert list(rows[0]) == COLUMNS
@@ -158,6 +158,18 @@ def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
         ("large", "a b", "done"),
         ("killed", "", "interrupted"),
     ]
+
+
+@pytest.mark.parametrize("foreign", ["", "[]", '{"state": "done"', '{"status": "ok"}'])
+def test_a_folder_with_a_foreign_status_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], foreign: str
+) -> None:
+    _job(tmp_path, "good", "done", pct_unfreeze=0.5)
+    _job(tmp_path, "foreign", "done")
+    (tmp_path / "foreign" / "status.json").write_text(foreign)
+    assert report(tmp_path, frozenset({"good"})) is False
+    assert "foreign/status.json is not a job's status" in capsys.readouterr().out
+    assert [row["name"] for row in _csv(tmp_path)] == ["good"]
 
 
 def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(

@@ -86,13 +86,25 @@ def test_a_record_tells_how_the_job_stands(tmp_path: Path) -> None:
     assert not is_done(tmp_path, {"epochs": 2})
     record.done({"val_acc": 0.5})
     assert state() == "done"
+    assert json.loads((tmp_path / "status.json").read_text())["attempt"] == 1
     assert is_done(tmp_path, {"epochs": 2})
     assert not is_done(tmp_path, {"epochs": 3})
     again = JobRecord(tmp_path, "n", {"epochs": 3})
     assert not (tmp_path / "metrics.jsonl").exists()
     assert not (tmp_path / "summary.json").exists()
+    assert json.loads((tmp_path / "status.json").read_text())["attempt"] == 2
     again.failed(ValueError("why"))
     assert json.loads((tmp_path / "status.json").read_text())["error"] == "ValueError: why"
+
+
+@pytest.mark.parametrize("damage", ["", '{"state": "done"', "[]", '{"status": "ok"}'])
+@pytest.mark.parametrize("name", ["status.json", "config.json", "summary.json"])
+def test_a_damaged_record_is_not_done_and_can_be_begun_anew(tmp_path: Path, name: str, damage: str) -> None:
+    JobRecord(tmp_path, "n", {"epochs": 2}).done({"val_acc": 0.5})
+    (tmp_path / name).write_text(damage)
+    assert is_done(tmp_path, {"epochs": 2}) == (name == "summary.json" and damage == '{"status": "ok"}')
+    JobRecord(tmp_path, "n", {"epochs": 2}).done({"val_acc": 0.5})
+    assert is_done(tmp_path, {"epochs": 2})
 
 
 def test_a_file_is_written_whole_or_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,9 @@ def explain(error: Exception) -> str:
         parent, dot, _ = (cause.full_key or "").rpartition(".")
         return str(unknown_key(str(cause.full_key), map(str, cause.parent_node), parent + dot))
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read. Quote a value with spaces, accents or ~: 'key=\"value\"'."
+        reason = next(iter(str(error).splitlines()[1:]), "").strip()
+        hint = "Write key=value, and quote a value with spaces, accents or ~ twice: 'key=\"value\"'."
+        return f"{error.override} cannot be read ({reason}). {hint}"
     text = str(error).partition("\nConfig search path")[0].strip()
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
 

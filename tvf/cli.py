@@ -34,7 +34,9 @@ USAGE = """tvf: how much of a pretrained vision network should train?
 def main() -> None:
     """The command `tvf`."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command == "train":
+    if command == "groups" and {"-h", "--help"} & {*rest}:
+        print(USAGE)
+    elif command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
         train()
     elif command == "groups":
@@ -138,6 +140,8 @@ def read_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
     known, rest = parser.parse_known_args(arguments)
+    if known.config_dir and not os.path.isdir(known.config_dir):
+        raise SystemExit(f"error: --config-dir {known.config_dir} is not a folder.")
     folders = [os.getcwd(), *([known.config_dir] if known.config_dir else [])]
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
     return known.config_dir, rest

@@ -1,6 +1,7 @@
 """What the machine gives a job: a GPU of its own beside other jobs, threads, memory, and a count of what it took."""
 
 import ctypes
+import getpass
 import os
 import platform
 import sys
@@ -13,23 +14,25 @@ import torch
 from filelock import FileLock, Timeout
 
 _claimed: dict[int, FileLock] = {}
+_all_threads = torch.get_num_threads()
 
 
 def claim_gpu() -> int:
-    """The index of a GPU that no other tvf process of this machine uses, held until this process ends."""
+    """The index of a GPU that no other tvf process of this user trains on, held until this process ends."""
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return claim([str(getattr(each, "uuid", index)) for index, each in enumerate(properties)])
 
 
 def claim(names: Sequence[str], folder: Path | None = None) -> int:
-    """The index of the first of `names` that no other process claims; if all are taken, one of them by process number.
+    """The index of the first of `names` that no other process of this user claims.
 
-    `folder` holds the lock files. What a process has claimed once it gets again.
+    If all are taken, processes share them by their numbers. `folder` holds the lock files. What a process has claimed
+    once it gets again.
     """
     if _claimed:
         return next(iter(_claimed))
     for index, name in enumerate(names):
-        lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-{name}.lock")
+        lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-{getpass.getuser()}-{name}.lock")
         with suppress(Timeout, OSError):
             lock.acquire(timeout=0)
             _claimed[index] = lock
@@ -43,10 +46,8 @@ def set_threads(threads: int | None, device: torch.device, *, in_sweep: bool) ->
     Results differ in the last digits with the number of threads: so a sweep gives the same ones however many of its
     jobs run at once.
     """
-    if threads is None and in_sweep and device.type == "cpu":
-        threads = 1
-    if threads is not None:
-        torch.set_num_threads(threads)
+    alone = _all_threads if device.type != "cpu" or not in_sweep else 1
+    torch.set_num_threads(threads or alone)
 
 
 def keep_freed_memory() -> None:

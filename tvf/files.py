@@ -26,6 +26,15 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; an empty one if there is no such file, or something else in it."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
     write_whole(path, "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows).encode())

@@ -56,14 +56,17 @@ class Place:
 def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     """Train and test one configuration, leave its record in the job's folder, and return its summary.
 
-    Returns None where the folder's job is in the hands of another process or, in a sweep, done: jobs of a sweep that
+    Returns None where, in a sweep, the folder's job is done or in the hands of another process: jobs of a sweep that
     differ only in what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the
-    config or the data. Whatever is raised, status.json says so.
+    config or the data, or if another process trains in the folder of a job by itself. Whatever else is raised,
+    status.json says so.
     """
     lock = FileLock(place.folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if place.sweep is None:
+            raise InputError(f"another process trains in {place.folder}: choose another hydra.run.dir.") from None
         log.info("%s: another process trains this job.", cfg.name)
         return None
     try:
@@ -271,8 +274,10 @@ def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
         fabric = build(node, "fabric")
         fabric.launch()
         return fabric
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"fabric cannot be set up: {error}. fabric=cpu runs everywhere.") from error
+        raise InputError(f"fabric cannot be set up: {error}. fabric=cpu with its defaults runs everywhere.") from error
 
 
 def _of(scores: dict[str, Any]) -> tuple[float, float, int]:

@@ -3,7 +3,6 @@
 A tracker's `start` opens one run as a context: leaving it through an exception marks the run as failed.
 """
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tvf.errors import InputError, require_choice
-from tvf.files import write_json, write_json_lines
+from tvf.files import read_json, write_json, write_json_lines
 
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -42,11 +41,12 @@ class JobRecord:
     def __init__(self, folder: Path, name: str, config: dict[str, Any]) -> None:
         self.folder = folder
         self._metrics: list[dict[str, Any]] = []
-        self._status = _status(name, attempt=read_status(folder).get("attempt", 0) + 1)
+        self._status = _status(name, attempt=_attempts(folder) + 1)
+        # In this order a folder is never called done by one attempt's status and another's files.
+        write_json(folder / "status.json", self._status)
         for leftover in ("metrics.jsonl", "summary.json", "checkpoints/best.safetensors"):
             (folder / leftover).unlink(missing_ok=True)
         write_json(folder / "config.json", config)
-        write_json(folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
@@ -70,14 +70,22 @@ class JobRecord:
 def refuse(folder: Path, name: str, error: Exception) -> None:
     """Say in status.json that a job never began, for this reason; a finished job's record is left as it is."""
     if read_status(folder).get("state") != "done":
-        status = _status(name, attempt=0) | {"state": "failed", "ended": _now(), "error": _reason(error)}
+        status = _status(name, attempt=_attempts(folder)) | {
+            "state": "failed",
+            "ended": _now(),
+            "error": _reason(error),
+        }
         write_json(folder / "status.json", status)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What status.json says; nothing if there is none."""
-    path = folder / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What status.json says; nothing if there is none, or none of tvf's."""
+    status = read_json(folder / "status.json")
+    return status if {"state", "name", "error"} <= status.keys() else {}
+
+
+def _attempts(folder: Path) -> int:
+    return read_status(folder).get("attempt", 0)
 
 
 def _status(name: str, attempt: int) -> dict[str, Any]:
@@ -99,9 +107,8 @@ def _reason(error: BaseException) -> str:
 
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
     """Whether this very configuration was trained to its end in `folder`."""
-    if read_status(folder).get("state") != "done":
-        return False
-    return json.loads((folder / "config.json").read_text()) == config
+    done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
+    return done and read_json(folder / "config.json") == config
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
-from tvf.files import write_whole
+from tvf.files import read_json, write_whole
+from tvf.tracking import read_status
 
 COLUMNS = [
     *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
@@ -39,7 +40,7 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
-        print(f"{row['name']} {row['state']}: {row['error'] or 'it left no reason'} ({log})")
+        print(f"{row['name']} {row['state']}: {row['error']} ({log})")
     missing = jobs - {row["folder"] for row in rows}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
@@ -49,18 +50,27 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """One row for each job folder below `folder`, by fraction, then name. One whose process is gone is interrupted."""
     rows = []
-    for status_file in folder.glob("*/status.json"):
-        status = json.loads(status_file.read_text())
-        summary_file = status_file.with_name("summary.json")
-        summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
-        row = dict.fromkeys(COLUMNS) | summary | {key: status[key] for key in ("name", "state", "error")}
-        row["folder"] = status_file.parent.name
-        overrides = status_file.with_name(".hydra") / "overrides.yaml"
-        row["overrides"] = list(OmegaConf.load(overrides)) if overrides.exists() else []
-        if row["state"] == "running" and not _is_held(status_file.with_name(".lock")):
+    for job in (path.parent for path in folder.glob("*/status.json")):
+        status = read_status(job)
+        if not status:
+            print(f"{job / 'status.json'} is not a job's status: its folder is left out.")
+            continue
+        row = dict.fromkeys(COLUMNS) | read_json(job / "summary.json")
+        row |= {key: status[key] for key in ("name", "state", "error")}
+        row |= {"folder": job.name, "overrides": _overrides(job)}
+        if row["state"] == "running" and not _is_held(job / ".lock"):
+            row["state"], row["error"] = "interrupted", "its process is gone"
+        elif row["error"] == "interrupted":
             row["state"] = "interrupted"
         rows.append({key: row[key] for key in COLUMNS})
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
+
+
+def _overrides(job: Path) -> list[str]:
+    try:
+        return list(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+    except (OSError, YAMLError):
+        return []
 
 
 def _is_held(lock_file: Path) -> bool:
