@@ -87,7 +87,8 @@ def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
 
 
 def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
-    """Same weights and data: tvf's epoch against a loop written out, augmentation off."""
+    """Same weights and data: tvf's epoch against a loop written out. Training sees view 1, validation no view."""
+    augment = Augment(horizontal=0.5, padding=2, seed=3)
     ours, theirs = (FineTuneModel(small_backbone(), 0.5) for _ in range(2))
     build = TwoRates(torch.optim.SGD, 0.1, 0.01)
     optimizer = build(ours.head_parameters(), ours.unfrozen_parameters())
@@ -95,7 +96,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     wrapped, optimizer = FABRIC.setup(ours, optimizer)
     seen: list[Epoch] = []
     fit(
-        *(FABRIC, wrapped, optimizer, scheduler, DATA, Augment()),
+        *(FABRIC, wrapped, optimizer, scheduler, DATA, augment),
         **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch, _: seen.append(epoch)},
     )
 
@@ -103,7 +104,9 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     theirs.train()
     order, losses = np.random.default_rng([5, 1]).permutation(33), []
     for samples in (order[:16], order[16:]):  # the 33rd joins the second batch
-        loss = cross_entropy(theirs(DATA.train.images[samples]), DATA.train.labels[samples])
+        view = augment(DATA.train.images[samples], samples, 1)
+        assert not torch.equal(view, DATA.train.images[samples])
+        loss = cross_entropy(theirs(view), DATA.train.labels[samples])
         reference.zero_grad()
         loss.backward()
         reference.step()
