@@ -220,7 +220,10 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
 
 def test_a_job_that_cannot_read_its_data_is_a_failed_run(shell: Shell, image_root: Path, tmp_path: Path) -> None:
     (image_root / "train" / "cats" / "3.png").write_text("no image")
-    assert shell("data=image_folder", f"data.root={image_root}", "data.image_size=32").code == 1
+    outcome = shell("data=image_folder", f"data.root={image_root}", "data.image_size=32")
+    assert outcome.code == 1
+    assert "3.png cannot be read as an image" in outcome.out
+    assert "Traceback" not in outcome.out + outcome.err
     (wandb_log,) = _folder(tmp_path).glob("wandb/offline-run-*/logs/debug.log")
     assert "got exitcode: 1" in wandb_log.read_text()
 

@@ -156,7 +156,7 @@ class WandbTracker:
         """Open the run; its files lie below `folder`/wandb."""
         import wandb
 
-        with wandb.init(
+        run = wandb.init(
             project=self.project,
             entity=self.entity,
             mode=self._mode(),
@@ -168,9 +168,15 @@ class WandbTracker:
             # Without this a second job in one process would go on writing to the first one's run.
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off"),
-        ) as run:
-            run.define_metric("*", step_metric="epoch")
+        )
+        run.define_metric("*", step_metric="epoch")
+        try:
             yield _WandbRun(run)
+        except BaseException:
+            # Not through `with run`, which would print a traceback even for a mistake that is told in words.
+            run.finish(exit_code=1)
+            raise
+        run.finish()
 
     def _mode(self) -> Any:
         import wandb
