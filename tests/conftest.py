@@ -32,13 +32,14 @@ class Outcome:
 
 
 @pytest.fixture(autouse=True)
-def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody is logged in to W&B, whatever the machine's owner is, and no debug flag is set."""
+def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is logged in to W&B, whatever the machine's owner is, no debug flag is set, and the store is empty."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # cli.train() sets it for good
     monkeypatch.delenv("TVF_DEBUG", raising=False)
+    monkeypatch.setenv("TVF_STORE", str(tmp_path / "store"))
 
 
 @pytest.fixture

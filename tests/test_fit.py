@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
 from tvf.errors import InputError
-from tvf.fit import Epoch, batches, evaluate, fit, sample_order
+from tvf.feed import Feed
+from tvf.data.order import batches, sample_order
+from tvf.fit import Epoch, evaluate, fit
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
 
@@ -38,7 +40,7 @@ def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
     wrapped, optimizer = FABRIC.setup(model, optimizer)
     history: list[Epoch] = []
     fit(
-        *(FABRIC, wrapped, optimizer, scheduler, DATA, Augment(horizontal=0.5, seed=augment_seed)),
+        *(FABRIC, Feed(FABRIC, wrapped, DATA, Augment(horizontal=0.5, seed=augment_seed)), optimizer, scheduler),
         epochs=epochs,
         batch_size=8,
         seed=seed,
@@ -71,7 +73,7 @@ def test_training_that_diverges_is_stopped_with_a_word() -> None:
     wrapped, optimizer = FABRIC.setup(model, optimizer)
     common = {"epochs": 3, "batch_size": 8, "seed": 0, "on_epoch": lambda epoch, best: None}
     with pytest.raises(InputError, match="training diverged"):
-        fit(*(FABRIC, wrapped, optimizer, ConstantLR(optimizer, 1.0), DATA, Augment()), **common)
+        fit(FABRIC, Feed(FABRIC, wrapped, DATA, Augment()), optimizer, ConstantLR(optimizer, 1.0), **common)
 
 
 def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
@@ -95,8 +97,9 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     scheduler = ConstantLR(optimizer, 1.0)
     wrapped, optimizer = FABRIC.setup(ours, optimizer)
     seen: list[Epoch] = []
+    feed = Feed(FABRIC, wrapped, DATA, augment)
     fit(
-        *(FABRIC, wrapped, optimizer, scheduler, DATA, augment),
+        *(FABRIC, feed, optimizer, scheduler),
         **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch, _: seen.append(epoch)},
     )
 
@@ -117,7 +120,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
-    assert np.isclose(evaluate(FABRIC, ours, DATA.val, 16)[0], expected, rtol=1e-6)
+    assert np.isclose(evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16)[0], expected, rtol=1e-6)
 
 
 @given(seed=st.integers(0, 2**32), epoch=st.integers(1, 1000), count=st.integers(1, 200))

@@ -97,7 +97,7 @@ def _task(cfg: DictConfig) -> None:
     launcher = settings.launcher
     place = Place(
         folder=Path(settings.runtime.output_dir),
-        sweep=Path(settings.sweep.dir).name if in_sweep else None,
+        sweep=Path(settings.sweep.dir) if in_sweep else None,
         parallel=in_sweep and launcher.get("n_jobs", 1) != 1,
         choices=dict(settings.runtime.choices),
     )

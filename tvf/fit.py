@@ -6,7 +6,7 @@ Everything random in it is a pure function of seeds and positions: sample order 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from tvf.data import Dataset, Labelled
-from tvf.data.views import Augment
+from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
-from tvf.models import FineTuneModel
+from tvf.feed import Feed, Pass
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,9 @@ class Epoch:
 
 def fit(
     fabric: Fabric,
-    model: FineTuneModel,
+    feed: Feed,
     optimizer: Optimizer,
     scheduler: LRScheduler,
-    data: Dataset,
-    augment: Augment,
     *,
     epochs: int,
     batch_size: int,
@@ -57,22 +54,26 @@ def fit(
     on_epoch: Callable[[Epoch, bool], None],
     progress: bool = False,
 ) -> Epoch:
-    """Train for `epochs` and return the best epoch. `model` and `optimizer` are set up by `fabric`.
+    """Train for `epochs` and return the best epoch. `optimizer` is set up by `fabric`, as the feed's module is.
 
     `on_epoch(epoch, is_best)` is called after each; the model then holds that epoch's weights. Raises InputError when
     the training loss is no longer a finite number.
     """
-    best = None
+    best, train_labels, val_labels = None, feed.data.train.labels, feed.data.val.labels
     for number in range(1, epochs + 1):
         start = time.perf_counter()
         rates = [group["lr"] for group in optimizer.param_groups]
-        train_loss, train_acc = train_epoch(
-            fabric, model, optimizer, data.train, augment, number, batch_size, seed, progress=progress
+        training = feed.train(number)
+        ready = time.perf_counter()
+        order = sample_order(seed, number, len(train_labels))
+        parts = tqdm(
+            list(batches(order, batch_size)), f"epoch {number}", leave=False, disable=None if progress else True
         )
+        train_loss, train_acc = train_epoch(fabric, training, optimizer, train_labels, parts)
         if not math.isfinite(train_loss):
             raise InputError(f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates.")
         trained = time.perf_counter()
-        val_loss, val_acc = evaluate(fabric, model, data.val, batch_size)
+        val_loss, val_acc = evaluate(fabric, feed.evaluate("val"), val_labels, batch_size)
         scheduler.step()
         epoch = Epoch(
             epoch=number,
@@ -83,7 +84,7 @@ def fit(
             lr_head=rates[0],
             lr_backbone=rates[1] if len(rates) > 1 else None,
             epoch_seconds=time.perf_counter() - start,
-            images_per_second=len(data.train) / (trained - start),
+            images_per_second=len(train_labels) / (trained - ready),
         )
         is_best = epoch.better_than(best)
         best = epoch if is_best else best
@@ -93,47 +94,33 @@ def fit(
 
 
 def train_epoch(
-    fabric: Fabric,
-    model: FineTuneModel,
-    optimizer: Optimizer,
-    part: Labelled,
-    augment: Augment,
-    epoch: int,
-    batch_size: int,
-    seed: int,
-    *,
-    progress: bool = False,
+    fabric: Fabric, run: Pass, optimizer: Optimizer, labels: Tensor, batches: Iterable[np.ndarray]
 ) -> tuple[float, float]:
-    """One pass over `part`; mean loss and accuracy over its images, each as it was when its batch was trained on."""
-    model.train()
-    losses, hits = [], []
-    order = sample_order(seed, epoch, len(part))
-    for samples in tqdm(
-        list(batches(order, batch_size)), f"epoch {epoch}", leave=False, disable=None if progress else True
-    ):
-        images, labels = take(part, samples)
-        images, labels = fabric.to_device((augment(images, samples, epoch), labels))
+    """One pass over the batches; mean loss and accuracy over their images, each as its batch was trained on."""
+    losses, hits, count = [], [], 0
+    for samples in batches:
+        inputs, expected = run.inputs(samples), fabric.to_device(labels[torch.from_numpy(samples)])
         optimizer.zero_grad()
-        logits = model(images)
-        loss = cross_entropy(logits, labels)
+        logits = run.module(*inputs)
+        loss = cross_entropy(logits, expected)
         fabric.backward(loss)
         optimizer.step()
-        losses.append(loss.detach() * len(labels))
-        hits.append((logits.detach().argmax(1) == labels).sum())
-    return total(losses) / len(part), total(hits) / len(part)
+        losses.append(loss.detach() * len(samples))
+        hits.append((logits.detach().argmax(1) == expected).sum())
+        count += len(samples)
+    return total(losses) / count, total(hits) / count
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: FineTuneModel, part: Labelled, batch_size: int) -> tuple[float, float]:
-    """Mean loss and accuracy of `model` in eval mode over `part`, without augmentation."""
-    model.eval()
+def evaluate(fabric: Fabric, run: Pass, labels: Tensor, batch_size: int) -> tuple[float, float]:
+    """Mean loss and accuracy over a part whose labels are given, without augmentation."""
     losses, hits = [], []
-    for samples in np.split(np.arange(len(part)), range(batch_size, len(part), batch_size)):
-        images, labels = fabric.to_device(take(part, samples))
-        logits = model(images)
-        losses.append(cross_entropy(logits, labels, reduction="sum"))
-        hits.append((logits.argmax(1) == labels).sum())
-    return total(losses) / len(part), total(hits) / len(part)
+    for samples in np.split(np.arange(len(labels)), range(batch_size, len(labels), batch_size)):
+        logits = run.module(*run.inputs(samples))
+        expected = fabric.to_device(labels[torch.from_numpy(samples)])
+        losses.append(cross_entropy(logits, expected, reduction="sum"))
+        hits.append((logits.argmax(1) == expected).sum())
+    return total(losses) / len(labels), total(hits) / len(labels)
 
 
 def total(batches: list[Tensor]) -> float:
@@ -142,25 +129,3 @@ def total(batches: list[Tensor]) -> float:
     Read back here, once an epoch, because on a GPU each read waits for all work before it.
     """
     return sum(torch.stack(batches).tolist())
-
-
-def sample_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order in which `count` samples are trained on in `epoch`: int64, a permutation."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive batches of `size`, the last one smaller; one sample left over joins the batch before it.
-
-    (BatchNorm has no statistics of a single sample.)
-    """
-    bounds = list(range(size, len(order), size))
-    if size > 1 and bounds and len(order) - bounds[-1] == 1:
-        bounds.pop()
-    yield from np.split(order, bounds)
-
-
-def take(part: Labelled, samples: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The images and labels of these samples."""
-    index = torch.from_numpy(samples)
-    return part.images[index], part.labels[index]

@@ -5,16 +5,17 @@ statistics, which `module.train()` would go on updating, so `hold_frozen_batchno
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tvf.errors import InputError, require_choice
 
 UNITS = ("groups", "params")
-FROZEN_BN = ("eval", "batch")
+FROZEN_BN = ("eval", "batch", "recalibrate")
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,40 @@ def needs_batches(module: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
 
 
-def hold_frozen_batchnorm(module: nn.Module) -> None:
-    """Put the BatchNorm layers that are frozen into eval mode: statistics fixed, and used instead of the batch's.
+def frozen_batchnorm(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers that are frozen, by name.
 
     A layer is frozen when none of its parameters trains; one without parameters when nothing in its parent does.
     """
+    frozen = {}
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
             own = list(layer.parameters()) or list(module.get_submodule(name.rpartition(".")[0]).parameters())
             if not any(parameter.requires_grad for parameter in own):
-                layer.eval()
+                frozen[name] = layer
+    return frozen
+
+
+def hold_frozen_batchnorm(module: nn.Module) -> None:
+    """Put the frozen BatchNorm layers into eval mode: statistics fixed, and used instead of the batch's."""
+    for layer in frozen_batchnorm(module).values():
+        layer.eval()
+
+
+def recalibrate_batchnorm(module: nn.Module, layers: Iterable[_BatchNorm], run: Callable[[], None]) -> None:
+    """Give `layers` the mean statistics of the batches that `run` pushes through `module`; leave it in eval mode.
+
+    As `torch.optim.swa_utils.update_bn` does for all layers of a network (Izmailov et al. 2018).
+    """
+    layers = [layer for layer in layers if layer.track_running_stats]
+    momenta = [layer.momentum for layer in layers]
+    module.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    with torch.no_grad():
+        run()
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()

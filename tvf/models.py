@@ -3,6 +3,8 @@
 Both take pixels and normalise them themselves, so a saved model can be fed images as they are.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ class FineTuneModel(nn.Module):
 
     `unit` says what the fraction counts: "groups", or "params" (see `select_groups`).
     `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their statistics, "batch"
-    normalises by the batch and goes on updating them, as a plain `model.train()` does.
+    normalises by the batch and goes on updating them, as a plain `model.train()` does. "recalibrate" is "eval" after a
+    pass over the training images has set the statistics, which is for the caller to do.
     """
 
     mean: Tensor
@@ -26,11 +29,11 @@ class FineTuneModel(nn.Module):
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
         self.trained_groups = select_groups(backbone.module, backbone.groups, pct_unfreeze, unit)
-        unfreeze(backbone.module, self.trained_groups, backbone.head)
         self.pct_unfreeze = float(pct_unfreeze)
         self.frozen_bn = frozen_bn
         self.module = backbone.module
         self.head = backbone.head
+        self.unfreeze()
         self.register_buffer("mean", torch.tensor([*backbone.mean]).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
 
@@ -41,9 +44,13 @@ class FineTuneModel(nn.Module):
     def train(self, mode: bool = True) -> "FineTuneModel":
         """As nn.Module's, but frozen BatchNorm layers keep to `frozen_bn`."""
         super().train(mode)
-        if mode and self.frozen_bn == "eval":
+        if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module)
         return self
+
+    def unfreeze(self) -> None:
+        """Let exactly the head and the trained groups train, whatever another model over this backbone has frozen."""
+        unfreeze(self.module, self.trained_groups, self.head)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the new head."""
@@ -64,3 +71,19 @@ class TransferModel(FineTuneModel):
         self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: None = None, unit: None = None
     ) -> None:
         super().__init__(backbone, 0.0, frozen_bn=frozen_bn)
+
+
+def describe(model: FineTuneModel, backbone: Backbone) -> str:
+    """Which groups train and how many parameters each has, in a line."""
+    sizes = [("head", count(model.head_parameters()))]
+    for group in model.trained_groups:
+        sizes.append((group.name, count(backbone.module.get_parameter(name) for name in group.parameters)))
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
+    trained, total = sum(size for _, size in sizes), count(model.parameters())
+    groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
+    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
+
+
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers they hold."""
+    return sum(parameter.numel() for parameter in parameters)

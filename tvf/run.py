@@ -6,7 +6,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from tvf.backbones import Backbone, check_image_size
 from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
@@ -32,12 +31,16 @@ from tvf.devices import (
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
 from tvf.fit import Epoch, evaluate, fit
 from tvf.freezing import FROZEN_BN, UNITS, check_fraction, needs_batches
-from tvf.models import FineTuneModel
+from tvf.models import FineTuneModel, count, describe
+from tvf.planning import Sharing, open_feed
+from tvf.recalibration import recalibrate
+from tvf.store import DTYPES, Store
+from tvf.sweep.manifest import sharing_models
 from tvf.tracking import JobRecord, is_done, refuse
 
 log = logging.getLogger(__name__)
 
-NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "tracker")
+NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "tracker")
 VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
 GIVEN = {"model": ("backbone",), "backbone": ("num_classes",)}
@@ -45,10 +48,10 @@ GIVEN = {"model": ("backbone",), "backbone": ("num_classes",)}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job runs: its folder; the sweep's name and whether others run beside it; the names of its options."""
+    """Where a job runs: its folder; the sweep's and whether others run beside it; the names of its options."""
 
     folder: Path
-    sweep: str | None
+    sweep: Path | None
     parallel: bool
     choices: dict[str, str]
 
@@ -124,7 +127,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
         if model.get(key) is not None:
             require_choice(f"model.{key}", model[key], choices)
-    for name in ("data", "augment", "optimizer", "tracker"):
+    for name in ("data", "augment", "optimizer", "store", "tracker"):
         build(config[name], name)
     return config
 
@@ -139,13 +142,17 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
     }
     tag = _tag(config, facts, in_sweep=place.sweep is not None)
     tracker = build(config["tracker"], "tracker")
-    with tracker.start(place.folder, config["name"], place.sweep, facts | {"config": config}) as run:
+    group = place.sweep.name if place.sweep else None
+    with (
+        tracker.start(place.folder, config["name"], group, facts | {"config": config}) as run,
+        build(config["store"], "store").open() as store,
+    ):
 
         def report(metrics: dict[str, Any]) -> None:
             record.log(metrics)
             run.log(metrics)
 
-        parts = _build_parts(config, place)
+        parts = _build_parts(config, place, store)
         log.info("%s %s", tag, describe(parts.model, parts.backbone))
         if facts["pct_unfreeze"] and not parts.model.trained_groups:
             log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
@@ -173,19 +180,20 @@ class Parts:
     """What a job trains: all that its config names, built."""
 
     fabric: Fabric
+    store: Store | None
     data: Dataset
     batch_size: int
     backbone: Backbone
     model: FineTuneModel
 
 
-def _build_parts(config: dict[str, Any], place: Place) -> Parts:
+def _build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Parts:
     keep_freed_memory()
     fabric = build_fabric(config["fabric"], place.parallel)
     set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
     reset_peak_memory(fabric.device)
     options = build(config["data"], "data")
-    data = options.load(progress=not place.parallel)
+    data = options.load(progress=not place.parallel, store=store)
     torch.manual_seed(config["seed"])  # the new head, and dropout
     backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
     check_image_size(backbone, options.image_size)
@@ -194,7 +202,7 @@ def _build_parts(config: dict[str, Any], place: Place) -> Parts:
         raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
     if config["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
-    return Parts(fabric, data, options.batch_size, backbone, model)
+    return Parts(fabric, store, data, options.batch_size, backbone, model)
 
 
 def _fit_and_test(
@@ -216,8 +224,21 @@ def _fit_and_test(
         )
 
     start = time.perf_counter()
+    if model.frozen_bn == "recalibrate":
+        recalibrate(parts.fabric, module, parts.data.train, parts.batch_size, parts.store)
+    feed = open_feed(
+        *(parts.fabric, module, parts.data, build(config["augment"], "augment")),
+        epochs=config["epochs"],
+        store=parts.store,
+        mode=config["store"]["mode"],
+        dtype=DTYPES[config["store"]["dtype"]],
+        precision=str(config["fabric"].get("precision", "32-true")),
+        channels_last=config["channels_last"],
+        sharing=_sharing(config, place, parts),
+        show=not place.parallel,
+    )
     best = fit(
-        *(parts.fabric, module, optimizer, scheduler, parts.data, build(config["augment"], "augment")),
+        *(parts.fabric, feed, optimizer, scheduler),
         epochs=config["epochs"],
         batch_size=parts.batch_size,
         seed=config["seed"],
@@ -226,7 +247,7 @@ def _fit_and_test(
     )
     seconds = time.perf_counter() - start
     load_weights(model, best_weights)
-    test_loss, test_acc = evaluate(parts.fabric, module, parts.data.test, parts.batch_size)
+    test_loss, test_acc = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
         "best_epoch": best.epoch,
         "val_loss": best.val_loss,
@@ -234,7 +255,30 @@ def _fit_and_test(
         "test_loss": test_loss,
         "test_acc": test_acc,
         "train_seconds": seconds,
+        "prefix_seconds": feed.prefix_seconds,
+        "prefix_images": feed.prefix_images,
+        "continued_images": feed.continued_images,
+        "approximations": feed.approximations,
     }
+
+
+def _sharing(config: dict[str, Any], place: Place, parts: Parts) -> Sharing:
+    """Which jobs of the sweep pass through the same frozen layers, and how each kind of them freezes the backbone."""
+
+    def freezing(node: dict[str, Any]) -> Callable[[], None]:
+        other = build(node, "model", backbone=parts.backbone)
+
+        def freeze() -> None:
+            other.unfreeze()
+            other.train()
+
+        return freeze
+
+    nodes = sharing_models(place.sweep, config) if place.sweep else []
+    kinds = [node for i, node in enumerate(nodes) if node not in nodes[:i]]
+    freezings = [freezing(node) for node in kinds]
+    parts.model.unfreeze()  # building the others has frozen the backbone as they do
+    return Sharing(max(len(nodes), 1), freezings)
 
 
 def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
@@ -245,22 +289,6 @@ def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
     if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
         words.append(f"seed={facts['seed']}")
     return f"[{' '.join(words)}]"
-
-
-def describe(model: FineTuneModel, backbone: Backbone) -> str:
-    """Which groups train and how many parameters each has, in a line."""
-    sizes = [("head", count(model.head_parameters()))]
-    for group in model.trained_groups:
-        sizes.append((group.name, count(backbone.module.get_parameter(name) for name in group.parameters)))
-    parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
-    trained, total = sum(size for _, size in sizes), count(model.parameters())
-    groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
-    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
-
-
-def count(parameters: Iterable[nn.Parameter]) -> int:
-    """How many numbers they hold."""
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:

@@ -14,10 +14,14 @@ SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images, uint8 [N, 3, S, S], and their classes, int64 [N]."""
+    """Images, uint8 [N, 3, S, S], and their classes, int64 [N].
+
+    `key` names what is in the images, where that is known more cheaply than by reading them all.
+    """
 
     images: Tensor
     labels: Tensor
+    key: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,7 +39,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What any data can be asked for; subclasses add `load(progress) -> Dataset`.
+    """What any data can be asked for; subclasses add `load(progress, store) -> Dataset`.
 
     `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
     jobs with different run seeds share their split. `val_fraction` of the training images become the val part.

@@ -16,6 +16,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import check_memory
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_bool, require_choice
+from tvf.store import Store
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -41,7 +42,7 @@ class Cifar10(DataOptions):
         require_bool("data.download", self.download)
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
 
-    def load(self, progress: bool = False) -> Dataset:
+    def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """Read CIFAR-10 below `root`, downloading it if allowed; InputError names the file that is not as it should be.
 
         With `download` an archive that lies in `root` is unpacked instead, which needs no network.

@@ -14,6 +14,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import read_images
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_choice
+from tvf.store import Store
 
 TEST_SIZE = 656
 CLASSES = {"binary": ("functional", "defective"), "four_class": ("0", "1/3", "2/3", "1")}
@@ -32,7 +33,7 @@ class Elpv(DataOptions):
         super().__post_init__()
         require_choice("data.task", self.task, tuple(CLASSES))
 
-    def load(self, progress: bool = False) -> Dataset:
+    def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """Read the package's images; InputError if it is not installed."""
         folder = _folder()
         table = np.genfromtxt(
@@ -46,7 +47,7 @@ class Elpv(DataOptions):
 
         def read(part: np.ndarray) -> Labelled:
             paths = [folder / path for path in table["path"][part]]
-            return Labelled(read_images(paths, self.image_size, progress=progress), torch.from_numpy(labels[part]))
+            return read_images(paths, torch.from_numpy(labels[part]), self.image_size, progress=progress, store=store)
 
         return self.read_parts(CLASSES[self.task], (train, val, test), read)
 

@@ -10,6 +10,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import read_images
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_number
+from tvf.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class ImageFolder(DataOptions):
         if not (root / "train").is_dir():
             raise InputError(f"data.root={self.root} has no folder train/: it must hold train/<class>/<image>.")
 
-    def load(self, progress: bool = False) -> Dataset:
+    def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """List, split and read; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
         classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
@@ -49,8 +50,11 @@ class ImageFolder(DataOptions):
                 parts["train"], parts[part] = split_off(parts["train"], labels, size, self.split_seed)
 
         def read(part: np.ndarray) -> Labelled:
-            images = read_images([paths[i] for i in part], self.image_size, progress=progress)
-            return Labelled(images, torch.from_numpy(labels[part]))
+            return read_images(
+                *([paths[i] for i in part], torch.from_numpy(labels[part]), self.image_size),
+                progress=progress,
+                store=store,
+            )
 
         return self.read_parts(classes, [parts[part] for part in ("train", "val", "test")], read)
 

@@ -1,34 +1,61 @@
 """Image files to one uint8 tensor: decoded, turned upright, cropped to a square and resized, in threads."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import psutil
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from tvf.content import describe, describe_files
+from tvf.data import Labelled
 from tvf.errors import InputError
+from tvf.store import Column, Store, StoreUnusable
+
+log = logging.getLogger(__name__)
+
+READING = 1  # raise it when `read_image` gives other pixels
+AT_ONCE = 256  # images
 
 
-def read_images(paths: Sequence[Path], image_size: int, *, progress: bool = False) -> Tensor:
+def read_images(
+    paths: Sequence[Path], labels: Tensor, image_size: int, *, progress: bool = False, store: Store | None = None
+) -> Labelled:
     """Images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear. Grey ones get three channels.
 
-    Raises InputError that names the file which cannot be read.
+    With a store they are decoded once, for as long as the files' contents and the size stay what they are. Raises
+    InputError that names the file which cannot be read.
     """
+    label = "reading images" if progress else None
+    if store is not None:
+        try:
+            key = describe([describe_files(paths), image_size, PIL.__version__, READING])
+            entry = store.entry("pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"})
+            column = Column((3, image_size, image_size), torch.uint8)
+            (images,) = entry.table(
+                "images", len(paths), [column], lambda rows, wait: [_read(paths[rows], image_size)], label
+            ).tensors()
+            return Labelled(images, labels, key)
+        except StoreUnusable as error:
+            log.warning("store: decoded images are not kept: %s.", error)
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove it.") from error
     check_memory(len(paths), image_size)
-    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
+    bar = tqdm(parts, label, leave=False, disable=None if label else True)
+    return Labelled(torch.cat([_read(part, image_size) for part in bar]), labels)
 
-    def read_into(number: int) -> None:
-        images[number] = read_image(paths[number], image_size)
 
+def _read(paths: Sequence[Path], image_size: int) -> Tensor:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        done = pool.map(read_into, range(len(paths)))
-        list(tqdm(done, "reading images", len(paths), leave=False, disable=None if progress else True))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        images = list(pool.map(lambda path: read_image(path, image_size), paths))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def read_image(path: Path, image_size: int) -> np.ndarray:

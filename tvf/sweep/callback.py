@@ -16,7 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tvf.build import explain
 from tvf.errors import InputError
+from tvf.sweep.manifest import write_manifest
 from tvf.sweep.results import report
+
+
+def _fraction(value: str) -> float:
+    try:
+        return -float(value)
+    except ValueError:
+        return 0.0  # the check of the jobs will say what is wrong with it
+
+
+# How to sort the values of a swept key so that the jobs which take longest come first.
+LONGEST_FIRST = {"model": lambda option: option == "transfer", "model.pct_unfreeze": _fraction}
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,19 @@ class SweepCallback(Callback):
         try:
             if config.hydra.launcher.get("n_jobs") == 0:
                 raise InputError("hydra.launcher.n_jobs=0 is refused: how many jobs at once? -1 means one a core.")
+            if config.hydra.launcher.get("n_jobs", 1) != 1:
+                config.hydra.overrides.task = longest_first(config)
             jobs = check_jobs(config, expand(config))
+            folder = Path(config.hydra.sweep.dir)
+            write_manifest(folder, jobs)
+        except OSError as error:
+            raise SystemExit(f"error: {explain(error)}") from None
         except (InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain(error)}") from None
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(f"error: the sweep could not be checked: {error}") from None
-        _launched = Launched(Path(config.hydra.sweep.dir), jobs)
+        _launched = Launched(folder, frozenset(jobs))
 
 
 def finish() -> bool:
@@ -65,19 +83,42 @@ def expand(config: DictConfig) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def check_jobs(config: DictConfig, jobs: list[list[str]]) -> frozenset[str]:
-    """Compose and check each job; the names of their folders. Raises InputError, or Hydra's errors, for a wrong one."""
+def longest_first(config: DictConfig) -> list[str]:
+    """The task's overrides, spelled so that large fractions come first: side by side, the longest jobs must not be last.
+
+    Which jobs there are does not change, nor what they are called.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    first: dict[str, str] = {}
+    rest = []
+    for line, override in zip(
+        config.hydra.overrides.task, parser.parse_overrides(config.hydra.overrides.task), strict=True
+    ):
+        key = override.get_key_element()
+        if key in LONGEST_FIRST and override.is_sweep_override() and override.is_discrete_sweep():
+            values = sorted(override.sweep_string_iterator(), key=LONGEST_FIRST[key])
+            first[key] = f"{key}={','.join(values)}"
+        else:
+            rest.append(line)
+    return [*(first[key] for key in LONGEST_FIRST if key in first), *rest]
+
+
+def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str, Any]]:
+    """Compose and check each job; their configs by the names of their folders.
+
+    Raises InputError, or Hydra's errors, for a wrong one.
+    """
     from tvf.run import check
 
-    folders = set()
+    configs = {}
     for number, overrides in enumerate(jobs):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with open_dict(job):
             job.hydra.job.num, job.hydra.job.id = number, str(number)
-            folders.add(str(job.hydra.sweep.subdir))
+            folder = str(job.hydra.sweep.subdir)
             del job["hydra"]
-        check(job)
-    return frozenset(folders)
+        configs[folder] = check(job)
+    return configs
 
 
 def workers(accelerator: str) -> int:

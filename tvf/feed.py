@@ -1,0 +1,239 @@
+"""Where the network's inputs come from: pixels for the whole of it, or stored activations for the part that trains.
+
+A `Feed` gives each pass over the data a module and its inputs. With a store, frozen layers compute each distinct image
+once, for all epochs of all jobs; without one the whole network sees every image of every epoch. Both give the same
+losses.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from tvf.data import Dataset, Labelled
+from tvf.data.views import Rows, Views
+from tvf.frontier import Cut, Layout, Trace
+from tvf.models import FineTuneModel
+from tvf.store import Column, Entry, StoreUnusable, Table
+
+log = logging.getLogger(__name__)
+
+BLOCK = 32  # images that go through the prefix together; never less than half of it, see `_blocks`
+
+Inputs = Callable[[np.ndarray], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a part: `module(*inputs(samples))` are logits. The module is in the mode that the pass needs."""
+
+    module: Callable[..., Tensor]
+    inputs: Inputs
+
+
+class Feed:
+    """Inputs for the whole network, without a store. `module` is the model as Fabric set it up."""
+
+    def __init__(self, fabric: Fabric, module: FineTuneModel, data: Dataset, augment: Views) -> None:
+        self.fabric, self.module, self.data, self.augment = fabric, module, data, augment
+        self.prefix_seconds = 0.0
+        self.prefix_images = 0
+        self.continued_images = 0
+        self.approximations: list[str] = []
+
+    def train(self, epoch: int) -> Pass:
+        """The pass of this epoch, in training mode; `epoch` counts from 1."""
+        self.module.train()
+        return Pass(self.module, partial(self._pixels, self.data.train, self.augment, self.augment.view_of(epoch)))
+
+    def evaluate(self, part: str) -> Pass:
+        """A pass over "val" or "test", in eval mode."""
+        self.module.eval()
+        return Pass(self.module, partial(self._pixels, getattr(self.data, part), None, 1))
+
+    def _pixels(self, part: Labelled, augment: Views | None, view: int, samples: np.ndarray) -> tuple[Tensor, ...]:
+        images = part.images[torch.from_numpy(samples)]
+        return (self.fabric.to_device(images if augment is None else augment(images, samples, view)),)
+
+
+class StoredFeed(Feed):
+    """Inputs for the part of the network that trains, through the store."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: FineTuneModel,
+        data: Dataset,
+        augment: Views,
+        parts: "dict[str, StoredPart]",
+    ) -> None:
+        super().__init__(fabric, module, data, augment)
+        self._parts = parts
+
+    def train(self, epoch: int) -> Pass:
+        """As Feed's, from the store where training images are kept."""
+        self.module.train()
+        stored = self._parts.get("train")
+        return self._through(stored, self.augment.view_of(epoch)) if stored else super().train(epoch)
+
+    def evaluate(self, part: str) -> Pass:
+        """As Feed's, from the store where this part is kept."""
+        self.module.eval()
+        stored = self._parts.get(part)
+        return self._through(stored, 1) if stored else super().evaluate(part)
+
+    def _through(self, stored: "StoredPart", view: int) -> Pass:
+        start = time.perf_counter()
+        try:
+            inputs = stored.inputs(view)
+        except StoreUnusable as error:
+            log.warning("store: going on without it for these images: %s.", error)
+            inputs = partial(stored.compute, view)
+        finally:
+            self.prefix_seconds += time.perf_counter() - start
+            self.prefix_images = sum(part.images for part in self._parts.values())
+            self.continued_images = sum(part.continued for part in self._parts.values())
+        return Pass(stored.suffix, inputs)
+
+
+class StoredPart:
+    """One part of the data at one cut.
+
+    `cuts` lead from pixels to the cut, shallow ones first, each with its entry; the last is the job's own. Those that
+    are `planned` other jobs of the sweep will read too: they are filled on the way. The rest are used as far as they
+    are there. `images` counts what went through the prefix from pixels, `continued` what went on from a shallower cut.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        trace: Trace,
+        cuts: Sequence[Cut],
+        planned: Sequence[bool],
+        entries: Sequence[Entry],
+        part: Labelled,
+        augment: Views,
+        dtype: torch.dtype | None,
+        show: bool,
+    ) -> None:
+        self._fabric, self._trace, self._cuts, self._planned, self._entries = fabric, trace, cuts, planned, entries
+        self._part, self._augment, self._dtype, self._show = part, augment, dtype, show
+        self._rows = Rows(augment, len(part))
+        self._tables: dict[tuple[int, int], Table] = {}
+        self._bridges: dict[tuple[int | None, int], Any] = {}
+        suffix = trace.extract(cuts[-1], None)
+        assert suffix is not None, "everything after a cut can be computed from it"
+        self.suffix: Any = fabric.setup_module(suffix, move_to_device=False)
+        self.images = self.continued = 0
+
+    def inputs(self, view: int) -> Inputs:
+        """The activations of a view, computed as far as the store has them not. Raises StoreUnusable."""
+        rows = self._rows.of_view(view)
+        starts = np.array(self._rows.starts)
+        numbers = np.unique(np.searchsorted(starts, rows, side="right"))
+        tensors = {int(number): self._table(len(self._cuts) - 1, int(number)).tensors() for number in numbers}
+        layouts = self._cuts[-1].layouts
+
+        def inputs(samples: np.ndarray) -> tuple[Tensor, ...]:
+            wanted = rows[samples]
+            views = np.searchsorted(starts, wanted, side="right")
+            within = torch.from_numpy(wanted - starts[views - 1])
+            if (views == views[0]).all():
+                values = [tensor[within] for tensor in tensors[int(views[0])]]
+            else:
+                values = [tensor.new_empty(len(wanted), *tensor.shape[1:]) for tensor in next(iter(tensors.values()))]
+                for number in np.unique(views):
+                    chosen = torch.from_numpy(np.flatnonzero(views == number))
+                    for value, tensor in zip(values, tensors[int(number)], strict=True):
+                        value[chosen] = tensor[within[chosen]]
+            return self._fabric.to_device(tuple(map(_unpack, values, layouts)))
+
+        return inputs
+
+    def compute(self, view: int, samples: np.ndarray) -> tuple[Tensor, ...]:
+        """The same activations, without the store."""
+        return tuple(self._run(None, len(self._cuts) - 1, [self._look(view, samples)]))
+
+    def _table(self, level: int, view: int) -> Table:
+        if (level, view) not in self._tables:
+            new, cut = self._rows.new(view), self._cuts[level]
+            self._tables[level, view] = self._entries[level].table(
+                f"view-{view:04d}",
+                len(new),
+                [column(layout, self._dtype) for layout in cut.layouts],
+                partial(self._fill, level, view),
+                f"frozen layers, view {view}" if self._show and level == len(self._cuts) - 1 else None,
+            )
+        return self._tables[level, view]
+
+    def _fill(self, level: int, view: int, rows: slice, wait: bool) -> list[Tensor]:
+        """Some rows at a level: from the deepest level before it that has them or is to have them, else from pixels."""
+        for before in reversed(range(level)):
+            table = self._table(before, view)
+            number = rows.start // table.chunk_rows
+            if self._planned[before] or table.has(number):
+                layouts = self._cuts[before].layouts
+                values = [
+                    _unpack(v.clone(), layout) for v, layout in zip(table.chunk(number, wait), layouts, strict=True)
+                ]
+                self.continued += rows.stop - rows.start
+                break
+        else:
+            before, values = None, [self._look(view, self._rows.new(view)[rows])]
+            self.images += rows.stop - rows.start
+        cut = self._cuts[level]
+        found = self._run(before, level, values)
+        return [_pack(value, layout, self._dtype) for value, layout in zip(found, cut.layouts, strict=True)]
+
+    def _look(self, view: int, samples: np.ndarray) -> Tensor:
+        return self._augment(self._part.images[torch.from_numpy(samples)], samples, view)
+
+    def _run(self, start: int | None, end: int, values: Sequence[Tensor]) -> list[Tensor]:
+        """From one level (None: pixels) to another."""
+        if (start, end) not in self._bridges:
+            begin = None if start is None else self._cuts[start]
+            self._bridges[start, end] = self._trace.extract(begin, self._cuts[end])
+        return run_in_blocks(self._fabric, self._bridges[start, end], values)
+
+
+def run_in_blocks(fabric: Fabric, module: Callable[..., Sequence[Tensor]], values: Sequence[Tensor]) -> list[Tensor]:
+    """`module` over `values`, a block at a time, without autograd."""
+    results = []
+    with torch.no_grad(), fabric.autocast():
+        for block in _blocks(len(values[0]), BLOCK):
+            results.append(module(*fabric.to_device(tuple(value[block] for value in values))))
+    return [torch.cat(tensors) for tensors in zip(*results, strict=True)]
+
+
+def _blocks(count: int, size: int) -> list[slice]:
+    """Blocks of `size`; a rest of less than half a block joins the last one.
+
+    For very small batches libraries choose other kernels, which round otherwise.
+    """
+    bounds = list(range(0, count, size))
+    if len(bounds) > 1 and count - bounds[-1] < size // 2:
+        bounds.pop()
+    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], count], strict=True)]
+
+
+def column(layout: Layout, dtype: torch.dtype | None) -> Column:
+    """How a tensor of the cut is kept; `dtype` is for float32 ones, None keeps them as they are."""
+    shape = (*layout.shape[1:], layout.shape[0]) if layout.channels_last else layout.shape
+    return Column(shape, dtype if dtype is not None and layout.dtype == torch.float32 else layout.dtype)
+
+
+def _pack(value: Tensor, layout: Layout, dtype: torch.dtype | None) -> Tensor:
+    value = value.permute(0, 2, 3, 1) if layout.channels_last else value
+    return value.to(column(layout, dtype).dtype).contiguous()
+
+
+def _unpack(value: Tensor, layout: Layout) -> Tensor:
+    value = value.to(layout.dtype)
+    return value.permute(0, 3, 1, 2) if layout.channels_last else value
