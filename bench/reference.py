@@ -207,4 +207,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     flip = arguments.augment == "flips"
-    print(json.dumps(run(*(arguments.style, arguments.fraction, arguments.epochs, arguments.seed), flip, arguments.bf16)))
+    print(
+        json.dumps(run(*(arguments.style, arguments.fraction, arguments.epochs, arguments.seed), flip, arguments.bf16))
+    )

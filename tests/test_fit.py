@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
 from tvf.data import Dataset, Labelled
+from tvf.data.order import batches, sample_order
 from tvf.data.views import Augment
 from tvf.errors import InputError
 from tvf.feed import Feed
-from tvf.data.order import batches, sample_order
 from tvf.fit import Epoch, evaluate, fit
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates

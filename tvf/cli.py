@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -28,6 +29,8 @@ USAGE = """tvf: how much of a pretrained vision network should train?
   tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
   tvf train --help               the options, and the config as it stands
   tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
+  tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
+                                 (store.dir=DIR for another store than TVF_STORE's, or the user's cache folder)
 """
 
 
@@ -41,6 +44,8 @@ def main() -> None:
         train()
     elif command == "groups":
         groups(rest)
+    elif command == "store":
+        store(rest)
     elif command in ("-h", "--help", "help"):
         print(USAGE)
     else:
@@ -86,6 +91,28 @@ def groups(arguments: list[str]) -> None:
         if _debugging():
             raise
         raise SystemExit(f"error: {explain(error)}") from None
+
+
+def store(arguments: list[str]) -> None:
+    """List what the store holds, or remove what no job uses."""
+    from tvf.store import StoreOptions, clear, gigabytes, list_entries
+
+    action, *rest = arguments or [""]
+    if action not in ("info", "clear") or any(not each.startswith("store.dir=") for each in rest):
+        raise SystemExit(
+            "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
+        )
+    folder = StoreOptions(dir=next((each.partition("=")[2] for each in rest), None)).path()
+    if action == "clear":
+        removed, total, size = clear(folder)
+        print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}")
+        return
+    entries = list_entries(folder)
+    total = f"{len(entries)} entries, {gigabytes(sum(entry.size for entry in entries))}" if entries else "empty"
+    print(f"{folder}: {total}")
+    for entry in sorted(entries, key=lambda entry: -entry.used):
+        when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
+        print(f"{gigabytes(entry.size):>8}  {when}  {'in use  ' if entry.in_use else ''}{entry.about}")
 
 
 def _task(cfg: DictConfig) -> None:

@@ -407,14 +407,16 @@ def list_entries(folder: Path) -> list[Listed]:
     return found
 
 
-def clear(folder: Path) -> tuple[int, int]:
-    """Remove every entry that no job uses; how many, and their bytes."""
-    store = Store(folder, 0)
-    with store._locked():
-        removed = [entry for entry in list_entries(folder) if not entry.in_use]
+def clear(folder: Path) -> tuple[int, int, int]:
+    """Remove every entry that no job uses: how many were removed, how many there were, and the bytes set free."""
+    if not folder.is_dir():
+        return 0, 0, 0
+    with FileLock(folder / ".lock"):
+        entries = list_entries(folder)
+        removed = [entry for entry in entries if not entry.in_use]
         for entry in removed:
             shutil.rmtree(entry.folder)
-    return len(removed), sum(entry.size for entry in removed)
+    return len(removed), len(entries), sum(entry.size for entry in removed)
 
 
 def gigabytes(size: float) -> str:

@@ -84,7 +84,7 @@ def expand(config: DictConfig) -> list[list[str]]:
 
 
 def longest_first(config: DictConfig) -> list[str]:
-    """The task's overrides, spelled so that large fractions come first: side by side, the longest jobs must not be last.
+    """The task's overrides, spelled so that large fractions come first: side by side, long jobs must not be last.
 
     Which jobs there are does not change, nor what they are called.
     """
