@@ -165,7 +165,8 @@ def test_what_is_larger_than_the_budget_is_refused_before_it_is_computed(tmp_pat
 
 
 def _python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    header = "import sys, time\nfrom pathlib import Path\nfrom test_store import CHUNK, Filled, Store, StoreUnusable, fill_slowly, make_table\n"
+    names = "Filled, Path, Store, StoreUnusable, fill_slowly, make_table, sys"
+    header = f"from test_store import {names}\n"
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
     command = [sys.executable, "-c", header + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -245,11 +246,10 @@ def test_info_lists_and_clear_removes_what_nobody_uses(
 
     monkeypatch.setenv("TVF_STORE", str(tmp_path))
     assert "empty" in tvf("store", "info")
-    for key in ("used", "free"):
-        store = Store(tmp_path, 10**9)
+    stores = {key: Store(tmp_path, 10**9) for key in ("used", "free")}
+    for key, store in stores.items():
         make_table(store, Filled(), key=key).tensors()
-        if key == "free":
-            store.close()
+    stores["free"].close()
     shown = tvf("store", "info")
     assert "entry used" in shown and "entry free" in shown and str(tmp_path) in shown
     assert [entry.in_use for entry in list_entries(tmp_path)] == [False, True]

@@ -25,7 +25,7 @@ from tvf.store import Column, Entry, StoreUnusable, Table
 
 log = logging.getLogger(__name__)
 
-BLOCK = 32  # images that go through the prefix together; never less than half of it, see `_blocks`
+BLOCK = 32  # images that go through the prefix together
 
 Inputs = Callable[[np.ndarray], tuple[Tensor, ...]]
 
@@ -39,14 +39,22 @@ class Pass:
 
 
 class Feed:
-    """Inputs for the whole network, without a store. `module` is the model as Fabric set it up."""
+    """Inputs for the whole network. `module` is the model as Fabric set it up."""
 
     def __init__(self, fabric: Fabric, module: FineTuneModel, data: Dataset, augment: Views) -> None:
         self.fabric, self.module, self.data, self.augment = fabric, module, data, augment
-        self.prefix_seconds = 0.0
-        self.prefix_images = 0
-        self.continued_images = 0
+        self.prefix_seconds = 0.0  # of filling the store
         self.approximations: list[str] = []
+
+    @property
+    def prefix_images(self) -> int:
+        """How many images have gone through the prefix, from pixels."""
+        return 0
+
+    @property
+    def continued_images(self) -> int:
+        """How many have gone on from a shallower cut that the store had."""
+        return 0
 
     def train(self, epoch: int) -> Pass:
         """The pass of this epoch, in training mode; `epoch` counts from 1."""
@@ -63,8 +71,8 @@ class Feed:
         return (self.fabric.to_device(images if augment is None else augment(images, samples, view)),)
 
 
-class StoredFeed(Feed):
-    """Inputs for the part of the network that trains, through the store."""
+class CutFeed(Feed):
+    """Inputs for the part of the network after a cut, from the store where there is one."""
 
     def __init__(
         self,
@@ -72,43 +80,51 @@ class StoredFeed(Feed):
         module: FineTuneModel,
         data: Dataset,
         augment: Views,
-        parts: "dict[str, StoredPart]",
+        parts: "dict[str, CutPart]",
     ) -> None:
         super().__init__(fabric, module, data, augment)
         self._parts = parts
 
     def train(self, epoch: int) -> Pass:
-        """As Feed's, from the store where training images are kept."""
+        """As Feed's, at the cut."""
         self.module.train()
-        stored = self._parts.get("train")
-        return self._through(stored, self.augment.view_of(epoch)) if stored else super().train(epoch)
+        part = self._parts.get("train")
+        return self._through(part, self.augment.view_of(epoch)) if part else super().train(epoch)
 
     def evaluate(self, part: str) -> Pass:
-        """As Feed's, from the store where this part is kept."""
+        """As Feed's, at the cut."""
         self.module.eval()
-        stored = self._parts.get(part)
-        return self._through(stored, 1) if stored else super().evaluate(part)
+        return self._through(self._parts[part], 1) if part in self._parts else super().evaluate(part)
 
-    def _through(self, stored: "StoredPart", view: int) -> Pass:
+    @property
+    def prefix_images(self) -> int:
+        """How many images have gone through the prefix, from pixels."""
+        return sum(part.images for part in self._parts.values())
+
+    @property
+    def continued_images(self) -> int:
+        """How many have gone on from a shallower cut that the store had."""
+        return sum(part.continued for part in self._parts.values())
+
+    def _through(self, part: "CutPart", view: int) -> Pass:
         start = time.perf_counter()
         try:
-            inputs = stored.inputs(view)
+            inputs = part.inputs(view)
         except StoreUnusable as error:
             log.warning("store: going on without it for these images: %s.", error)
-            inputs = partial(stored.compute, view)
+            inputs = partial(part.compute, view)
         finally:
             self.prefix_seconds += time.perf_counter() - start
-            self.prefix_images = sum(part.images for part in self._parts.values())
-            self.continued_images = sum(part.continued for part in self._parts.values())
-        return Pass(stored.suffix, inputs)
+        return Pass(part.suffix, inputs)
 
 
-class StoredPart:
+class CutPart:
     """One part of the data at one cut.
 
     `cuts` lead from pixels to the cut, shallow ones first, each with its entry; the last is the job's own. Those that
     are `planned` other jobs of the sweep will read too: they are filled on the way. The rest are used as far as they
-    are there. `images` counts what went through the prefix from pixels, `continued` what went on from a shallower cut.
+    are there. Without entries every image passes the prefix each time. `images` counts what went through it from
+    pixels, `continued` what went on from a shallower cut.
     """
 
     def __init__(
@@ -117,7 +133,7 @@ class StoredPart:
         trace: Trace,
         cuts: Sequence[Cut],
         planned: Sequence[bool],
-        entries: Sequence[Entry],
+        entries: Sequence[Entry] | None,
         part: Labelled,
         augment: Views,
         dtype: torch.dtype | None,
@@ -135,6 +151,8 @@ class StoredPart:
 
     def inputs(self, view: int) -> Inputs:
         """The activations of a view, computed as far as the store has them not. Raises StoreUnusable."""
+        if self._entries is None:
+            return partial(self.compute, view)
         rows = self._rows.of_view(view)
         starts = np.array(self._rows.starts)
         numbers = np.unique(np.searchsorted(starts, rows, side="right"))
@@ -159,10 +177,12 @@ class StoredPart:
 
     def compute(self, view: int, samples: np.ndarray) -> tuple[Tensor, ...]:
         """The same activations, without the store."""
+        self.images += len(samples)
         return tuple(self._run(None, len(self._cuts) - 1, [self._look(view, samples)]))
 
     def _table(self, level: int, view: int) -> Table:
         if (level, view) not in self._tables:
+            assert self._entries is not None, "asked for only where there is a store"
             new, cut = self._rows.new(view), self._cuts[level]
             self._tables[level, view] = self._entries[level].table(
                 f"view-{view:04d}",
@@ -204,23 +224,23 @@ class StoredPart:
 
 
 def run_in_blocks(fabric: Fabric, module: Callable[..., Sequence[Tensor]], values: Sequence[Tensor]) -> list[Tensor]:
-    """`module` over `values`, a block at a time, without autograd."""
+    """`module` over `values`, a block at a time, without autograd; results on the module's device.
+
+    For very small batches libraries choose other kernels, which round otherwise: so a rest of less than half a block
+    joins the block before it, and fewer images than that are made up to half a block by repeating them.
+    """
+    count = len(values[0])
+    if count < BLOCK // 2:
+        repeated = torch.arange(BLOCK // 2) % count
+        return [result[:count] for result in run_in_blocks(fabric, module, [value[repeated] for value in values])]
+    bounds = list(range(0, count, BLOCK))
+    if len(bounds) > 1 and count - bounds[-1] < BLOCK // 2:
+        bounds.pop()
     results = []
     with torch.no_grad(), fabric.autocast():
-        for block in _blocks(len(values[0]), BLOCK):
-            results.append(module(*fabric.to_device(tuple(value[block] for value in values))))
+        for start, stop in zip(bounds, [*bounds[1:], count], strict=True):
+            results.append(module(*fabric.to_device(tuple(value[start:stop] for value in values))))
     return [torch.cat(tensors) for tensors in zip(*results, strict=True)]
-
-
-def _blocks(count: int, size: int) -> list[slice]:
-    """Blocks of `size`; a rest of less than half a block joins the last one.
-
-    For very small batches libraries choose other kernels, which round otherwise.
-    """
-    bounds = list(range(0, count, size))
-    if len(bounds) > 1 and count - bounds[-1] < size // 2:
-        bounds.pop()
-    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], count], strict=True)]
 
 
 def column(layout: Layout, dtype: torch.dtype | None) -> Column:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tvf.content import Unkeyable, circumstances, describe
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment, Rows, Views
-from tvf.feed import Feed, StoredFeed, StoredPart, column
+from tvf.feed import CutFeed, CutPart, Feed, column
 from tvf.frontier import Cut, Trace, Untraceable
 from tvf.models import FineTuneModel
 from tvf.store import Entry, Store, StoreUnusable, gigabytes
@@ -57,7 +57,8 @@ def open_feed(
     """The feed of a job: through the store where that can be done and, unless `mode` is "on", where it pays.
 
     The model must be set up, on its device, in its final memory format and freezing. `dtype` None follows the
-    precision: as computed under 32 bits, float16 under mixed precision. Says in a line what was decided.
+    precision: as computed under 32 bits, float16 under mixed precision. Says in a line what was decided. Without a
+    store frozen layers are cut off all the same, so that last digits do not depend on it.
     """
     feed = Feed(fabric, module, data, augment)
     mixed = precision != "32-true"
@@ -65,35 +66,34 @@ def open_feed(
     if isinstance(augment.views, int) and augment.views < epochs:
         approximations.append(f"{augment.views} views for {epochs} epochs")
     feed.approximations = approximations
-    if store is None:
-        return feed
     try:
         dtype = dtype or (torch.float16 if mixed else None)
         plans = _plan(fabric, module, data, augment, store, sharing, dtype, [precision, channels_last])
     except (Untraceable, Unkeyable) as error:
         log.warning("store: not used, every image passes the whole network: %s.", error)
         return feed
-    except StoreUnusable as error:
-        log.warning("store: not used: %s.", error)
-        return feed
     if not plans:
-        log.info("store: not used: nothing before the first layer that trains is worth keeping.")
+        log.info("store: not used: no layers are frozen before the first one that trains.")
         return feed
-    reads = {"train": epochs, "val": epochs, "test": 1}
-    kept = {n: plan for n, plan in plans.items() if mode == "on" or _pays(plan, reads[n], sharing.jobs, store)}
-    log.info("store: %s", tell(plans, kept))
-    if not kept:
-        return feed
-    parts = {
-        name: StoredPart(
-            *(fabric, plan.trace, plan.cuts, plan.planned, plan.entries(store)),
+    kept: dict[str, Plan] = {}
+    if store is not None:
+        reads = {"train": epochs, "val": epochs, "test": 1}
+        kept = {n: plan for n, plan in plans.items() if mode == "on" or _pays(plan, reads[n], sharing.jobs, store)}
+        log.info("store: %s", tell(plans, kept))
+    parts = {}
+    for name, plan in plans.items():
+        try:
+            entries = plan.entries(store) if store is not None and name in kept else None
+        except StoreUnusable as error:
+            log.warning("store: %s images are not kept: %s.", name, error)
+            entries = None
+        parts[name] = CutPart(
+            *(fabric, plan.trace, plan.cuts, plan.planned, entries),
             *(plan.part, plan.augment, plan.dtype, show),
         )
-        for name, plan in kept.items()
-    }
-    stored = StoredFeed(fabric, module, data, augment, parts)
-    stored.approximations = approximations + sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
-    return stored
+    cut_feed = CutFeed(fabric, module, data, augment, parts)
+    cut_feed.approximations = approximations + sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
+    return cut_feed
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _plan(
     module: FineTuneModel,
     data: Dataset,
     augment: Views,
-    store: Store,
+    store: Store | None,
     sharing: Sharing,
     dtype: torch.dtype | None,
     settings: list[Any],
@@ -170,9 +170,12 @@ def _plan(
             seconds = _time_prefix(trace, own, example)
         for name in names:
             part, views = getattr(data, name), augment if mode == "train" else plain
-            images = [part.key or part.images, replace(views, views="epochs")]
-            source = describe([mode, *images, str(dtype), settings, circumstances(fabric.device)])
-            cuts, planned = _order(trace, own, chain, store.siblings("activations", [source]))
+            source, siblings = "", {}
+            if store is not None:
+                images = [part.key or part.images, replace(views, views="epochs")]
+                source = describe([mode, *images, str(dtype), settings, circumstances(fabric.device)])
+                siblings = store.siblings("activations", [source])
+            cuts, planned = _order(trace, own, chain, siblings)
             plans[name] = Plan(trace, cuts, planned, part, views, source, f"{name} images", dtype, seconds)
     return plans
 

@@ -245,7 +245,7 @@ def _fit_and_test(
         on_epoch=on_epoch,
         progress=not place.parallel,
     )
-    seconds = time.perf_counter() - start
+    trained = time.perf_counter()
     load_weights(model, best_weights)
     test_loss, test_acc = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
@@ -254,7 +254,8 @@ def _fit_and_test(
         "val_acc": best.val_acc,
         "test_loss": test_loss,
         "test_acc": test_acc,
-        "train_seconds": seconds,
+        "train_seconds": trained - start,
+        "test_seconds": time.perf_counter() - trained,
         "prefix_seconds": feed.prefix_seconds,
         "prefix_images": feed.prefix_images,
         "continued_images": feed.continued_images,
