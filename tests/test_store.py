@@ -199,7 +199,7 @@ def test_a_process_that_was_killed_leaves_what_it_had_and_holds_nobody_up(tmp_pa
     for _ in range(3):  # in the middle of the third chunk
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not list(tmp_path.rglob("*.bin"))
     again, start = Filled(), time.monotonic()
     assert is_right(make_table(Store(tmp_path, 10**9), again)) and again == [2, 3, 4, 5]

@@ -1,10 +1,17 @@
+import os
+import random
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
-from tvf.data.views import Augment, uniform
+from tvf.content import describe
+from tvf.data.views import Augment, Transforms, uniform
 from tvf.errors import InputError
 
 augments = st.builds(
@@ -78,3 +85,69 @@ def test_the_numbers_are_uniform_and_unrelated_between_draws_views_samples_and_s
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"augment.{next(iter(wrong))}"):
         Augment(**wrong)  # type: ignore[arg-type]
+
+
+def test_epochs_see_views_in_turn_or_each_its_own() -> None:
+    assert [Augment().view_of(epoch) for epoch in (1, 2, 7)] == [1, 2, 7]
+    assert [Augment(views=3).view_of(epoch) for epoch in range(1, 8)] == [1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("views", [0, -1, "four", 1.5, True])
+def test_views_that_are_no_number_are_refused(views: object) -> None:
+    with pytest.raises(InputError, match="augment.views"):
+        Augment(views=views)  # type: ignore[arg-type]
+
+
+@given(augment=augments, one=st.integers(1, 50), other=st.integers(1, 50))
+@settings(deadline=None)
+def test_equal_variants_are_equal_images(augment: Augment, one: int, other: int) -> None:
+    same = augment.variants(SAMPLES, one) == augment.variants(SAMPLES, other)
+    views = augment(IMAGES, SAMPLES, one), augment(IMAGES, SAMPLES, other)
+    assert all(torch.equal(a, b) for a, b, equal in zip(*views, same, strict=True) if equal)
+
+
+def transforms(seed: int = 0) -> Transforms:
+    """Crops, flips, colours and noise: what draws from torch's generator."""
+    steps = [v2.RandomResizedCrop(12, (0.3, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4)]
+    return Transforms(transforms=[*steps, v2.RandomErasing(0.5), v2.RandAugment()], seed=seed)
+
+
+@given(view=st.integers(0, 1000), order=st.permutations(range(40)), cut=st.integers(1, 39))
+@settings(deadline=None, max_examples=10)
+def test_torchvisions_transforms_give_views_that_do_not_depend_on_batch_or_order(
+    view: int, order: list[int], cut: int
+) -> None:
+    together = transforms()(IMAGES, SAMPLES, view)
+    parts = [np.array(order[:cut]), np.array(order[cut:])]
+    apart = torch.cat([transforms()(IMAGES[torch.from_numpy(part)], part, view) for part in parts])
+    assert torch.equal(apart, together[torch.tensor(order)])
+    assert not torch.equal(together, transforms(seed=1)(IMAGES, SAMPLES, view))
+
+
+def test_torchvisions_transforms_leave_the_generators_as_they_were() -> None:
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    transforms()(IMAGES, SAMPLES, 1)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_views_and_the_same_keys() -> None:
+    things = "[transforms()(IMAGES, SAMPLES, 5), transforms(), Augment(padding=1)]"
+    code = f"from test_views import *; print(describe({things}))"
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "PYTHONHASHSEED": "7"}
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).split()[-1]
+    assert printed == describe([transforms()(IMAGES, SAMPLES, 5), transforms(), Augment(padding=1)])
+
+
+def test_keys_of_transforms_follow_their_options() -> None:
+    keys = {describe(Transforms(transforms=[v2.ColorJitter(brightness)])) for brightness in (0.1, 0.2, 0.2)}
+    assert len(keys) == 2
+
+
+def test_transforms_that_change_size_or_type_are_refused() -> None:
+    for step in (v2.Resize(10), v2.ToDtype(torch.float32, scale=True)):
+        with pytest.raises(InputError, match="augment.transforms gave"):
+            Transforms(transforms=[step])(IMAGES, SAMPLES, 1)
+    with pytest.raises(InputError, match="augment.transforms is refused"):
+        Transforms()
