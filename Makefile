@@ -1,7 +1,7 @@
-# make sweep: the main job, from nothing.   make test: every test, from nothing.
+# make sweep: the main job, from nothing.   make test: every test, from nothing.   make bench: see docs/performance.md.
 PYTHON ?= python3
 
-.PHONY: sweep test test-fast lint
+.PHONY: sweep test test-fast lint bench
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,3 +24,7 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+# About 40 minutes on two cores: leave the machine alone meanwhile.
+bench: .venv/installed
+	.venv/bin/python bench/run.py
