@@ -1,5 +1,6 @@
 """What several tests share: small images on disk, a small network, and the shell's entry called in this process."""
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def shell(
     """`shell("epochs=1")` is `python train.py epochs=1` from an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    threads = torch.get_num_threads()
+    threads, handlers = torch.get_num_threads(), [*logging.getLogger().handlers]
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
@@ -62,6 +63,7 @@ def shell(
                 print(exit.code, file=sys.stderr)
         finally:
             torch.set_num_threads(threads)
+            logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that is about to be closed
         printed = capsys.readouterr()
         return Outcome(code, printed.out, printed.err)
 

@@ -45,6 +45,7 @@ def summary(folder: Path) -> dict[str, Any]:
         pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision"),
         pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch"),
         pytest.param(["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate"),
+        pytest.param(["model.pct_unfreeze=0", "fabric.precision=64-true", "data.limit=17"], id="0 in 64 bits"),
     ],
 )
 def test_with_a_store_cold_and_warm_and_without_the_epochs_are_equal_bit_for_bit(
@@ -117,13 +118,23 @@ def test_recalibrated_statistics_are_the_training_datas(shell: Shell, tmp_path: 
     assert metrics(tmp_path / "eval") != metrics(tmp_path / "recalibrate")
 
 
+def test_rows_that_two_threads_filled_serve_one_that_trains_with_one(shell: Shell, tmp_path: Path) -> None:
+    arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
+    for name, threads in (("two", 2), ("one", 1)):
+        assert shell(*arguments, f"threads={threads}", f"hydra.run.dir={name}").code == 0
+    assert shell(*arguments, "threads=1", "store.mode=off", "hydra.run.dir=off").code == 0
+    assert summary(tmp_path / "one")["prefix_images"] == 0
+    for row, expected in zip(metrics(tmp_path / "one"), metrics(tmp_path / "off"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_store_that_cannot_take_more_costs_no_number(shell: Shell, tmp_path: Path) -> None:
     """With room for the images of one part but for nothing else: a warning, and the same epochs."""
     arguments = (*QUICK, "model.pct_unfreeze=0.5")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
     outcome = shell(*arguments, "store.mode=on", "store.max_gb=0.0005", "hydra.run.dir=full")
     assert outcome.code == 0
-    assert "store: going on without it for these images" in outcome.out
+    assert "store: train images are not kept from here on: " in outcome.out
     assert metrics(tmp_path / "full") == metrics(tmp_path / "off")
 
 

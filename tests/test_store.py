@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tvf import cli
 from tvf.errors import InputError
-from tvf.store import CHUNK, Column, Store, StoreOptions, StoreUnusable, Table, clear, list_entries
+from tvf.store import Store, StoreOptions, clear, list_entries
+from tvf.table import CHUNK, Column, StoreUnusable, Table
 
 ROWS = 5 * CHUNK + 17
 COLUMNS = [Column((3,), torch.float32), Column((2, 2), torch.uint8), Column((), torch.bfloat16)]
@@ -119,7 +120,7 @@ def test_a_damaged_part_is_noticed_and_computed_again(tmp_path: Path, caplog: py
     table = make_table(Store(tmp_path, 10**9), Filled())
     for number in (1, 4):
         table.chunk(number, wait=True)
-    rows = table.entry.folder / "t.part" / "rows"
+    rows = tmp_path / "kind" / "k" / "t.part" / "rows"
     with rows.open("r+b") as file:
         file.seek(12 * CHUNK + 5)  # in chunk 1 of the first column
         file.write(b"\xff")
@@ -162,6 +163,31 @@ def test_what_is_larger_than_the_budget_is_refused_before_it_is_computed(tmp_pat
     with pytest.raises(StoreUnusable, match=r"do not fit into store.max_gb=1e-06"):
         make_table(Store(tmp_path, 1000), filled).tensors()
     assert filled == []
+
+
+def test_nothing_is_evicted_for_what_would_not_fit_all_the_same(tmp_path: Path) -> None:
+    first = Store(tmp_path, 3_000_000)
+    column = Column((1_000_000,), torch.uint8)
+    ones: Callable[[slice, bool], list[Tensor]] = lambda rows, wait: [  # noqa: E731
+        torch.ones(rows.stop - rows.start, 1_000_000, dtype=torch.uint8)
+    ]
+    first.entry("kind", ["kept"], {}).table("t", 1, [column], ones).tensors()
+    first.close()
+    with pytest.raises(StoreUnusable, match="4 MB do not fit"):
+        Store(tmp_path, 3_000_000).entry("kind", ["large"], {}).table("t", 4, [column], ones).tensors()
+    assert (tmp_path / "kind" / "kept" / "t.bin").exists()
+
+
+def test_what_one_job_is_filling_counts_before_it_is_written(tmp_path: Path) -> None:
+    """A large table of which one chunk is there takes its whole size from the budget."""
+    large = make_table(Store(tmp_path, 40_000), Filled(), key="large")
+    large.chunk(0, wait=True)
+    assert list_entries(tmp_path)[0].size > large.size
+    column = Column((40_000 - large.size + 1,), torch.uint8)
+    with pytest.raises(StoreUnusable, match="do not fit"):
+        Store(tmp_path, 40_000).entry("kind", ["other"], {}).table(
+            "t", 1, [column], lambda rows, wait: [torch.ones(1, *column.shape, dtype=torch.uint8)]
+        ).tensors()
 
 
 def _python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -228,6 +254,11 @@ except StoreUnusable as error:
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"store.{next(iter(wrong))}"):
         StoreOptions(**wrong)
+
+
+def test_modes_may_be_written_as_yaml_reads_them() -> None:
+    modes: Any = (True, False)
+    assert [StoreOptions(mode=mode).mode for mode in modes] == ["on", "off"]
 
 
 def test_a_folder_that_cannot_be_written_means_no_store_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,13 @@ def test_a_record_tells_how_the_job_stands(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["error"] == "ValueError: why"
 
 
+def test_a_job_is_done_wherever_its_store_lay(tmp_path: Path) -> None:
+    store = {"dir": "here", "mode": "on", "max_gb": 20, "dtype": "auto"}
+    JobRecord(tmp_path, "n", {"epochs": 2, "store": store}).done({"val_acc": 0.5})
+    assert is_done(tmp_path, {"epochs": 2, "store": store | {"dir": "there", "mode": "off", "max_gb": 1}})
+    assert not is_done(tmp_path, {"epochs": 2, "store": store | {"dtype": "float16"}})
+
+
 @pytest.mark.parametrize("damage", ["", '{"state": "done"', "[]", '{"status": "ok"}'])
 @pytest.mark.parametrize("name", ["status.json", "config.json", "summary.json"])
 def test_a_damaged_record_is_not_done_and_can_be_begun_anew(tmp_path: Path, name: str, damage: str) -> None:

@@ -103,11 +103,14 @@ def store(arguments: list[str]) -> None:
             "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
         )
     folder = StoreOptions(dir=next((each.partition("=")[2] for each in rest), None)).path()
-    if action == "clear":
-        removed, total, size = clear(folder)
-        print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}")
-        return
-    entries = list_entries(folder)
+    try:
+        if action == "clear":
+            removed, total, size = clear(folder)
+            print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}")
+            return
+        entries = list_entries(folder)
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename or folder}: {error.strerror or error}") from None
     total = f"{len(entries)} entries, {gigabytes(sum(entry.size for entry in entries))}" if entries else "empty"
     print(f"{folder}: {total}")
     for entry in sorted(entries, key=lambda entry: -entry.used):

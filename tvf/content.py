@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 FORMAT = 1  # raise it when what is kept under a key changes its meaning
-# Code that changes only with its package's version, which `versions` in a key covers. Of any other the file counts.
+# Code that changes only with its package's version, which `circumstances` in a key cover. Of any other the file counts.
 KNOWN = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy", "einops")
 
 
@@ -28,9 +29,10 @@ class Unkeyable(TypeError):
 
 
 def describe(value: Any) -> str:
-    """A digest of `value`: plain data, arrays, tensors, modules with their weights, dataclasses, code by its file.
+    """A digest of `value`: plain data, arrays, tensors, modules with their weights, dataclasses, code.
 
-    Raises Unkeyable for anything else.
+    Code counts by the file that it stands in; what it imports from other files does not. Raises Unkeyable for anything
+    else.
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(value, digest.update, ())
@@ -47,10 +49,17 @@ def describe_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def circumstances(device: torch.device) -> list[str]:
-    """What the last digits of a network's values depend on besides its graph: the processor and the versions."""
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return [processor, f"format {FORMAT}", *(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))]
+def circumstances(fabric: Fabric, model: nn.Module) -> list[Any]:
+    """What the last digits of a network's values depend on besides its layers, as far as it is known.
+
+    The processor, precision, memory format, and the versions of those who compute.
+    """
+    processor = torch.backends.cpu.get_cpu_capability()
+    if fabric.device.type == "cuda":
+        processor = torch.cuda.get_device_name(fabric.device)
+    memory_format = [parameter.is_contiguous() for parameter in model.parameters()]
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
 
 
 def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None:
@@ -91,28 +100,51 @@ def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None
         parts("partial", value.func, value.args, value.keywords)
     elif isinstance(value, type | FunctionType | BuiltinFunctionType | MethodDescriptorType | ModuleType):
         parts("code", *_code(value))
+        if isinstance(value, FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            parts("function", list(value.__code__.co_positions()), value.__defaults__, value.__kwdefaults__, cells)
     elif isinstance(value, nn.Module):
         parts("module", *_code(kind), *(part for item in sorted(_state(value).items()) for part in item))
     elif is_dataclass(value):
-        parts("dataclass", *_code(kind), *((field.name, getattr(value, field.name)) for field in fields(value)))
-    elif callable(value) and hasattr(value, "__qualname__") and getattr(value, "__module__", "").startswith(KNOWN):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        parts("dataclass", *_code(kind), named | getattr(value, "__dict__", {}))
+    elif callable(value) and hasattr(value, "__qualname__") and _is_known(getattr(value, "__module__", None) or ""):
         parts("builtin", value.__module__, value.__qualname__)
-    elif callable(value) and kind.__module__.startswith(KNOWN):  # torch's overload packets and the like
+    elif callable(value) and _is_known(kind.__module__):  # torch's overload packets and the like
         parts("callable", kind.__qualname__, str(value))
     else:
-        raise Unkeyable(f"a {kind.__module__}.{kind.__qualname__} has no content key")
+        raise Unkeyable(f"what a {kind.__module__}.{kind.__qualname__} does cannot be told from its content")
 
 
-def _code(value: Any) -> tuple[str, str, str]:
-    """Where code lives and, unless a version tells, what is in its file."""
+def _code(value: Any) -> tuple[str, str, list[str]]:
+    """Where code lives and, unless a version tells, what is in its file; of a class also in those of its bases."""
     module = getattr(value, "__module__", None) or getattr(value, "__name__", "")
     name = getattr(value, "__qualname__", "")
-    if module.split(".")[0] in KNOWN or isinstance(value, (BuiltinFunctionType, MethodDescriptorType)):
-        return module, name, ""
+    if isinstance(value, (BuiltinFunctionType, MethodDescriptorType)):
+        return module, name, []
     try:
-        return module, name, describe_files([Path(inspect.getfile(value))])
+        files = {
+            inspect.getfile(each)
+            for each in (inspect.getmro(value) if isinstance(value, type) else [value])
+            if not _is_known(getattr(each, "__module__", None) or getattr(each, "__name__", ""))
+        }
+        return module, name, [describe_files([Path(file)]) for file in sorted(files)]
     except (TypeError, OSError) as error:
-        raise Unkeyable(f"the code of {module}.{name} cannot be read") from error
+        raise Unkeyable(f"the code of {module}.{name} cannot be read: put it into a file") from error
+
+
+def _is_known(module: str) -> bool:
+    return module.split(".")[0] in KNOWN
+
+
+def describe_layers(module: nn.Module, without: str) -> str:
+    """A digest of all layers of `module`, by name, and what they compute with, but for those in the part `without`."""
+    layers = [
+        (name, _code(type(layer)), {key: value for key, value in _state(layer).items() if key not in layer._modules})
+        for name, layer in module.named_modules()
+        if name != without and not name.startswith(f"{without}.")
+    ]
+    return describe(layers)
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

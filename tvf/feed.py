@@ -1,8 +1,7 @@
 """Where the network's inputs come from: pixels for the whole of it, or stored activations for the part that trains.
 
-A `Feed` gives each pass over the data a module and its inputs. With a store, frozen layers compute each distinct image
-once, for all epochs of all jobs; without one the whole network sees every image of every epoch. Both give the same
-losses.
+A `Feed` gives each pass over the data a module and its inputs: the whole network and pixels, or what follows a cut and
+activations, which the store has or, without one, frozen layers compute each time. All give the same losses.
 """
 
 import logging
@@ -21,7 +20,8 @@ from tvf.data import Dataset, Labelled
 from tvf.data.views import Rows, Views
 from tvf.frontier import Cut, Layout, Trace
 from tvf.models import FineTuneModel
-from tvf.store import Column, Entry, StoreUnusable, Table
+from tvf.store import Entry
+from tvf.table import Column, StoreUnusable, Table
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +84,18 @@ class CutFeed(Feed):
     ) -> None:
         super().__init__(fabric, module, data, augment)
         self._parts = parts
+        self._warned: set[str] = set()
 
     def train(self, epoch: int) -> Pass:
         """As Feed's, at the cut."""
         self.module.train()
-        part = self._parts.get("train")
-        return self._through(part, self.augment.view_of(epoch)) if part else super().train(epoch)
+        known = "train" in self._parts
+        return self._through("train", self.augment.view_of(epoch)) if known else super().train(epoch)
 
     def evaluate(self, part: str) -> Pass:
         """As Feed's, at the cut."""
         self.module.eval()
-        return self._through(self._parts[part], 1) if part in self._parts else super().evaluate(part)
+        return self._through(part, 1) if part in self._parts else super().evaluate(part)
 
     @property
     def prefix_images(self) -> int:
@@ -106,12 +107,14 @@ class CutFeed(Feed):
         """How many have gone on from a shallower cut that the store had."""
         return sum(part.continued for part in self._parts.values())
 
-    def _through(self, part: "CutPart", view: int) -> Pass:
-        start = time.perf_counter()
+    def _through(self, name: str, view: int) -> Pass:
+        part, start = self._parts[name], time.perf_counter()
         try:
             inputs = part.inputs(view)
         except StoreUnusable as error:
-            log.warning("store: going on without it for these images: %s.", error)
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning("store: %s images are not kept from here on: %s.", name, error)
             inputs = partial(part.compute, view)
         finally:
             self.prefix_seconds += time.perf_counter() - start
@@ -122,9 +125,9 @@ class CutPart:
     """One part of the data at one cut.
 
     `cuts` lead from pixels to the cut, shallow ones first, each with its entry; the last is the job's own. Those that
-    are `planned` other jobs of the sweep will read too: they are filled on the way. The rest are used as far as they
-    are there. Without entries every image passes the prefix each time. `images` counts what went through it from
-    pixels, `continued` what went on from a shallower cut.
+    are `planned` other jobs of the sweep will read too: they are filled on the way, if the store has room. The rest are
+    used as far as they are there. Without entries every image passes the prefix each time. `images` counts what went
+    through it from pixels, `continued` what went on from a shallower cut.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class CutPart:
         self._rows = Rows(augment, len(part))
         self._tables: dict[tuple[int, int], Table] = {}
         self._bridges: dict[tuple[int | None, int], Any] = {}
+        self._unusable: set[int] = set()
         suffix = trace.extract(cuts[-1], None)
         assert suffix is not None, "everything after a cut can be computed from it"
         self.suffix: Any = fabric.setup_module(suffix, move_to_device=False)
@@ -185,7 +189,7 @@ class CutPart:
             assert self._entries is not None, "asked for only where there is a store"
             new, cut = self._rows.new(view), self._cuts[level]
             self._tables[level, view] = self._entries[level].table(
-                f"view-{view:04d}",
+                view_name(view),
                 len(new),
                 [column(layout, self._dtype) for layout in cut.layouts],
                 partial(self._fill, level, view),
@@ -195,22 +199,28 @@ class CutPart:
 
     def _fill(self, level: int, view: int, rows: slice, wait: bool) -> list[Tensor]:
         """Some rows at a level: from the deepest level before it that has them or is to have them, else from pixels."""
+        before, values = self._nearest(level, view, rows, wait)
+        if before is None:
+            self.images += rows.stop - rows.start
+        else:
+            self.continued += rows.stop - rows.start
+        found = self._run(before, level, values)
+        layouts = self._cuts[level].layouts
+        return [_pack(value, layout, self._dtype) for value, layout in zip(found, layouts, strict=True)]
+
+    def _nearest(self, level: int, view: int, rows: slice, wait: bool) -> tuple[int | None, list[Tensor]]:
         for before in reversed(range(level)):
             table = self._table(before, view)
             number = rows.start // table.chunk_rows
-            if self._planned[before] or table.has(number):
-                layouts = self._cuts[before].layouts
-                values = [
-                    _unpack(v.clone(), layout) for v, layout in zip(table.chunk(number, wait), layouts, strict=True)
-                ]
-                self.continued += rows.stop - rows.start
-                break
-        else:
-            before, values = None, [self._look(view, self._rows.new(view)[rows])]
-            self.images += rows.stop - rows.start
-        cut = self._cuts[level]
-        found = self._run(before, level, values)
-        return [_pack(value, layout, self._dtype) for value, layout in zip(found, cut.layouts, strict=True)]
+            if before not in self._unusable and (self._planned[before] or table.has(number)):
+                try:
+                    values = table.chunk(number, wait)
+                except StoreUnusable as error:
+                    self._unusable.add(before)
+                    log.warning("store: activations for other jobs are not kept: %s.", error)
+                    continue
+                return before, list(map(_unpack, (value.clone() for value in values), self._cuts[before].layouts))
+        return None, [self._look(view, self._rows.new(view)[rows])]
 
     def _look(self, view: int, samples: np.ndarray) -> Tensor:
         return self._augment(self._part.images[torch.from_numpy(samples)], samples, view)
@@ -243,6 +253,11 @@ def run_in_blocks(fabric: Fabric, module: Callable[..., Sequence[Tensor]], value
     return [torch.cat(tensors) for tensors in zip(*results, strict=True)]
 
 
+def view_name(view: int) -> str:
+    """What a view's table is called in its entry."""
+    return f"view-{view:04d}"
+
+
 def column(layout: Layout, dtype: torch.dtype | None) -> Column:
     """How a tensor of the cut is kept; `dtype` is for float32 ones, None keeps them as they are."""
     shape = (*layout.shape[1:], layout.shape[0]) if layout.channels_last else layout.shape
@@ -251,7 +266,10 @@ def column(layout: Layout, dtype: torch.dtype | None) -> Column:
 
 def _pack(value: Tensor, layout: Layout, dtype: torch.dtype | None) -> Tensor:
     value = value.permute(0, 2, 3, 1) if layout.channels_last else value
-    return value.to(column(layout, dtype).dtype).contiguous()
+    packed = value.to(column(layout, dtype).dtype).contiguous()
+    if packed.dtype == torch.float16 != value.dtype and not packed.isfinite().all():
+        raise StoreUnusable("activations are larger than float16 can hold: choose store.dtype=bfloat16 or float32")
+    return packed
 
 
 def _unpack(value: Tensor, layout: Layout) -> Tensor:

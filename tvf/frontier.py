@@ -7,9 +7,7 @@ deeper cut recognises a shallower one, in whichever job that was made, and can g
 
 import hashlib
 import operator
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,13 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tvf.content import Unkeyable, describe
-
-
-class Untraceable(ValueError):
-    """The network cannot be cut; the message says why. It trains all the same, as a whole."""
+from tvf.tracing import Described, Untraceable, follows, shape_again, trace_graph, unchanged, watch
 
 
 @dataclass(frozen=True)
@@ -55,16 +49,6 @@ class Cut:
         return hashlib.blake2b(" ".join(self.digests).encode(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a node gave for batches of two and of three samples, and whether it drew random numbers or mixed samples."""
-
-    two: Any
-    three: Any
-    random: bool
-    mixes: bool
-
-
 class Trace:
     """The graph of `model` in its present mode (training or not), and what each node does with images like `example`.
 
@@ -74,24 +58,10 @@ class Trace:
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.training = model, model.training
-        try:
-            self.graph = _Tracer(autowrap_functions=tuple(_timm_functions())).trace(model)
-        except Exception as error:  # whatever the network's own code makes of symbolic values
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Untraceable(f"torch.fx cannot trace it: {reason}") from error
+        self.graph = trace_graph(model)
         self._modules: dict[Any, nn.Module] = dict(model.named_modules())
         (self.pixels,) = [node for node in self.graph.nodes if node.op == "placeholder"][:1]
-        with unchanged(model), torch.no_grad():
-            try:
-                two, three = _Watcher(model, self.graph), _Watcher(model, self.graph)
-                two.run(example[:2].clone())
-                three.run(example[:3].clone())
-            except Exception as error:
-                raise Untraceable(f"its graph does not run: {error}") from error
-        self._seen = {
-            node: _Seen(two.values.get(node), three.values.get(node), node in two.random, node in two.mixes)
-            for node in self.graph.nodes
-        }
+        self._seen = watch(model, self.graph, example)
         self._digests: dict[fx.Node, str] = {}
 
     def find_cut(self) -> Cut:
@@ -221,7 +191,7 @@ class Trace:
             if node not in needed or node.op == "output":
                 continue
             if self._is_shape(node):
-                made[node] = _shape_again(graph, first, self._seen[node])
+                made[node] = shape_again(graph, first, self._seen[node])
             else:
                 made[node] = graph.node_copy(node, lambda n: made[n])
         if end is None:
@@ -244,11 +214,11 @@ class Trace:
     def _is_shape(self, node: fx.Node) -> bool:
         """Whether the node gives numbers that follow from the batch size alone."""
         computed = node.op not in ("placeholder", "output", "get_attr") and node.target not in ("item", "tolist")
-        return computed and _follows(self._seen[node].two, self._seen[node].three)
+        return computed and follows(self._seen[node].two, self._seen[node].three)
 
     def _layout(self, node: fx.Node) -> Layout | None:
         two, three = self._seen[node].two, self._seen[node].three
-        if not isinstance(two, _Described) or two.shape[:1] != (2,) or three.shape[:1] != (3,):
+        if not isinstance(two, Described) or two.shape[:1] != (2,) or three.shape[:1] != (3,):
             return None
         return Layout(two.shape[1:], two.dtype, two.channels_last) if two.shape[1:] == three.shape[1:] else None
 
@@ -282,120 +252,6 @@ class Trace:
 @dataclass(frozen=True)
 class _Named:
     digest: str
-
-
-@dataclass(frozen=True)
-class _Described:
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    channels_last: bool
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # BatchNorm is never traced through: its mode is read off the layer, which changes with what is frozen.
-        leaf = isinstance(m, (_BatchNorm, *_timm_modules()))
-        return leaf or super().is_leaf_module(m, module_qualified_name)
-
-
-def _timm_modules() -> Sequence[type[nn.Module]]:
-    timm = sys.modules.get("timm.layers")
-    return tuple(timm.get_notrace_modules()) if timm else ()
-
-
-def _timm_functions() -> Sequence[Callable[..., Any]]:
-    timm = sys.modules.get("timm.layers")
-    return tuple(f for f in timm.get_notrace_functions() if callable(f)) if timm else ()
-
-
-class _Watcher(fx.Interpreter):
-    """Runs the graph and notes of each node its value's shape, and whether it is random or mixes samples."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
-        self.values: dict[fx.Node, Any] = {}
-        self.random: set[fx.Node] = set()
-        self.mixes: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = _random_states()
-        with _Operations() as operations:
-            value = super().run_node(n)
-        if not all(map(torch.equal, before, _random_states())):
-            self.random.add(n)
-        leaf = n.op == "call_module"  # BatchNorm layers are asked for their mode when a cut is made
-        if operations.batch_statistics and not leaf:
-            self.mixes.add(n)
-        self.values[n] = _short(value)
-        return value
-
-
-def _random_states() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else states
-
-
-class _Operations(TorchDispatchMode):
-    """Notes whether an operation normalised by the statistics of its batch."""
-
-    batch_statistics = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, schema = kwargs or {}, func._schema
-        if "batch_norm" in schema.name:
-            named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
-            self.batch_statistics |= bool(named.get("training")) or "with_update" in schema.name
-        return func(*args, **kwargs)
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        last = value.dim() == 4 and not value.is_contiguous()
-        last = last and value.is_contiguous(memory_format=torch.channels_last)
-        return _Described(tuple(value.shape), value.dtype, last)
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_short, value))
-    return value
-
-
-def _follows(two: Any, three: Any) -> bool:
-    """Whether a value is a number, or numbers, equal in both batches or proportional to their sizes."""
-    if isinstance(two, tuple) and isinstance(three, tuple):
-        return len(two) == len(three) > 0 and all(map(_follows, two, three))
-    if isinstance(two, bool) or isinstance(three, bool):
-        return two is three
-    if isinstance(two, int) and isinstance(three, int):
-        return two == three or (two % 2 == 0 and two * 3 == three * 2)
-    return isinstance(two, torch.dtype | torch.device) and two == three
-
-
-def _shape_again(graph: fx.Graph, first: fx.Node, seen: _Seen) -> Any:
-    """The numbers as they were, those that follow the batch taken from its first tensor."""
-
-    def again(two: Any, three: Any) -> Any:
-        if isinstance(two, tuple):
-            return tuple(map(again, two, three))
-        if two == three:
-            return two
-        size = graph.call_method("size", (first, 0))
-        return size if two == 2 else graph.call_function(operator.mul, (size, two // 2))
-
-    return again(seen.two, seen.three)
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves buffers, modes and torch's random states as they were."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-            for module, mode in modes.items():
-                module.training = mode
 
 
 def _near(one: Tensor, other: Tensor) -> bool:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from tvf.content import Unkeyable, circumstances, describe
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment, Rows, Views
-from tvf.feed import CutFeed, CutPart, Feed, column
+from tvf.feed import CutFeed, CutPart, Feed, column, view_name
 from tvf.frontier import Cut, Trace, Untraceable
 from tvf.models import FineTuneModel
-from tvf.store import Entry, Store, StoreUnusable, gigabytes
+from tvf.store import Entry, Store, gigabytes
+from tvf.table import StoreUnusable
 
 log = logging.getLogger(__name__)
 
@@ -47,185 +49,194 @@ def open_feed(
     *,
     epochs: int,
     store: Store | None,
-    mode: str = "auto",
-    dtype: torch.dtype | None = None,
-    precision: str = "32-true",
-    channels_last: bool = False,
     sharing: Sharing = ALONE,
     show: bool = False,
 ) -> Feed:
-    """The feed of a job: through the store where that can be done and, unless `mode` is "on", where it pays.
+    """The feed of a job: through the store where that can be done and, if the store must pay, where it does.
 
-    The model must be set up, on its device, in its final memory format and freezing. `dtype` None follows the
-    precision: as computed under 32 bits, float16 under mixed precision. Says in a line what was decided. Without a
-    store frozen layers are cut off all the same, so that last digits do not depend on it.
+    The model must be set up, on its device, in its final memory format and freezing. The store keeps activations as
+    its `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line
+    what was decided. Without a store frozen layers are cut off all the same, so that last digits do not depend on it.
     """
     feed = Feed(fabric, module, data, augment)
-    mixed = precision != "32-true"
-    approximations = [f"precision {precision}"] if mixed else []
+    precision = fabric.strategy.precision.precision
+    feed.approximations = [f"precision {precision}"] if precision not in ("32-true", "64-true") else []
     if isinstance(augment.views, int) and augment.views < epochs:
-        approximations.append(f"{augment.views} views for {epochs} epochs")
-    feed.approximations = approximations
+        feed.approximations.append(f"{augment.views} views for {epochs} epochs")
+    dtype = store.dtype if store else None
+    if dtype is None and "mixed" in precision:
+        dtype = torch.float16
     try:
-        dtype = dtype or (torch.float16 if mixed else None)
-        plans = _plan(fabric, module, data, augment, store, sharing, dtype, [precision, channels_last])
+        plans = _plan(fabric, module, data, augment, sharing, dtype)
     except (Untraceable, Unkeyable) as error:
-        log.warning("store: not used, every image passes the whole network: %s.", error)
+        log.warning("frozen layers are not cut off, every image passes the whole network: %s.", error)
         return feed
     if not plans:
-        log.info("store: not used: no layers are frozen before the first one that trains.")
+        log.info("frozen layers: none before the first one that trains, so there is nothing to keep.")
         return feed
+    reads = {"train": epochs, "val": epochs, "test": 1}
     kept: dict[str, Plan] = {}
-    if store is not None:
-        reads = {"train": epochs, "val": epochs, "test": 1}
-        kept = {n: plan for n, plan in plans.items() if mode == "on" or _pays(plan, reads[n], sharing.jobs, store)}
-        log.info("store: %s", tell(plans, kept))
-    parts = {}
+    declined: dict[str, Plan] = {}
+    parts: dict[str, CutPart] = {}
     for name, plan in plans.items():
-        try:
-            entries = plan.entries(store) if store is not None and name in kept else None
-        except StoreUnusable as error:
-            log.warning("store: %s images are not kept: %s.", name, error)
-            entries = None
+        entries = None
+        if store is not None:
+            try:
+                place = plan.source(fabric)
+                plan = plan.on_the_way(store, place, reads[name], sharing.jobs)
+                if store.must_pay and not plan.pays(plan.cuts[-1], store, place, reads[name], sharing.jobs):
+                    declined[name] = plan
+                else:
+                    entries, kept[name] = plan.entries(store, place), plan
+            except (Unkeyable, StoreUnusable) as error:
+                log.warning("store: %s images are not kept: %s.", name, error)
         parts[name] = CutPart(
-            *(fabric, plan.trace, plan.cuts, plan.planned, entries),
+            *(fabric, plan.trace, [step.cut for step in plan.cuts], [step.planned for step in plan.cuts], entries),
             *(plan.part, plan.augment, plan.dtype, show),
         )
+    if kept or declined:
+        log.info("store: %s", tell(kept, declined))
     cut_feed = CutFeed(fabric, module, data, augment, parts)
-    cut_feed.approximations = approximations + sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
+    narrowed = sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
+    cut_feed.approximations = feed.approximations + narrowed
     return cut_feed
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one part of the data would go through the store: `epochs` views of it, read once an epoch."""
+class Step:
+    """A cut, whether jobs of this sweep will read it, and the seconds that an image takes to it from pixels."""
 
-    trace: Trace
-    cuts: list[Cut]
-    planned: list[bool]
-    part: Labelled
-    augment: Views
-    source: str
-    about: str
-    dtype: torch.dtype | None
+    cut: Cut
+    planned: bool
     seconds: float
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that one image takes at the job's own cut."""
-        return sum(column(layout, self.dtype).row_bytes for layout in self.cuts[-1].layouts)
+
+@dataclass(frozen=True)
+class Plan:
+    """How one part of the data would go through the store, by cuts from shallow to the job's own."""
+
+    name: str
+    trace: Trace
+    cuts: list[Step]
+    part: Labelled
+    augment: Views
+    dtype: torch.dtype | None
 
     @property
     def narrowed(self) -> str | None:
         """What the store rounds, for the list of approximations."""
-        kept = [(layout.dtype, column(layout, self.dtype).dtype) for layout in self.cuts[-1].layouts]
+        kept = [(layout.dtype, column(layout, self.dtype).dtype) for layout in self.cuts[-1].cut.layouts]
         return next((f"{str(to).removeprefix('torch.')} store" for of, to in kept if of != to), None)
 
-    def distinct(self, epochs: int) -> int:
-        """How many different images `epochs` epochs see."""
-        rows = Rows(self.augment, len(self.part))
-        return sum(len(rows.new(view)) for view in {self.augment.view_of(epoch) for epoch in range(1, epochs + 1)})
+    def source(self, fabric: Fabric) -> str:
+        """A digest of what the activations depend on besides the cut. Raises Unkeyable."""
+        images = [self.part.key or self.part.images, replace(self.augment, views="epochs")]
+        return describe([self.trace.training, images, str(self.dtype), circumstances(fabric, self.trace.model)])
 
-    def entries(self, store: Store) -> list[Entry]:
+    def on_the_way(self, store: Store, source: str, epochs: int, jobs: int) -> "Plan":
+        """This plan with what the store has from earlier on, and only those steps that are worth it."""
+        own, siblings = self.cuts[-1], store.siblings("activations", [source])
+        found = {step.cut.key: step for step in self.cuts[:-1]}
+        if store.must_pay:
+            found = {k: step for k, step in found.items() if self.pays(step, store, source, epochs, jobs)}
+        for key, noted in siblings.items():
+            digests = noted.get("cut")
+            if key not in found and isinstance(digests, list):
+                cut = self.trace.locate(digests, own.cut)
+                if cut is not None and cut.weights:
+                    found[key] = Step(cut, False, 0)
+        steps: list[Step] = []
+        for step in sorted(found.values(), key=lambda step: step.cut.depth):
+            if self.trace.continues(step.cut, own.cut) and (not steps or self.trace.continues(steps[-1].cut, step.cut)):
+                steps.append(step)
+        return replace(self, cuts=[*steps, own])
+
+    def pays(self, step: Step, store: Store, source: str, epochs: int, jobs: int) -> bool:
+        """Whether keeping a cut's activations costs less than computing them anew, if one more job than is known reads.
+
+        Of this part in `epochs` epochs of each of `jobs` jobs.
+        """
+        views, rows = (
+            {self.augment.view_of(epoch) for epoch in range(1, epochs + 1)},
+            Rows(self.augment, len(self.part)),
+        )
+        folder = store.folder.joinpath("activations", source, step.cut.key)
+        missing = sum(len(rows.new(view)) for view in views if not (folder / f"{view_name(view)}.bin").exists())
+        row_bytes = sum(column(layout, self.dtype).row_bytes for layout in step.cut.layouts)
+        if row_bytes * missing > min(store.max_bytes, shutil.disk_usage(store.folder).free):
+            return False
+        read = epochs * len(self.part) * (jobs + 1)
+        saved = step.seconds * (read - missing)
+        return saved > row_bytes * missing / WRITE_RATE + row_bytes * read / READ_RATE
+
+    def entries(self, store: Store, source: str) -> list[Entry]:
         """The store's entries for the cuts."""
         return [
             store.entry(
                 "activations",
-                [self.source, cut.key],
-                {"about": f"{self.about}, after {', '.join(n.name for n in cut.nodes)}", "cut": cut.digests},
+                [source, step.cut.key],
+                {
+                    "about": f"{self.name} images, after {', '.join(node.name for node in step.cut.nodes)}",
+                    "cut": step.cut.digests,
+                },
             )
-            for cut in self.cuts
+            for step in self.cuts
         ]
 
 
 def _plan(
-    fabric: Fabric,
-    module: FineTuneModel,
-    data: Dataset,
-    augment: Views,
-    store: Store | None,
-    sharing: Sharing,
-    dtype: torch.dtype | None,
-    settings: list[Any],
+    fabric: Fabric, module: FineTuneModel, data: Dataset, augment: Views, sharing: Sharing, dtype: torch.dtype | None
 ) -> dict[str, Plan]:
     """Trace the model for training and for evaluation and find the cuts; nothing for parts that have none."""
     model: Any = module.module
     example = fabric.to_device(data.train.images[torch.arange(3) % len(data.train)])
-    plain = Augment()
     plans: dict[str, Plan] = {}
-    for mode, names in (("train", ("train",)), ("eval", ("val", "test"))):
+    for training, names in ((True, ("train",)), (False, ("val", "test"))):
         with fabric.autocast():
-            model.train(mode == "train")
-            trace = Trace(model, example)
+            trace = Trace(model.train(training), example)
             chain = []
-            for freeze in sharing.freezings:
-                freeze()
-                chain.append(trace.find_cut())
-            model.unfreeze()
-            model.train()
+            try:
+                for freeze in sharing.freezings:
+                    freeze()
+                    with suppress(Untraceable, Unkeyable):  # the other job's matter
+                        chain.append(trace.find_cut())
+            finally:
+                model.unfreeze()
+                model.train()
             own = trace.find_cut()
             if not own.weights:
                 continue
             trace.check(own, example)
-            seconds = _time_prefix(trace, own, example)
+            shallower = {cut.key: cut for cut in chain if cut.weights and trace.continues(cut, own)}.values()
+            steps = [Step(cut, True, _time_prefix(trace, cut, example)) for cut in (*shallower, own)]
         for name in names:
-            part, views = getattr(data, name), augment if mode == "train" else plain
-            source, siblings = "", {}
-            if store is not None:
-                images = [part.key or part.images, replace(views, views="epochs")]
-                source = describe([mode, *images, str(dtype), settings, circumstances(fabric.device)])
-                siblings = store.siblings("activations", [source])
-            cuts, planned = _order(trace, own, chain, siblings)
-            plans[name] = Plan(trace, cuts, planned, part, views, source, f"{name} images", dtype, seconds)
+            plans[name] = Plan(name, trace, steps, getattr(data, name), augment if training else Augment(), dtype)
     return plans
-
-
-def _order(
-    trace: Trace, own: Cut, chain: Sequence[Cut], siblings: dict[str, dict[str, Any]]
-) -> tuple[list[Cut], list[bool]]:
-    """The cuts on the way to `own`, shallow ones first, each computable from the one before it; which are planned."""
-    found = {cut.key: (cut, True) for cut in chain if cut.weights}
-    for key, noted in siblings.items():
-        digests = noted.get("cut")
-        if key not in found and isinstance(digests, list) and (cut := trace.locate(digests, own)) and cut.weights:
-            found[key] = (cut, False)
-    way = sorted((pair for pair in found.values() if trace.continues(pair[0], own)), key=lambda pair: pair[0].depth)
-    kept: list[tuple[Cut, bool]] = []
-    for pair in way:
-        if not kept or trace.continues(kept[-1][0], pair[0]):
-            kept.append(pair)
-    kept.append((own, True))
-    return [cut for cut, _ in kept], [planned for _, planned in kept]
 
 
 def _time_prefix(trace: Trace, cut: Cut, example: Tensor) -> float:
     """Seconds that one image spends in the prefix."""
     prefix, images = trace.extract(None, cut), example[torch.arange(8) % len(example)]
     assert prefix is not None
-    with torch.no_grad():
-        prefix(images)
+
+    def run() -> float:
         start = time.perf_counter()
         prefix(images)
-    return (time.perf_counter() - start) / len(images)
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        return (time.perf_counter() - start) / len(images)
+
+    with torch.no_grad():
+        return min(run() for _ in range(3))
 
 
-def _pays(plan: Plan, epochs: int, jobs: int, store: Store) -> bool:
-    """Whether keeping activations costs less than computing them anew, if one more job than is known reads them."""
-    distinct, read = plan.distinct(epochs), epochs * len(plan.part) * (jobs + 1)
-    stored = plan.row_bytes * distinct
-    if stored > min(store.max_bytes, shutil.disk_usage(store.folder).free):
-        return False
-    saved = plan.seconds * (read - distinct)
-    return saved > stored / WRITE_RATE + plan.row_bytes * read / READ_RATE
-
-
-def tell(plans: dict[str, Plan], kept: dict[str, Plan]) -> str:
+def tell(kept: dict[str, Plan], declined: dict[str, Plan]) -> str:
     """The decision in a line."""
-    left = [name for name in plans if name not in kept]
     sentences = []
-    for names, verdict in ((list(kept), "kept"), (left, "not kept, it would not pay")):
-        if names:
-            plan = plans[names[0]]
-            what = f"{gigabytes(plan.row_bytes)} and {1e3 * plan.seconds:.1f} ms of frozen layers an image"
-            sentences.append(f"{', '.join(names)} {verdict} ({what})")
+    for plans, verdict in ((kept, "kept"), (declined, "not kept, it would not pay")):
+        if plans:
+            plan = next(iter(plans.values()))
+            size = sum(column(layout, plan.dtype).row_bytes for layout in plan.cuts[-1].cut.layouts)
+            what = f"{gigabytes(size)} and {1e3 * plan.cuts[-1].seconds:.1f} ms of frozen layers an image"
+            sentences.append(f"{', '.join(plans)} {verdict} ({what})")
     return "; ".join(sentences)

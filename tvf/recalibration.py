@@ -8,12 +8,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from tvf.content import Unkeyable, circumstances, describe
+from tvf.content import Unkeyable, circumstances, describe, describe_layers
 from tvf.data import Labelled
 from tvf.data.order import batches
 from tvf.freezing import frozen_batchnorm, recalibrate_batchnorm
 from tvf.models import FineTuneModel
-from tvf.store import Column, Store, StoreUnusable
+from tvf.store import Store
+from tvf.table import Column, StoreUnusable
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,15 @@ def recalibrate(fabric: Fabric, module: FineTuneModel, part: Labelled, batch_siz
         return [value[None] for value in values]
 
     values = [value for layer in layers.values() for value in layer.buffers()]
+    if not values:
+        return
     if store is None:
         statistics(slice(0, 1), True)
         return
-    before = {name: value for name, value in model.module.state_dict().items() if not name.startswith(f"{model.head}.")}
-    classes = [type(each) for each in model.module.modules()]
     try:
-        key = describe(
-            [part.key or part.images, batch_size, list(layers), before, classes, circumstances(fabric.device)]
-        )
+        pixels = [part.key or part.images, model.mean, model.std]
+        network = [describe_layers(model.module, without=model.head), list(layers)]
+        key = describe([pixels, network, batch_size, circumstances(fabric, model)])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})
         columns = [Column(tuple(value.shape), value.dtype) for value in values]
         for value, kept in zip(values, entry.table("batchnorm", 1, columns, statistics).tensors(), strict=True):

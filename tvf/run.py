@@ -34,7 +34,7 @@ from tvf.freezing import FROZEN_BN, UNITS, check_fraction, needs_batches
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
-from tvf.store import DTYPES, Store
+from tvf.store import Store
 from tvf.sweep.manifest import sharing_models
 from tvf.tracking import JobRecord, is_done, refuse
 
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "tracker")
 VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
+OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 # What the code, not the YAML, gives to a target.
 GIVEN = {"model": ("backbone",), "backbone": ("num_classes",)}
 
@@ -230,10 +231,6 @@ def _fit_and_test(
         *(parts.fabric, module, parts.data, build(config["augment"], "augment")),
         epochs=config["epochs"],
         store=parts.store,
-        mode=config["store"]["mode"],
-        dtype=DTYPES[config["store"]["dtype"]],
-        precision=str(config["fabric"].get("precision", "32-true")),
-        channels_last=config["channels_last"],
         sharing=_sharing(config, place, parts),
         show=not place.parallel,
     )
@@ -276,7 +273,8 @@ def _sharing(config: dict[str, Any], place: Place, parts: Parts) -> Sharing:
         return freeze
 
     nodes = sharing_models(place.sweep, config) if place.sweep else []
-    kinds = [node for i, node in enumerate(nodes) if node not in nodes[:i]]
+    # Building a model of the user's own over this backbone might do anything to it.
+    kinds = [node for i, node in enumerate(nodes) if node not in nodes[:i] and node["_target_"] in OWN_MODELS]
     freezings = [freezing(node) for node in kinds]
     parts.model.unfreeze()  # building the others has frozen the backbone as they do
     return Sharing(max(len(nodes), 1), freezings)

@@ -106,9 +106,14 @@ def _reason(error: BaseException) -> str:
 
 
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether this very configuration was trained to its end in `folder`."""
+    """Whether this very configuration, wherever its store lay, was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
-    return done and read_json(folder / "config.json") == config
+    return done and _results_follow_from(read_json(folder / "config.json")) == _results_follow_from(config)
+
+
+def _results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
+    store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
+    return config | {"store": store}
 
 
 @dataclass(frozen=True)

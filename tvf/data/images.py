@@ -16,7 +16,8 @@ from tqdm import tqdm
 from tvf.content import describe, describe_files
 from tvf.data import Labelled
 from tvf.errors import InputError
-from tvf.store import Column, Store, StoreUnusable
+from tvf.store import Store
+from tvf.table import Column, StoreUnusable
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,11 @@ def read_images(
     label = "reading images" if progress else None
     if store is not None:
         try:
-            key = describe([describe_files(paths), image_size, PIL.__version__, READING])
+            files = describe_files(paths)
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove it.") from error
+        key = describe([files, image_size, PIL.__version__, READING])
+        try:
             entry = store.entry("pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"})
             column = Column((3, image_size, image_size), torch.uint8)
             (images,) = entry.table(
@@ -44,8 +49,6 @@ def read_images(
             return Labelled(images, labels, key)
         except StoreUnusable as error:
             log.warning("store: decoded images are not kept: %s.", error)
-        except OSError as error:
-            raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove it.") from error
     check_memory(len(paths), image_size)
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     bar = tqdm(parts, label, leave=False, disable=None if label else True)

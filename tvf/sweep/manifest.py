@@ -20,11 +20,18 @@ def write_manifest(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
 
 
 def sharing_models(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model nodes of those jobs of the sweep in `folder` that share frozen layers with `config`'s job."""
-    jobs = read_json(folder / "sweep.json").get("jobs", {}).values()
-    return [job["model"] for job in jobs if _frozen_alike(job, config)]
+    """The model nodes of the jobs of the sweep in `folder`, not yet done, that share frozen layers with `config`'s."""
+    jobs = read_json(folder / "sweep.json").get("jobs", {})
+    return [
+        job["model"]
+        for name, job in jobs.items()
+        if _shared(job) == _shared(config) and read_json(folder / name / "status.json").get("state") != "done"
+    ]
 
 
-def _frozen_alike(job: dict[str, Any], config: dict[str, Any]) -> bool:
-    same_batchnorm = job["model"].get("frozen_bn") == config["model"].get("frozen_bn")
-    return same_batchnorm and all(job[key] == config[key] for key in SHARED)
+def _shared(config: dict[str, Any]) -> list[Any]:
+    frozen_bn = (config.get("model") or {}).get("frozen_bn")
+    nodes = [config.get(key) for key in SHARED]
+    if frozen_bn != "recalibrate":  # whose statistics are means over batches
+        nodes = [{**node, "batch_size": None} if isinstance(node, dict) else node for node in nodes]
+    return [*nodes, frozen_bn]
