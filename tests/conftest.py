@@ -50,11 +50,11 @@ def shell(
     """`shell("epochs=1")` is `python train.py epochs=1` from an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    threads, handlers = torch.get_num_threads(), [*logging.getLogger().handlers]
+    threads = torch.get_num_threads()
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        code = 0
+        code, handlers = 0, {*logging.getLogger().handlers}
         try:
             cli.train()
         except SystemExit as exit:
@@ -63,7 +63,9 @@ def shell(
                 print(exit.code, file=sys.stderr)
         finally:
             torch.set_num_threads(threads)
-            logging.getLogger().handlers[:] = handlers  # Hydra's write to a stream that is about to be closed
+            for handler in {*logging.getLogger().handlers} - handlers:  # Hydra's, on streams that pytest closes
+                logging.getLogger().removeHandler(handler)
+                handler.close()
         printed = capsys.readouterr()
         return Outcome(code, printed.out, printed.err)
 
