@@ -1,9 +1,9 @@
 """tvf against two reference loops, side by side: writes bench/results.md. `make bench` runs it, in about 40 minutes.
 
 Each row of the table is a set of jobs. A reference loop shares nothing between jobs, so its time for a set is the sum
-of its jobs': each kind of job runs once as a process of its own, and its time for EPOCHS epochs is that of its start,
-EPOCHS times its median epoch, and its test. tvf's time is that of the whole command from the shell, store and start
-included, with an empty store unless the row says warm.
+of its jobs': one of each kind runs for two epochs, and its time for more epochs is that of its start, so many times
+its median epoch, and its test. tvf's time is that of the whole command from the shell, store and start included, with
+an empty store unless the row says warm. Short rows are measured three times, the loops between; medians count.
 """
 
 import argparse
@@ -22,10 +22,13 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from reference import split
+
+from tvf.backbones import efficientnet_lite0
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
-REFERENCE_EPOCHS = 2  # of a reference run, of which the median stands for all
+REFERENCE_EPOCHS = 2  # of each reference loop, of which the median stands for all
 COMMON = ("data.image_size=128", "tracker=none")
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
@@ -33,7 +36,10 @@ SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
 
 @dataclass(frozen=True)
 class Row:
-    """A set of jobs: tvf's arguments, and how many jobs of each fraction the reference loops have to run."""
+    """A set of jobs: tvf's arguments, and how many jobs of each fraction the reference loops have to run.
+
+    `run_epochs`: what tvf itself runs, where that is less; the rest is projected as it is for the loops.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -41,49 +47,58 @@ class Row:
     aims: tuple[float, float] | None
     augment: str = "flips"
     epochs: int = EPOCHS
+    run_epochs: int | None = None
+    rounds: int = 1
     bf16: bool = False
 
 
 ROWS = {
-    "head": Row("head only, one job, views = epochs", ("model=transfer",), {0.0: 1}, (3, 2)),
-    "none": Row("head only, one job, augment=none", ("model=transfer", "augment=none"), {0.0: 1}, (8, 5), "none"),
-    "nine": Row("head only, 9 jobs (3 seeds × 3 rates)", ("-m", "model=transfer", SEEDS, RATES), {0.0: 9}, (15, 9)),
-    "sweep": Row(
-        "fractions 0, 0.25, 0.5, 1.0 × 3 seeds",
-        ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", SEEDS),
-        dict.fromkeys(FRACTIONS, 3),
-        (3.5, 2.2),
+    "head": Row("head only, one job, views = epochs", ("model=transfer",), {0.0: 1}, (3, 2), rounds=3),
+    "none": Row(
+        "head only, one job, augment=none", ("model=transfer", "augment=none"), {0.0: 1}, (8, 5), "none", rounds=3
     ),
+    "nine": Row("head only, 9 jobs (3 seeds × 3 rates)", ("-m", "model=transfer", SEEDS, RATES), {0.0: 9}, (15, 9)),
+    "full": Row("pct_unfreeze 1.0, one job", ("model.pct_unfreeze=1.0",), {1.0: 1}, (1.6, 1.0), run_epochs=2),
     "quarter": Row(
         "fractions 0 and 0.25 × 3 seeds × 3 rates",
         ("-m", "model.pct_unfreeze=0,0.25", SEEDS, RATES),
         {0.0: 9, 0.25: 9},
         (8, 5),
     ),
-    "full": Row("pct_unfreeze 1.0, one job", ("model.pct_unfreeze=1.0",), {1.0: 1}, (1.6, 1.0)),
+    "sweep": Row(
+        "fractions 0, 0.25, 0.5, 1.0 × 3 seeds",
+        ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", SEEDS),
+        dict.fromkeys(FRACTIONS, 3),
+        (3.5, 2.2),
+        epochs=4,
+    ),
+    "bf16": Row(
+        "fractions 0, 0.25, 0.5, 1.0 × 1 seed, bf16",
+        ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", "seed=1", "fabric.precision=bf16-mixed"),
+        dict.fromkeys(FRACTIONS, 1),
+        None,
+        epochs=2,
+        bf16=True,
+    ),
 }
-BF16 = Row(
-    "fractions 0, 0.25, 0.5, 1.0 × 1 seed, bf16",
-    ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", "seed=1", "fabric.precision=bf16-mixed"),
-    dict.fromkeys(FRACTIONS, 1),
-    None,
-    bf16=True,
-)
+
+Kind = tuple[str, float, str, bool]  # of a reference run: style, fraction, augment, bf16
 
 
 @dataclass
 class Measured:
-    """Seconds of tvf's commands by row, and what the reference loops printed by (style, fraction, augment, bf16)."""
+    """Seconds of tvf's commands by row, and what the reference loops printed."""
 
-    tvf: dict[str, float] = field(default_factory=dict)
-    warm: dict[str, float] = field(default_factory=dict)
-    references: dict[tuple[str, float, str, bool], dict[str, Any]] = field(default_factory=dict)
+    tvf: dict[str, list[float]] = field(default_factory=dict)
+    warm: dict[str, list[float]] = field(default_factory=dict)
+    references: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
 
 
-def run_reference(style: str, fraction: float, augment: str, bf16: bool) -> dict[str, Any]:
+def run_reference(kind: Kind, epochs: int) -> dict[str, Any]:
     """One reference run, as a process of its own."""
+    style, fraction, augment, bf16 = kind
     command = [sys.executable, str(ROOT / "bench" / "reference.py"), style, "--fraction", str(fraction)]
-    command += ["--augment", augment, "--epochs", str(REFERENCE_EPOCHS), *(["--bf16"] if bf16 else [])]
+    command += ["--augment", augment, "--epochs", str(epochs), *(["--bf16"] if bf16 else [])]
     start = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -96,89 +111,145 @@ def run_reference(style: str, fraction: float, augment: str, bf16: bool) -> dict
 
 def run_tvf(row: Row, store: Path, folder: Path) -> float:
     """Seconds of one tvf command."""
-    place = f"hydra.{'sweep' if '-m' in row.arguments else 'run'}.dir={folder}"
-    command = [sys.executable, str(ROOT / "train.py"), *row.arguments, *COMMON, f"epochs={row.epochs}", place]
+    place, epochs = f"hydra.{'sweep' if '-m' in row.arguments else 'run'}.dir={folder}", row.run_epochs or row.epochs
+    command = [sys.executable, str(ROOT / "train.py"), *row.arguments, *COMMON, f"epochs={epochs}", place]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"TVF_STORE": str(store)})
     seconds = time.perf_counter() - start
     print(f"tvf {row.name}: {seconds:.1f} s", flush=True)
+    if row.run_epochs:
+        epoch = median(each["epoch_seconds"] for each in metrics(folder))
+        seconds += (row.epochs - row.run_epochs) * epoch
     return seconds
 
 
-def projected(found: dict[str, Any], epochs: int) -> float:
-    """Seconds of a reference run of so many epochs."""
-    once = found["start_seconds"] + found["test_seconds"] + found["exit_seconds"]
-    return once + epochs * median(found["epoch_seconds"])
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a job."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def measure(rows: dict[str, Row], work: Path) -> Measured:
+    """Run it all: in each round of a row its loops, as far as they are not known yet, and tvf."""
+    measured = Measured()
+    for key, row in rows.items():
+        for number in range(row.rounds):
+            for fraction in row.jobs:
+                for style in ("tuned",) if row.bf16 else ("plain", "tuned"):
+                    kind = (style, fraction, row.augment, row.bf16)
+                    runs = measured.references.setdefault(kind, [])
+                    if not runs:
+                        runs.append(run_reference(kind, REFERENCE_EPOCHS))
+                    elif number == 1:  # a short row's loops once more, between its commands
+                        runs.append(run_reference(kind, 1))
+            store = work / key / f"store-{number}"
+            measured.tvf.setdefault(key, []).append(run_tvf(row, store, work / key / f"cold-{number}"))
+            if row.rounds > 1:
+                measured.warm.setdefault(key, []).append(run_tvf(row, store, work / key / f"warm-{number}"))
+            shutil.rmtree(store)
+    return measured
+
+
+def projected(runs: list[dict[str, Any]], epochs: int) -> float:
+    """Seconds of a reference loop for so many epochs."""
+    once = sum(median(run[key] for run in runs) for key in ("start_seconds", "test_seconds", "exit_seconds"))
+    return once + epochs * median(seconds for run in runs for seconds in run["epoch_seconds"])
 
 
 def reference_seconds(row: Row, style: str, measured: Measured) -> float:
     """Seconds of a reference loop for all jobs of a row."""
-    runs = {f: measured.references[style, f, row.augment, row.bf16] for f in row.jobs}
-    return sum(count * projected(runs[fraction], row.epochs) for fraction, count in row.jobs.items())
+    return sum(
+        count * projected(measured.references[style, fraction, row.augment, row.bf16], row.epochs)
+        for fraction, count in row.jobs.items()
+    )
+
+
+def jobs_of(folder: Path, fraction: float) -> list[dict[str, Any]]:
+    """The summaries of a sweep's jobs with this fraction, with `history` and `folder` added."""
+    found = []
+    for path in sorted(folder.glob("*/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["pct_unfreeze"] == fraction:
+            found.append(summary | {"history": metrics(path.parent)})
+    return found
 
 
 def scores(folder: Path, measured: Measured) -> list[str]:
     """Validation accuracy, best of the first epochs: the sweep's three seeds against one of each loop."""
     lines = ["| fraction | tvf, mean ± sd of 3 seeds | plain, 1 seed | tuned, 1 seed |", "|---|---|---|---|"]
     for fraction in FRACTIONS:
-        own = []
-        for summary in folder.glob("*/summary.json"):
-            if json.loads(summary.read_text())["pct_unfreeze"] == fraction:
-                epochs = [json.loads(line) for line in (summary.parent / "metrics.jsonl").read_text().splitlines()]
-                own.append(max(epoch["val_acc"] for epoch in epochs[:REFERENCE_EPOCHS]))
-        others = [measured.references[style, fraction, "flips", False]["val_acc"] for style in ("plain", "tuned")]
-        spread = f"{mean(own):.3f} ± {stdev(own):.3f}"
-        lines.append(f"| {fraction:g} | {spread} | {others[0]:.3f} | {others[1]:.3f} |")
+        own = [max(e["val_acc"] for e in job["history"][:REFERENCE_EPOCHS]) for job in jobs_of(folder, fraction)]
+        others = [measured.references[style, fraction, "flips", False][0]["val_acc"] for style in ("plain", "tuned")]
+        lines.append(f"| {fraction:g} | {mean(own):.3f} ± {stdev(own):.3f} | {others[0]:.3f} | {others[1]:.3f} |")
     return lines
 
 
-def bound(folder: Path) -> list[str]:
-    """The sweep's own bound: prefix once, each suffix at the rate it trained at, on as many workers as there are."""
-    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-    summaries = [json.loads((folder / row["folder"] / "summary.json").read_text()) for row in rows]
-    prefix = sum(summary["prefix_seconds"] for summary in summaries)
-    trained = sum(summary["train_seconds"] + summary["test_seconds"] for summary in summaries) - prefix
-    workers = os.cpu_count() or 1
+def prefix_rate() -> float:
+    """Images a second that all cores together push through EfficientNet-Lite0 without its head, for evaluation."""
+    network: Any = efficientnet_lite0(2).module.eval().to(memory_format=torch.channels_last)
+    images = torch.rand(32, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        network.forward_features(images)
+        times = []
+        for _ in range(15):
+            start = time.perf_counter()
+            network.forward_features(images)
+            times.append(time.perf_counter() - start)
+    return len(images) / median(times)
+
+
+def bound(row: Row, folder: Path, seconds: float) -> list[str]:
+    """The docs' formula, from rates measured here: of the prefix alone, and of each suffix as the sweep's jobs ran."""
+    train, val, test = map(len, split()[2])
+    workers, rate = os.cpu_count() or 1, prefix_rate()
+    images = suffixes = 0.0
+    for fraction in row.jobs:
+        jobs = jobs_of(folder, fraction)
+        evaluating = median(job["test_seconds"] for job in jobs) / test
+        for job in jobs:
+            images += job["prefix_images"]
+            training = 1 / median(epoch["images_per_second"] for epoch in job["history"])
+            suffixes += row.epochs * (train * training + val * evaluating) + test * evaluating
+    least = images / rate + suffixes / workers
     return [
-        f"Prefix, all jobs together: {prefix:.0f} s. Suffixes with validation and test: {trained:.0f} s.",
-        f"On {workers} workers no schedule takes less than {(prefix + trained) / workers:.0f} s.",
+        f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. Suffixes, "
+        f"training, validation and test: {suffixes:.0f} s on one core. So {workers} workers need at least {least:.0f} s; "
+        f"the command took {seconds:.0f} s: {least / seconds:.0%} of the bound.",
     ]
 
 
-def report(rows: dict[str, Row], measured: Measured, sweep: Path) -> str:
+def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
     """bench/results.md."""
     lines = [
         "# tvf against two reference loops",
         "",
-        f"Written by `bench/run.py`: ELPV at 128 pixels, EfficientNet-Lite0, batch 32, float32, {EPOCHS} epochs with "
-        "validation, one test.",
-        f"Machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch "
+        "Written by `bench/run.py`: ELPV at 128 pixels, EfficientNet-Lite0, batch 32, float32 unless a row says bf16; "
+        "every epoch with its validation, every job with its test.",
+        f"Machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
         f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}.",
-        f"Reference loops: from runs of {REFERENCE_EPOCHS} epochs (start + {EPOCHS} × median epoch + test), summed "
-        "over the jobs. tvf: the whole command, cold store, once.",
+        f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind, projected (start + epochs × median epoch + test) and "
+        "summed over the jobs. tvf: whole commands, cold store; median where there are several.",
         "",
-        "| work | plain, s | tuned, s | tvf, s | over plain | aim | over tuned | aim |",
-        "|---|---|---|---|---|---|---|---|",
+        "| work | epochs | plain, s | tuned, s | tvf, s (each) | over plain | aim | over tuned | aim |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for key, row in rows.items():
-        tuned, own = reference_seconds(row, "tuned", measured), measured.tvf[key]
+        tuned, own = reference_seconds(row, "tuned", measured), median(measured.tvf[key])
         plain = None if row.bf16 else reference_seconds(row, "plain", measured)
         aims = [f"≥ {aim:g}" for aim in row.aims] if row.aims else ["", ""]
         seconds, over = ("", "") if plain is None else (f"{plain:.0f}", f"{plain / own:.1f}")
-        cells = [row.name, seconds, f"{tuned:.0f}", f"{own:.0f}", over, aims[0], f"{tuned / own:.1f}", aims[1]]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "With a warm store: " + ", ".join(f"{rows[k].name} {s:.0f} s" for k, s in measured.warm.items()) + ".",
-    ]
-    if sweep.exists():
-        lines += [
-            "",
-            "## Scores after two epochs (validation accuracy, the better epoch)",
-            "",
-            *scores(sweep, measured),
-        ]
-        lines += ["", "## The sweep and its bound", "", *bound(sweep), f"The sweep took {measured.tvf['sweep']:.0f} s."]
+        each = ", ".join(f"{one:.0f}" for one in measured.tvf[key]) if row.rounds > 1 else ""
+        shown = f"{own:.0f}" + (f" ({each})" if each else "")
+        shown += f", from {row.run_epochs} epochs" if row.run_epochs else ""
+        cells = [row.name, str(row.epochs), seconds, f"{tuned:.0f}", shown, over, aims[0]]
+        lines.append(f"| {' | '.join([*cells, f'{tuned / own:.1f}', aims[1]])} |")
+    warm = [f"{rows[key].name} {median(seconds):.0f} s" for key, seconds in measured.warm.items()]
+    if warm:
+        lines += ["", f"With a warm store: {', '.join(warm)}."]
+    if "sweep" in rows:
+        folder = work / "sweep" / "cold-0"
+        lines += ["", "## Scores after two epochs (validation accuracy, the better epoch)", ""]
+        lines += [*scores(folder, measured), "", "## The sweep and its bound", ""]
+        lines += bound(rows["sweep"], folder, measured.tvf["sweep"][0])
     lines += [
         "",
         "## Reference runs",
@@ -186,37 +257,31 @@ def report(rows: dict[str, Row], measured: Measured, sweep: Path) -> str:
         "| loop | fraction | augment | start, s | epochs, s | test, s |",
         "|---|---|---|---|---|---|",
     ]
-    for (style, fraction, augment, bf16), found in measured.references.items():
-        epochs = ", ".join(f"{seconds:.1f}" for seconds in found["epoch_seconds"])
-        name = f"{style}{', bf16' if bf16 else ''}"
-        once = [f"{found[key]:.1f}" for key in ("start_seconds", "test_seconds")]
-        lines.append(f"| {name} | {fraction:g} | {augment} | {once[0]} | {epochs} | {once[1]} |")
+    for (style, fraction, augment, bf16), runs in measured.references.items():
+        columns = [[run["start_seconds"] for run in runs], [e for run in runs for e in run["epoch_seconds"]]]
+        columns.append([run["test_seconds"] for run in runs])
+        shown = " | ".join(", ".join(f"{seconds:.1f}" for seconds in column) for column in columns)
+        lines.append(f"| {style}{', bf16' if bf16 else ''} | {fraction:g} | {augment} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
 def main() -> None:
-    """Measure the chosen rows, references before and between tvf's, and write the report."""
+    """Measure the chosen rows and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help=f"some of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--bf16", action="store_true", help="the sweep in bf16 too, one seed: about ten minutes more")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results.md")
     arguments = parser.parse_args()
     if unknown := [row for row in arguments.rows if row not in ROWS]:
         parser.error(f"{unknown[0]} is not a row: choose from {', '.join(ROWS)}")
-    rows = {key: ROWS[key] for key in arguments.rows or ROWS} | ({"bf16": BF16} if arguments.bf16 else {})
-    measured, work = Measured(), Path(tempfile.mkdtemp(prefix="tvf-bench-"))
+    rows, work = {key: ROWS[key] for key in arguments.rows or ROWS}, Path(tempfile.mkdtemp(prefix="tvf-bench-"))
     try:
-        for key, row in rows.items():
-            for fraction in row.jobs:
-                for style in ("tuned",) if row.bf16 else ("plain", "tuned"):
-                    kind = (style, fraction, row.augment, row.bf16)
-                    if kind not in measured.references:
-                        measured.references[kind] = run_reference(*kind)
-            store = work / key / "store"
-            measured.tvf[key] = run_tvf(row, store, work / key / "cold")
-            if sum(row.jobs.values()) == 1 and 1.0 not in row.jobs:
-                measured.warm[key] = run_tvf(row, store, work / key / "warm")
-        arguments.out.write_text(report(rows, measured, work / "sweep" / "cold"))
+        arguments.out.write_text(report(rows, measure(rows, work), work))
         print(f"written: {arguments.out}")
     finally:
         shutil.rmtree(work)
