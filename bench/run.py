@@ -7,7 +7,6 @@ an empty store unless the row says warm. Short rows are measured three times, th
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -211,9 +210,10 @@ def bound(row: Row, folder: Path, seconds: float) -> list[str]:
             suffixes += row.epochs * (train * training + val * evaluating) + test * evaluating
     least = images / rate + suffixes / workers
     return [
-        f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. Suffixes, "
-        f"training, validation and test: {suffixes:.0f} s on one core. So {workers} workers need at least {least:.0f} s; "
-        f"the command took {seconds:.0f} s: {least / seconds:.0%} of the bound.",
+        f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. "
+        f"Suffixes, training, validation and test: {suffixes:.0f} s on one core.",
+        f"So {workers} workers need at least {least:.0f} s. The command took {seconds:.0f} s: {least / seconds:.0%} "
+        "of the bound.",
     ]
 
 
@@ -226,8 +226,8 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
         "every epoch with its validation, every job with its test.",
         f"Machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
         f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}.",
-        f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind, projected (start + epochs × median epoch + test) and "
-        "summed over the jobs. tvf: whole commands, cold store; median where there are several.",
+        f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind, projected (start + epochs × median epoch + test) "
+        "and summed over the jobs. tvf: whole commands, cold store; median where there are several.",
         "",
         "| work | epochs | plain, s | tuned, s | tvf, s (each) | over plain | aim | over tuned | aim |",
         "|---|---|---|---|---|---|---|---|---|",
