@@ -2,8 +2,9 @@
 
 Each row of the table is a set of jobs. A reference loop shares nothing between jobs, so its time for a set is the sum
 of its jobs': one of each kind runs for two epochs, and its time for more epochs is that of its start, so many times
-its median epoch, and its test. tvf's time is that of the whole command from the shell, store and start included, with
-an empty store unless the row says warm. Short rows are measured three times, the loops between; medians count.
+its median epoch, and its test; the tuned loop's jobs run two at a time, a thread each, where that is faster. tvf's time
+is that of the whole command from the shell, store and start included, with an empty store unless the row says warm.
+Short rows are measured three times, the loops between; medians count.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 from reference import split
 
 from tvf.backbones import efficientnet_lite0
+from tvf.data.views import Augment, Rows
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
@@ -91,20 +93,25 @@ class Measured:
     tvf: dict[str, list[float]] = field(default_factory=dict)
     warm: dict[str, list[float]] = field(default_factory=dict)
     references: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
+    pairs: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)  # two at once, a thread each
 
 
-def run_reference(kind: Kind, epochs: int) -> dict[str, Any]:
-    """One reference run, as a process of its own."""
+def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, Any]]:
+    """Reference runs as processes of their own: one with all cores, or several at once that share them."""
     style, fraction, augment, bf16 = kind
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     command = [sys.executable, str(ROOT / "bench" / "reference.py"), style, "--fraction", str(fraction)]
-    command += ["--augment", augment, "--epochs", str(epochs), *(["--bf16"] if bf16 else [])]
+    command += ["--augment", augment, "--epochs", str(epochs), "--threads", str(threads), *(["--bf16"] if bf16 else [])]
     start = time.perf_counter()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    found["exit_seconds"] = (
-        time.perf_counter() - start - sum((found["start_seconds"], *found["epoch_seconds"], found["test_seconds"]))
-    )
-    print(f"{style} {fraction} {augment}{' bf16' if bf16 else ''}: {found}", flush=True)
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
+    printed = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"{' '.join(command)} failed")
+    found = [json.loads(text.splitlines()[-1]) for text in printed]
+    for run in found:
+        own = (run["start_seconds"], *run["epoch_seconds"], run["test_seconds"])
+        run["exit_seconds"] = max(0.0, time.perf_counter() - start - sum(own))
+    print(f"{kind}{f' {at_once} at once' if at_once > 1 else ''}: {found}", flush=True)
     return found
 
 
@@ -137,14 +144,15 @@ def measure(rows: dict[str, Row], work: Path) -> Measured:
                     kind = (style, fraction, row.augment, row.bf16)
                     runs = measured.references.setdefault(kind, [])
                     if not runs:
-                        runs.append(run_reference(kind, REFERENCE_EPOCHS))
+                        runs += run_reference(kind, REFERENCE_EPOCHS)
                     elif number == 1:  # a short row's loops once more, between its commands
-                        runs.append(run_reference(kind, 1))
+                        runs += run_reference(kind, 1)
+                    if style == "tuned" and sum(row.jobs.values()) > 1 and kind not in measured.pairs:
+                        measured.pairs[kind] = run_reference(kind, REFERENCE_EPOCHS, at_once=2)
             store = work / key / f"store-{number}"
             measured.tvf.setdefault(key, []).append(run_tvf(row, store, work / key / f"cold-{number}"))
             if row.rounds > 1:
                 measured.warm.setdefault(key, []).append(run_tvf(row, store, work / key / f"warm-{number}"))
-            shutil.rmtree(store)
     return measured
 
 
@@ -156,14 +164,18 @@ def projected(runs: list[dict[str, Any]], epochs: int) -> float:
 
 def reference_seconds(row: Row, style: str, measured: Measured) -> float:
     """Seconds of a reference loop for all jobs of a row."""
-    return sum(
-        count * projected(measured.references[style, fraction, row.augment, row.bf16], row.epochs)
-        for fraction, count in row.jobs.items()
-    )
+    seconds = 0.0
+    for fraction, count in row.jobs.items():
+        kind = (style, fraction, row.augment, row.bf16)
+        ways = [projected(measured.references[kind], row.epochs)]
+        if kind in measured.pairs and sum(row.jobs.values()) > 1:
+            ways.append(projected(measured.pairs[kind], row.epochs) / 2)
+        seconds += count * min(ways)
+    return seconds
 
 
 def jobs_of(folder: Path, fraction: float) -> list[dict[str, Any]]:
-    """The summaries of a sweep's jobs with this fraction, with `history` and `folder` added."""
+    """The summaries of a sweep's jobs with this fraction, with their epochs as `history`."""
     found = []
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text())
@@ -196,22 +208,36 @@ def prefix_rate() -> float:
     return len(images) / median(times)
 
 
-def bound(row: Row, folder: Path, seconds: float) -> list[str]:
-    """The docs' formula, from rates measured here: of the prefix alone, and of each suffix as the sweep's jobs ran."""
-    train, val, test = map(len, split()[2])
-    workers, rate = os.cpu_count() or 1, prefix_rate()
-    images = suffixes = 0.0
+def suffix_rates(row: Row, work: Path) -> dict[float, tuple[float, float]]:
+    """Seconds an image, training and evaluating, of a job by itself with one thread and a store that has everything."""
+    rates = {}
     for fraction in row.jobs:
-        jobs = jobs_of(folder, fraction)
-        evaluating = median(job["test_seconds"] for job in jobs) / test
-        for job in jobs:
-            images += job["prefix_images"]
-            training = 1 / median(epoch["images_per_second"] for epoch in job["history"])
-            suffixes += row.epochs * (train * training + val * evaluating) + test * evaluating
+        folder = work / f"alone-{fraction}"
+        command = [sys.executable, str(ROOT / "train.py"), f"model.pct_unfreeze={fraction}", *COMMON, "threads=1"]
+        command += ["epochs=1", "seed=1", f"hydra.run.dir={folder}"]
+        environment = os.environ | {"TVF_STORE": str(work / "sweep" / "store-0")}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        summary = json.loads((folder / "summary.json").read_text())
+        rates[fraction] = 1 / metrics(folder)[0]["images_per_second"], summary["test_seconds"] / len(split()[2][2])
+    return rates
+
+
+def bound(row: Row, work: Path, seconds: float) -> list[str]:
+    """The docs' formula from rates measured here, each by itself: of the prefix, and of each fraction's suffix."""
+    train, val, test = map(len, split()[2])
+    workers, rate, suffix = os.cpu_count() or 1, prefix_rate(), suffix_rates(row, work)
+    rows = Rows(Augment(horizontal=0.5), train)
+    images = sum(len(rows.new(view + 1)) for view in range(row.epochs)) + val + test
+    suffixes = 0.0
+    for fraction, count in row.jobs.items():
+        training, evaluating = suffix[fraction]
+        suffixes += count * (row.epochs * (train * training + val * evaluating) + test * evaluating)
     least = images / rate + suffixes / workers
+    shown = ", ".join(f"{fraction:g}: {1 / training:.0f}" for fraction, (training, _) in suffix.items())
     return [
         f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. "
-        f"Suffixes, training, validation and test: {suffixes:.0f} s on one core.",
+        f"Suffixes, training (images a second on one core, by fraction: {shown}), validation and test: "
+        f"{suffixes:.0f} s on one core.",
         f"So {workers} workers need at least {least:.0f} s. The command took {seconds:.0f} s: {least / seconds:.0%} "
         "of the bound.",
     ]
@@ -249,7 +275,7 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
         folder = work / "sweep" / "cold-0"
         lines += ["", "## Scores after two epochs (validation accuracy, the better epoch)", ""]
         lines += [*scores(folder, measured), "", "## The sweep and its bound", ""]
-        lines += bound(rows["sweep"], folder, measured.tvf["sweep"][0])
+        lines += bound(rows["sweep"], work, measured.tvf["sweep"][0])
     lines += [
         "",
         "## Reference runs",
@@ -257,11 +283,13 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
         "| loop | fraction | augment | start, s | epochs, s | test, s |",
         "|---|---|---|---|---|---|",
     ]
-    for (style, fraction, augment, bf16), runs in measured.references.items():
+    listed = [(kind, "", runs) for kind, runs in measured.references.items()]
+    listed += [(kind, ", two at once", runs) for kind, runs in measured.pairs.items()]
+    for (style, fraction, augment, bf16), note, runs in listed:
         columns = [[run["start_seconds"] for run in runs], [e for run in runs for e in run["epoch_seconds"]]]
         columns.append([run["test_seconds"] for run in runs])
         shown = " | ".join(", ".join(f"{seconds:.1f}" for seconds in column) for column in columns)
-        lines.append(f"| {style}{', bf16' if bf16 else ''} | {fraction:g} | {augment} | {shown} |")
+        lines.append(f"| {style}{', bf16' if bf16 else ''}{note} | {fraction:g} | {augment} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

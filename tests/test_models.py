@@ -1,5 +1,6 @@
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,17 @@ def test_what_the_model_does_not_know_is_refused(arguments: dict[str, object]) -
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"lr": 0.0}, {"backbone_lr": float("nan")}, {"weight_decay": -1.0}])
-def test_rates_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_rates_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="optimizer"):
         TwoRates(torch.optim.Adam, **{"lr": 0.1, "backbone_lr": 0.1, **wrong})
+
+
+def test_an_algorithm_is_fused_where_it_can_be() -> None:
+    model = FineTuneModel(small_backbone(), 0.5)
+    for algorithm, fused, found in (
+        (torch.optim.Adam, True, True),
+        (torch.optim.Adam, False, None),
+        (torch.optim.RMSprop, True, None),
+    ):
+        optimizer = TwoRates(algorithm, 0.1, 0.1, fused=fused)(model.head_parameters(), model.unfrozen_parameters())
+        assert optimizer.defaults.get("fused") == found

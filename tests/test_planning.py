@@ -1,6 +1,7 @@
 """What a feed takes from the store, and what it does where something is in the way."""
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import torch
 from conftest import SmallNet, small_backbone
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
+from tvf.backbones import Backbone
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment, Views
 from tvf.feed import CutFeed, Feed
 from tvf.files import write_json
+from tvf.freezing import group_by_modules
+from tvf.frontier import Trace
 from tvf.models import FineTuneModel
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
@@ -37,8 +41,10 @@ def set_up(fraction: float, frozen_bn: str = "eval") -> Any:
     return FABRIC.setup_module(model)
 
 
-def feed_of(module: Any, store: Store | None, augment: Views | None = None, sharing: Sharing | None = None) -> Feed:
-    return open_feed(FABRIC, module, DATA, augment or Augment(), epochs=2, store=store, sharing=sharing or Sharing())
+def feed_of(
+    module: Any, store: Store | None, augment: Views | None = None, *sharing: Sharing, fabric: Fabric = FABRIC
+) -> Feed:
+    return open_feed(fabric, module, DATA, augment or Augment(), epochs=2, store=store, sharing=sharing)
 
 
 def logits(feed: Feed) -> Tensor:
@@ -67,7 +73,7 @@ def test_a_shallower_cut_that_the_store_has_no_room_for_is_passed_over(
     expected = logits(feed_of(module, None))
     for max_bytes, continued in ((10**9, 48), (100_000, 0)):
         store = Store(tmp_path / str(max_bytes), max_bytes)
-        feed = feed_of(module, store, sharing=Sharing(2, [other_fraction(module, 0.5)]))
+        feed = feed_of(module, store, None, Sharing(other_fraction(module, 0.5), 1))
         assert torch.equal(logits(feed), expected)
         assert feed.prefix_images == 48 and feed.continued_images == continued
         assert len(list(store.folder.rglob("*.bin"))) == 1
@@ -81,7 +87,7 @@ def test_another_jobs_way_of_freezing_that_cannot_be_cut_is_not_this_ones_matter
     def freeze_all() -> None:
         module.module.requires_grad_(False)
 
-    feed = feed_of(module, Store(tmp_path, 10**9), sharing=Sharing(2, [freeze_all]))
+    feed = feed_of(module, Store(tmp_path, 10**9), None, Sharing(freeze_all, 1))
     assert isinstance(feed, CutFeed) and torch.equal(logits(feed), expected)
 
     def fail() -> None:
@@ -89,7 +95,7 @@ def test_another_jobs_way_of_freezing_that_cannot_be_cut_is_not_this_ones_matter
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        feed_of(module, Store(tmp_path, 10**9), sharing=Sharing(2, [fail]))
+        feed_of(module, Store(tmp_path, 10**9), None, Sharing(fail, 1))
     for model in (module.module, set_up(0).module):
         assert [name for name, p in model.named_parameters() if p.requires_grad] == [
             "module.head.weight",
@@ -111,6 +117,119 @@ def test_activations_too_large_for_half_precision_are_not_kept(
     assert torch.equal(logits(feed), expected) and not caplog.text
 
 
+class Residual(nn.Module):
+    """x + conv3(conv2(x)): with conv3 alone in training the cut is x and conv2(x), with both it is x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv3 = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.conv1(images).relu()
+        return self.head((hidden + self.conv3(self.conv2(hidden))).mean((2, 3)))
+
+
+def test_of_two_cuts_that_each_give_the_other_only_the_shallower_comes_first(tmp_path: Path) -> None:
+    """Else two jobs could wait for each other's rows for ever."""
+    torch.manual_seed(0)
+    network = Residual()
+    backbone = Backbone("residual", network, "head", group_by_modules(network, [["conv3"], ["conv2"], ["conv1"]]))
+    both, last = FineTuneModel(backbone, 0.67), FineTuneModel(backbone, 0.33)
+
+    def freezing(model: FineTuneModel) -> Sharing:
+        return Sharing(model.unfreeze, 1)
+
+    trace, cuts = Trace(last.train(), IMAGES[:3]), []
+    for model in (both, last):
+        model.unfreeze()
+        cuts.append(trace.find_cut())
+    shallow, deep = cuts
+    assert (len(shallow.nodes), len(deep.nodes)) == (1, 2)
+    assert trace.continues(shallow, deep) and not trace.continues(deep, shallow)
+    for number, (own, other) in enumerate(((both, last), (last, both))):
+        own.unfreeze()
+        module = FABRIC.setup_module(own)
+        expected = logits(feed_of(module, None))
+        feed = feed_of(module, Store(tmp_path / str(number), 10**9), None, freezing(other), freezing(own))
+        assert torch.equal(logits(feed), expected)
+        assert feed.continued_images == (48 if own is last else 0)
+
+
+class Normed(SmallNet):
+    """A residual stream in float32 with a normalisation: what mixed precision keeps in float32 must stay so."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__(num_classes)
+        self.bn1 = nn.GroupNorm(1, 4)  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.bn1(self.conv1(images).float() * 1000)
+        return self.head((self.conv2(hidden) + hidden.mean()).mean((2, 3)))
+
+
+def test_mixed_precision_rounds_nothing_more_than_in_the_whole_network() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    network = Normed()
+    network.bn2 = nn.Identity()  # type: ignore[assignment]
+    groups = group_by_modules(network, [["conv2"], ["bn1"], ["conv1"]])
+    model = FineTuneModel(Backbone("normed", network, "head", groups), 0.34)
+    module: Any = fabric.setup_module(model)
+    feed = feed_of(module, None, fabric=fabric)
+    assert isinstance(feed, CutFeed)
+    assert torch.equal(logits(feed), logits(Feed(fabric, module, DATA, Augment())))
+
+
+def set_trained(model: nn.Module, whether: bool) -> None:
+    """All of it but the head."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(whether or "head" in name)
+
+
+def test_planning_leaves_random_states_and_what_trains_alone(tmp_path: Path) -> None:
+    """With dropout in what is frozen, and a model that trains other parameters than whole groups."""
+    module = set_up(0.5)
+    network = module.module.module
+    network.bn1 = nn.Sequential(network.bn1, nn.Dropout(0.5))
+    network.bn2.bias.requires_grad_(False)
+    other = Sharing(lambda: set_trained(module.module, False), 1)
+    trains = [p.requires_grad for p in module.module.parameters()]
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    feed_of(module, Store(tmp_path, 10**9), None, other)
+    assert torch.equal(torch.rand(3), expected)
+    assert [p.requires_grad for p in module.module.parameters()] == trains
+
+
+def test_what_cannot_be_traced_trains_as_a_whole_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Untraced(SmallNet):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images if images.mean() > 0 else -images)
+
+    module = FABRIC.setup_module(FineTuneModel(dataclasses.replace(small_backbone(), module=Untraced()), 0))
+    feed = feed_of(module, Store(tmp_path, 10**9))
+    assert not isinstance(feed, CutFeed) and logits(feed).shape == (48, 3)
+    assert re.search("every image passes the whole network: torch.fx cannot trace it", caplog.text)
+
+
+def test_auto_keeps_what_pays_and_says_what_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By seconds of frozen layers for each byte: none of SmallNet's is worth keeping, slow ones are."""
+    caplog.set_level("INFO")
+    module, store = set_up(0), Store(tmp_path, 10**9, must_pay=True)
+    for seconds, verdict in ((0.0, "train, val, test not kept, it would not pay"), (1.0, "train, val, test kept")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tvf.planning.time_prefix", lambda trace, cut, example, seconds=seconds: seconds)
+            feed = feed_of(module, store)
+        assert f"store: {verdict} (32 kB".replace("32 kB", "0.032 kB") in caplog.text
+        logits(feed)
+        assert bool(list(tmp_path.rglob("*.bin"))) == bool(seconds)
+
+
 class Odd(Augment):
     """An augmentation whose content has no key."""
 
@@ -130,6 +249,28 @@ def test_an_augmentation_without_a_key_costs_only_the_training_images_their_plac
     assert "train images are not kept: what a builtins.list_iterator does cannot be told" in caplog.text
     kept = {entry.about.partition(",")[0] for entry in list_entries(tmp_path)}
     assert kept == {"activations val images"}  # which are the test images too, here
+
+
+class Brighter(Augment):
+    """Views that differ in more than what its base draws, made by a constructor of its own."""
+
+    def __init__(self, by: int, **more: Any) -> None:
+        super().__init__(**more)
+        object.__setattr__(self, "by", by)
+
+    def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
+        return super().__call__(images // 2, samples, view) + self.by * view  # type: ignore[attr-defined]
+
+
+def test_an_augmentation_of_the_users_has_its_own_views(tmp_path: Path) -> None:
+    module, store = set_up(0.5), Store(tmp_path, 10**9)
+    for by in (1, 5):
+        stored, whole = feed_of(module, store, Brighter(by)), feed_of(module, None, Brighter(by))
+        for epoch in (1, 2):
+            runs = stored.train(epoch), whole.train(epoch)
+            one, other = (run.module(*run.inputs(SAMPLES)) for run in runs)
+            assert torch.equal(one, other)
+        assert stored.prefix_images == 96
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.0])

@@ -216,6 +216,7 @@ def test_processes_that_need_the_same_share_it_out(tmp_path: Path) -> None:
     chunks = [re.findall(r"chunk (\d)", text) for text in printed]
     assert all("all right" in text for text in printed), printed
     assert sorted(number for own in chunks for number in own) == [*"012345"]
+    assert sum(map(bool, chunks)) > 1
 
 
 @pytest.mark.slow
@@ -289,8 +290,21 @@ def test_info_lists_and_clear_removes_what_nobody_uses(
     assert "entry used" in tvf("store", "info", f"store.dir={tmp_path}")
     with pytest.raises(SystemExit, match="info or clear"):
         tvf("store", "wipe")
-    with pytest.raises(SystemExit, match="store.dir"):
-        tvf("store", "clear", "/")
+    for wrong in ("/", "store.dir="):
+        with pytest.raises(SystemExit, match="store.dir"):
+            tvf("store", "clear", wrong)
+
+
+def test_what_lies_in_the_folder_but_is_no_entry_is_left_alone(tmp_path: Path) -> None:
+    make_table(Store(tmp_path, 10**9), Filled()).tensors()
+    foreign = tmp_path / "work" / "sample12"
+    foreign.mkdir(parents=True)
+    (foreign / "entry.json").write_text('{"kind": "kind"}')
+    (tmp_path / ".removed" / "half").mkdir(parents=True)  # what a process that was killed left
+    (tmp_path / ".removed" / "half" / "t.bin").write_bytes(b"0" * 1000)
+    assert len(list_entries(tmp_path)) == 1
+    assert clear(tmp_path)[:2] == (1, 1)
+    assert (foreign / "entry.json").exists() and not (tmp_path / ".removed" / "half").exists()
 
 
 def test_clearing_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:

@@ -149,5 +149,8 @@ def test_transforms_that_change_size_or_type_are_refused() -> None:
     for step in (v2.Resize(10), v2.ToDtype(torch.float32, scale=True)):
         with pytest.raises(InputError, match="augment.transforms gave"):
             Transforms(transforms=[step])(IMAGES, SAMPLES, 1)
+    for step in (v2.Normalize([0.5], [0.5]), v2.CutMix(num_classes=2), v2.FiveCrop(8), v2.ToPILImage()):
+        with pytest.raises(InputError, match=r"augment.transforms"):
+            Transforms(transforms=[step])(IMAGES, SAMPLES, 1)
     with pytest.raises(InputError, match="augment.transforms is refused"):
         Transforms()

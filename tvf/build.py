@@ -33,7 +33,14 @@ def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> 
     """Check the keys of `node`, and of the nodes in it, against the signatures of their targets."""
     if "_target_" not in node:
         raise InputError(f"{name} has no _target_: it must name the function or class to build.")
-    parameters = inspect.signature(_target(node, name)).parameters
+    try:
+        parameters = inspect.signature(_target(node, name)).parameters
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"{name}._target_={node['_target_']!r} does not say what it takes: wrap it in Python."
+        ) from error
     for key in node:
         if key in more:
             raise InputError(f"{name}.{key} is not an option: tvf itself gives it to {node['_target_']}.")

@@ -98,7 +98,9 @@ def store(arguments: list[str]) -> None:
     from tvf.store import StoreOptions, clear, gigabytes, list_entries
 
     action, *rest = arguments or [""]
-    if action not in ("info", "clear") or any(not each.startswith("store.dir=") for each in rest):
+    if action not in ("info", "clear") or any(
+        not each.startswith("store.dir=") or each == "store.dir=" for each in rest
+    ):
         raise SystemExit(
             "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
         )

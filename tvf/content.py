@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 FORMAT = 1  # raise it when what is kept under a key changes its meaning
 # Code that changes only with its package's version, which `circumstances` in a key cover. Of any other the file counts.
-KNOWN = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy", "einops")
+KNOWN = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy")
 
 
 PLUMBING = frozenset(nn.Module().__dict__)  # what every module has: mode, hooks, and the tables of its parts
@@ -58,7 +58,7 @@ def circumstances(fabric: Fabric, model: nn.Module) -> list[Any]:
     if fabric.device.type == "cuda":
         processor = torch.cuda.get_device_name(fabric.device)
     memory_format = [parameter.is_contiguous() for parameter in model.parameters()]
-    versions = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
     return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
 
 
@@ -101,7 +101,10 @@ def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None
     elif isinstance(value, type | FunctionType | BuiltinFunctionType | MethodDescriptorType | ModuleType):
         parts("code", *_code(value))
         if isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            try:
+                cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            except ValueError as error:
+                raise Unkeyable(f"{value.__qualname__} refers to a name that has no value yet") from error
             parts("function", list(value.__code__.co_positions()), value.__defaults__, value.__kwdefaults__, cells)
     elif isinstance(value, nn.Module):
         parts("module", *_code(kind), *(part for item in sorted(_state(value).items()) for part in item))

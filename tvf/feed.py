@@ -43,8 +43,12 @@ class Feed:
 
     def __init__(self, fabric: Fabric, module: FineTuneModel, data: Dataset, augment: Views) -> None:
         self.fabric, self.module, self.data, self.augment = fabric, module, data, augment
-        self.prefix_seconds = 0.0  # of filling the store
         self.approximations: list[str] = []
+
+    @property
+    def prefix_seconds(self) -> float:
+        """Seconds spent in the prefix, or waiting for what the store has of it."""
+        return 0.0
 
     @property
     def prefix_images(self) -> int:
@@ -98,6 +102,11 @@ class CutFeed(Feed):
         return self._through(part, 1) if part in self._parts else super().evaluate(part)
 
     @property
+    def prefix_seconds(self) -> float:
+        """Seconds spent in the prefix, or waiting for what the store has of it."""
+        return sum(part.seconds for part in self._parts.values())
+
+    @property
     def prefix_images(self) -> int:
         """How many images have gone through the prefix, from pixels."""
         return sum(part.images for part in self._parts.values())
@@ -108,7 +117,7 @@ class CutFeed(Feed):
         return sum(part.continued for part in self._parts.values())
 
     def _through(self, name: str, view: int) -> Pass:
-        part, start = self._parts[name], time.perf_counter()
+        part = self._parts[name]
         try:
             inputs = part.inputs(view)
         except StoreUnusable as error:
@@ -116,18 +125,16 @@ class CutFeed(Feed):
                 self._warned.add(name)
                 log.warning("store: %s images are not kept from here on: %s.", name, error)
             inputs = partial(part.compute, view)
-        finally:
-            self.prefix_seconds += time.perf_counter() - start
         return Pass(part.suffix, inputs)
 
 
 class CutPart:
     """One part of the data at one cut.
 
-    `cuts` lead from pixels to the cut, shallow ones first, each with its entry; the last is the job's own. Those that
-    are `planned` other jobs of the sweep will read too: they are filled on the way, if the store has room. The rest are
-    used as far as they are there. Without entries every image passes the prefix each time. `images` counts what went
-    through it from pixels, `continued` what went on from a shallower cut.
+    `cuts` lead from pixels to the cut, shallow ones first, each with a way to open its entry; the last is the job's.
+    Those that are `planned` other jobs of the sweep will read too: they are filled on the way, if the store has room.
+    The rest are used as far as they are there. Without entries every image passes the prefix each time. `images` counts
+    what went through it from pixels, `continued` what went on from a shallower cut.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class CutPart:
         trace: Trace,
         cuts: Sequence[Cut],
         planned: Sequence[bool],
-        entries: Sequence[Entry] | None,
+        entries: Sequence[Callable[[], Entry]] | None,
         part: Labelled,
         augment: Views,
         dtype: torch.dtype | None,
@@ -148,20 +155,27 @@ class CutPart:
         self._tables: dict[tuple[int, int], Table] = {}
         self._bridges: dict[tuple[int | None, int], Any] = {}
         self._unusable: set[int] = set()
-        suffix = trace.extract(cuts[-1], None)
-        assert suffix is not None, "everything after a cut can be computed from it"
-        self.suffix: Any = fabric.setup_module(suffix, move_to_device=False)
+        self._module = trace.extract(cuts[-1], None)
         self.images = self.continued = 0
+        self.seconds = 0.0  # in the prefix, or waiting for the store
+
+    def suffix(self, *activations: Tensor) -> Tensor:
+        """Logits. As Fabric calls a module, but activations keep their dtype: mixed precision would round float32."""
+        assert self._module is not None, "everything after a cut can be computed from it"
+        with self._fabric.autocast():
+            return self._fabric.strategy.precision.convert_output(self._module(*activations))
 
     def inputs(self, view: int) -> Inputs:
         """The activations of a view, computed as far as the store has them not. Raises StoreUnusable."""
         if self._entries is None:
             return partial(self.compute, view)
+        start = time.perf_counter()
         rows = self._rows.of_view(view)
         starts = np.array(self._rows.starts)
         numbers = np.unique(np.searchsorted(starts, rows, side="right"))
         tensors = {int(number): self._table(len(self._cuts) - 1, int(number)).tensors() for number in numbers}
         layouts = self._cuts[-1].layouts
+        self.seconds += time.perf_counter() - start
 
         def inputs(samples: np.ndarray) -> tuple[Tensor, ...]:
             wanted = rows[samples]
@@ -181,14 +195,17 @@ class CutPart:
 
     def compute(self, view: int, samples: np.ndarray) -> tuple[Tensor, ...]:
         """The same activations, without the store."""
+        start = time.perf_counter()
         self.images += len(samples)
-        return tuple(self._run(None, len(self._cuts) - 1, [self._look(view, samples)]))
+        values = tuple(self._run(None, len(self._cuts) - 1, [self._look(view, samples)]))
+        self.seconds += time.perf_counter() - start
+        return values
 
     def _table(self, level: int, view: int) -> Table:
         if (level, view) not in self._tables:
             assert self._entries is not None, "asked for only where there is a store"
             new, cut = self._rows.new(view), self._cuts[level]
-            self._tables[level, view] = self._entries[level].table(
+            self._tables[level, view] = self._entries[level]().table(
                 view_name(view),
                 len(new),
                 [column(layout, self._dtype) for layout in cut.layouts],

@@ -5,7 +5,8 @@ statistics, which `module.train()` would go on updating, so `hold_frozen_batchno
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,20 @@ def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
     training = {name for group in groups for name in group.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in training or name.startswith(f"{head}."))
+
+
+@contextmanager
+def as_frozen(module: nn.Module) -> Iterator[None]:
+    """Whatever is frozen or put into another mode inside is as it was afterwards."""
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for parameter, trains in trained:
+            parameter.requires_grad_(trains)
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def tabulate(

@@ -33,8 +33,8 @@ class Layout:
 class Cut:
     """The nodes whose values leave the prefix, in the graph's order, and how much lies before them.
 
-    `digests` name the values: equal digests, equal tensors for equal pixels. `depth` counts the prefix's nodes and
-    `weights` the parameters in it; a cut without any weights is not worth storing.
+    `digests` name the values: equal digests, equal tensors for equal pixels. `depth` counts the nodes that they are
+    computed by and `weights` the parameters in these; a cut without any weights is not worth storing.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -87,7 +87,7 @@ class Trace:
             raise Untraceable("nothing in it depends on trained weights")
         layouts = tuple(layout for node in tensors if (layout := self._layout(node)))
         weights = sum(p.numel() for p in {p for node in prefix for p in self._parameters(node)})
-        return Cut(tuple(tensors), layouts, tuple(map(self._digest, tensors)), len(prefix), weights)
+        return Cut(tuple(tensors), layouts, tuple(map(self._digest, tensors)), self._depth(tensors), weights)
 
     def extract(self, start: Cut | None, end: Cut | None) -> fx.GraphModule | None:
         """The part from `start` (None: pixels) to `end` (None: logits), as a module that shares the model's layers.
@@ -102,9 +102,12 @@ class Trace:
         return self._build(start, end)
 
     def continues(self, start: Cut, end: Cut) -> bool:
-        """Whether `end` can be computed from `start`, and is not the same."""
+        """Whether `end` lies deeper than `start` and can be computed from it.
+
+        Depth makes this an order that all jobs share: whoever waits for another process waits for a shallower cut.
+        """
         blocked = frozenset({self.pixels}) - set(start.nodes)
-        return start.digests != end.digests and self._needed(end.nodes, set(start.nodes), blocked) is not None
+        return start.depth < end.depth and self._needed(end.nodes, set(start.nodes), blocked) is not None
 
     def locate(self, digests: Sequence[str], within: Cut) -> Cut | None:
         """The cut with these digests among the nodes before `within`; None if it is not there."""
@@ -116,7 +119,7 @@ class Trace:
         inside = self._needed(nodes, {self.pixels}, frozenset()) or set()
         weights = sum(p.numel() for p in {p for node in inside for p in self._parameters(node)})
         layouts = tuple(layout for node in nodes if (layout := self._layout(node)))
-        return Cut(tuple(nodes), layouts, tuple(digests), len(inside), weights)
+        return Cut(tuple(nodes), layouts, tuple(digests), self._depth(nodes), weights)
 
     def check(self, cut: Cut, example: Tensor) -> None:
         """Compare the parts with the whole on `example`, at least three samples; Untraceable if they differ.
@@ -183,10 +186,6 @@ class Trace:
         for node in sources:
             made[node] = graph.placeholder(node.name)
         first = made[sources[0]]
-        if start is not None:
-            for node, layout in zip(sources, start.layouts, strict=True):
-                if layout.dtype not in (torch.float32, torch.uint8):  # Fabric hands on floats as float32
-                    made[node] = graph.call_method("to", (made[node], layout.dtype))
         for node in self.graph.nodes:
             if node not in needed or node.op == "output":
                 continue
@@ -199,6 +198,10 @@ class Trace:
         else:
             graph.output(tuple(made[node] for node in end.nodes))
         return fx.GraphModule(self.model, graph)
+
+    def _depth(self, nodes: Sequence[fx.Node]) -> int:
+        """How many nodes it takes to compute these from pixels."""
+        return len(self._needed(nodes, {self.pixels}, frozenset()) or ())
 
     def _output(self) -> fx.Node:
         return next(node for node in reversed(self.graph.nodes) if node.op == "output")

@@ -5,7 +5,9 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ from tvf.content import Unkeyable, circumstances, describe
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment, Rows, Views
 from tvf.feed import CutFeed, CutPart, Feed, column, view_name
-from tvf.frontier import Cut, Trace, Untraceable
+from tvf.freezing import as_frozen
+from tvf.frontier import Cut, Layout, Trace
 from tvf.models import FineTuneModel
 from tvf.store import Entry, Store, gigabytes
 from tvf.table import StoreUnusable
+from tvf.tracing import Untraceable, unchanged
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +33,13 @@ WRITE_RATE, READ_RATE = 300e6, 1.5e9
 
 @dataclass(frozen=True)
 class Sharing:
-    """The jobs that pass through the same frozen layers: how many, and a way to freeze the model as each kind does.
+    """Jobs that pass through the same frozen layers and freeze alike: a way to freeze the model so, and how many.
 
-    `freezings` each set `requires_grad` and the training mode as one kind of these jobs does.
+    `freeze` sets `requires_grad` and the training mode.
     """
 
-    jobs: int = 1
-    freezings: Sequence[Callable[[], None]] = ()
-
-
-ALONE = Sharing()
+    freeze: Callable[[], None]
+    jobs: int
 
 
 def open_feed(
@@ -49,7 +50,7 @@ def open_feed(
     *,
     epochs: int,
     store: Store | None,
-    sharing: Sharing = ALONE,
+    sharing: Sequence[Sharing] = (),
     show: bool = False,
 ) -> Feed:
     """The feed of a job: through the store where that can be done and, if the store must pay, where it does.
@@ -83,15 +84,15 @@ def open_feed(
         if store is not None:
             try:
                 place = plan.source(fabric)
-                plan = plan.on_the_way(store, place, reads[name], sharing.jobs)
-                if store.must_pay and not plan.pays(plan.cuts[-1], store, place, reads[name], sharing.jobs):
+                plan = plan.on_the_way(store, place, reads[name])
+                if store.must_pay and not plan.pays(plan.cuts[-1], store, place, reads[name]):
                     declined[name] = plan
                 else:
                     entries, kept[name] = plan.entries(store, place), plan
             except (Unkeyable, StoreUnusable) as error:
                 log.warning("store: %s images are not kept: %s.", name, error)
         parts[name] = CutPart(
-            *(fabric, plan.trace, [step.cut for step in plan.cuts], [step.planned for step in plan.cuts], entries),
+            *(fabric, plan.trace, [step.cut for step in plan.cuts], [step.jobs > 0 for step in plan.cuts], entries),
             *(plan.part, plan.augment, plan.dtype, show),
         )
     if kept or declined:
@@ -104,10 +105,10 @@ def open_feed(
 
 @dataclass(frozen=True)
 class Step:
-    """A cut, whether jobs of this sweep will read it, and the seconds that an image takes to it from pixels."""
+    """A cut, how many jobs of the sweep train on it, and the seconds that an image takes to it from pixels."""
 
     cut: Cut
-    planned: bool
+    jobs: int
     seconds: float
 
 
@@ -125,67 +126,71 @@ class Plan:
     @property
     def narrowed(self) -> str | None:
         """What the store rounds, for the list of approximations."""
-        kept = [(layout.dtype, column(layout, self.dtype).dtype) for layout in self.cuts[-1].cut.layouts]
+        kept = [(layout.dtype, column(layout, self.dtype).dtype) for step in self.cuts for layout in step.cut.layouts]
         return next((f"{str(to).removeprefix('torch.')} store" for of, to in kept if of != to), None)
 
     def source(self, fabric: Fabric) -> str:
         """A digest of what the activations depend on besides the cut. Raises Unkeyable."""
-        images = [self.part.key or self.part.images, replace(self.augment, views="epochs")]
-        return describe([self.trace.training, images, str(self.dtype), circumstances(fabric, self.trace.model)])
+        views = copy(self.augment)
+        object.__setattr__(views, "views", "epochs")  # how many there are changes none of them
+        images = [self.part.key or self.part.images, views]
+        # What the store makes of float32: tables of other dtypes lie apart.
+        kept = column(Layout((), torch.float32, False), self.dtype).dtype
+        return describe([self.trace.training, images, kept, circumstances(fabric, self.trace.model)])
 
-    def on_the_way(self, store: Store, source: str, epochs: int, jobs: int) -> "Plan":
+    def on_the_way(self, store: Store, source: str, epochs: int) -> "Plan":
         """This plan with what the store has from earlier on, and only those steps that are worth it."""
         own, siblings = self.cuts[-1], store.siblings("activations", [source])
         found = {step.cut.key: step for step in self.cuts[:-1]}
         if store.must_pay:
-            found = {k: step for k, step in found.items() if self.pays(step, store, source, epochs, jobs)}
+            found = {key: step for key, step in found.items() if self.pays(step, store, source, epochs)}
         for key, noted in siblings.items():
             digests = noted.get("cut")
             if key not in found and isinstance(digests, list):
                 cut = self.trace.locate(digests, own.cut)
                 if cut is not None and cut.weights:
-                    found[key] = Step(cut, False, 0)
+                    found[key] = Step(cut, 0, 0)
         steps: list[Step] = []
         for step in sorted(found.values(), key=lambda step: step.cut.depth):
             if self.trace.continues(step.cut, own.cut) and (not steps or self.trace.continues(steps[-1].cut, step.cut)):
                 steps.append(step)
         return replace(self, cuts=[*steps, own])
 
-    def pays(self, step: Step, store: Store, source: str, epochs: int, jobs: int) -> bool:
-        """Whether keeping a cut's activations costs less than computing them anew, if one more job than is known reads.
+    def pays(self, step: Step, store: Store, source: str, epochs: int) -> bool:
+        """Whether keeping a cut's activations costs less than computing them anew, for `epochs` epochs of its jobs.
 
-        Of this part in `epochs` epochs of each of `jobs` jobs.
+        One more job is counted than is known.
         """
-        views, rows = (
-            {self.augment.view_of(epoch) for epoch in range(1, epochs + 1)},
-            Rows(self.augment, len(self.part)),
-        )
+        rows, views = Rows(self.augment, len(self.part)), {self.augment.view_of(each + 1) for each in range(epochs)}
         folder = store.folder.joinpath("activations", source, step.cut.key)
         missing = sum(len(rows.new(view)) for view in views if not (folder / f"{view_name(view)}.bin").exists())
         row_bytes = sum(column(layout, self.dtype).row_bytes for layout in step.cut.layouts)
         if row_bytes * missing > min(store.max_bytes, shutil.disk_usage(store.folder).free):
             return False
-        read = epochs * len(self.part) * (jobs + 1)
+        read = epochs * len(self.part) * (step.jobs + 1)
         saved = step.seconds * (read - missing)
         return saved > row_bytes * missing / WRITE_RATE + row_bytes * read / READ_RATE
 
-    def entries(self, store: Store, source: str) -> list[Entry]:
-        """The store's entries for the cuts."""
-        return [
-            store.entry(
-                "activations",
-                [source, step.cut.key],
-                {
-                    "about": f"{self.name} images, after {', '.join(node.name for node in step.cut.nodes)}",
-                    "cut": step.cut.digests,
-                },
-            )
-            for step in self.cuts
-        ]
+    def entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
+        """Ways to open the store's entries for the cuts; the job's own is opened at once. Raises StoreUnusable."""
+
+        def opening(step: Step) -> Callable[[], Entry]:
+            about = f"{self.name} images, after {', '.join(node.name for node in step.cut.nodes)}"
+            noted = {"about": about, "cut": step.cut.digests}
+            return partial(store.entry, "activations", [source, step.cut.key], noted)
+
+        ways = [opening(step) for step in self.cuts]
+        ways[-1]()
+        return ways
 
 
 def _plan(
-    fabric: Fabric, module: FineTuneModel, data: Dataset, augment: Views, sharing: Sharing, dtype: torch.dtype | None
+    fabric: Fabric,
+    module: FineTuneModel,
+    data: Dataset,
+    augment: Views,
+    sharing: Sequence[Sharing],
+    dtype: torch.dtype | None,
 ) -> dict[str, Plan]:
     """Trace the model for training and for evaluation and find the cuts; nothing for parts that have none."""
     model: Any = module.module
@@ -194,28 +199,28 @@ def _plan(
     for training, names in ((True, ("train",)), (False, ("val", "test"))):
         with fabric.autocast():
             trace = Trace(model.train(training), example)
-            chain = []
-            try:
-                for freeze in sharing.freezings:
-                    freeze()
-                    with suppress(Untraceable, Unkeyable):  # the other job's matter
-                        chain.append(trace.find_cut())
-            finally:
-                model.unfreeze()
-                model.train()
+            model.train()
             own = trace.find_cut()
             if not own.weights:
                 continue
             trace.check(own, example)
-            shallower = {cut.key: cut for cut in chain if cut.weights and trace.continues(cut, own)}.values()
-            steps = [Step(cut, True, _time_prefix(trace, cut, example)) for cut in (*shallower, own)]
+            jobs, cuts = {own.key: 0}, {own.key: own}
+            with as_frozen(model):
+                for each in sharing:
+                    each.freeze()
+                    with suppress(Untraceable, Unkeyable):  # the other job's matter
+                        cut = trace.find_cut()
+                        cuts[cut.key] = cut
+                        jobs[cut.key] = jobs.get(cut.key, 0) + each.jobs
+            shallower = [cut for cut in cuts.values() if cut.weights and trace.continues(cut, own)]
+            steps = [Step(cut, max(jobs[cut.key], 1), time_prefix(trace, cut, example)) for cut in (*shallower, own)]
         for name in names:
             plans[name] = Plan(name, trace, steps, getattr(data, name), augment if training else Augment(), dtype)
     return plans
 
 
-def _time_prefix(trace: Trace, cut: Cut, example: Tensor) -> float:
-    """Seconds that one image spends in the prefix."""
+def time_prefix(trace: Trace, cut: Cut, example: Tensor) -> float:
+    """Seconds that one image spends in the prefix. Nothing of the model or of torch's random state changes."""
     prefix, images = trace.extract(None, cut), example[torch.arange(8) % len(example)]
     assert prefix is not None
 
@@ -226,7 +231,8 @@ def _time_prefix(trace: Trace, cut: Cut, example: Tensor) -> float:
             torch.cuda.synchronize(images.device)
         return (time.perf_counter() - start) / len(images)
 
-    with torch.no_grad():
+    with unchanged(trace.model), torch.no_grad():
+        trace.model.train(trace.training)
         return min(run() for _ in range(3))
 
 

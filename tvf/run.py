@@ -6,11 +6,12 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
@@ -20,6 +21,7 @@ from tvf.backbones import Backbone, check_image_size
 from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
 from tvf.checkpoint import load_weights, save_weights
 from tvf.data import Dataset
+from tvf.data.views import Views
 from tvf.devices import (
     claim_gpu,
     keep_freed_memory,
@@ -30,7 +32,7 @@ from tvf.devices import (
 )
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
 from tvf.fit import Epoch, evaluate, fit
-from tvf.freezing import FROZEN_BN, UNITS, check_fraction, needs_batches
+from tvf.freezing import FROZEN_BN, UNITS, as_frozen, check_fraction, needs_batches
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
@@ -128,8 +130,14 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
         if model.get(key) is not None:
             require_choice(f"model.{key}", model[key], choices)
-    for name in ("data", "augment", "optimizer", "store", "tracker"):
+    for name in ("data", "optimizer", "store", "tracker"):
         build(config[name], name)
+    augment = build(config["augment"], "augment")
+    if not isinstance(augment, Views):
+        raise InputError(f"augment._target_={config['augment']['_target_']!r} is refused: it makes no tvf Views.")
+    size = config["data"].get("image_size")
+    if isinstance(size, int):
+        augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
     return config
 
 
@@ -199,7 +207,8 @@ def _build_parts(config: dict[str, Any], place: Place, store: Store | None) -> P
     backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
     check_image_size(backbone, options.image_size)
     model = build(config["model"], "model", backbone=backbone)
-    if needs_batches(model.train()) and min(options.batch_size, len(data.train)) == 1:
+    single = needs_batches(model.train()) or model.frozen_bn == "recalibrate"
+    if single and min(options.batch_size, len(data.train)) == 1:
         raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
     if config["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
@@ -260,24 +269,23 @@ def _fit_and_test(
     }
 
 
-def _sharing(config: dict[str, Any], place: Place, parts: Parts) -> Sharing:
-    """Which jobs of the sweep pass through the same frozen layers, and how each kind of them freezes the backbone."""
+def _sharing(config: dict[str, Any], place: Place, parts: Parts) -> Sequence[Sharing]:
+    """How the jobs of the sweep that pass through the same frozen layers freeze the backbone, and how many do so."""
 
-    def freezing(node: dict[str, Any]) -> Callable[[], None]:
+    def sharing(node: dict[str, Any]) -> Sharing:
         other = build(node, "model", backbone=parts.backbone)
 
         def freeze() -> None:
             other.unfreeze()
             other.train()
 
-        return freeze
+        return Sharing(freeze, nodes.count(node))
 
     nodes = sharing_models(place.sweep, config) if place.sweep else []
     # Building a model of the user's own over this backbone might do anything to it.
     kinds = [node for i, node in enumerate(nodes) if node not in nodes[:i] and node["_target_"] in OWN_MODELS]
-    freezings = [freezing(node) for node in kinds]
-    parts.model.unfreeze()  # building the others has frozen the backbone as they do
-    return Sharing(max(len(nodes), 1), freezings)
+    with as_frozen(parts.model):
+        return [sharing(node) for node in kinds]
 
 
 def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:

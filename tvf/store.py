@@ -21,6 +21,7 @@ from tvf.table import Column, StoreUnusable, Table, or_unusable
 
 log = logging.getLogger(__name__)
 
+REMOVED = ".removed"  # in the store's folder: entries that are being removed
 MODES = ("auto", "on", "off")
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -115,6 +116,7 @@ class Store:
         with or_unusable(file), self._locked():
             if file.exists():
                 return
+            _tidy(self.folder)
             entries = list_entries(self.folder)
             free = self.max_bytes - sum(entry.size for entry in entries)
             unused = [entry for entry in entries if entry.folder not in self._held and not entry.in_use]
@@ -178,17 +180,20 @@ class Listed:
 
 
 def list_entries(folder: Path) -> list[Listed]:
-    """All entries of the store in `folder`."""
+    """All entries of the store in `folder`: folders that this module has made, and nothing else that lies there."""
     found = []
-    for path in sorted(folder.glob("*/**/entry.json")):
-        noted = read_json(path)
-        size, used = sum(map(_size, path.parent.rglob("*"))), 0.0
-        with suppress(FileNotFoundError):
-            used = path.stat().st_mtime
-        in_use = any(map(_is_locked, (path.parent / "readers").glob("*.lock")))
-        about = f"{noted.get('kind', '?')} {noted.get('about', '?')}"
-        found.append(Listed(path.parent, about, size, used, in_use))
-    return found
+    for root, folders, files in os.walk(folder):
+        path = Path(root)
+        kind = path.relative_to(folder).parts[:1]
+        if "entry.json" in files and "readers" in folders and read_json(path / "entry.json").get("kind") in kind:
+            folders.clear()
+            noted, used = read_json(path / "entry.json"), 0.0
+            with suppress(FileNotFoundError):
+                used = (path / "entry.json").stat().st_mtime
+            in_use = any(map(_is_locked, (path / "readers").glob("*.lock")))
+            size = sum(_size(Path(below, name)) for below, _, names in os.walk(path) for name in names)
+            found.append(Listed(path, f"{noted['kind']} {noted.get('about', '?')}", size, used, in_use))
+    return sorted(found, key=lambda entry: entry.folder)
 
 
 def clear(folder: Path) -> tuple[int, int, int]:
@@ -196,6 +201,7 @@ def clear(folder: Path) -> tuple[int, int, int]:
     if not folder.is_dir():
         return 0, 0, 0
     with FileLock(folder / ".lock"):
+        _tidy(folder)
         entries = list_entries(folder)
         removed = [entry for entry in entries if not entry.in_use and _remove(folder, entry)]
     return len(removed), len(entries), sum(entry.size for entry in removed)
@@ -211,7 +217,7 @@ def gigabytes(size: float) -> str:
 
 def _remove(folder: Path, entry: Listed) -> bool:
     """Take an entry away whole, by renaming it first; whether that could be done."""
-    aside = folder / ".removed" / uuid4().hex
+    aside = folder / REMOVED / uuid4().hex
     try:
         aside.parent.mkdir(exist_ok=True)
         entry.folder.rename(aside)
@@ -220,6 +226,15 @@ def _remove(folder: Path, entry: Listed) -> bool:
         return False
     shutil.rmtree(aside, ignore_errors=True)
     return True
+
+
+def _tidy(folder: Path) -> None:
+    """Finish what a process that was killed had begun to remove, and forget readers that are gone."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+    for entry in list_entries(folder):
+        for reader in (entry.folder / "readers").glob("*.lock"):
+            if not _is_locked(reader):
+                reader.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -28,7 +28,10 @@ class Described:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a node gave for batches of two and of three samples, and whether it drew random numbers or mixed samples."""
+    """What a node gave for batches of two and of three samples, and what it did besides.
+
+    `random`: it drew random numbers. `mixes`: what it gave for a sample depends on others, or it kept statistics.
+    """
 
     two: Any
     three: Any
@@ -81,7 +84,7 @@ def _timm_functions() -> Sequence[Callable[..., Any]]:
 
 
 class _Watcher(fx.Interpreter):
-    """Runs the graph and notes of each node its value's shape, and whether it is random or mixes samples."""
+    """Runs the graph and notes of each node its value's shape, and whether it is random or mixes samples (see Seen)."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
@@ -91,16 +94,22 @@ class _Watcher(fx.Interpreter):
         self.mixes: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self._random_states()
+        before, layers = self._random_states(), self._layers(n)
+        versions = [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
         with _Operations() as operations:
             value = super().run_node(n)
         if not all(map(torch.equal, before, self._random_states())):
             self.random.add(n)
-        leaf = n.op == "call_module"  # BatchNorm layers are asked for their mode when a cut is made
-        if operations.batch_statistics and not leaf:
+        # BatchNorm layers are asked for their mode when a cut is made; others may keep statistics of their own.
+        moved = versions != [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
+        if moved or (operations.batch_statistics and n.op != "call_module"):
             self.mixes.add(n)
         self.values[n] = _short(value)
         return value
+
+    def _layers(self, n: fx.Node) -> list[nn.Module]:
+        inside = self.fetch_attr(str(n.target)).modules() if n.op == "call_module" else ()
+        return [layer for layer in inside if not isinstance(layer, _BatchNorm)]
 
     def _random_states(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self.gpus)]

@@ -75,8 +75,10 @@ class Augment(Views):
                 images = torch.where(torch.from_numpy(flip)[:, None, None, None], images.flip(dim), images)
         return images
 
-    def variants(self, samples: np.ndarray, view: int) -> np.ndarray:
-        """The crop's place and the flips as one number."""
+    def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
+        """The crop's place and the flips as one number; None for a subclass, which may do more to an image."""
+        if type(self).__call__ is not Augment.__call__:
+            return None
         top, left, across, down = self._draw(samples, view)
         return ((top * (2 * self.padding + 1) + left) * 2 + across) * 2 + down
 
@@ -108,12 +110,13 @@ class Transforms(Views):
         seeds = (uniform(self.seed, view, samples, 0) * 2**32).astype(np.int64).tolist()
         with _generators_kept():
             views = [self._apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
-        if any(view.dtype != torch.uint8 or view.shape != images.shape[1:] for view in views):
-            found = next(view for view in views if view.dtype != torch.uint8 or view.shape != images.shape[1:])
-            raise InputError(
-                f"augment.transforms gave {found.dtype} of shape {tuple(found.shape)} instead of uint8 of shape "
-                f"{tuple(images.shape[1:])}: end with the size of data.image_size, and leave scaling to the network."
-            )
+        for one in views:
+            found = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+            if found != f"torch.uint8 of shape {tuple(images.shape[1:])}":
+                raise InputError(
+                    f"augment.transforms gave {found} instead of torch.uint8 of shape {tuple(images.shape[1:])}: end "
+                    "with the size of data.image_size, and leave scaling to the network."
+                )
         return torch.stack(views)
 
     def _apply(self, image: Tensor, seed: int) -> Tensor:
@@ -121,7 +124,13 @@ class Transforms(Views):
         random.seed(seed)
         np.random.seed(seed)
         for transform in self.transforms:
-            image = transform(image)
+            try:
+                image = transform(image)
+            except Exception as error:  # theirs, whatever they make of an image
+                raise InputError(
+                    f"augment.transforms: {transform} cannot be applied to a uint8 image ({error}). Scaling and "
+                    "normalising are the network's; what mixes images or gives several is not supported."
+                ) from error
         return image
 
 
