@@ -253,7 +253,7 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
         f"Machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
         f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}.",
         f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind, projected (start + epochs × median epoch + test) "
-        "and summed over the jobs; in brackets two jobs of the tuned loop at a time, a thread each. tvf: whole commands, "
+        "and summed over the jobs; in brackets two of the tuned loop at a time, a thread each. tvf: whole commands, "
         "cold store; median where there are several.",
         "",
         "| work | epochs | plain, s | tuned, s | tvf, s (each) | over plain | aim | over tuned | aim |",
