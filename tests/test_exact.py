@@ -48,6 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
         pytest.param(
             ["model.pct_unfreeze=0", "fabric.precision=64-true", "data.limit=17", "data.image_size=32"],
             id="0 in 64 bits",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -218,17 +218,21 @@ def test_what_cannot_be_traced_trains_as_a_whole_with_a_warning(
     assert re.search("every image passes the whole network: torch.fx cannot trace it", caplog.text)
 
 
-def test_auto_keeps_what_pays_and_says_what_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_keeps_what_pays_and_says_what_does_not_and_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By seconds of frozen layers for each byte: none of SmallNet's is worth keeping, slow ones are."""
     caplog.set_level("INFO")
-    module, store = set_up(0), Store(tmp_path, 10**9, must_pay=True)
-    for seconds, verdict in ((0.0, "train, val, test not kept, it would not pay"), (1.0, "train, val, test kept")):
+    module = set_up(0)
+    for seconds, max_bytes, verdict in (
+        (0.0, 10**9, "train, val, test not kept, it would not pay"),
+        (1.0, 1000, "train, val, test not kept, 1.54 kB are more than store.max_gb=1e-06: raise it"),
+        (1.0, 10**9, "train, val, test kept"),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tvf.planning.time_prefix", lambda trace, cut, example, seconds=seconds: seconds)
-            feed = feed_of(module, store)
-        assert f"store: {verdict} (32 kB".replace("32 kB", "0.032 kB") in caplog.text
+            feed = feed_of(module, Store(tmp_path, max_bytes, must_pay=True))
+        assert f"store: {verdict} (0.032 kB" in caplog.text
         logits(feed)
-        assert bool(list(tmp_path.rglob("*.bin"))) == bool(seconds)
+        assert bool(list(tmp_path.rglob("*.bin"))) == (verdict == "train, val, test kept")
 
 
 class Odd(Augment):
@@ -247,7 +251,7 @@ def test_an_augmentation_without_a_key_costs_only_the_training_images_their_plac
     feed = feed_of(module, store, Odd())
     assert torch.equal(logits(feed), expected)
     feed.evaluate("val").inputs(SAMPLES)
-    assert "train images are not kept: what a builtins.list_iterator does cannot be told" in caplog.text
+    assert "train not kept: what a builtins.list_iterator does cannot be told" in caplog.text
     kept = {entry.about.partition(",")[0] for entry in list_entries(tmp_path)}
     assert kept == {"activations val images"}  # which are the test images too, here
 

@@ -37,7 +37,7 @@ USAGE = """tvf: how much of a pretrained vision network should train?
 def main() -> None:
     """The command `tvf`."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command == "groups" and {"-h", "--help"} & {*rest}:
+    if command in ("groups", "store") and {"-h", "--help"} & {*rest}:
         print(USAGE)
     elif command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
@@ -108,11 +108,15 @@ def store(arguments: list[str]) -> None:
     try:
         if action == "clear":
             removed, total, size = clear(folder)
-            print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}")
+            used = f"; running jobs use the other {total - removed}" if removed < total else ""
+            print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}{used}")
             return
         entries = list_entries(folder)
     except OSError as error:
         raise SystemExit(f"error: {error.filename or folder}: {error.strerror or error}") from None
+    if not folder.is_dir():
+        print(f"{folder}: there is no such folder")
+        return
     total = f"{len(entries)} entries, {gigabytes(sum(entry.size for entry in entries))}" if entries else "empty"
     print(f"{folder}: {total}")
     for entry in sorted(entries, key=lambda entry: -entry.used):

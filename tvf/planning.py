@@ -22,7 +22,7 @@ from tvf.freezing import as_frozen
 from tvf.frontier import Cut, Layout, Trace
 from tvf.models import FineTuneModel
 from tvf.store import Entry, Store, gigabytes
-from tvf.table import StoreUnusable
+from tvf.table import MORE_ROOM, StoreUnusable
 from tvf.tracing import Untraceable, unchanged
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,14 @@ def open_feed(
     store: Store | None,
     sharing: Sequence[Sharing] = (),
     show: bool = False,
+    tag: str = "",
 ) -> Feed:
     """The feed of a job: through the store where that can be done and, if the store must pay, where it does.
 
     The model must be set up, on its device, in its final memory format and freezing. The store keeps activations as
-    its `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line
-    what was decided. Without a store frozen layers are cut off all the same, so that last digits do not depend on it.
+    its `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line,
+    which begins with `tag`, what was decided. Without a store frozen layers are cut off all the same, so that last
+    digits do not depend on it.
     """
     feed = Feed(fabric, module, data, augment)
     precision = fabric.strategy.precision.precision
@@ -70,33 +72,38 @@ def open_feed(
     try:
         plans = _plan(fabric, module, data, augment, sharing, dtype)
     except (Untraceable, Unkeyable) as error:
-        log.warning("frozen layers are not cut off, every image passes the whole network: %s.", error)
+        log.warning("%s frozen layers are not cut off, every image passes the whole network: %s.", tag, error)
         return feed
     if not plans:
-        log.info("frozen layers: none before the first one that trains, so there is nothing to keep.")
+        log.info("%s store: no layers are frozen before the first one that trains: nothing to keep.", tag)
         return feed
     reads = {"train": epochs, "val": epochs, "test": 1}
     kept: dict[str, Plan] = {}
-    declined: dict[str, Plan] = {}
     parts: dict[str, CutPart] = {}
+    said: dict[str, list[str]] = {}  # of each verdict the parts that it is about
+    level = logging.INFO
     for name, plan in plans.items():
-        entries = None
+        entries, verdict = None, "not used (store.mode=off, or it cannot be written)"
         if store is not None:
             try:
                 place = plan.source(fabric)
                 plan = plan.on_the_way(store, place, reads[name])
-                if store.must_pay and not plan.pays(plan.cuts[-1], store, place, reads[name]):
-                    declined[name] = plan
-                else:
+                reason = plan.why_not(plan.cuts[-1], store, place, reads[name]) if store.must_pay else None
+                verdict = f"not kept, {reason}" if reason else "kept"
+                if not reason:
                     entries, kept[name] = plan.entries(store, place), plan
             except (Unkeyable, StoreUnusable) as error:
-                log.warning("store: %s images are not kept: %s.", name, error)
+                verdict, level = f"not kept: {error}", logging.WARNING
+        said.setdefault(verdict, []).append(name)
         parts[name] = CutPart(
             *(fabric, plan.trace, [step.cut for step in plan.cuts], [step.jobs > 0 for step in plan.cuts], entries),
             *(plan.part, plan.augment, plan.dtype, show),
         )
-    if kept or declined:
-        log.info("store: %s", tell(kept, declined))
+    own = next(iter(plans.values()))
+    size = gigabytes(own.row_bytes(own.cuts[-1]))
+    what = f"{size} and {1e3 * own.cuts[-1].seconds:.1f} ms of frozen layers an image"
+    verdicts = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in said.items())
+    log.log(level, "%s store: %s (%s)", tag, verdicts, what)
     cut_feed = CutFeed(fabric, module, data, augment, parts)
     narrowed = sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
     cut_feed.approximations = feed.approximations + narrowed
@@ -143,7 +150,7 @@ class Plan:
         own, siblings = self.cuts[-1], store.siblings("activations", [source])
         found = {step.cut.key: step for step in self.cuts[:-1]}
         if store.must_pay:
-            found = {key: step for key, step in found.items() if self.pays(step, store, source, epochs)}
+            found = {key: step for key, step in found.items() if not self.why_not(step, store, source, epochs)}
         for key, noted in siblings.items():
             digests = noted.get("cut")
             if key not in found and isinstance(digests, list):
@@ -156,20 +163,26 @@ class Plan:
                 steps.append(step)
         return replace(self, cuts=[*steps, own])
 
-    def pays(self, step: Step, store: Store, source: str, epochs: int) -> bool:
-        """Whether keeping a cut's activations costs less than computing them anew, for `epochs` epochs of its jobs.
+    def why_not(self, step: Step, store: Store, source: str, epochs: int) -> str | None:
+        """Why a cut's activations should not be kept for `epochs` epochs of its jobs; None if they should.
 
         One more job is counted than is known.
         """
         rows, views = Rows(self.augment, len(self.part)), {self.augment.view_of(each + 1) for each in range(epochs)}
         folder = store.folder.joinpath("activations", source, step.cut.key)
         missing = sum(len(rows.new(view)) for view in views if not (folder / f"{view_name(view)}.bin").exists())
-        row_bytes = sum(column(layout, self.dtype).row_bytes for layout in step.cut.layouts)
-        if row_bytes * missing > min(store.max_bytes, shutil.disk_usage(store.folder).free):
-            return False
-        read = epochs * len(self.part) * (step.jobs + 1)
+        size, read = self.row_bytes(step) * missing, epochs * len(self.part) * (step.jobs + 1)
+        if size > store.max_bytes:
+            return f"{gigabytes(size)} are more than store.max_gb={store.max_bytes / 1e9:g}: raise it"
+        if size > (free := shutil.disk_usage(store.folder).free):
+            return f"{gigabytes(size)} are more than the {gigabytes(free)} that are free on its disk: {MORE_ROOM}"
         saved = step.seconds * (read - missing)
-        return saved > row_bytes * missing / WRITE_RATE + row_bytes * read / READ_RATE
+        pays = saved > size / WRITE_RATE + self.row_bytes(step) * read / READ_RATE
+        return None if pays else "it would not pay"
+
+    def row_bytes(self, step: Step) -> int:
+        """Bytes that one image takes at a cut."""
+        return sum(column(layout, self.dtype).row_bytes for layout in step.cut.layouts)
 
     def entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
         """Ways to open the store's entries for the cuts; the job's own is opened at once. Raises StoreUnusable."""
@@ -234,15 +247,3 @@ def time_prefix(trace: Trace, cut: Cut, example: Tensor) -> float:
     with unchanged(trace.model), torch.no_grad():
         trace.model.train(trace.training)
         return min(run() for _ in range(3))
-
-
-def tell(kept: dict[str, Plan], declined: dict[str, Plan]) -> str:
-    """The decision in a line."""
-    sentences = []
-    for plans, verdict in ((kept, "kept"), (declined, "not kept, it would not pay")):
-        if plans:
-            plan = next(iter(plans.values()))
-            size = sum(column(layout, plan.dtype).row_bytes for layout in plan.cuts[-1].cut.layouts)
-            what = f"{gigabytes(size)} and {1e3 * plan.cuts[-1].seconds:.1f} ms of frozen layers an image"
-            sentences.append(f"{', '.join(plans)} {verdict} ({what})")
-    return "; ".join(sentences)

@@ -242,6 +242,7 @@ def _fit_and_test(
         store=parts.store,
         sharing=_sharing(config, place, parts),
         show=not place.parallel,
+        tag=tag,
     )
     best = fit(
         *(parts.fabric, feed, optimizer, scheduler),

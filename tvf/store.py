@@ -21,6 +21,7 @@ from tvf.table import Column, StoreUnusable, Table, or_unusable
 
 log = logging.getLogger(__name__)
 
+REMEDY = "choose another store.dir, or set store.mode=off"
 REMOVED = ".removed"  # in the store's folder: entries that are being removed
 MODES = ("auto", "on", "off")
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,7 +63,7 @@ class StoreOptions:
                 )
             except OSError as error:
                 reason = error.strerror or error
-                log.warning("store: %s cannot be written (%s): going on without it.", self.path(), reason)
+                log.warning("store: %s cannot be written (%s): going on without it; %s.", self.path(), reason, REMEDY)
         try:
             yield store
         finally:
@@ -123,7 +124,7 @@ class Store:
             if (possible := free + sum(entry.size for entry in unused)) < size:
                 raise StoreUnusable(
                     f"{gigabytes(size)} do not fit into store.max_gb={self.max_bytes / 1e9:g}, of which "
-                    f"{gigabytes(max(possible, 0))} are free or could be freed"
+                    f"{gigabytes(max(possible, 0))} are free or could be freed: raise it"
                 )
             for entry in sorted(unused, key=lambda entry: entry.used):
                 if free >= size:

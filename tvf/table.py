@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 ALIGNMENT = 64  # bytes, of each tensor's place in the file
 CHUNK = 128  # rows, at the least; at most CHUNKS chunks a table
 CHUNKS = 256
+MORE_ROOM = "tvf store clear makes room, store.dir chooses another folder"
 ROUNDS = 3  # a table that is damaged whenever it was computed is given up
 
 
@@ -264,7 +265,7 @@ def or_unusable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnusable(f"{error.filename or path}: {error.strerror or error}") from error
+        raise StoreUnusable(f"{error.strerror or error} ({error.filename or path}; {MORE_ROOM})") from error
 
 
 def _bytes(value: Tensor) -> Any:
