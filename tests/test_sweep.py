@@ -114,6 +114,19 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(tmp_path: Path, launcher: str) -> None:
+    done = _sweep(
+        tmp_path / "sweep",
+        *("-m", "model.pct_unfreeze=0,0.25,1.0", "name=job-of-${model.pct_unfreeze}", "tracker=none", "epochs=1"),
+        f"hydra/launcher={launcher}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {(row["name"], float(row["pct_unfreeze"])) for row in _csv(tmp_path / "sweep")}
+    assert found == {("job-of-0", 0.0), ("job-of-0.25", 0.25), ("job-of-1.0", 1.0)}
+
+
+@pytest.mark.slow
 def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     done = _sweep(

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf.build import explain
@@ -74,10 +74,16 @@ def finish() -> bool:
     return launched is not None and launched.folder.is_dir() and report(launched.folder, launched.jobs)
 
 
+def task_overrides(config: DictConfig) -> list[str]:
+    """The overrides as the shell gave them: what ${...} in them refers to is for each job to say."""
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return overrides
+
+
 def expand(config: DictConfig) -> list[list[str]]:
     """The overrides of each job of a grid sweep, spelled as Hydra's own sweeper spells them."""
     swept = config.hydra.sweeper.get("params") or {}
-    lines = [*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task]
+    lines = [*(f"{key}={value}" for key, value in swept.items()), *task_overrides(config)]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
@@ -90,10 +96,9 @@ def longest_first(config: DictConfig) -> list[str]:
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     first: dict[str, str] = {}
-    rest = []
-    for line, override in zip(
-        config.hydra.overrides.task, parser.parse_overrides(config.hydra.overrides.task), strict=True
-    ):
+    rest: list[str] = []
+    lines = task_overrides(config)
+    for line, override in zip(lines, parser.parse_overrides(lines), strict=True):
         key = override.get_key_element()
         if key in LONGEST_FIRST and override.is_sweep_override() and override.is_discrete_sweep():
             values = sorted(override.sweep_string_iterator(), key=LONGEST_FIRST[key])
