@@ -77,36 +77,28 @@ def open_feed(
     if not plans:
         log.info("%s store: no layers are frozen before the first one that trains: nothing to keep.", tag)
         return feed
-    reads = {"train": epochs, "val": epochs, "test": 1}
-    kept: dict[str, Plan] = {}
-    parts: dict[str, CutPart] = {}
+    parts, narrowed = {}, set()
     said: dict[str, list[str]] = {}  # of each verdict the parts that it is about
-    level = logging.INFO
+    failed = False
     for name, plan in plans.items():
         entries, verdict = None, "not used (store.mode=off, or it cannot be written)"
         if store is not None:
             try:
-                place = plan.source(fabric)
-                plan = plan.on_the_way(store, place, reads[name])
-                reason = plan.why_not(plan.cuts[-1], store, place, reads[name]) if store.must_pay else None
-                verdict = f"not kept, {reason}" if reason else "kept"
-                if not reason:
-                    entries, kept[name] = plan.entries(store, place), plan
+                plan, entries, verdict = plan.decided(fabric, store, 1 if name == "test" else epochs)
             except (Unkeyable, StoreUnusable) as error:
-                verdict, level = f"not kept: {error}", logging.WARNING
+                verdict, failed = f"not kept: {error}", True
         said.setdefault(verdict, []).append(name)
+        if entries and plan.narrowed:
+            narrowed.add(plan.narrowed)
         parts[name] = CutPart(
             *(fabric, plan.trace, [step.cut for step in plan.cuts], [step.jobs > 0 for step in plan.cuts], entries),
             *(plan.part, plan.augment, plan.dtype, show),
         )
-    own = next(iter(plans.values()))
-    size = gigabytes(own.row_bytes(own.cuts[-1]))
-    what = f"{size} and {1e3 * own.cuts[-1].seconds:.1f} ms of frozen layers an image"
     verdicts = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in said.items())
-    log.log(level, "%s store: %s (%s)", tag, verdicts, what)
+    what = next(iter(plans.values())).price
+    log.log(logging.WARNING if failed else logging.INFO, "%s store: %s (%s)", tag, verdicts, what)
     cut_feed = CutFeed(fabric, module, data, augment, parts)
-    narrowed = sorted({plan.narrowed for plan in kept.values() if plan.narrowed})
-    cut_feed.approximations = feed.approximations + narrowed
+    cut_feed.approximations = [*feed.approximations, *sorted(narrowed)]
     return cut_feed
 
 
@@ -129,6 +121,24 @@ class Plan:
     part: Labelled
     augment: Views
     dtype: torch.dtype | None
+
+    @property
+    def price(self) -> str:
+        """What keeping an image takes, and computing it, for people."""
+        own = self.cuts[-1]
+        return f"{gigabytes(self.row_bytes(own))} and {1e3 * own.seconds:.1f} ms of frozen layers an image"
+
+    def decided(
+        self, fabric: Fabric, store: Store, epochs: int
+    ) -> "tuple[Plan, list[Callable[[], Entry]] | None, str]":
+        """The plan with its steps in this store, ways to open its entries if it is to be kept, and the verdict.
+
+        Raises Unkeyable or StoreUnusable if it cannot be.
+        """
+        source = self.source(fabric)
+        plan = self.on_the_way(store, source, epochs)
+        reason = plan.why_not(plan.cuts[-1], store, source, epochs) if store.must_pay else None
+        return (plan, None, f"not kept, {reason}") if reason else (plan, plan.entries(store, source), "kept")
 
     @property
     def narrowed(self) -> str | None:
