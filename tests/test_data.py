@@ -1,4 +1,6 @@
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image
 
 from tvf.data.elpv import Elpv
 from tvf.data.image_folder import ImageFolder
-from tvf.data.images import check_memory, read_image
+from tvf.data.images import check_memory, read_image, read_images
 from tvf.data.splits import split_off, subset
 from tvf.errors import InputError
 
@@ -144,10 +146,57 @@ def test_options_out_of_range_are_refused_before_anything_is_read(wrong: dict[st
         Elpv(**{"image_size": 96, **wrong})  # type: ignore[arg-type]
 
 
-def test_an_image_of_more_than_8_bits_is_refused_and_not_turned_white(tmp_path: Path) -> None:
-    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match=r"deep.png .* more than 8 bits"):
-        read_image(tmp_path / "deep.png", 32)
+def _gradient(mode: str) -> Image.Image:
+    """64 pixels a side, from black at the left to white at the right."""
+    return Image.fromarray(np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))).convert(mode)
+
+
+def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+    expected = np.asarray(_gradient("RGB")).astype(int)
+    deep = np.asarray(_gradient("L")).astype(np.uint16) * 257
+    clear = _gradient("RGBA")
+    clear.putalpha(Image.fromarray(np.full((64, 64), 0, np.uint8)))
+    turned = _gradient("RGB").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned 90 degrees clockwise
+    images: dict[str, tuple[Image.Image, dict[str, Any], Any]] = {
+        "palette.png": (_gradient("P"), {}, expected),
+        "cmyk.tif": (_gradient("RGB").convert("CMYK"), {}, expected),
+        "deep.png": (Image.fromarray(deep), {}, expected),
+        "deep.tif": (Image.fromarray(deep), {}, expected),
+        "clear.png": (clear, {}, np.full((64, 64, 3), 255)),
+        "grey and alpha.png": (_gradient("LA"), {}, expected),
+        "turned.png": (turned, {"exif": exif}, expected),
+        "moving.webp": (
+            _gradient("RGB"),
+            {"save_all": True, "append_images": [Image.new("RGB", (64, 64))], "lossless": True},
+            expected,
+        ),
+    }
+    for name, (image, options, pixels) in images.items():
+        image.save(tmp_path / name, **options)
+        assert np.abs(read_image(tmp_path / name, 64).astype(int) - pixels).max() <= 1, name
+
+
+def test_what_cannot_be_shown_in_one_way_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match=r"float.tif cannot be read as an image: it has 32 bits"):
+        read_image(tmp_path / "float.tif", 64)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(InputError, match=r"text.png cannot be read as an image"):
+        read_image(tmp_path / "text.png", 64)
+
+
+def test_an_image_too_large_is_refused_before_it_is_decoded_unless_asked_for(tmp_path: Path) -> None:
+    """20,000 pixels a side: 400 million, in a file of 50 kB."""
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"large.png has 400 megapixels, more than data.max_megapixels=100"):
+        read_images([tmp_path / "large.png"], torch.zeros(1), 64)
+    assert time.monotonic() - begun < 1
+    Image.new("1", (11_000, 11_000)).save(tmp_path / "large.png")
+    read = read_images([tmp_path / "large.png"], torch.zeros(1), 64, max_megapixels=500)
+    assert read.images.shape == (1, 3, 64, 64)
 
 
 def test_more_images_than_memory_are_refused() -> None:

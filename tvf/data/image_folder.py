@@ -18,15 +18,17 @@ class ImageFolder(DataOptions):
     """`root/train/<class>/<image>`; `val/` and `test/` likewise, or stratified shares of the training images.
 
     `test_fraction` of the training images become the test part if there is no `test/`; of what is left, `val_fraction`
-    become the val part if there is no `val/`.
+    become the val part if there is no `val/`. Larger images than `max_megapixels` are refused.
     """
 
     root: str
     test_fraction: float = 0.25
+    max_megapixels: float = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("data.test_fraction", self.test_fraction, 0, 0.9, above=True)
+        require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise InputError(f"data.root={self.root} is not a folder: it must hold train/<class>/<image>.")
@@ -52,6 +54,7 @@ class ImageFolder(DataOptions):
         def read(part: np.ndarray) -> Labelled:
             return read_images(
                 *([paths[i] for i in part], torch.from_numpy(labels[part]), self.image_size),
+                max_megapixels=self.max_megapixels,
                 progress=progress,
                 store=store,
             )

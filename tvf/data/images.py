@@ -21,17 +21,23 @@ from tvf.table import Column, StoreUnusable
 
 log = logging.getLogger(__name__)
 
-READING = 1  # raise it when `read_image` gives other pixels
+READING = 2  # raise it when `read_image` gives other pixels
 AT_ONCE = 256  # images
 
 
 def read_images(
-    paths: Sequence[Path], labels: Tensor, image_size: int, *, progress: bool = False, store: Store | None = None
+    paths: Sequence[Path],
+    labels: Tensor,
+    image_size: int,
+    *,
+    max_megapixels: float = 100.0,
+    progress: bool = False,
+    store: Store | None = None,
 ) -> Labelled:
     """Images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear. Grey ones get three channels.
 
-    With a store they are decoded once, for as long as the files' contents and the size stay what they are. Raises
-    InputError that names the file which cannot be read.
+    One of more than `max_megapixels` is refused before it is decoded. With a store they are decoded once, for as long
+    as the files' contents and the size stay what they are. Raises InputError that names the file which cannot be read.
     """
     label = "reading images" if progress else None
     if store is not None:
@@ -44,7 +50,11 @@ def read_images(
             entry = store.entry("pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"})
             column = Column((3, image_size, image_size), torch.uint8)
             (images,) = entry.table(
-                "images", len(paths), [column], lambda rows, wait: [_read(paths[rows], image_size)], label
+                "images",
+                len(paths),
+                [column],
+                lambda rows, wait: [_read(paths[rows], image_size, max_megapixels)],
+                label,
             ).tensors()
             return Labelled(images, labels, key)
         except StoreUnusable as error:
@@ -52,26 +62,47 @@ def read_images(
     check_memory(len(paths), image_size)
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     bar = tqdm(parts, label, leave=False, disable=None if label else True)
-    return Labelled(torch.cat([_read(part, image_size) for part in bar]), labels)
+    return Labelled(torch.cat([_read(part, image_size, max_megapixels) for part in bar]), labels)
 
 
-def _read(paths: Sequence[Path], image_size: int) -> Tensor:
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        images = list(pool.map(lambda path: read_image(path, image_size), paths))
+def _read(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
+    known, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is asked instead
+    try:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(lambda path: read_image(path, image_size, max_megapixels), paths))
+    finally:
+        Image.MAX_IMAGE_PIXELS = known
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def read_image(path: Path, image_size: int) -> np.ndarray:
-    """One image as uint8 [image_size, image_size, 3]; transparency is dropped."""
+def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np.ndarray:
+    """One image as uint8 [image_size, image_size, 3], as a viewer shows it: the first frame, upright, on white."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); save it with 8")
-            upright = ImageOps.exif_transpose(image)
-            upright = upright if upright.mode == "L" else upright.convert("RGB")
+            if (size := image.width * image.height / 1e6) > max_megapixels:
+                raise InputError(
+                    f"{path} has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}: raise that, "
+                    "or make the image smaller."
+                )
+            upright = _in_8_bits(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}. Mend or remove it.") from error
     return np.asarray(ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR).convert("RGB"))
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey or RGB, 8 bits a channel; ValueError for what has no one way to be shown."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"it has 32 bits a channel (mode {image.mode}); save it with 8 or 16")
+    if "A" in image.mode or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def check_memory(count: int, image_size: int) -> None:
