@@ -44,7 +44,7 @@ def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
         epochs=epochs,
         batch_size=8,
         seed=seed,
-        on_epoch=lambda epoch, _: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
+        on_epoch=lambda epoch: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
     )
     return history
 
@@ -71,7 +71,7 @@ def test_training_that_diverges_is_stopped_with_a_word() -> None:
     model = FineTuneModel(small_backbone(), 1.0)
     optimizer = TwoRates(torch.optim.SGD, 1e30, 1e30)(model.head_parameters(), model.unfrozen_parameters())
     wrapped, optimizer = FABRIC.setup(model, optimizer)
-    common = {"epochs": 3, "batch_size": 8, "seed": 0, "on_epoch": lambda epoch, best: None}
+    common = {"epochs": 3, "batch_size": 8, "seed": 0, "on_epoch": lambda epoch: None}
     with pytest.raises(InputError, match="training diverged"):
         fit(FABRIC, Feed(FABRIC, wrapped, DATA, Augment()), optimizer, ConstantLR(optimizer, 1.0), **common)
 
@@ -100,7 +100,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     feed = Feed(FABRIC, wrapped, DATA, augment)
     fit(
         *(FABRIC, feed, optimizer, scheduler),
-        **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch, _: seen.append(epoch)},
+        **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch: seen.append(epoch)},
     )
 
     reference = build(theirs.head_parameters(), theirs.unfrozen_parameters())

@@ -1,11 +1,116 @@
-"""A model's weights as a safetensors file: it holds numbers only, and reading it runs no code."""
+"""What a job keeps of itself: its weights, and all that it needs to go on after it was stopped at any moment.
 
+Nothing in these files is executed by reading them: weights are safetensors, checkpoints are loaded `weights_only`.
+"""
+
+import hashlib
+import io
+import logging
+import random
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
+import torch
 from torch import nn
 
+from tvf.errors import require_number
 from tvf.files import write_whole
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"tvf checkpoint 1\n"
+DIGEST = 16  # bytes
+
+
+class Checkpoints:
+    """The last two states of a job in `folder`; the older one is for when the newer one is damaged.
+
+    `of` names the configuration: states of another one are as good as none. `every_minutes`: how long an epoch may
+    train until its middle is saved too.
+    """
+
+    def __init__(self, folder: Path, of: str, every_minutes: float = 10.0) -> None:
+        require_number("checkpoint.every_minutes", every_minutes, 0, above=True)
+        self.last, self.previous = folder / "last.pt", folder / "previous.pt"
+        self._of, self._seconds, self._saved = of, 60 * every_minutes, time.monotonic()
+        self._warned = False
+
+    def due(self) -> bool:
+        """Whether the last save is longer ago than it should be."""
+        return time.monotonic() - self._saved >= self._seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep `state`: tensors, numbers, strings, and lists, tuples and dicts of them. Where it cannot: a warning."""
+        self._saved = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save({"of": self._of, "state": state}, buffer)
+        content, new = buffer.getvalue(), self.last.with_suffix(".new")
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(new, MAGIC + hashlib.blake2b(content, digest_size=DIGEST).digest() + content)
+            if self.last.exists():
+                self.last.replace(self.previous)
+            new.replace(self.last)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning("%s cannot be written (%s): the job goes on without it.", self.last, error.strerror)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state that is whole and of this configuration; None if there is none."""
+        for path in (self.last, self.previous):
+            try:
+                held = _read(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                log.warning("%s is damaged (%s): going on from the one before it, if there is one.", path, error)
+                continue
+            return held["state"] if held["of"] == self._of else None
+        return None
+
+    def finish(self) -> None:
+        """The job is done: nothing has to go on from here."""
+        for path in (self.last, self.previous):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    start = len(MAGIC) + DIGEST
+    if not content.startswith(MAGIC):
+        raise ValueError("it is not a checkpoint of tvf")
+    if hashlib.blake2b(content[start:], digest_size=DIGEST).digest() != content[len(MAGIC) : start]:
+        raise ValueError("its checksum is wrong")
+    try:
+        held = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+        return {"of": held["of"], "state": dict(held["state"])}
+    except Exception as error:  # what torch makes of a file that was made to look like one of ours
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(reason) from error
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all generators that training may draw from: torch's, Python's and numpy's."""
+    numpy: Any = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    states["numpy"] = (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:])
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put all generators where they were."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -18,3 +123,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put the weights in `path` into `model`, which must have the same names and shapes."""
     model.load_state_dict(safetensors.torch.load_file(path))
+
+
+def can_load(path: Path) -> bool:
+    """Whether `path` is a whole file of weights."""
+    try:
+        safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError):
+        return False
+    return True

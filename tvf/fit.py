@@ -7,7 +7,8 @@ Everything random in it is a pure function of seeds and positions: sample order 
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from tvf.checkpoint import random_states, set_random_states
 from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
 from tvf.feed import Feed, Pass
@@ -51,28 +53,63 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int,
-    on_epoch: Callable[[Epoch, bool], None],
+    on_epoch: Callable[[Epoch], None],
+    on_best: Callable[[], None] = lambda: None,
     progress: bool = False,
+    state: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
+    due: Callable[[], bool] = lambda: False,
 ) -> Epoch:
     """Train for `epochs` and return the best epoch. `optimizer` is set up by `fabric`, as the feed's module is.
 
-    `on_epoch(epoch, is_best)` is called after each; the model then holds that epoch's weights. Raises InputError when
-    the training loss is no longer a finite number.
+    `on_epoch` is called after each, and `on_best` where the model then holds the weights of the best so far. In between
+    `save` is given all that is needed to go on from there as `state`; whenever `due` says so, after a batch as well.
+    Raises InputError when the training loss is no longer a finite number.
     """
-    best, train_labels, val_labels = None, feed.data.train.labels, feed.data.val.labels
-    for number in range(1, epochs + 1):
+    train_labels, val_labels = feed.data.train.labels, feed.data.val.labels
+    history: list[Epoch] = []
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    if state is not None:
+        history = [Epoch(**row) for row in state["history"]]
+        losses, hits = ([*fabric.to_device(state[key])] for key in ("losses", "hits"))
+        feed.module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        set_random_states(state["random"])
+        if history and holds_best(state):
+            on_best()
+
+    def keep() -> None:
+        save(
+            {
+                "history": list(map(asdict, history)),
+                "losses": torch.stack(losses) if losses else torch.empty(0),
+                "hits": torch.stack(hits) if hits else torch.empty(0),
+                "model": feed.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "random": random_states(),
+            }
+        )
+
+    for number in range(len(history) + 1, epochs + 1):
         start = time.perf_counter()
         rates = [group["lr"] for group in optimizer.param_groups]
         training = feed.train(number)
-        ready = time.perf_counter()
-        order = sample_order(seed, number, len(train_labels))
-        parts = tqdm(
-            list(batches(order, batch_size)), f"epoch {number}", leave=False, disable=None if progress else True
-        )
-        train_loss, train_acc = train_epoch(fabric, training, optimizer, train_labels, parts)
+        ready, begun = time.perf_counter(), len(losses)
+        parts = list(batches(sample_order(seed, number, len(train_labels)), batch_size))
+        bar = tqdm(parts[begun:], f"epoch {number}", leave=False, disable=None if progress else True)
+        for samples in bar:
+            loss, hit = train_batch(fabric, training, optimizer, train_labels, samples)
+            losses.append(loss)
+            hits.append(hit)
+            if due() and len(losses) < len(parts):
+                keep()
+        train_loss, train_acc = total(losses) / len(train_labels), total(hits) / len(train_labels)
         if not math.isfinite(train_loss):
             raise InputError(f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates.")
-        trained = time.perf_counter()
+        trained, count = time.perf_counter(), sum(map(len, parts[begun:]))
         val_loss, val_acc = evaluate(fabric, feed.evaluate("val"), val_labels, batch_size)
         scheduler.step()
         epoch = Epoch(
@@ -84,31 +121,45 @@ def fit(
             lr_head=rates[0],
             lr_backbone=rates[1] if len(rates) > 1 else None,
             epoch_seconds=time.perf_counter() - start,
-            images_per_second=len(train_labels) / (trained - ready),
+            images_per_second=count / (trained - ready),
         )
-        is_best = epoch.better_than(best)
-        best = epoch if is_best else best
-        on_epoch(epoch, is_best)
+        is_best = epoch.better_than(best_of(history))
+        on_epoch(epoch)
+        history.append(epoch)
+        losses, hits = [], []
+        keep()
+        if is_best:  # after the state, which can give them again: they never are of an epoch that it does not know
+            on_best()
+    best = best_of(history)
     assert best is not None, "epochs is at least 1"
     return best
 
 
-def train_epoch(
-    fabric: Fabric, run: Pass, optimizer: Optimizer, labels: Tensor, batches: Iterable[np.ndarray]
-) -> tuple[float, float]:
-    """One pass over the batches; mean loss and accuracy over their images, each as its batch was trained on."""
-    losses, hits, count = [], [], 0
-    for samples in batches:
-        inputs, expected = run.inputs(samples), fabric.to_device(labels[torch.from_numpy(samples)])
-        optimizer.zero_grad()
-        logits = run.module(*inputs)
-        loss = cross_entropy(logits, expected)
-        fabric.backward(loss)
-        optimizer.step()
-        losses.append(loss.detach() * len(samples))
-        hits.append((logits.detach().argmax(1) == expected).sum())
-        count += len(samples)
-    return total(losses) / count, total(hits) / count
+def best_of(history: Iterable[Epoch]) -> Epoch | None:
+    """The best epoch; None if there is none yet."""
+    best = None
+    for epoch in history:
+        best = epoch if epoch.better_than(best) else best
+    return best
+
+
+def holds_best(state: dict[str, Any]) -> bool:
+    """Whether the weights in a state of `fit` are the best so far, or no epoch is over: else they are in their file."""
+    history = [Epoch(**row) for row in state["history"]]
+    return not history or (best_of(history) is history[-1] and not len(state["losses"]))
+
+
+def train_batch(
+    fabric: Fabric, run: Pass, optimizer: Optimizer, labels: Tensor, samples: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """One step; the batch's summed loss, and how many of its images were classified rightly, before the step."""
+    inputs, expected = run.inputs(samples), fabric.to_device(labels[torch.from_numpy(samples)])
+    optimizer.zero_grad()
+    logits = run.module(*inputs)
+    loss = cross_entropy(logits, expected)
+    fabric.backward(loss)
+    optimizer.step()
+    return loss.detach() * len(samples), (logits.detach().argmax(1) == expected).sum()
 
 
 @torch.no_grad()

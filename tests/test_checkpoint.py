@@ -1,0 +1,159 @@
+"""What a job keeps to go on from, and that going on from anywhere gives the epochs of a job that was never stopped."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SmallNet, small_backbone
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from tvf.checkpoint import Checkpoints
+from tvf.data import Dataset, Labelled
+from tvf.data.views import Augment
+from tvf.errors import InputError
+from tvf.feed import Feed
+from tvf.fit import Epoch, fit
+from tvf.models import FineTuneModel
+from tvf.optim import TwoRates
+
+FABRIC = Fabric(accelerator="cpu", devices=1)
+
+
+class Dropping(SmallNet):
+    """With dropout before the head, which draws from torch's generator."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(images, 0.3, self.training))
+
+
+def _part(count: int, seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return Labelled(images, torch.arange(count) % 3)
+
+
+DATA = Dataset(("a", "b", "c"), _part(33, 0), _part(20, 1), _part(20, 2))
+
+
+def _fit(
+    state: dict[str, Any] | None = None,
+    best: dict[str, Tensor] | None = None,
+    keep: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None,
+) -> tuple[list[Epoch], dict[str, Tensor], dict[str, Tensor]]:
+    """The epochs, the last weights and the best ones. `best` are those on disk at the time of `state`."""
+    torch.manual_seed(1)
+    network = Dropping()
+    network.load_state_dict(small_backbone().module.state_dict())
+    model = FineTuneModel(replace(small_backbone(), module=network), 0.5)
+    optimizer = TwoRates(torch.optim.Adam, 0.01, 0.001)(model.head_parameters(), model.unfrozen_parameters())
+    scheduler = CosineAnnealingLR(optimizer, 3)
+    module, optimizer = FABRIC.setup(model, optimizer)
+    history = [Epoch(**row) for row in state["history"]] if state else []
+    best = dict(best or {})
+    fit(
+        *(FABRIC, Feed(FABRIC, module, DATA, Augment(horizontal=0.5)), optimizer, scheduler),
+        epochs=3,
+        batch_size=8,
+        seed=1,
+        on_epoch=history.append,
+        on_best=lambda: best.update(copy.deepcopy(model.state_dict())),
+        state=state,
+        save=lambda state: keep(copy.deepcopy(state), dict(best)) if keep else None,
+        due=lambda: keep is not None,
+    )
+    return [replace(epoch, epoch_seconds=0, images_per_second=0) for epoch in history], model.state_dict(), best
+
+
+def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(tmp_path: Path) -> None:
+    kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)))
+    # 33 images in batches of 8, the one left over joining the last, after which the epoch's end is saved.
+    assert [len(state["losses"]) for state, _ in kept] == 3 * [1, 2, 3, 0]
+    checkpoints = Checkpoints(tmp_path, of="this")
+    for state, best_then in kept:
+        checkpoints.save(state)
+        torch.manual_seed(99)  # a new process's generators stand elsewhere
+        again, resumed, best_now = _fit(checkpoints.load(), best_then)
+        assert again == history
+        assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+        assert all(torch.equal(best_now[name], best[name]) for name in best)
+
+
+def _saved(folder: Path) -> Checkpoints:
+    checkpoints = Checkpoints(folder, of="this")
+    for number in (1, 2):
+        checkpoints.save({"number": number, "weights": torch.arange(number * 100)})
+    return checkpoints
+
+
+def test_the_newest_state_comes_back_and_another_configurations_does_not(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path)
+    state = checkpoints.load()
+    assert state is not None and state["number"] == 2 and torch.equal(state["weights"], torch.arange(200))
+    assert Checkpoints(tmp_path, of="other").load() is None
+    checkpoints.finish()
+    assert checkpoints.load() is None and not list(tmp_path.iterdir())
+
+
+class Trap:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def _posing(path: Path, content: bytes) -> None:
+    import hashlib
+
+    path.write_bytes(b"tvf checkpoint 1\n" + hashlib.blake2b(content, digest_size=16).digest() + content)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "pickle", "posing pickle", "torch pickle"])
+def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_run(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, trapped = _saved(tmp_path), tmp_path / "trapped"
+    content = checkpoints.last.read_bytes()
+    if damage == "empty":
+        checkpoints.last.write_bytes(b"")
+    elif damage == "cut":
+        checkpoints.last.write_bytes(content[:-100])
+    elif damage == "bit":
+        checkpoints.last.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    elif damage == "pickle":
+        checkpoints.last.write_bytes(pickle.dumps(Trap(trapped)))
+    elif damage == "posing pickle":
+        _posing(checkpoints.last, pickle.dumps(Trap(trapped)))
+    else:
+        torch.save({"of": "this", "state": Trap(trapped)}, tmp_path / "made")
+        _posing(checkpoints.last, (tmp_path / "made").read_bytes())
+    state = checkpoints.load()
+    assert state is not None and state["number"] == 1
+    assert "last.pt is damaged" in caplog.text and not trapped.exists()
+
+
+def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "folder", of="this")
+    for _ in range(2):
+        checkpoints.save({"number": 1})
+    assert caplog.text.count("cannot be written") == 1
+    assert checkpoints.load() is None
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), "often"])
+def test_intervals_out_of_range_are_refused(tmp_path: Path, minutes: Any) -> None:
+    with pytest.raises(InputError, match="checkpoint.every_minutes"):
+        Checkpoints(tmp_path, of="this", every_minutes=minutes)
