@@ -1,5 +1,7 @@
 import json
 import math
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def test_each_job_is_a_run_of_its_own_and_without_a_login_it_stays_on_disk(
         folder.mkdir()
         config = {"pct_unfreeze": 0.5, "model": "finetune"}
         with WandbTracker("tvf").start(folder, f"fine-tuning-{number}", "a-sweep", config) as run:
-            run.log({"epoch": 1, "val_acc": 0.5, "lr_backbone": None})
+            run.log({"epoch": 1, "val_acc": 0.5, "lr_backbone": None}, step=1)
             run.summarise({"test_acc": 0.25})
             ids.add(run.id)
         assert (run.mode, run.url) == ("offline", None)
@@ -68,7 +70,7 @@ def test_an_unknown_mode_is_refused() -> None:
 
 def test_no_tracker_has_no_run(tmp_path: Path) -> None:
     with NoTracker().start(tmp_path, "n", None, {}) as run:
-        run.log({"epoch": 1})
+        run.log({"epoch": 1}, step=1)
         run.summarise({})
     assert (run.id, run.mode, run.url) == (None, None, None)
     assert not list(tmp_path.iterdir())
@@ -93,7 +95,8 @@ def test_a_record_tells_how_the_job_stands(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.jsonl").exists()
     assert not (tmp_path / "summary.json").exists()
     assert json.loads((tmp_path / "status.json").read_text())["attempt"] == 2
-    again.failed(ValueError("why"))
+    with pytest.raises(ValueError, match="why"), again:
+        raise ValueError("why")
     assert json.loads((tmp_path / "status.json").read_text())["error"] == "ValueError: why"
 
 
@@ -126,3 +129,22 @@ def test_a_file_is_written_whole_or_the_old_one_stays(tmp_path: Path, monkeypatc
         write_whole(path, b"half")
     assert json.loads(path.read_text()) == {"x": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["refuses", "never answers"])
+def test_a_server_that_cannot_be_reached_costs_little_time_and_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if server == "never answers":
+            silent.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "local-" + "0" * 40)
+        begun = time.monotonic()
+        with WandbTracker("p", timeout=3).start(tmp_path, "n", None, {}) as run:
+            run.log({"epoch": 1, "val_acc": 0.5}, step=1)
+        assert time.monotonic() - begun < 30
+    assert run.mode == "offline" and "cannot be reached" in caplog.text
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -6,8 +6,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -48,6 +48,17 @@ def set_threads(threads: int | None, device: torch.device, *, in_sweep: bool) ->
     """
     alone = _all_threads if device.type != "cpu" or not in_sweep else 1
     torch.set_num_threads(threads or alone)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes with the calling thread alone: threads that it started here would be lost to forked jobs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,34 +21,36 @@ from omegaconf import DictConfig, OmegaConf
 
 from tvf.backbones import Backbone, check_image_size
 from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
-from tvf.checkpoint import load_weights, save_weights
+from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
 from tvf.data import Dataset
 from tvf.data.views import Views
 from tvf.devices import (
     claim_gpu,
     keep_freed_memory,
+    one_thread,
     peak_memory_mb,
     reset_peak_memory,
     return_freed_memory,
     set_threads,
 )
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
-from tvf.fit import Epoch, evaluate, fit
+from tvf.fit import Epoch, evaluate, fit, holds_best
 from tvf.freezing import FROZEN_BN, UNITS, as_frozen, check_fraction, needs_batches
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
 from tvf.store import Store
 from tvf.sweep.manifest import sharing_models
-from tvf.tracking import JobRecord, is_done, refuse
+from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, call_failed, is_done, reason_of, results_follow_from
 
 log = logging.getLogger(__name__)
 
-NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "tracker")
+NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "checkpoint", "tracker")
 VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
+SPENT = ("train_seconds", "prefix_seconds", "prefix_images", "continued_images")  # added up over attempts
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 # What the code, not the YAML, gives to a target.
-GIVEN = {"model": ("backbone",), "backbone": ("num_classes",)}
+GIVEN = {"model": ("backbone",), "backbone": ("num_classes",), "checkpoint": ("folder", "of")}
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     config or the data, or if another process trains in the folder of a job by itself. Whatever else is raised,
     status.json says so.
     """
-    lock = FileLock(place.folder / ".lock")
+    lock = FileLock(place.folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # who only asks whether it is held has it for a moment
     except Timeout:
         if place.sweep is None:
             raise InputError(f"another process trains in {place.folder}: choose another hydra.run.dir.") from None
@@ -85,7 +89,7 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     try:
         config = check(cfg)
     except Exception as error:
-        refuse(place.folder, str(cfg.get("name")), error)
+        call_failed(place.folder, str(cfg.get("name")), reason_of(error))
         raise
     ignored = [key for key in IGNORED_BY_TRANSFER if OmegaConf.select(cfg, key) is not None]
     if is_transfer(config["model"]) and ignored:
@@ -93,12 +97,15 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     if place.sweep is not None and is_done(place.folder, config):
         log.info("%s: done already (%s).", config["name"], place.folder)
         return None
-    record = JobRecord(place.folder, config["name"], config)
+    checkpoints = _checkpoints(config, place)
+    state = checkpoints.load()
+    if state and not holds_best(state) and not can_load(place.folder / BEST_WEIGHTS):
+        log.warning("%s: its best weights cannot be read, so it starts anew.", config["name"])
+        state = None
+    record = JobRecord(place.folder, config["name"], config, state["history"] if state else ())
     try:
-        return _run(config, place, record)
-    except BaseException as error:
-        record.failed(error)
-        raise
+        with record:
+            return _run(config, place, record, checkpoints, state)
     finally:
         return_freed_memory()
 
@@ -132,16 +139,26 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             require_choice(f"model.{key}", model[key], choices)
     for name in ("data", "optimizer", "store", "tracker"):
         build(config[name], name)
+    build(config["checkpoint"], "checkpoint", folder=Path(), of="")
     augment = build(config["augment"], "augment")
     if not isinstance(augment, Views):
         raise InputError(f"augment._target_={config['augment']['_target_']!r} is refused: it makes no tvf Views.")
     size = config["data"].get("image_size")
     if isinstance(size, int):
-        augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
+        with one_thread():
+            augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
     return config
 
 
-def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, Any]:
+def _checkpoints(config: dict[str, Any], place: Place) -> Checkpoints:
+    """The checkpoints of this very configuration in the job's folder."""
+    of = hashlib.sha256(json.dumps(results_follow_from(config), sort_keys=True).encode()).hexdigest()
+    return build(config["checkpoint"], "checkpoint", folder=place.folder / "checkpoints", of=of)
+
+
+def _run(
+    config: dict[str, Any], place: Place, record: JobRecord, checkpoints: Checkpoints, state: dict[str, Any] | None
+) -> dict[str, Any]:
     facts = {
         "model": place.choices["model"],
         "backbone": config["backbone"].get("name", place.choices["backbone"]),
@@ -153,20 +170,25 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
     tracker = build(config["tracker"], "tracker")
     group = place.sweep.name if place.sweep else None
     with (
-        tracker.start(place.folder, config["name"], group, facts | {"config": config}) as run,
+        tracker.start(place.folder, config["name"], group, facts | {"config": config}, record.run_id) as run,
+        record,  # says how the job ended before the tracker finishes, which may have to wait for a network
         build(config["store"], "store").open() as store,
     ):
+        record.tracked(run.id)
 
         def report(metrics: dict[str, Any]) -> None:
             record.log(metrics)
-            run.log(metrics)
+            run.log(metrics, step=metrics["epoch"])
 
         parts = _build_parts(config, place, store)
         log.info("%s %s", tag, describe(parts.model, parts.backbone))
         if facts["pct_unfreeze"] and not parts.model.trained_groups:
             log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
-        scores = _fit_and_test(config, place, parts, report, tag)
-        run.log({"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]})
+        if state:
+            log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
+        scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
+        tested = {"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]}
+        run.log(tested, step=config["epochs"] + 1)
         summary = {"name": config["name"], **facts} | {
             "unfrozen_groups": [group.name for group in parts.model.trained_groups],
             "trainable_params": count(p for p in parts.model.parameters() if p.requires_grad),
@@ -178,8 +200,12 @@ def _run(config: dict[str, Any], place: Place, record: JobRecord) -> dict[str, A
             "wandb_mode": run.mode,
             "wandb_url": run.url,
         }
-        record.done(summary)  # before the tracker finishes, which may have to wait for a network
+        record.done(summary)
+        checkpoints.finish()
         run.summarise(summary)
+    if run.unsynced:
+        summary |= {"wandb_mode": "unsynced"}
+        record.done(summary)
     log.info("%s test_loss %.4f test_acc %.3f (weights of epoch %d)", tag, *_of(scores))
     return summary
 
@@ -216,17 +242,21 @@ def _build_parts(config: dict[str, Any], place: Place, store: Store | None) -> P
 
 
 def _fit_and_test(
-    config: dict[str, Any], place: Place, parts: Parts, report: Callable[[dict[str, Any]], None], tag: str
+    config: dict[str, Any],
+    place: Place,
+    parts: Parts,
+    report: Callable[[dict[str, Any]], None],
+    tag: str,
+    checkpoints: Checkpoints,
+    state: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    model, best_weights = parts.model, place.folder / "checkpoints" / "best.safetensors"
+    model, best_weights = parts.model, place.folder / BEST_WEIGHTS
     optimizer = build(config["optimizer"], "optimizer")(model.head_parameters(), model.unfrozen_parameters())
     scheduler = build(config["scheduler"], "scheduler")(optimizer)
     module, optimizer = parts.fabric.setup(model, optimizer)
 
-    def on_epoch(epoch: Epoch, is_best: bool) -> None:
+    def on_epoch(epoch: Epoch) -> None:
         report(dataclasses.asdict(epoch))
-        if is_best:
-            save_weights(model, best_weights)
         log.info(
             "%s epoch %d/%d train_loss %.4f train_acc %.3f val_loss %.4f val_acc %.3f",
             *(tag, epoch.epoch, config["epochs"]),
@@ -244,15 +274,25 @@ def _fit_and_test(
         show=not place.parallel,
         tag=tag,
     )
+    earlier = state["spent"] if state else dict.fromkeys(SPENT, 0)
+
+    def spent() -> dict[str, float]:
+        now = {key: getattr(feed, key) for key in SPENT[1:]} | {"train_seconds": time.perf_counter() - start}
+        return {key: earlier[key] + now[key] for key in SPENT}
+
     best = fit(
         *(parts.fabric, feed, optimizer, scheduler),
         epochs=config["epochs"],
         batch_size=parts.batch_size,
         seed=config["seed"],
         on_epoch=on_epoch,
+        on_best=lambda: save_weights(model, best_weights),
         progress=not place.parallel,
+        state=state,
+        save=lambda state: checkpoints.save(state | {"spent": spent()}),
+        due=checkpoints.due,
     )
-    trained = time.perf_counter()
+    trained, training = time.perf_counter(), spent()["train_seconds"]
     load_weights(model, best_weights)
     test_loss, test_acc = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
@@ -261,11 +301,9 @@ def _fit_and_test(
         "val_acc": best.val_acc,
         "test_loss": test_loss,
         "test_acc": test_acc,
-        "train_seconds": trained - start,
+        **spent(),
+        "train_seconds": training,
         "test_seconds": time.perf_counter() - trained,
-        "prefix_seconds": feed.prefix_seconds,
-        "prefix_images": feed.prefix_images,
-        "continued_images": feed.continued_images,
         "approximations": feed.approximations,
     }
 

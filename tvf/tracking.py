@@ -3,30 +3,42 @@
 A tracker's `start` opens one run as a context: leaving it through an exception marks the run as failed.
 """
 
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tvf.errors import InputError, require_choice
+from filelock import FileLock, Timeout
+
+from tvf.errors import InputError, require_choice, require_number
 from tvf.files import read_json, write_json, write_json_lines
 
+log = logging.getLogger(__name__)
+
+STOPPED = ("interrupted", "its process is gone")  # what status.json says of a job that can go on as if nothing had been
+LOCK = ".lock"  # in a job's folder: held by the process that trains it
+BEST_WEIGHTS = "checkpoints/best.safetensors"  # in a job's folder: those that validation chose
 WANDB_MODES = ("online", "offline", "disabled")
 
 
 class Run(Protocol):
-    """One job's run at a tracker. `mode`, `id` and `url` are None where there is none."""
+    """One job's run at a tracker. `mode`, `id` and `url` are None where there is none.
+
+    `unsynced`: the folder of what had not arrived when the run was finished, None if everything has.
+    """
 
     id: str | None
     mode: str | None
     url: str | None
+    unsynced: str | None
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Add a point to the run's curves."""
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Add a point to the run's curves. One that an earlier attempt has sent at this step is not taken twice."""
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Set the run's final values."""
@@ -35,18 +47,33 @@ class Run(Protocol):
 class JobRecord:
     """The files that a job leaves in its folder: config.json, status.json, metrics.jsonl, summary.json.
 
-    Making one removes what an earlier attempt left there.
+    Making one removes what an earlier attempt left there, but for the epochs in `history`, after which this one goes
+    on. Leaving it as a context through an exception calls the job failed. `run_id` is the tracker's run of an earlier
+    attempt at the same configuration, None if there was none.
     """
 
-    def __init__(self, folder: Path, name: str, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, config: dict[str, Any], history: Sequence[dict[str, Any]] = ()) -> None:
         self.folder = folder
-        self._metrics: list[dict[str, Any]] = []
-        self._status = _status(name, attempt=_attempts(folder) + 1)
+        self._metrics = list(history)
+        same = results_follow_from(read_json(folder / "config.json")) == results_follow_from(config)
+        earlier = read_status(folder)
+        goes_on = same and earlier.get("state") != "done"
+        self.run_id: str | None = earlier.get("wandb_run_id") if goes_on else None
+        self._status = _status(name, attempt=_attempts(folder) + 1) | {"wandb_run_id": self.run_id}
         # In this order a folder is never called done by one attempt's status and another's files.
         write_json(folder / "status.json", self._status)
-        for leftover in ("metrics.jsonl", "summary.json", "checkpoints/best.safetensors"):
-            (folder / leftover).unlink(missing_ok=True)
+        (folder / "summary.json").unlink(missing_ok=True)
+        if history:
+            write_json_lines(folder / "metrics.jsonl", self._metrics)
+        else:
+            for leftover in ("metrics.jsonl", BEST_WEIGHTS):
+                (folder / leftover).unlink(missing_ok=True)
         write_json(folder / "config.json", config)
+
+    def tracked(self, run_id: str | None) -> None:
+        """Note the tracker's run, for an attempt that goes on after this one."""
+        self._status["wandb_run_id"] = run_id
+        write_json(self.folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
@@ -58,24 +85,35 @@ class JobRecord:
         write_json(self.folder / "summary.json", summary)
         self._end(state="done")
 
-    def failed(self, error: BaseException) -> None:
-        """Call the job failed, for this reason."""
-        self._end(state="failed", error=_reason(error))
+    def __enter__(self) -> None:
+        """Nothing: the job runs since the record was made."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Call the job failed, for this reason, if there is one."""
+        if error is not None:
+            self._end(state="failed", error=reason_of(error))
 
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}
         write_json(self.folder / "status.json", self._status)
 
 
-def refuse(folder: Path, name: str, error: Exception) -> None:
-    """Say in status.json that a job never began, for this reason; a finished job's record is left as it is."""
-    if read_status(folder).get("state") != "done":
-        status = _status(name, attempt=_attempts(folder)) | {
-            "state": "failed",
-            "ended": _now(),
-            "error": _reason(error),
-        }
-        write_json(folder / "status.json", status)
+def is_live(folder: Path) -> bool:
+    """Whether a job's status says that it runs, and a process holds its folder."""
+    if read_status(folder).get("state") != "running":
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def call_failed(folder: Path, name: str, reason: str) -> None:
+    """Say in status.json that a job never began, or that its process is gone; one that is done stays so."""
+    status = read_status(folder) or _status(name, attempt=0)
+    if status["state"] != "done":
+        write_json(folder / "status.json", status | {"state": "failed", "ended": _now(), "error": reason})
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -101,19 +139,21 @@ def _status(name: str, attempt: int) -> dict[str, Any]:
     }
 
 
-def _reason(error: BaseException) -> str:
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+def reason_of(error: BaseException) -> str:
+    """A job's error as status.json has it."""
+    return STOPPED[0] if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
     """Whether this very configuration, wherever its store lay, was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
-    return done and _results_follow_from(read_json(folder / "config.json")) == _results_follow_from(config)
+    return done and results_follow_from(read_json(folder / "config.json")) == results_follow_from(config)
 
 
-def _results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
+def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that a job's numbers depend on: not where its store lies or how often it is saved."""
     store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
-    return config | {"store": store}
+    return {key: value for key, value in config.items() if key != "checkpoint"} | {"store": store}
 
 
 @dataclass(frozen=True)
@@ -121,7 +161,9 @@ class NoTracker:
     """Nothing but the job's folder."""
 
     @contextmanager
-    def start(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> Iterator[Run]:
+    def start(
+        self, folder: Path, name: str, group: str | None, config: dict[str, Any], run_id: str | None = None
+    ) -> Iterator[Run]:
         """Open a run that goes nowhere."""
         yield _NoRun()
 
@@ -131,8 +173,9 @@ class _NoRun:
     id: str | None = None
     mode: str | None = None
     url: str | None = None
+    unsynced: str | None = None
 
-    def log(self, metrics: dict[str, Any]) -> None:
+    def log(self, metrics: dict[str, Any], step: int) -> None:
         """Nothing to add: metrics.jsonl has it."""
 
     def summarise(self, values: dict[str, Any]) -> None:
@@ -141,12 +184,17 @@ class _NoRun:
 
 @dataclass(frozen=True)
 class WandbTracker:
-    """One W&B run for each job. `mode` null means online where somebody is logged in, else offline."""
+    """One W&B run for each job. `mode` null means online where somebody is logged in, else offline.
+
+    A server that does not answer costs at most `timeout` seconds at the start and at the end, and no number: the run
+    stays on disk, ready for `wandb sync`.
+    """
 
     project: str
     entity: str | None = None
     mode: str | None = None
     tags: list[str] = field(default_factory=list)
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if not self.project:
@@ -155,33 +203,55 @@ class WandbTracker:
             require_choice("tracker.mode", self.mode, WANDB_MODES)
         elif mode := os.environ.get("WANDB_MODE"):
             require_choice("WANDB_MODE", mode, WANDB_MODES)
+        require_number("tracker.timeout", self.timeout, 0, above=True)
 
     @contextmanager
-    def start(self, folder: Path, name: str, group: str | None, config: dict[str, Any]) -> Iterator[Run]:
-        """Open the run; its files lie below `folder`/wandb."""
+    def start(
+        self, folder: Path, name: str, group: str | None, config: dict[str, Any], run_id: str | None = None
+    ) -> Iterator[Run]:
+        """Open the run, or go on with the one of an earlier attempt; its files lie below `folder`/wandb."""
         import wandb
 
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self._mode(),
-            tags=self.tags,
-            name=name,
-            group=group,
-            config=config,
-            dir=folder,
-            # Without this a second job in one process would go on writing to the first one's run.
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        run.define_metric("*", step_metric="epoch")
+        def init(mode: Any) -> Any:
+            return wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=mode,
+                tags=self.tags,
+                name=name,
+                group=group,
+                config=config,
+                dir=folder,
+                id=run_id,
+                resume="allow" if run_id else None,
+                # Without this a second job in one process would go on writing to the first one's run.
+                reinit="finish_previous",
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=self.timeout,
+                    finish_timeout=self.timeout,
+                    finish_timeout_raises=True,
+                ),
+            )
+
+        mode = self._mode()
         try:
-            yield _WandbRun(run)
+            run = init(mode)
+        except (wandb.Error, TimeoutError, OSError) as error:
+            if mode != "online":
+                raise
+            log.warning("W&B cannot be reached (%s): the run stays on disk.", str(error).splitlines()[0])
+            run = init("offline")
+        run.define_metric("*", step_metric="epoch")
+        tracked = _WandbRun(run)
+        try:
+            yield tracked
         except BaseException:
             # Not through `with run`, which would print a traceback even for a mistake that is told in words.
-            run.finish(exit_code=1)
+            tracked.finish(exit_code=1)
             raise
-        run.finish()
+        tracked.finish()
 
     def _mode(self) -> Any:
         import wandb
@@ -194,15 +264,24 @@ class WandbTracker:
 class _WandbRun:
     def __init__(self, run: Any) -> None:
         self._run = run
+        self.unsynced: str | None = None
         self.id: str | None = run.id
         self.mode: str | None = run.settings.mode
         self.url: str | None = run.url if self.mode == "online" else None
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        self._run.log({key: value for key, value in metrics.items() if value is not None})
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self._run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
 
     def summarise(self, values: dict[str, Any]) -> None:
         self._run.summary.update(values)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Send what is left; what cannot be sent in time stays on disk."""
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            self.unsynced = str(Path(self._run.settings.sync_dir))
+            log.warning("W&B did not take everything in time; to send the rest: wandb sync %s", self.unsynced)
 
 
 def _now() -> str:
