@@ -5,9 +5,11 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,14 +22,26 @@ from omegaconf.errors import OmegaConfBaseException
 from tvf import sweep
 from tvf.build import IGNORED_BY_TRANSFER, build, explain, is_transfer, plain
 from tvf.errors import InputError
+from tvf.sweep.isolation import can_isolate, interruptible, run_apart
+from tvf.sweep.manifest import read_manifest
+from tvf.tracking import call_failed
+
+if TYPE_CHECKING:
+    from tvf.run import Place
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # a job's exit code, as shells have it
+_interrupted = False  # whether a job of this process was
+SWEEP_DIR = "hydra.sweep.dir="
 
 USAGE = """tvf: how much of a pretrained vision network should train?
 
   tvf train [OVERRIDE ...]       train one configuration
   tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
   tvf train --help               the options, and the config as it stands
+  tvf resume DIR [OVERRIDE ...]  go on with the sweep in DIR: what is done is kept, what was stopped goes on from there
+  tvf status DIR                 how the jobs of the sweep in DIR stand
   tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
   tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
                                  (store.dir=DIR for another store than TVF_STORE's, or the user's cache folder)
@@ -46,6 +60,10 @@ def main() -> None:
         groups(rest)
     elif command == "store":
         store(rest)
+    elif command == "status":
+        status(rest)
+    elif command == "resume":
+        resume(rest)
     elif command in ("-h", "--help", "help"):
         print(USAGE)
     else:
@@ -57,7 +75,8 @@ def train() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise its errors to us instead of printing them
     read_config_dir(sys.argv[1:])
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+        with interruptible(sweep.interrupt):
+            _call_hydra()
     except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         # Hydra sets up a job's log file itself; where it cannot, that is a ValueError.
         unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
@@ -73,6 +92,61 @@ def train() -> None:
         failures = sweep.finish()
     if failures:
         raise SystemExit(1)
+
+
+def _call_hydra(attempts: int = 3) -> None:
+    """Have Hydra run the job or sweep that sys.argv names; so often, if a worker of the sweep is killed."""
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+    except TerminatedWorkerError:
+        folder = sweep.launched()
+        if folder is None or attempts == 1:
+            raise
+        # Jobs have processes of their own, so this was none of their doing: what it took down goes on.
+        log.warning("a worker was killed from outside: the sweep goes on with what is not done.")
+        sys.argv = [*(each for each in sys.argv if not each.startswith(SWEEP_DIR)), f"{SWEEP_DIR}{folder}"]
+        _call_hydra(attempts - 1)
+
+
+def resume(arguments: list[str]) -> None:
+    """Give a sweep's commands again, in the folder that they were given in: each runs what is not done."""
+    folder, overrides = _sweep_folder("resume", arguments, more=True)
+    commands = read_manifest(folder)
+    if not commands:
+        raise SystemExit(
+            f"error: {folder / 'sweep.json'} names no command: give the sweep's own again, {SWEEP_DIR}DIR."
+        )
+    unfinished = False
+    for command in commands:
+        try:
+            os.chdir(command["folder"])
+        except OSError as error:
+            raise SystemExit(f"error: {command['folder']}, where the sweep was started: {error.strerror}") from None
+        sys.argv = [f"{sys.argv[0].partition(' ')[0]} train", *command["arguments"], *overrides, f"{SWEEP_DIR}{folder}"]
+        print("tvf train", *sys.argv[1:])
+        try:
+            train()
+        except SystemExit as error:
+            if error.code != 1:
+                raise
+            unfinished = True
+    if unfinished:
+        raise SystemExit(1)
+
+
+def status(arguments: list[str]) -> None:
+    """Print how the jobs of a sweep stand, from its files: the sweep may be running, or dead."""
+    folder, _ = _sweep_folder("status", arguments)
+    sweep.show(folder)
+
+
+def _sweep_folder(command: str, arguments: list[str], more: bool = False) -> tuple[Path, list[str]]:
+    if not arguments or "=" in arguments[0] or (len(arguments) > 1 and not more):
+        raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
+    folder = Path(arguments[0]).absolute()
+    if not (folder / "sweep.json").is_file():
+        raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json.")
+    return folder, arguments[1:]
 
 
 def groups(arguments: list[str]) -> None:
@@ -126,7 +200,8 @@ def store(arguments: list[str]) -> None:
 
 def _task(cfg: DictConfig) -> None:
     """What Hydra calls for each job. A job of a sweep that fails leaves the others alone: its record tells."""
-    from tvf.run import Place, run_job
+    global _interrupted
+    from tvf.run import Place
 
     settings = HydraConfig.get()
     in_sweep = settings.mode == RunMode.MULTIRUN
@@ -137,24 +212,49 @@ def _task(cfg: DictConfig) -> None:
         parallel=in_sweep and launcher.get("n_jobs", 1) != 1,
         choices=dict(settings.runtime.choices),
     )
+    if _interrupted:  # while the launching process waits, a worker is given other jobs
+        return
+    if not (in_sweep and can_isolate()):
+        code = _run(cfg, place)
+    else:
+        try:
+            code = run_apart(lambda: _run(cfg, place))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if code < 0:
+            signaled = signal.Signals(-code)
+            why = ", as the system does when memory runs out" if signaled == signal.SIGKILL else ""
+            call_failed(place.folder, str(cfg.get("name")), f"killed by {signaled.name}{why}")
+            log.error("%s: killed by %s%s", cfg.get("name"), signaled.name, why)
+    if code == INTERRUPTED:
+        _interrupted = True
+        if not place.parallel:
+            raise KeyboardInterrupt
+    if code and not in_sweep:
+        raise SystemExit(1)
+
+
+def _run(cfg: DictConfig, place: "Place") -> int:
+    """Run the job; 0 if it is done, or in other hands. What went wrong is told and in its record."""
+    from tvf.run import run_job
+
     try:
         summary = run_job(cfg, place)
     except InputError as error:
         log.error("error: %s", error, exc_info=_debugging())
+        return 1
     except Exception:
         log.exception("%s failed", cfg.get("name"))
+        return 1
     except KeyboardInterrupt:
-        if not place.parallel:
-            raise
         log.error("%s interrupted", cfg.get("name"))
+        return INTERRUPTED
     except SystemExit as error:
         log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
-    else:
-        if summary is not None and not in_sweep:
-            log.info("%s", sweep.where(place.folder, summary))
-        return
-    if not in_sweep:
-        raise SystemExit(1)
+        return 1
+    if summary is not None and place.sweep is None:
+        log.info("%s", sweep.where(place.folder, summary))
+    return 0
 
 
 def _debugging() -> bool:

@@ -1,6 +1,6 @@
 """A sweep: checked whole before its first job, told as a table after its last."""
 
-from tvf.sweep.callback import SweepCallback, finish, workers
-from tvf.sweep.results import where
+from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, workers
+from tvf.sweep.results import show, where
 
-__all__ = ["SweepCallback", "finish", "where", "workers"]
+__all__ = ["SweepCallback", "finish", "interrupt", "launched", "show", "where", "workers"]

@@ -1,5 +1,7 @@
 """The sweep's beginning and end, in the process that launches the jobs."""
 
+import os
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,14 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.live import Live
 
 from tvf.build import explain
 from tvf.errors import InputError
-from tvf.sweep.manifest import write_manifest
-from tvf.sweep.results import report
+from tvf.sweep.isolation import QUIET, can_isolate, stop_jobs
+from tvf.sweep.manifest import refuse_others, write_manifest
+from tvf.sweep.results import report, watch
+from tvf.tracking import STOPPED, call_failed, is_live, read_status
 
 
 def _fraction(value: str) -> float:
@@ -37,6 +42,7 @@ class Launched:
 
     folder: Path
     jobs: frozenset[str]
+    live: Live | None
 
 
 _launched: Launched | None = None
@@ -56,7 +62,9 @@ class SweepCallback(Callback):
                 config.hydra.overrides.task = longest_first(config)
             jobs = check_jobs(config, expand(config))
             folder = Path(config.hydra.sweep.dir)
-            write_manifest(folder, jobs)
+            refuse_others(folder, jobs)
+            overrides = [each for each in sys.argv[1:] if not each.startswith("hydra.sweep.dir=")]
+            write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": overrides})
         except OSError as error:
             raise SystemExit(f"error: {explain(error)}") from None
         except (InputError, HydraException, OmegaConfBaseException) as error:
@@ -64,14 +72,37 @@ class SweepCallback(Callback):
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(f"error: the sweep could not be checked: {error}") from None
-        _launched = Launched(folder, frozenset(jobs))
+        if _launched and _launched.live:  # a sweep that goes on after a worker was killed
+            _launched.live.stop()
+        live = watch(folder) if sys.stdout.isatty() and can_isolate() else None
+        if live:
+            os.environ[QUIET] = "1"  # workers inherit it
+        _launched = Launched(folder, frozenset(jobs), live)
+
+
+def launched() -> Path | None:
+    """The folder of the sweep that this process has launched; None if there is none."""
+    return _launched.folder.absolute() if _launched else None
+
+
+def interrupt() -> None:
+    """Interrupt the jobs of the sweep that this process launched, if any, and wait until they have said so."""
+    if _launched and can_isolate():
+        stop_jobs(_launched.folder)
 
 
 def finish() -> bool:
     """Print the table of the sweep that this process launched, if any; whether some job of it is not done."""
     global _launched
-    launched, _launched = _launched, None
-    return launched is not None and launched.folder.is_dir() and report(launched.folder, launched.jobs)
+    done, _launched = _launched, None
+    if done and done.live:
+        done.live.stop()
+    if done is None or not done.folder.is_dir():
+        return False
+    for job in done.jobs:
+        if read_status(done.folder / job).get("state") == "running" and not is_live(done.folder / job):
+            call_failed(done.folder / job, job, STOPPED[1])
+    return report(done.folder, done.jobs)
 
 
 def task_overrides(config: DictConfig) -> list[str]:

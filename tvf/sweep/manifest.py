@@ -5,18 +5,50 @@ from typing import Any
 
 from filelock import FileLock
 
+from tvf.errors import InputError
 from tvf.files import read_json, write_json
+from tvf.tracking import results_follow_from
 
 # What two jobs must have in common for their images to pass through the same frozen layers.
 SHARED = ("backbone", "data", "augment", "fabric", "channels_last", "store")
 
 
-def write_manifest(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """Note the configs of jobs by the names of their folders, beside those that the sweep had before."""
+def write_manifest(folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None) -> None:
+    """Note the configs of jobs by the names of their folders, and the command, beside what the sweep had before."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
-        write_json(path, {"jobs": read_json(path).get("jobs", {}) | configs})
+        noted = read_json(path)
+        commands = noted.get("commands", [])
+        if command and command not in commands:
+            commands = [*commands, command]
+        write_json(path, {"commands": commands, "jobs": noted.get("jobs", {}) | configs})
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The commands that the sweep in `folder` was started and widened by: each its folder and its arguments."""
+    return read_json(folder / "sweep.json").get("commands", [])
+
+
+def refuse_others(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """InputError if a job's folder holds the results of another configuration, with the difference."""
+    for name, config in configs.items():
+        held = read_json(folder / name / "config.json")
+        there, now = (_flat(results_follow_from(each)) for each in (held, config))
+        differences = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+        if held and differences:
+            shown = ", ".join(f"{key} was {there.get(key)}, is {now.get(key)}" for key in differences[:5])
+            raise InputError(
+                f"{folder / name} holds another configuration: {shown} ({len(differences)} in all). Choose another "
+                "hydra.sweep.dir, or remove that folder."
+            )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    dot = f"{prefix}." if prefix else ""
+    return {key: value for name, item in node.items() for key, value in _flat(item, dot + str(name)).items()}
 
 
 def sharing_models(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,24 +2,28 @@
 
 import csv
 import io
+import json
 import sys
+from functools import cache
 from pathlib import Path
+from statistics import StatisticsError, median
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from yaml import YAMLError
 
 from tvf.files import read_json, write_whole
-from tvf.tracking import read_status
+from tvf.tracking import STOPPED, is_live, read_status
 
 COLUMNS = [
     *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
     *("trainable_params", "total_params", "epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"),
     *("train_seconds", "peak_memory_mb", "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
 ]
+SO_FAR = ("epoch", "last_val_acc", "left")  # of a job that runs, for the table alone
 # What the table shows in columns of its own; other overrides that differ between jobs share one.
 SHOWN = ("model", "model.pct_unfreeze", "seed")
 
@@ -35,8 +39,9 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows))
     print(f"results: {folder / 'results.csv'}")
-    if any(row["wandb_mode"] == "offline" for row in rows):
-        print(f"W&B: offline; to upload: wandb sync {folder}/*/wandb/offline-run-*")
+    for mode, runs in (("offline", "offline-run-*"), ("unsynced", "run-*")):
+        if any(row["wandb_mode"] == mode for row in rows):
+            print(f"W&B: {mode}; to upload: wandb sync {folder}/*/wandb/{runs}")
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
@@ -44,7 +49,32 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     missing = jobs - {row["folder"] for row in rows}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
+    if missing or unfinished:
+        print(f"to go on with what is not done: tvf resume {folder}")
     return bool(missing or any(row["folder"] in jobs for row in unfinished))
+
+
+def show(folder: Path) -> None:
+    """Print the table of the sweep in `folder` as it stands, waiting jobs included."""
+    Console(width=None if sys.stdout.isatty() else 200).print(standing(folder))
+
+
+def watch(folder: Path) -> Live:
+    """The same table in a terminal, kept up to date until it is stopped."""
+    live = Live(get_renderable=lambda: standing(folder), refresh_per_second=0.5, transient=True)
+    live.start()
+    return live
+
+
+def standing(folder: Path) -> Table:
+    """The table of all jobs that have begun, by what their files say, and of those that have not."""
+    rows = read_jobs(folder)
+    begun = {row["folder"] for row in rows}
+    for name, config in read_json(folder / "sweep.json").get("jobs", {}).items():
+        if name not in begun:
+            row = dict.fromkeys((*COLUMNS, *SO_FAR)) | {"folder": name, "name": config["name"], "state": "waiting"}
+            rows.append(row | {"overrides": [], "pct_unfreeze": config["model"].get("pct_unfreeze")})
+    return table(rows)
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -57,15 +87,28 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
             continue
         row = dict.fromkeys(COLUMNS) | read_json(job / "summary.json")
         row |= {key: status[key] for key in ("name", "state", "error")}
+        row |= _so_far(job)
         row |= {"folder": job.name, "overrides": _overrides(job)}
-        if row["state"] == "running" and not _is_held(job / ".lock"):
-            row["state"], row["error"] = "interrupted", "its process is gone"
-        elif row["error"] == "interrupted":
+        if row["state"] == "running" and not is_live(job):
+            row["error"] = STOPPED[1]
+        if row["error"] in STOPPED:
             row["state"] = "interrupted"
-        rows.append({key: row[key] for key in COLUMNS})
+        rows.append({key: row[key] for key in (*COLUMNS, *SO_FAR)})
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
 
 
+def _so_far(job: Path) -> dict[str, Any]:
+    """How many epochs of how many are trained, the last val_acc, and the seconds that the rest will take."""
+    epochs: Any = read_json(job / "config.json").get("epochs")
+    try:
+        history = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        left = (epochs - len(history)) * median(epoch["epoch_seconds"] for epoch in history)
+        return {"epoch": f"{len(history)}/{epochs}", "last_val_acc": history[-1]["val_acc"], "left": left}
+    except (OSError, ValueError, KeyError, TypeError, StatisticsError):
+        return {"epoch": f"0/{epochs}" if epochs else None, "last_val_acc": None, "left": None}
+
+
+@cache  # they do not change, and a live table asks every other second
 def _overrides(job: Path) -> list[str]:
     try:
         return list(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
@@ -73,19 +116,10 @@ def _overrides(job: Path) -> list[str]:
         return []
 
 
-def _is_held(lock_file: Path) -> bool:
-    """Whether a process holds the job's lock: then it still trains."""
-    try:
-        with FileLock(lock_file, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows under their column names; lists are joined with spaces."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     writer.writeheader()
     for row in rows:
         writer.writerow({key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()})
@@ -101,6 +135,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_column(heading, justify="right")
     for heading in ("state", "W&B name"):
         shown.add_column(heading, overflow="fold")
+    unfinished = any(row["state"] != "done" for row in rows)
+    for heading in ("epoch", "left") if unfinished else ():
+        shown.add_column(heading, justify="right")
     common = set.intersection(*(set(row["overrides"]) for row in rows)) if rows else set()
     varied = [[o for o in row["overrides"] if o not in common and o.partition("=")[0] not in SHOWN] for row in rows]
     if any(varied):
@@ -111,11 +148,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
             _number(row["pct_unfreeze"], "g"),
             "" if groups is None else str(len(groups)),
             _number(row["trainable_params"], ",d"),
-            _number(row["val_acc"], ".3f"),
+            _number(row["last_val_acc"] if row["val_acc"] is None else row["val_acc"], ".3f"),
             _number(row["test_acc"], ".3f"),
             _number(row["train_seconds"], ".1f"),
             row["state"],
             row["name"],
+            *((row["epoch"] or "", _duration(row["left"])) if unfinished else ()),
             *([" ".join(others)] if any(varied) else []),
         )
     return shown
@@ -130,3 +168,7 @@ def where(folder: Path, summary: dict[str, Any]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

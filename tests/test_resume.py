@@ -1,0 +1,270 @@
+"""Sweeps and jobs that are stopped in every way, and go on: through the shell, in processes of their own."""
+
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Outcome
+
+QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=none")
+# A backbone that ends its job in the first training step, in another way for each fraction, until a file is there.
+ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
+BREAKING = f"""
+import os, signal, sys, time
+from tvf.backbones import efficientnet_lite0
+
+ENDS = {ENDS}
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+def make(num_classes, pct):
+    backbone = efficientnet_lite0(num_classes)
+
+    def end(module, inputs):
+        if not module.training or os.path.exists("mended"):
+            return
+        how = ENDS.get(pct)
+        if how == "raise":
+            raise RuntimeError("it broke")
+        if how == "unpicklable":
+            raise Unpicklable("it broke too", 2)
+        if how == "exit":
+            sys.exit(3)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    backbone.module.register_forward_pre_hook(end)
+    return backbone
+
+def make_and_kill_the_worker(num_classes, pct):
+    if pct == 0.25 and not os.path.exists("mended"):
+        open("mended", "w").close()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return efficientnet_lite0(num_classes)
+"""
+
+
+def start(*arguments: str, cwd: Path, module: str = "train.py") -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py")] if module == "train.py" else [sys.executable, "-m", module]
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=cwd,
+        env=os.environ | {"TVF_STORE": str(cwd / "store"), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def tvf(*arguments: str, cwd: Path) -> Outcome:
+    """`tvf ARGUMENTS`, as the installed command runs it."""
+    code = "import sys; from tvf.cli import main; sys.argv[0] = 'tvf'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=os.environ | {"TVF_STORE": str(cwd / "store"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Of each job below `folder` its epochs and its summary, without times and what follows from them."""
+    found = {}
+    for path in sorted(folder.glob("**/summary.json")):
+        summary = json.loads(path.read_text())
+        rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        for each in (summary, *rows):
+            for key in [k for k in each if k.endswith("_seconds") or k in LOOSE]:
+                del each[key]
+        found[path.parent.name] = [summary, *rows]
+    return found
+
+
+# What depends on time, memory, and on what the store held already.
+LOOSE = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images", "wandb_run_id")
+
+
+def changed(path: Path) -> float:
+    """When `path` was last written; 0 if it never was."""
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def states(folder: Path) -> dict[float, str]:
+    """Of each fraction how its job stands."""
+    found = {}
+    for path in folder.glob("*/status.json"):
+        config = json.loads((path.parent / "config.json").read_text())
+        found[config["model"]["pct_unfreeze"]] = json.loads(path.read_text())["state"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    process = start(
+        *("-m", "model.pct_unfreeze=0,0.1,0.25,0.5,0.75,1.0", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep"),
+        *("backbone._target_=breaking.make", "+backbone.pct=${model.pct_unfreeze}", "epochs=1", *QUICK),
+        cwd=tmp_path,
+    )
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    assert states(tmp_path / "sweep") == {0: "done", 1: "done"} | dict.fromkeys(ENDS, "failed"), output
+    reasons = {"raise": "RuntimeError: it broke", "unpicklable": "it broke too", "exit": "SystemExit: 3"}
+    reasons["kill"] = "killed by SIGKILL, as the system does when memory runs out"
+    for pct, how in ENDS.items():
+        told = re.search(rf"fine-tuning-{pct} failed: (.*) \((.*job\.log)\)", output)
+        assert told and reasons[how] in told[1], output
+        written = (tmp_path / told[2]).read_text()
+        assert "trains" in written and (reasons[how] if how != "exit" else "sys.exit(3)") in written
+        assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
+    assert "to go on with what is not done: tvf resume sweep" in output
+    (tmp_path / "mended").touch()
+    before = results(tmp_path / "sweep")
+    outcome = tvf("resume", "sweep", cwd=tmp_path)
+    assert outcome.code == 0, outcome.out + outcome.err
+    after = results(tmp_path / "sweep")
+    assert len(before) == 2 and len(after) == 6 and before.items() <= after.items()
+    attempts = [json.loads(path.read_text())["attempt"] for path in sorted(tmp_path.glob("sweep/*/status.json"))]
+    assert attempts == [1, 2, 2, 2, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    process = start(
+        *("-m", "model.pct_unfreeze=0,0.25,0.5", "hydra.sweep.dir=sweep", "epochs=1", *QUICK),
+        *("backbone._target_=breaking.make_and_kill_the_worker", "+backbone.pct=${model.pct_unfreeze}"),
+        cwd=tmp_path,
+    )
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "a worker was killed from outside" in output
+    assert set(states(tmp_path / "sweep").values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_path: Path) -> None:
+    arguments = (
+        *QUICK,
+        "data.limit=80",
+        "model.pct_unfreeze=0.5",
+        "epochs=16",
+        "augment=crop_flip",
+        "scheduler=cosine",
+        "threads=1",
+    )
+    arguments += ("checkpoint.every_minutes=0.001",)
+    whole = start(*arguments, "hydra.run.dir=whole", cwd=tmp_path)
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+    draw, saved = random.Random(0), tmp_path / "killed" / "checkpoints" / "last.pt"
+    for _ in range(4):
+        process, before = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path), changed(saved)
+        while process.poll() is None and changed(saved) == before:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    process = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path)
+    output, _ = process.communicate()
+    assert process.returncode == 0 and "goes on after epoch" in output, output
+    assert results(tmp_path / "killed")["killed"] == results(tmp_path / "whole")["whole"]
+    assert not list((tmp_path / "killed" / "checkpoints").glob("*.pt"))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was() -> None:
+    """bench/kills.py in short."""
+    command = [sys.executable, str(ROOT / "bench" / "kills.py"), "--kills", "4", "--epochs", "6", "--limit", "40"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("4 jobs, 24 epochs; .* [1-4] kills", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_path: Path) -> None:
+    common = (*QUICK, "epochs=30", "model.pct_unfreeze=0.5,1.0", "hydra.sweep.dir=sweep")
+    process = start("-m", *common, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("sweep/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 15
+    assert process.returncode == 1 and "tvf resume" in output, output
+    assert "Traceback" not in output, output
+    outcome = tvf("status", "sweep", cwd=tmp_path)
+    assert outcome.code == 0 and "interrupted" in outcome.out and "/30" in outcome.out
+    outcome = tvf("resume", "sweep", cwd=tmp_path)
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert "goes on after epoch" in outcome.out
+    before = results(tmp_path / "sweep")
+    widened = start("-m", *common, "model.pct_unfreeze=0,0.5,1.0", cwd=tmp_path)
+    output, _ = widened.communicate()
+    assert widened.returncode == 0, output
+    after = results(tmp_path / "sweep")
+    assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
+    config = next(path for path in tmp_path.glob("sweep/*1.0*/config.json"))
+    config.write_text(config.read_text().replace('"epochs": 30', '"epochs": 31'))
+    refused = start("-m", *common, cwd=tmp_path)
+    output, _ = refused.communicate()
+    assert refused.returncode == 1 and "holds another configuration: epochs was 31, is 30" in output, output
+
+
+@pytest.mark.slow
+def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "train.py"), "-m", *QUICK, "epochs=20", "model.pct_unfreeze=0,0.5,1.0"),
+            "hydra.sweep.dir=sweep",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"TVF_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0, shown.decode()
+    text = shown.decode()
+    assert "waiting" in text and "running" in text and re.search(r"\d+/20", text)
+    assert "train_loss" not in text  # jobs write to their logs
+    assert all("train_loss" in path.read_text() for path in tmp_path.glob("sweep/*/job.log"))
+
+
+def test_what_is_no_sweep_cannot_be_continued_or_shown(tmp_path: Path) -> None:
+    for command in ("resume", "status"):
+        outcome = tvf(command, str(tmp_path), cwd=tmp_path)
+        assert outcome.code == 1 and "is not the folder of a sweep" in outcome.err
+        outcome = tvf(command, cwd=tmp_path)
+        assert outcome.code == 1 and f"tvf {command} DIR" in outcome.err

@@ -1,0 +1,135 @@
+"""A process for each job of a sweep: whatever ends it, an exception or the system, ends no other job.
+
+And what Ctrl-C does to them.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tvf.tracking import is_live, read_status
+
+QUIET = "TVF_QUIET"  # in the environment: jobs write to their logs alone, since a live table has the terminal
+PATIENCE = 5.0  # seconds that an interrupted job has to end by itself before it is told once more
+
+
+def can_isolate() -> bool:
+    """Whether jobs can have processes of their own: on Linux, where a process that has imported torch may be forked."""
+    return sys.platform == "linux"
+
+
+def run_apart(job: Callable[[], int]) -> int:
+    """Call `job` in a process of its own and wait for it; the number it returns, or minus the signal that killed it.
+
+    Ctrl-C reaches the job, which is waited for, and is then raised here.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        code = 1
+        try:
+            _end_with(parent)
+            if os.environ.get(QUIET):
+                _be_quiet()
+            with interruptible():
+                code = job()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Not sys.exit: what the parent has registered for its own end is not this process's to run.
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(code)
+    try:
+        status = os.waitpid(child, 0)[1]
+    except KeyboardInterrupt:
+        _stop(child)
+        raise
+    return os.waitstatus_to_exitcode(status)
+
+
+@contextmanager
+def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt in here, once `first` has been called.
+
+    Both may come at once, or twice, from a terminal and from a parent: what comes within two seconds is one. Python
+    drops what is raised while it removes an object, so that is waited for.
+    """
+    raised = -2.0
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        if any(each.f_code.co_name == "__del__" for each, _ in traceback.walk_stack(frame)):
+            threading.Timer(0.05, signal.raise_signal, [number]).start()
+        elif time.monotonic() - raised >= 2:
+            raised = time.monotonic()
+            first()
+            raise KeyboardInterrupt
+
+    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def stop_jobs(folder: Path) -> None:
+    """Interrupt the jobs of the sweep in `folder` that run on this machine, and wait until they have said so."""
+    told, deadline = set(), time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        statuses = [read_status(path.parent) for path in folder.glob("*/status.json") if is_live(path.parent)]
+        live = {each["pid"] for each in statuses if each.get("host") == socket.gethostname()}
+        if not live:
+            return
+        for process in live - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGINT)
+        told |= live
+        time.sleep(0.05)
+
+
+def _be_quiet() -> None:
+    """Send what would go to the terminal nowhere, without touching streams that a thread of the parent may hold."""
+    nowhere = open(os.devnull, "w")
+    for number in (1, 2):
+        os.dup2(nowhere.fileno(), number)
+    sys.stdout = sys.stderr = nowhere
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = nowhere
+
+
+def _stop(child: int) -> None:
+    """Wait for a job that Ctrl-C has reached, as it does every process of a terminal; tell it again if it lingers."""
+    for told in (signal.SIGINT, signal.SIGKILL):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(KeyboardInterrupt):
+                if os.waitpid(child, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.05)
+        os.kill(child, told)
+    os.waitpid(child, 0)
+
+
+def _end_with(parent: int) -> None:
+    """Have the system kill this process when its parent dies: else it would train on, unseen."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
