@@ -48,7 +48,7 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     expected = {
         **{"model": "finetune", "backbone": "efficientnet_lite0", "data": "elpv", "seed": 3, "pct_unfreeze": 0.25},
         **{"unfrozen_groups": ["conv_head+bn2", "blocks.6"], "trainable_params": 2562 + 412160 + 605440, "epochs": 2},
-        **{"total_params": 3373570, "wandb_run_id": None, "wandb_mode": None, "wandb_url": None},
+        **{"total_params": 3373570, "wandb_run_id": None, "wandb_url": None},
     }
     assert summary | expected == summary
     best = metrics[summary["best_epoch"] - 1]
@@ -219,7 +219,7 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
         *metrics,
         {key: summary[key] for key in ("test_loss", "test_acc")} | {"epoch": summary["best_epoch"]},
     ]
-    assert summary["wandb_mode"] == "offline"
+    assert json.loads((_folder(tmp_path) / "status.json").read_text())["wandb_mode"] == "offline"
     assert f"wandb sync {_folder(tmp_path)}/wandb/offline-run-*" in outcome.out
 
 

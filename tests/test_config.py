@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from tvf import cli
 from tvf.build import build, check_node
+from tvf.check import GIVEN, NODES, VALUES, check
 from tvf.errors import InputError
-from tvf.run import GIVEN, NODES, VALUES, check
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -39,7 +39,7 @@ def _nodes(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_there_are_options_to_look_at() -> None:
     groups = {option.parent.name for option in OPTIONS}
-    assert groups == {*NODES, "experiment"}
+    assert groups | {"checkpoint"} == {*NODES, "experiment"}  # of which there is one kind, in config.yaml itself
     assert len(OPTIONS) >= 22
 
 

@@ -153,12 +153,18 @@ def _job(sweep: Path, folder: str, state: str, **summary: Any) -> None:
         (sweep / folder / "summary.json").write_text(json.dumps(summary))
 
 
+def _set(job: Path, **values: Any) -> None:
+    status = json.loads((job / "status.json").read_text())
+    (job / "status.json").write_text(json.dumps(status | values))
+
+
 def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _job(tmp_path, "large", "done", pct_unfreeze=1.0, unfrozen_groups=["a", "b"], test_acc=0.5, wandb_mode="offline")
+    _job(tmp_path, "large", "done", pct_unfreeze=1.0, unfrozen_groups=["a", "b"], test_acc=0.5)
     _job(tmp_path, "killed", "running")
     _job(tmp_path, "small", "done", pct_unfreeze=0.25, unfrozen_groups=["a"], test_acc=0.75, trainable_params=1234)
+    _set(tmp_path / "large", wandb_mode="offline")
     assert report(tmp_path, frozenset({"large", "killed", "small", "late"})) is True
     printed = capsys.readouterr().out
     assert printed.index("small") < printed.index("large") < printed.index("interrupted")

@@ -1,7 +1,4 @@
-"""One job, from its config to its record: check, build, fit, test. The only place below the shell that sees the config.
-
-`check` raises every error that can be known without reading images or weights, so that a sweep can be refused whole.
-"""
+"""One job, from its config to its record: check, build, fit, test. Below it nothing sees the config."""
 
 import dataclasses
 import hashlib
@@ -9,48 +6,43 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from tvf.backbones import Backbone, check_image_size
-from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
+from tvf.build import IGNORED_BY_TRANSFER, build, is_transfer
+from tvf.check import check
 from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
 from tvf.data import Dataset
-from tvf.data.views import Views
 from tvf.devices import (
     claim_gpu,
     keep_freed_memory,
-    one_thread,
     peak_memory_mb,
     reset_peak_memory,
     return_freed_memory,
     set_threads,
 )
-from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
+from tvf.errors import InputError
 from tvf.fit import Epoch, evaluate, fit, holds_best
-from tvf.freezing import FROZEN_BN, UNITS, as_frozen, check_fraction, needs_batches
+from tvf.freezing import as_frozen, needs_batches
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
 from tvf.store import Store
 from tvf.sweep.manifest import sharing_models
-from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, call_failed, is_done, reason_of, results_follow_from
+from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
 
 log = logging.getLogger(__name__)
 
-NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "checkpoint", "tracker")
-VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
 SPENT = ("train_seconds", "prefix_seconds", "prefix_images", "continued_images")  # added up over attempts
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
-# What the code, not the YAML, gives to a target.
-GIVEN = {"model": ("backbone",), "backbone": ("num_classes",), "checkpoint": ("folder", "of")}
 
 
 @dataclass(frozen=True)
@@ -110,46 +102,6 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
         return_freed_memory()
 
 
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain data, if every key is known and every value that can be checked by itself is right.
-
-    Raises InputError with the key, its value, the rule and the remedy.
-    """
-    config = plain(cfg)
-    for key in config:
-        if key not in (*NODES, *VALUES):
-            raise unknown_key(str(key), (*NODES, *VALUES))
-    for key in (*NODES, *VALUES):
-        if key not in config:
-            raise InputError(f"{key} is missing from the config.")
-    require_count("epochs", config["epochs"], 1)
-    require_seed("seed", config["seed"])
-    require_bool("channels_last", config["channels_last"])
-    if config["threads"] is not None:
-        require_count("threads", config["threads"], 1)
-    for name in NODES:
-        check_node(config[name], name, GIVEN.get(name, ()))
-    model = config["model"]
-    if is_transfer(model):
-        model |= {key.removeprefix("model."): None for key in IGNORED_BY_TRANSFER}
-    if model.get("pct_unfreeze") is not None:
-        check_fraction(model["pct_unfreeze"])
-    for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
-        if model.get(key) is not None:
-            require_choice(f"model.{key}", model[key], choices)
-    for name in ("data", "optimizer", "store", "tracker"):
-        build(config[name], name)
-    build(config["checkpoint"], "checkpoint", folder=Path(), of="")
-    augment = build(config["augment"], "augment")
-    if not isinstance(augment, Views):
-        raise InputError(f"augment._target_={config['augment']['_target_']!r} is refused: it makes no tvf Views.")
-    size = config["data"].get("image_size")
-    if isinstance(size, int):
-        with one_thread():
-            augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
-    return config
-
-
 def _checkpoints(config: dict[str, Any], place: Place) -> Checkpoints:
     """The checkpoints of this very configuration in the job's folder."""
     of = hashlib.sha256(json.dumps(results_follow_from(config), sort_keys=True).encode()).hexdigest()
@@ -166,46 +118,57 @@ def _run(
         "seed": config["seed"],
         "pct_unfreeze": float(config["model"].get("pct_unfreeze") or 0),
     }
-    tag = _tag(config, facts, in_sweep=place.sweep is not None)
     tracker = build(config["tracker"], "tracker")
     group = place.sweep.name if place.sweep else None
-    with (
-        tracker.start(place.folder, config["name"], group, facts | {"config": config}, record.run_id) as run,
-        record,  # says how the job ended before the tracker finishes, which may have to wait for a network
-        build(config["store"], "store").open() as store,
-    ):
-        record.tracked(run.id)
+    with ExitStack() as afterwards:
+        with tracker.start(place.folder, config["name"], group, facts | {"config": config}, record.run_id) as run:
+            record.tracked(run)
+            afterwards.callback(record.tracked, run)  # what the tracker could not send is known once it has finished
+            # Within the tracker's context, whose end may have to wait for a network.
+            with record, build(config["store"], "store").open() as store:
+                summary = _train(config, facts, place, record, run, store, checkpoints, state)
+            checkpoints.finish()
+    return summary | {"wandb_mode": run.mode}
 
-        def report(metrics: dict[str, Any]) -> None:
-            record.log(metrics)
-            run.log(metrics, step=metrics["epoch"])
 
-        parts = _build_parts(config, place, store)
-        log.info("%s %s", tag, describe(parts.model, parts.backbone))
-        if facts["pct_unfreeze"] and not parts.model.trained_groups:
-            log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
-        if state:
-            log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
-        scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
-        tested = {"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]}
-        run.log(tested, step=config["epochs"] + 1)
-        summary = {"name": config["name"], **facts} | {
-            "unfrozen_groups": [group.name for group in parts.model.trained_groups],
-            "trainable_params": count(p for p in parts.model.parameters() if p.requires_grad),
-            "total_params": count(parts.model.parameters()),
-            "epochs": config["epochs"],
-            **scores,
-            "peak_memory_mb": peak_memory_mb(parts.fabric.device),
-            "wandb_run_id": run.id,
-            "wandb_mode": run.mode,
-            "wandb_url": run.url,
-        }
-        record.done(summary)
-        checkpoints.finish()
-        run.summarise(summary)
-    if run.unsynced:
-        summary |= {"wandb_mode": "unsynced"}
-        record.done(summary)
+def _train(
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    place: Place,
+    record: JobRecord,
+    run: Run,
+    store: Store | None,
+    checkpoints: Checkpoints,
+    state: dict[str, Any] | None,
+) -> dict[str, Any]:
+    def report(metrics: dict[str, Any]) -> None:
+        record.log(metrics)
+        run.log(metrics, step=metrics["epoch"])
+
+    tag = _tag(config, facts, in_sweep=place.sweep is not None)
+    for metrics in record.metrics:  # of an earlier attempt, which the tracker may never have got
+        run.log(metrics, step=metrics["epoch"])
+    parts = _build_parts(config, place, store)
+    log.info("%s %s", tag, describe(parts.model, parts.backbone))
+    if facts["pct_unfreeze"] and not parts.model.trained_groups:
+        log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
+    if state:
+        log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
+    scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
+    tested = {"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]}
+    run.log(tested, step=config["epochs"] + 1)
+    summary = {"name": config["name"], **facts} | {
+        "unfrozen_groups": [group.name for group in parts.model.trained_groups],
+        "trainable_params": count(p for p in parts.model.parameters() if p.requires_grad),
+        "total_params": count(parts.model.parameters()),
+        "epochs": config["epochs"],
+        **scores,
+        "peak_memory_mb": peak_memory_mb(parts.fabric.device),
+        "wandb_run_id": run.id,
+        "wandb_url": run.url,
+    }
+    record.done(summary)
+    run.summarise(summary)
     log.info("%s test_loss %.4f test_acc %.3f (weights of epoch %d)", tag, *_of(scores))
     return summary
 

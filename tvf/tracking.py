@@ -27,15 +27,14 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 
 class Run(Protocol):
-    """One job's run at a tracker. `mode`, `id` and `url` are None where there is none.
+    """One job's run at a tracker. `id`, `mode` and `url` are None where there is none.
 
-    `unsynced`: the folder of what had not arrived when the run was finished, None if everything has.
+    `mode` is online, offline or, once a run is finished of which not everything could be sent, unsynced.
     """
 
     id: str | None
     mode: str | None
     url: str | None
-    unsynced: str | None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Add a point to the run's curves. One that an earlier attempt has sent at this step is not taken twice."""
@@ -54,7 +53,7 @@ class JobRecord:
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], history: Sequence[dict[str, Any]] = ()) -> None:
         self.folder = folder
-        self._metrics = list(history)
+        self.metrics = list(history)
         same = results_follow_from(read_json(folder / "config.json")) == results_follow_from(config)
         earlier = read_status(folder)
         goes_on = same and earlier.get("state") != "done"
@@ -64,21 +63,21 @@ class JobRecord:
         write_json(folder / "status.json", self._status)
         (folder / "summary.json").unlink(missing_ok=True)
         if history:
-            write_json_lines(folder / "metrics.jsonl", self._metrics)
+            write_json_lines(folder / "metrics.jsonl", self.metrics)
         else:
             for leftover in ("metrics.jsonl", BEST_WEIGHTS):
                 (folder / leftover).unlink(missing_ok=True)
         write_json(folder / "config.json", config)
 
-    def tracked(self, run_id: str | None) -> None:
-        """Note the tracker's run, for an attempt that goes on after this one."""
-        self._status["wandb_run_id"] = run_id
+    def tracked(self, run: Run) -> None:
+        """Note the tracker's run: for an attempt that goes on after this one, and for whoever sends the rest of it."""
+        self._status |= {"wandb_run_id": run.id, "wandb_mode": run.mode}
         write_json(self.folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
-        self._metrics.append(metrics)
-        write_json_lines(self.folder / "metrics.jsonl", self._metrics)
+        self.metrics.append(metrics)
+        write_json_lines(self.folder / "metrics.jsonl", self.metrics)
 
     def done(self, summary: dict[str, Any]) -> None:
         """Write summary.json, then call the job done."""
@@ -144,6 +143,15 @@ def reason_of(error: BaseException) -> str:
     return STOPPED[0] if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
+def how_to_send(folders: Sequence[str], mode: str | None) -> str | None:
+    """The command that sends what W&B has not got of the jobs in `folders`; None if it has got everything."""
+    if mode == "offline":
+        return f"wandb sync {' '.join(f'{folder}/wandb/offline-run-*' for folder in folders)}"
+    if mode == "unsynced":
+        return f"wandb sync --include-online {' '.join(f'{folder}/wandb/run-*' for folder in folders)}"
+    return None
+
+
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
     """Whether this very configuration, wherever its store lay, was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
@@ -173,7 +181,6 @@ class _NoRun:
     id: str | None = None
     mode: str | None = None
     url: str | None = None
-    unsynced: str | None = None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Nothing to add: metrics.jsonl has it."""
@@ -204,6 +211,7 @@ class WandbTracker:
         elif mode := os.environ.get("WANDB_MODE"):
             require_choice("WANDB_MODE", mode, WANDB_MODES)
         require_number("tracker.timeout", self.timeout, 0, above=True)
+        self._mode()
 
     @contextmanager
     def start(
@@ -254,23 +262,34 @@ class WandbTracker:
         tracked.finish()
 
     def _mode(self) -> Any:
+        mode = self.mode or os.environ.get("WANDB_MODE")
+        if mode in ("offline", "disabled"):
+            return mode
         import wandb
 
-        if mode := self.mode or os.environ.get("WANDB_MODE"):
-            return mode
-        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+        wandb.setup(wandb.Settings(silent=True))
+        try:
+            logged_in = wandb.login(prompt=False, verify=False)
+        except wandb.Error as error:  # it tells where the key was found and what is wrong with it
+            raise InputError(f"W&B refuses the login: {error} tracker=none does without W&B.") from error
+        if mode and not logged_in:
+            raise InputError(
+                "tracker.mode=online is refused: nobody is logged in to W&B. wandb login, or leave it out."
+            )
+        return "online" if logged_in else "offline"
 
 
 class _WandbRun:
     def __init__(self, run: Any) -> None:
         self._run = run
-        self.unsynced: str | None = None
+        self._next: int = run.starting_step  # after what an earlier attempt has sent
         self.id: str | None = run.id
         self.mode: str | None = run.settings.mode
         self.url: str | None = run.url if self.mode == "online" else None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        self._run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
+        if step >= self._next:
+            self._run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
 
     def summarise(self, values: dict[str, Any]) -> None:
         self._run.summary.update(values)
@@ -280,8 +299,8 @@ class _WandbRun:
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            self.unsynced = str(Path(self._run.settings.sync_dir))
-            log.warning("W&B did not take everything in time; to send the rest: wandb sync %s", self.unsynced)
+            self.mode = "unsynced"
+            log.warning("W&B did not take everything in time: the rest is kept on disk.")
 
 
 def _now() -> str:

@@ -144,7 +144,7 @@ def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str,
 
     Raises InputError, or Hydra's errors, for a wrong one.
     """
-    from tvf.run import check
+    from tvf.check import check
 
     configs = {}
     for number, overrides in enumerate(jobs):

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from tqdm import tqdm
+
 from tvf.tracking import is_live, read_status
 
 QUIET = "TVF_QUIET"  # in the environment: jobs write to their logs alone, since a live table has the terminal
@@ -41,6 +43,7 @@ def run_apart(job: Callable[[], int]) -> int:
         code = 1
         try:
             _end_with(parent)
+            tqdm.set_lock(threading.RLock())  # its own is one between processes, which nobody would remove
             if os.environ.get(QUIET):
                 _be_quiet()
             with interruptible():

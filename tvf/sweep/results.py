@@ -16,7 +16,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from tvf.files import read_json, write_whole
-from tvf.tracking import STOPPED, is_live, read_status
+from tvf.tracking import STOPPED, how_to_send, is_live, read_status
 
 COLUMNS = [
     *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
@@ -39,9 +39,11 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows))
     print(f"results: {folder / 'results.csv'}")
-    for mode, runs in (("offline", "offline-run-*"), ("unsynced", "run-*")):
-        if any(row["wandb_mode"] == mode for row in rows):
-            print(f"W&B: {mode}; to upload: wandb sync {folder}/*/wandb/{runs}")
+    for mode in ("offline", "unsynced"):
+        kept = [f"{folder}/{row['folder']}" for row in rows if row["wandb_mode"] == mode]
+        if kept:
+            every = [f"{folder}/*"] if len(kept) == len(rows) else kept
+            print(f"W&B: {mode}; to send it: {how_to_send(every, mode)}")
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
@@ -86,7 +88,7 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
             print(f"{job / 'status.json'} is not a job's status: its folder is left out.")
             continue
         row = dict.fromkeys(COLUMNS) | read_json(job / "summary.json")
-        row |= {key: status[key] for key in ("name", "state", "error")}
+        row |= {key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")}
         row |= _so_far(job)
         row |= {"folder": job.name, "overrides": _overrides(job)}
         if row["state"] == "running" and not is_live(job):
@@ -161,8 +163,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def where(folder: Path, summary: dict[str, Any]) -> str:
     """Where a single job's results lie."""
-    if summary["wandb_mode"] == "offline":
-        return f"results: {folder}\nW&B: offline; to upload: wandb sync {folder}/wandb/offline-run-*"
+    if command := how_to_send([str(folder)], summary["wandb_mode"]):
+        return f"results: {folder}\nW&B: {summary['wandb_mode']}; to send it: {command}"
     return f"results: {folder}" + (f"\nW&B: {summary['wandb_url']}" if summary["wandb_url"] else "")
 
 
