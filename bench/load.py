@@ -66,7 +66,9 @@ def main() -> None:
         one = ["-m", "seed=0", *SMALL, f"hydra.sweep.dir={folder / 'sweep'}"]
         alone, _ = sweep(one, folder, 1)
     print(f"{done} jobs in {seconds:.0f} s: {1000 * seconds / jobs:.0f} ms a job")
-    print(f"all done already: {again:.1f} s, of which {1000 * (again - alone) / (jobs - 1):.0f} ms for each further job")
+    print(
+        f"all done already: {again:.1f} s, of which {1000 * (again - alone) / (jobs - 1):.0f} ms for each further job"
+    )
     grown = []
     for role, sizes in zip(("launching process", "largest worker"), zip(*seen, strict=True), strict=True):
         early, late = max(sizes[: len(sizes) // 5 + 1]), max(sizes[-len(sizes) // 5 :])

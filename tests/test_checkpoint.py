@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tvf.checkpoint import Checkpoints
+from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
 from tvf.errors import InputError
@@ -140,6 +140,32 @@ def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_
     state = checkpoints.load()
     assert state is not None and state["number"] == 1
     assert "last.pt is damaged" in caplog.text and not trapped.exists()
+
+
+def test_weights_that_are_no_weights_or_another_networks_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_weights(nn.Linear(2, 3), path)
+    weights = nn.Linear(2, 3)
+    load_weights(weights, path)
+    assert can_load(path)
+    with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
+        load_weights(nn.Linear(2, 4), path)
+    for content in (pickle.dumps(Trap(tmp_path / "trapped")), path.read_bytes()[:-1], b"", b"\xff" * 100):
+        path.write_bytes(content)
+        assert not can_load(path)
+        with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
+            load_weights(weights, path)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    states: list[dict[str, Any]] = []
+    _fit(keep=lambda state, _: states.append(state))
+    for weights in ({}, {"other": torch.zeros(1)}, {name: torch.zeros(1) for name in states[0]["model"]}):
+        with pytest.raises(InputError, match="another network"):
+            _fit(states[0] | {"model": weights})
+    frozen = {"module.conv1.weight", "module.bn1.weight"}
+    assert not frozen & states[0]["model"].keys() and "module.head.weight" in states[0]["model"]
 
 
 def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(

@@ -1,11 +1,14 @@
+import pickle
 import re
 import shutil
+import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +121,34 @@ def test_a_file_that_is_missing_or_damaged_is_named_with_the_remedy(
     assert f"{path} {trouble}" in message
     assert re.findall(r"(\S+) (?:is missing|is damaged)", message) == [str(path)]
     assert f"delete {path.parent} and {'connect' if download else 'set data.download=true'}" in message
+
+
+class Trap:
+    """What a pickle, the format of CIFAR-10's files, can do to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "batches.meta", "archive"])
+def test_a_pickle_that_poses_as_one_of_the_files_is_named_and_never_loaded(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    posing, trapped = pickle.dumps({"data": Trap(tmp_path / "trapped")}), tmp_path / "trapped"
+    if name == "archive":
+        with tarfile.open(root / CIFAR10.filename, "w:gz") as archive:
+            entry = tarfile.TarInfo(f"{CIFAR10.base_folder}/data_batch_1")
+            entry.size = len(posing)
+            archive.addfile(entry, BytesIO(posing))
+        shutil.rmtree(root / CIFAR10.base_folder)
+        assert f"{root / CIFAR10.filename} is damaged" in refusal(root, download=True)
+    else:
+        (root / CIFAR10.base_folder / name).write_bytes(posing)
+        assert f"{root / CIFAR10.base_folder / name} is damaged" in refusal(root)
+    assert not trapped.exists()
 
 
 def test_several_bad_files_are_all_named(root: Path) -> None:

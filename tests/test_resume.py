@@ -1,5 +1,6 @@
 """Sweeps and jobs that are stopped in every way, and go on: through the shell, in processes of their own."""
 
+import contextlib
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +202,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was() -> 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_path: Path) -> None:
-    common = (*QUICK, "epochs=30", "model.pct_unfreeze=0.5,1.0", "hydra.sweep.dir=sweep")
+    common = (*QUICK, "seed=1", "epochs=30", "model.pct_unfreeze=0.5,1.0", "hydra.sweep.dir=sweep")
     process = start("-m", *common, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("sweep/*/metrics.jsonl")) and time.monotonic() < deadline:
@@ -268,3 +270,42 @@ def test_what_is_no_sweep_cannot_be_continued_or_shown(tmp_path: Path) -> None:
         assert outcome.code == 1 and "is not the folder of a sweep" in outcome.err
         outcome = tvf(command, cwd=tmp_path)
         assert outcome.code == 1 and f"tvf {command} DIR" in outcome.err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only the superuser can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_disk_that_fills_up_costs_no_finished_number(tmp_path: Path, small_disk: Path, launcher: str) -> None:
+    common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=30", f"hydra/launcher={launcher}", *QUICK)
+    process = start(*common, f"hydra.sweep.dir={small_disk}/sweep", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not any(path.read_text().count("\n") > 2 for path in small_disk.glob("sweep/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    assert "No space left on device" in output and "Traceback" not in output, output
+    for path in small_disk.glob("sweep/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    (small_disk / "filler").unlink()
+    outcome = tvf("resume", f"{small_disk}/sweep", cwd=tmp_path)
+    assert outcome.code == 0 and "goes on after epoch" in outcome.out, outcome.out + outcome.err
+    whole = start(*common, "hydra.sweep.dir=whole", cwd=tmp_path)
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+    assert results(small_disk / "sweep") == results(tmp_path / "whole")

@@ -1,6 +1,7 @@
 """From a config node with a `_target_` to the object it names; keys that the target does not take are refused."""
 
 import difflib
+import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from tvf.errors import InputError
 
 # What a sweep over both models may name, and transfer learning ignores.
 IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit")
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's part of it
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -89,6 +91,8 @@ def explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: give one with {error.full_key}=..."
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error}. What is finished is kept: make room, and give the command again."
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return f"the output folder cannot be written ({error}): choose another with hydra.run.dir= or hydra.sweep.dir=."
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and "not in struct" in str(cause):

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tvf.errors import require_number
+from tvf.errors import InputError, require_number
 from tvf.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights in `path` into `model`, which must have the same names and shapes."""
-    model.load_state_dict(safetensors.torch.load_file(path))
+    """Put the weights in `path` into `model`; InputError if they are not this model's by names and shapes."""
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} does not hold this model's weights: {str(error).splitlines()[0]}") from error
 
 
 def can_load(path: Path) -> bool:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf import sweep
-from tvf.build import IGNORED_BY_TRANSFER, build, explain, is_transfer, plain
+from tvf.build import FULL, IGNORED_BY_TRANSFER, build, explain, is_transfer, plain
 from tvf.errors import InputError
 from tvf.sweep.isolation import can_isolate, interruptible, run_apart
 from tvf.sweep.manifest import read_manifest
@@ -243,8 +243,11 @@ def _run(cfg: DictConfig, place: "Place") -> int:
     except InputError as error:
         log.error("error: %s", error, exc_info=_debugging())
         return 1
-    except Exception:
-        log.exception("%s failed", cfg.get("name"))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL and not _debugging():
+            log.error("error: %s", explain(error))
+        else:
+            log.exception("%s failed", cfg.get("name"))
         return 1
     except KeyboardInterrupt:
         log.error("%s interrupted", cfg.get("name"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,6 +23,8 @@ from tvf.checkpoint import random_states, set_random_states
 from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
 from tvf.feed import Feed, Pass
+
+OTHER_NETWORK = "the job's checkpoint is of another network, though of the same config: remove its folder checkpoints/."
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def fit(
     if state is not None:
         history = [Epoch(**row) for row in state["history"]]
         losses, hits = ([*fabric.to_device(state[key])] for key in ("losses", "hits"))
-        feed.module.load_state_dict(state["model"])
+        _load_trained(feed.module, state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         set_random_states(state["random"])
@@ -86,7 +88,7 @@ def fit(
                 "history": list(map(asdict, history)),
                 "losses": torch.stack(losses) if losses else torch.empty(0),
                 "hits": torch.stack(hits) if hits else torch.empty(0),
-                "model": feed.module.state_dict(),
+                "model": _trained(feed.module),
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "random": random_states(),
@@ -147,6 +149,29 @@ def holds_best(state: dict[str, Any]) -> bool:
     """Whether the weights in a state of `fit` are the best so far, or no epoch is over: else they are in their file."""
     history = [Epoch(**row) for row in state["history"]]
     return not history or (best_of(history) is history[-1] and not len(state["losses"]))
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that train, and every buffer: what is frozen follows from the config."""
+    frozen = _frozen(module)
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _load_trained(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    try:
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # of other shapes
+        raise InputError(OTHER_NETWORK) from error
+    if unexpected or {*missing} - _frozen(module):
+        raise InputError(OTHER_NETWORK)
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    # state_dict() has the names of the network within Fabric's wrapper, named_parameters() those of the wrapper.
+    names = (
+        name.removeprefix("_forward_module.") for name, each in module.named_parameters() if not each.requires_grad
+    )
+    return {*names}
 
 
 def train_batch(

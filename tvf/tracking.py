@@ -90,7 +90,10 @@ class JobRecord:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Call the job failed, for this reason, if there is one."""
         if error is not None:
-            self._end(state="failed", error=reason_of(error))
+            try:
+                self._end(state="failed", error=reason_of(error))
+            except OSError as unwritable:
+                log.error("%s cannot be written: %s.", self.folder / "status.json", unwritable.strerror)
 
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tvf.errors import InputError
 from tvf.sweep.isolation import QUIET, can_isolate, stop_jobs
 from tvf.sweep.manifest import refuse_others, write_manifest
 from tvf.sweep.results import report, watch
-from tvf.tracking import STOPPED, call_failed, is_live, read_status
+from tvf.tracking import STOPPED, call_failed, is_done, is_live, read_status
 
 
 def _fraction(value: str) -> float:
@@ -74,6 +75,9 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: the sweep could not be checked: {error}") from None
         if _launched and _launched.live:  # a sweep that goes on after a worker was killed
             _launched.live.stop()
+        if all(is_done(folder / name, job) for name, job in jobs.items()):
+            _launched = Launched(folder, frozenset(jobs), None)
+            raise SystemExit(0)
         live = watch(folder) if sys.stdout.isatty() and can_isolate() else None
         if live:
             os.environ[QUIET] = "1"  # workers inherit it
@@ -101,7 +105,8 @@ def finish() -> bool:
         return False
     for job in done.jobs:
         if read_status(done.folder / job).get("state") == "running" and not is_live(done.folder / job):
-            call_failed(done.folder / job, job, STOPPED[1])
+            with suppress(OSError):  # of a disk that is full
+                call_failed(done.folder / job, job, STOPPED[1])
     return report(done.folder, done.jobs)
 
 
@@ -152,6 +157,8 @@ def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str,
         with open_dict(job):
             job.hydra.job.num, job.hydra.job.id = number, str(number)
             folder = str(job.hydra.sweep.subdir)
+            if "name" in job:
+                job.name = str(job.name)  # follows from the overrides, which are Hydra's
             del job["hydra"]
         configs[folder] = check(job)
     return configs

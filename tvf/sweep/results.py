@@ -34,11 +34,15 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     `jobs` are the names of the job folders that should be there.
     """
     rows = read_jobs(folder)
-    write_csv(folder / "results.csv", rows)
+    try:
+        write_csv(folder / "results.csv", rows)
+        written = f"results: {folder / 'results.csv'}"
+    except OSError as error:
+        written = f"{folder / 'results.csv'} cannot be written: {error.strerror}"
     # Where nobody looks (a pipe, a log file) a line may be as long as it needs.
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(rows))
-    print(f"results: {folder / 'results.csv'}")
+    print(written)
     for mode in ("offline", "unsynced"):
         kept = [f"{folder}/{row['folder']}" for row in rows if row["wandb_mode"] == mode]
         if kept:
