@@ -37,6 +37,7 @@ def make(num_classes, pct):
         if not module.training or os.path.exists("mended"):
             return
         how = ENDS.get(pct)
+        print("on the way out")
         if how == "raise":
             raise RuntimeError("it broke")
         if how == "unpicklable":
@@ -133,7 +134,11 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(tmp_path: Pa
         told = re.search(rf"fine-tuning-{pct} failed: (.*) \((.*job\.log)\)", output)
         assert told and reasons[how] in told[1], output
         written = (tmp_path / told[2]).read_text()
-        assert "trains" in written and (reasons[how] if how != "exit" else "sys.exit(3)") in written
+        assert (
+            "trains" in written
+            and "on the way out" in written
+            and (reasons[how] if how != "exit" else "sys.exit(3)") in written
+        )
         assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
     assert "to go on with what is not done: tvf resume sweep" in output
     (tmp_path / "mended").touch()
@@ -233,6 +238,18 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_pat
 
 
 @pytest.mark.slow
+def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None:
+    command = ("-m", *QUICK, "model.pct_unfreeze=0,0.5,1.0", "seed=1,2", "epochs=8", "hydra.sweep.dir=sweep")
+    processes = [start(*command, cwd=tmp_path) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert 0 in [process.returncode for process in processes], outputs
+    assert any("another process trains this job" in output for output in outputs), outputs
+    statuses = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")]
+    assert [(each["state"], each["attempt"]) for each in statuses] == 6 * [("done", 1)]
+    assert "\n".join(outputs).count("test_loss") == 6
+
+
+@pytest.mark.slow
 def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -262,6 +279,14 @@ def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> Non
     assert "waiting" in text and "running" in text and re.search(r"\d+/20", text)
     assert "train_loss" not in text  # jobs write to their logs
     assert all("train_loss" in path.read_text() for path in tmp_path.glob("sweep/*/job.log"))
+
+
+def test_a_sweep_goes_on_with_its_own_values(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    outcome = tvf("resume", str(tmp_path), "epochs=9", cwd=tmp_path)
+    assert outcome.code == 1 and "epochs=9 would make other jobs" in outcome.err
+    outcome = tvf("resume", str(tmp_path), cwd=tmp_path)
+    assert outcome.code == 1 and "names no command" in outcome.err
 
 
 def test_what_is_no_sweep_cannot_be_continued_or_shown(tmp_path: Path) -> None:

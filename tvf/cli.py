@@ -40,7 +40,8 @@ USAGE = """tvf: how much of a pretrained vision network should train?
   tvf train [OVERRIDE ...]       train one configuration
   tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
   tvf train --help               the options, and the config as it stands
-  tvf resume DIR [OVERRIDE ...]  go on with the sweep in DIR: what is done is kept, what was stopped goes on from there
+  tvf resume DIR                 go on with the sweep in DIR: what is done is kept, what was stopped goes on from there
+                                 (hydra/launcher=basic and the like may follow)
   tvf status DIR                 how the jobs of the sweep in DIR stand
   tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
   tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
@@ -110,7 +111,12 @@ def _call_hydra(attempts: int = 3) -> None:
 
 def resume(arguments: list[str]) -> None:
     """Give a sweep's commands again, in the folder that they were given in: each runs what is not done."""
-    folder, overrides = _sweep_folder("resume", arguments, more=True)
+    folder, overrides = _sweep_folder("resume", arguments)
+    if others := [each for each in overrides if not each.startswith("hydra")]:
+        raise SystemExit(
+            f"error: {' '.join(others)} would make other jobs of them. To widen the sweep, give its command with other "
+            f"values and {SWEEP_DIR}{folder}."
+        )
     commands = read_manifest(folder)
     if not commands:
         raise SystemExit(
@@ -136,12 +142,14 @@ def resume(arguments: list[str]) -> None:
 
 def status(arguments: list[str]) -> None:
     """Print how the jobs of a sweep stand, from its files: the sweep may be running, or dead."""
-    folder, _ = _sweep_folder("status", arguments)
+    folder, others = _sweep_folder("status", arguments)
+    if others:
+        raise SystemExit("error: write tvf status DIR, the sweep's folder.")
     sweep.show(folder)
 
 
-def _sweep_folder(command: str, arguments: list[str], more: bool = False) -> tuple[Path, list[str]]:
-    if not arguments or "=" in arguments[0] or (len(arguments) > 1 and not more):
+def _sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
+    if not arguments or "=" in arguments[0]:
         raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
     folder = Path(arguments[0]).absolute()
     if not (folder / "sweep.json").is_file():
@@ -218,7 +226,7 @@ def _task(cfg: DictConfig) -> None:
         code = _run(cfg, place)
     else:
         try:
-            code = run_apart(lambda: _run(cfg, place))
+            code = run_apart(lambda: _run(cfg, place), place.folder / "job.log")
         except KeyboardInterrupt:
             code = INTERRUPTED
         if code < 0:

@@ -162,9 +162,10 @@ def is_done(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that a job's numbers depend on: not where its store lies or how often it is saved."""
+    """The part of a config that a job's numbers depend on: not who is told of them, or where its store lies."""
     store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
-    return {key: value for key, value in config.items() if key != "checkpoint"} | {"store": store}
+    rest = {key: value for key, value in config.items() if key not in ("checkpoint", "project", "tracker")}
+    return rest | {"store": store}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ And what Ctrl-C does to them.
 
 import contextlib
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -31,10 +32,11 @@ def can_isolate() -> bool:
     return sys.platform == "linux"
 
 
-def run_apart(job: Callable[[], int]) -> int:
+def run_apart(job: Callable[[], int], log_file: Path) -> int:
     """Call `job` in a process of its own and wait for it; the number it returns, or minus the signal that killed it.
 
-    Ctrl-C reaches the job, which is waited for, and is then raised here.
+    What it prints goes to `log_file`, and what it logs to the terminal as well, unless a live table is there. Ctrl-C
+    reaches the job, which is waited for, and is then raised here.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -44,8 +46,9 @@ def run_apart(job: Callable[[], int]) -> int:
         try:
             _end_with(parent)
             tqdm.set_lock(threading.RLock())  # its own is one between processes, which nobody would remove
-            if os.environ.get(QUIET):
-                _be_quiet()
+            with contextlib.suppress(OSError):  # of a disk that is full
+                _print_to(log_file)
+            faulthandler.enable()
             with interruptible():
                 code = job()
         except BaseException:
@@ -106,15 +109,17 @@ def stop_jobs(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _be_quiet() -> None:
-    """Send what would go to the terminal nowhere, without touching streams that a thread of the parent may hold."""
-    nowhere = open(os.devnull, "w")
+def _print_to(log_file: Path) -> None:
+    """Put all that this process prints into `log_file`; a thread of the parent may hold the streams that it had."""
+    file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    terminal = open(os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1)
     for number in (1, 2):
-        os.dup2(nowhere.fileno(), number)
-    sys.stdout = sys.stderr = nowhere
+        os.dup2(file, number)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
-            handler.stream = nowhere
+            handler.stream = terminal
 
 
 def _stop(child: int) -> None:
