@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="images of each part")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    draw, killed, attempts = random.Random(options.seed), 0, 0
+    draw, killed, at_work, attempts = random.Random(options.seed), 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="tvf-kills-") as folder:
         work = Path(folder)
         sweep = [*SWEEP, f"epochs={options.epochs}", f"data.limit={options.limit}"]
@@ -68,11 +68,14 @@ def main() -> None:
         arguments = ["train", *sweep, f"hydra.sweep.dir={work / 'killed'}"]
         begun = time.perf_counter()
         while True:
-            process, attempts = start(arguments, work / "store of the killed"), attempts + 1
+            started, attempts = time.time(), attempts + 1
+            process = start(arguments, work / "store of the killed")
             try:
                 # Starting takes some seconds: most kills should come later.
                 process.wait(timeout=draw.uniform(1, 14) if killed < options.kills else None)
             except subprocess.TimeoutExpired:
+                begun_jobs = [path for path in work.glob("killed/*/status.json") if path.stat().st_mtime > started]
+                at_work += any(json.loads(path.read_text())["state"] == "running" for path in begun_jobs)
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 killed += 1
@@ -85,7 +88,8 @@ def main() -> None:
         took, one, other = time.perf_counter() - begun, results(work / "whole"), results(work / "killed")
         epochs = sum(len(rows) - 2 for rows in one.values())
         print(
-            f"{len(one)} jobs, {epochs} epochs; unkilled {alone:.0f} s; {killed} kills, {attempts} starts, {took:.0f} s"
+            f"{len(one)} jobs, {epochs} epochs; unkilled {alone:.0f} s; {killed} kills ({at_work} of them while jobs "
+            f"ran), {attempts} starts, {took:.0f} s"
         )
         if one != other or len(one) != 4:
             raise SystemExit("the two sweeps differ")

@@ -134,11 +134,8 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(tmp_path: Pa
         told = re.search(rf"fine-tuning-{pct} failed: (.*) \((.*job\.log)\)", output)
         assert told and reasons[how] in told[1], output
         written = (tmp_path / told[2]).read_text()
-        assert (
-            "trains" in written
-            and "on the way out" in written
-            and (reasons[how] if how != "exit" else "sys.exit(3)") in written
-        )
+        last_words = "sys.exit(3)" if how == "exit" else reasons[how]
+        assert all(words in written for words in ("trains", "on the way out", last_words))
         assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
     assert "to go on with what is not done: tvf resume sweep" in output
     (tmp_path / "mended").touch()
