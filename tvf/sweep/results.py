@@ -51,7 +51,8 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
-        print(f"{row['name']} {row['state']}: {row['error']} ({log})")
+        reason = "" if row["error"] == row["state"] else f": {row['error']}"
+        print(f"{row['name']} {row['state']}{reason} ({log})")
     missing = jobs - {row["folder"] for row in rows}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
@@ -79,7 +80,7 @@ def standing(folder: Path) -> Table:
     for name, config in read_json(folder / "sweep.json").get("jobs", {}).items():
         if name not in begun:
             row = dict.fromkeys((*COLUMNS, *SO_FAR)) | {"folder": name, "name": config["name"], "state": "waiting"}
-            rows.append(row | {"overrides": [], "pct_unfreeze": config["model"].get("pct_unfreeze")})
+            rows.append(row | _planned(config) | {"overrides": []})
     return table(rows)
 
 
@@ -91,7 +92,7 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
         if not status:
             print(f"{job / 'status.json'} is not a job's status: its folder is left out.")
             continue
-        row = dict.fromkeys(COLUMNS) | read_json(job / "summary.json")
+        row = dict.fromkeys(COLUMNS) | _planned(read_json(job / "config.json")) | read_json(job / "summary.json")
         row |= {key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")}
         row |= _so_far(job)
         row |= {"folder": job.name, "overrides": _overrides(job)}
@@ -101,6 +102,13 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
             row["state"] = "interrupted"
         rows.append({key: row[key] for key in (*COLUMNS, *SO_FAR)})
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
+
+
+def _planned(config: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a job before it is done."""
+    model = config.get("model")
+    fraction = float(model.get("pct_unfreeze") or 0) if isinstance(model, dict) else None
+    return {"pct_unfreeze": fraction, "seed": config.get("seed"), "epochs": config.get("epochs")}
 
 
 def _so_far(job: Path) -> dict[str, Any]:
@@ -135,7 +143,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a person: what trained, how well it did, what it took."""
     shown = Table()
-    for heading in ("fraction", "groups", "trainable"):
+    seeds = len({row["seed"] for row in rows}) > 1
+    for heading in ("fraction", *(["seed"] if seeds else []), "groups", "trainable"):
         shown.add_column(heading, justify="right")
     for heading in ("val_acc", "test_acc", "seconds"):
         shown.add_column(heading, justify="right")
@@ -152,6 +161,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         groups = row["unfrozen_groups"]
         shown.add_row(
             _number(row["pct_unfreeze"], "g"),
+            *([_number(row["seed"], "d")] if seeds else []),
             "" if groups is None else str(len(groups)),
             _number(row["trainable_params"], ",d"),
             _number(row["last_val_acc"] if row["val_acc"] is None else row["val_acc"], ".3f"),
