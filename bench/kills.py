@@ -52,7 +52,7 @@ def main() -> None:
     """Run both sweeps and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--limit", type=int, default=100, help="images of each part")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
