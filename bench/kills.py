@@ -36,6 +36,12 @@ def start(arguments: list[str], store: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def works(sweep: Path, since: float) -> bool:
+    """Whether a job that began after `since` has not ended yet."""
+    begun = [path for path in sweep.glob("*/status.json") if path.stat().st_mtime > since]
+    return any(json.loads(path.read_text())["state"] == "running" for path in begun)
+
+
 def results(sweep: Path) -> dict[str, Any]:
     """Of each job its summary, its epochs and a digest of its weights, without what is loose."""
     found = {}
@@ -71,11 +77,16 @@ def main() -> None:
             started, attempts = time.time(), attempts + 1
             process = start(arguments, work / "store of the killed")
             try:
-                # Starting takes some seconds: most kills should come later.
-                process.wait(timeout=draw.uniform(1, 14) if killed < options.kills else None)
+                if killed >= options.kills:
+                    process.wait()
+                elif draw.random() < 0.2:  # while it starts
+                    process.wait(timeout=draw.uniform(0, 6))
+                else:
+                    while process.poll() is None and not works(work / "killed", started):
+                        time.sleep(0.01)
+                    process.wait(timeout=draw.uniform(0, 4))
             except subprocess.TimeoutExpired:
-                begun_jobs = [path for path in work.glob("killed/*/status.json") if path.stat().st_mtime > started]
-                at_work += any(json.loads(path.read_text())["state"] == "running" for path in begun_jobs)
+                at_work += works(work / "killed", started)
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 killed += 1

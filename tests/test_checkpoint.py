@@ -63,7 +63,7 @@ def _fit(
         batch_size=8,
         seed=1,
         on_epoch=history.append,
-        on_best=lambda: best.update(copy.deepcopy(model.state_dict())),
+        on_best=lambda epoch: best.update(copy.deepcopy(model.state_dict())),
         state=state,
         save=lambda state: keep(copy.deepcopy(state), dict(best)) if keep else None,
         due=lambda: keep is not None,
@@ -144,17 +144,19 @@ def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_
 
 def test_weights_that_are_no_weights_or_another_networks_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
-    save_weights(nn.Linear(2, 3), path)
+    save_weights(nn.Linear(2, 3), path, 5)
     weights = nn.Linear(2, 3)
-    load_weights(weights, path)
+    load_weights(weights, path, 5)
+    with pytest.raises(InputError, match=r"best.safetensors is of epoch 5, not of 4"):
+        load_weights(weights, path, 4)
     assert can_load(path)
     with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
-        load_weights(nn.Linear(2, 4), path)
+        load_weights(nn.Linear(2, 4), path, 5)
     for content in (pickle.dumps(Trap(tmp_path / "trapped")), path.read_bytes()[:-1], b"", b"\xff" * 100):
         path.write_bytes(content)
         assert not can_load(path)
         with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
-            load_weights(weights, path)
+            load_weights(weights, path, 5)
     assert not (tmp_path / "trapped").exists()
 
 

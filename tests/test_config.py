@@ -10,7 +10,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tvf import cli
+from tvf import naming
 from tvf.build import build, check_node
 from tvf.check import GIVEN, NODES, VALUES, check
 from tvf.errors import InputError
@@ -105,9 +105,10 @@ def test_job_folders_tell_jobs_apart_but_not_the_order_of_their_overrides() -> N
     def folder(*overrides: str, model: str = "FineTuneModel") -> str:
         root = {"model": {"_target_": f"tvf.models.{model}"}, "name": "a name/b", "hydra": {"overrides": {}}}
         root["hydra"] = {"overrides": {"task": list(overrides)}}
-        return cli.job_folder(_root_=OmegaConf.create(root))
+        return naming.job_folder(_root_=OmegaConf.create(root))
 
     assert folder("seed=1", "epochs=2") == folder("epochs=2", "seed=1") != folder("seed=2", "epochs=2")
     assert folder("model.pct_unfreeze=0.5") != folder("model.pct_unfreeze=1")
     assert folder("model.pct_unfreeze=0.5", model="TransferModel") == folder(model="TransferModel")
+    assert folder("tracker=none", "+checkpoint.every_minutes=1", "tracker.timeout=5") == folder()
     assert "/" not in folder()

@@ -151,6 +151,13 @@ def _gradient(mode: str) -> Image.Image:
     return Image.fromarray(np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))).convert(mode)
 
 
+def _palette_with_a_clear_colour() -> Image.Image:
+    """Red all over, which `transparency=0` makes clear."""
+    image = Image.new("P", (64, 64), 0)
+    image.putpalette([255, 0, 0])
+    return image
+
+
 def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
     expected = np.asarray(_gradient("RGB")).astype(int)
     deep = np.asarray(_gradient("L")).astype(np.uint16) * 257
@@ -161,6 +168,9 @@ def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned 90 degrees clockwise
     images: dict[str, tuple[Image.Image, dict[str, Any], Any]] = {
         "palette.png": (_gradient("P"), {}, expected),
+        "clear palette.png": (_palette_with_a_clear_colour(), {"transparency": 0}, np.full((64, 64, 3), 255)),
+        "cmyk.jpg": (_gradient("RGB").convert("CMYK"), {"quality": 100}, expected),
+        "big-endian.tif": (Image.frombytes("I;16B", (64, 64), deep.astype(">u2").tobytes()), {}, expected),
         "cmyk.tif": (_gradient("RGB").convert("CMYK"), {}, expected),
         "deep.png": (Image.fromarray(deep), {}, expected),
         "deep.tif": (Image.fromarray(deep), {}, expected),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from tvf.sweep.results import COLUMNS, read_jobs, report
+from tvf.sweep.manifest import read_commands
+from tvf.sweep.results import COLUMNS, read_jobs, report, show
 
 QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
 # A backbone that raises in its first training step for one fraction: after the W&B run has begun.
@@ -177,6 +178,28 @@ def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
         ("large", "a b", "done"),
         ("killed", "", "interrupted"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job/summary.json", '{"pct_unfreeze": "x"}'),
+        ("job/config.json", '{"model": "a", "seed": [1], "epochs": {}}'),
+        ("job/config.json", '"a"'),
+        ("job/metrics.jsonl", "{}\n[]\n"),
+        ("sweep.json", '{"jobs": [], "commands": ["a"]}'),
+        ("sweep.json", '{"jobs": {"other": 3}, "commands": {}}'),
+    ],
+)
+def test_a_file_that_is_not_as_tvf_writes_it_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    _job(tmp_path, "good", "done", pct_unfreeze=0.5)
+    _job(tmp_path, "job", "done", pct_unfreeze=0.5)
+    (tmp_path / name).write_text(content)
+    show(tmp_path)
+    assert report(tmp_path, frozenset({"good"})) is False
+    assert "good" in capsys.readouterr().out and read_commands(tmp_path) == []
 
 
 @pytest.mark.parametrize("foreign", ["", "[]", '{"state": "done"', '{"status": "ok"}'])

@@ -8,6 +8,7 @@ import io
 import logging
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from tvf.errors import InputError, require_number
 from tvf.files import write_whole
+from tvf.tracking import LAST_CHECKPOINT
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, of: str, every_minutes: float = 10.0) -> None:
         require_number("checkpoint.every_minutes", every_minutes, 0, above=True)
-        self.last, self.previous = folder / "last.pt", folder / "previous.pt"
+        self.last, self.previous = folder / Path(LAST_CHECKPOINT).name, folder / "previous.pt"
         self._of, self._seconds, self._saved = of, 60 * every_minutes, time.monotonic()
         self._warned = False
 
@@ -47,10 +49,10 @@ class Checkpoints:
         self._saved = time.monotonic()
         buffer = io.BytesIO()
         torch.save({"of": self._of, "state": state}, buffer)
-        content, new = buffer.getvalue(), self.last.with_suffix(".new")
+        content, new = buffer.getbuffer(), self.last.with_suffix(".new")
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(new, MAGIC + hashlib.blake2b(content, digest_size=DIGEST).digest() + content)
+            write_whole(new, MAGIC, hashlib.blake2b(content, digest_size=DIGEST).digest(), content)
             if self.last.exists():
                 self.last.replace(self.previous)
             new.replace(self.last)
@@ -68,6 +70,8 @@ class Checkpoints:
                 continue
             except (OSError, ValueError) as error:
                 log.warning("%s is damaged (%s): going on from the one before it, if there is one.", path, error)
+                with suppress(OSError):
+                    path.unlink()  # else it would be the one before the next
                 continue
             return held["state"] if held["of"] == self._of else None
         return None
@@ -113,16 +117,20 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write every parameter and buffer of `model`."""
+def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
+    """Write every parameter and buffer of `model`, and of which epoch they are."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, safetensors.torch.save(state))
+    write_whole(path, safetensors.torch.save(state, {"epoch": str(epoch)}))
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights in `path` into `model`; InputError if they are not this model's by names and shapes."""
+def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
+    """Put the weights in `path` into `model`; InputError if they are not this model's by names, shapes and epoch."""
     try:
+        with safetensors.safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("epoch")
+        if found != str(epoch):
+            raise InputError(f"{path} is of epoch {found}, not of {epoch}: remove the job's folder to train it anew.")
         model.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(f"{path} does not hold this model's weights: {str(error).splitlines()[0]}") from error

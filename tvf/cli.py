@@ -1,12 +1,12 @@
 """The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
 
 import argparse
-import hashlib
 import logging
 import os
-import re
+import shlex
 import signal
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf import sweep
-from tvf.build import FULL, IGNORED_BY_TRANSFER, build, explain, is_transfer, plain
+from tvf import naming, sweep
+from tvf.build import FULL, build, explain, plain
 from tvf.errors import InputError
 from tvf.sweep.isolation import can_isolate, interruptible, run_apart
-from tvf.sweep.manifest import read_manifest
-from tvf.tracking import call_failed
+from tvf.sweep.manifest import read_commands
+from tvf.tracking import call_failed, is_live, read_status
 
 if TYPE_CHECKING:
     from tvf.run import Place
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # a job's exit code, as shells have it
-_interrupted = False  # whether a job of this process was
-SWEEP_DIR = "hydra.sweep.dir="
+_interrupted = False  # whether this process was, while it ran a job
 
 USAGE = """tvf: how much of a pretrained vision network should train?
 
@@ -105,7 +104,7 @@ def _call_hydra(attempts: int = 3) -> None:
             raise
         # Jobs have processes of their own, so this was none of their doing: what it took down goes on.
         log.warning("a worker was killed from outside: the sweep goes on with what is not done.")
-        sys.argv = [*(each for each in sys.argv if not each.startswith(SWEEP_DIR)), f"{SWEEP_DIR}{folder}"]
+        sys.argv = [*(each for each in sys.argv if not each.startswith("hydra.sweep.dir=")), _in_folder(folder)]
         _call_hydra(attempts - 1)
 
 
@@ -115,12 +114,12 @@ def resume(arguments: list[str]) -> None:
     if others := [each for each in overrides if not each.startswith("hydra")]:
         raise SystemExit(
             f"error: {' '.join(others)} would make other jobs of them. To widen the sweep, give its command with other "
-            f"values and {SWEEP_DIR}{folder}."
+            f"values and hydra.sweep.dir={folder}."
         )
-    commands = read_manifest(folder)
+    commands = read_commands(folder)
     if not commands:
         raise SystemExit(
-            f"error: {folder / 'sweep.json'} names no command: give the sweep's own again, {SWEEP_DIR}DIR."
+            f"error: {folder / 'sweep.json'} names no command: give the sweep's own again, with hydra.sweep.dir=DIR."
         )
     unfinished = False
     for command in commands:
@@ -128,16 +127,23 @@ def resume(arguments: list[str]) -> None:
             os.chdir(command["folder"])
         except OSError as error:
             raise SystemExit(f"error: {command['folder']}, where the sweep was started: {error.strerror}") from None
-        sys.argv = [f"{sys.argv[0].partition(' ')[0]} train", *command["arguments"], *overrides, f"{SWEEP_DIR}{folder}"]
-        print("tvf train", *sys.argv[1:])
+        arguments = [*command["arguments"], *overrides, _in_folder(folder)]
+        sys.argv = [f"{sys.argv[0].partition(' ')[0]} train", *arguments]
+        print(shlex.join(["tvf", "train", *arguments]))
         try:
             train()
         except SystemExit as error:
-            if error.code != 1:
+            if error.code not in (0, 1):
                 raise
-            unfinished = True
+            unfinished |= error.code == 1
     if unfinished:
         raise SystemExit(1)
+
+
+def _in_folder(folder: Path) -> str:
+    """The override that has a sweep in `folder`, quoted for Hydra's grammar."""
+    escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
+    return f"hydra.sweep.dir='{escaped}'"
 
 
 def status(arguments: list[str]) -> None:
@@ -222,24 +228,36 @@ def _task(cfg: DictConfig) -> None:
     )
     if _interrupted:  # while the launching process waits, a worker is given other jobs
         return
-    if not (in_sweep and can_isolate()):
-        code = _run(cfg, place)
-    else:
+    if in_sweep and can_isolate():
         try:
-            code = run_apart(lambda: _run(cfg, place), place.folder / "job.log")
+            _run_apart(cfg, place)
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            _interrupted = True
+            if not place.parallel:
+                raise
+    elif (code := _run(cfg, place)) and not in_sweep:
+        print(sweep.how_to_go_on(place.folder))
+        raise SystemExit(code)
+    elif code == INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+def _run_apart(cfg: DictConfig, place: "Place") -> None:
+    """Run the job in a process of its own; if that ends without a word, its record says how."""
+    name = str(cfg.get("name"))
+    try:
+        code = run_apart(lambda: _run(cfg, place), place.folder / "job.log")
+        reason = f"its process ended with code {code}"
         if code < 0:
-            signaled = signal.Signals(-code)
-            why = ", as the system does when memory runs out" if signaled == signal.SIGKILL else ""
-            call_failed(place.folder, str(cfg.get("name")), f"killed by {signaled.name}{why}")
-            log.error("%s: killed by %s%s", cfg.get("name"), signaled.name, why)
-    if code == INTERRUPTED:
-        _interrupted = True
-        if not place.parallel:
-            raise KeyboardInterrupt
-    if code and not in_sweep:
-        raise SystemExit(1)
+            reason = f"killed by {signal.Signals(-code).name}"
+            reason += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    except OSError as error:
+        code, reason = 1, f"it could not be started: {error.strerror}"
+    wordless = code < 0 or read_status(place.folder).get("state") not in ("done", "failed")
+    if code and wordless and not is_live(place.folder):
+        log.error("%s: %s", name, reason)
+        with suppress(OSError):  # of a disk that is full
+            call_failed(place.folder, name, reason)
 
 
 def _run(cfg: DictConfig, place: "Place") -> int:
@@ -294,35 +312,6 @@ def read_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
     return known.config_dir, rest
 
 
-def job_name(*, _root_: DictConfig) -> str:
-    """transfer-learning or fine-tuning-0.5, with the seed where the shell names one."""
-    model = _root_.model
-    if is_transfer(model):
-        name = "transfer-learning"
-    else:
-        name = f"fine-tuning-{model.pct_unfreeze}" if "pct_unfreeze" in model else model._target_.rpartition(".")[2]
-    named = any(override.partition("=")[0].lstrip("+") == "seed" for override in _overrides(_root_))
-    return name + (f"-seed{_root_.seed}" if named else "")
-
-
-def job_folder(*, _root_: DictConfig) -> str:
-    """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart.
-
-    A fraction does not count for transfer learning, which ignores it.
-    """
-    ignored = IGNORED_BY_TRANSFER if is_transfer(_root_.model) else ()
-    counting = sorted(o for o in _overrides(_root_) if o.partition("=")[0].lstrip("+") not in ignored)
-    digest = hashlib.sha256("\n".join(counting).encode()).hexdigest()[:8]
-    return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
-
-
-def _overrides(root: DictConfig) -> list[str]:
-    """The task's overrides: from the config itself while Hydra composes it, from Hydra once the job runs."""
-    if "hydra" in root:
-        return list(root.hydra.overrides.task)
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
-OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("tvf.job_name", naming.job_name, replace=True)
+OmegaConf.register_new_resolver("tvf.job_folder", naming.job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", sweep.workers, replace=True)

@@ -2,17 +2,18 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, *content: bytes | memoryview) -> None:
     """Replace `path` by `content`; a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -21,6 +22,13 @@ def write_whole(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a disk that is full names no file
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote to `folder` has left. Nobody else may be writing there."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

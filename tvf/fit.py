@@ -24,6 +24,7 @@ from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
 from tvf.feed import Feed, Pass
 
+STATE = {"history", "losses", "hits", "model", "optimizer", "scheduler", "precision", "random"}  # what `save` is given
 OTHER_NETWORK = "the job's checkpoint is of another network, though of the same config: remove its folder checkpoints/."
 
 
@@ -56,7 +57,7 @@ def fit(
     batch_size: int,
     seed: int,
     on_epoch: Callable[[Epoch], None],
-    on_best: Callable[[], None] = lambda: None,
+    on_best: Callable[[Epoch], None] = lambda epoch: None,
     progress: bool = False,
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda state: None,
@@ -79,8 +80,9 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         set_random_states(state["random"])
-        if history and holds_best(state):
-            on_best()
+        fabric.strategy.precision.load_state_dict(state["precision"])
+        if (best := best_of(history)) and holds_best(state):
+            on_best(best)
 
     def keep() -> None:
         save(
@@ -91,6 +93,7 @@ def fit(
                 "model": _trained(feed.module),
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
+                "precision": fabric.strategy.precision.state_dict(),  # a scale of losses, in float16
                 "random": random_states(),
             }
         )
@@ -131,7 +134,7 @@ def fit(
         losses, hits = [], []
         keep()
         if is_best:  # after the state, which can give them again: they never are of an epoch that it does not know
-            on_best()
+            on_best(epoch)
     best = best_of(history)
     assert best is not None, "epochs is at least 1"
     return best

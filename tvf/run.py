@@ -30,13 +30,14 @@ from tvf.devices import (
     set_threads,
 )
 from tvf.errors import InputError
-from tvf.fit import Epoch, evaluate, fit, holds_best
+from tvf.files import remove_leftovers
+from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
 from tvf.freezing import as_frozen, needs_batches
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
 from tvf.store import Store
-from tvf.sweep.manifest import sharing_models
+from tvf.sweep.manifest import refuse_others, sharing_models
 from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ class Place:
 def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     """Train and test one configuration, leave its record in the job's folder, and return its summary.
 
-    Returns None where, in a sweep, the folder's job is done or in the hands of another process: jobs of a sweep that
+    Returns None where the folder's job is done or, in a sweep, in the hands of another process: jobs of a sweep that
     differ only in what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the
-    config or the data, or if another process trains in the folder of a job by itself. Whatever else is raised,
-    status.json says so.
+    config or the data, if the folder holds another configuration, or if another process trains in the folder of a job
+    by itself. Whatever else is raised, status.json says so.
     """
     lock = FileLock(place.folder / LOCK)
     try:
@@ -86,17 +87,24 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     ignored = [key for key in IGNORED_BY_TRANSFER if OmegaConf.select(cfg, key) is not None]
     if is_transfer(config["model"]) and ignored:
         log.info("%s: model=transfer trains the head alone and ignores %s.", config["name"], ", ".join(ignored))
-    if place.sweep is not None and is_done(place.folder, config):
-        log.info("%s: done already (%s).", config["name"], place.folder)
-        return None
     checkpoints = _checkpoints(config, place)
+    if is_done(place.folder, config):
+        log.info("%s: done already (%s).", config["name"], place.folder)
+        checkpoints.finish()
+        return None
+    refuse_others(place.folder.parent, {place.folder.name: config})
+    for folder in (place.folder, place.folder / "checkpoints"):
+        remove_leftovers(folder)
     state = checkpoints.load()
+    if state and not STATE | {"spent"} <= state.keys():
+        log.warning("%s is no checkpoint of a job, so %s starts anew.", checkpoints.last, config["name"])
+        state = None
     if state and not holds_best(state) and not can_load(place.folder / BEST_WEIGHTS):
         log.warning("%s: its best weights cannot be read, so it starts anew.", config["name"])
         state = None
     record = JobRecord(place.folder, config["name"], config, state["history"] if state else ())
     try:
-        with record:
+        with record:  # once more within the tracker's context
             return _run(config, place, record, checkpoints, state)
     finally:
         return_freed_memory()
@@ -249,14 +257,14 @@ def _fit_and_test(
         batch_size=parts.batch_size,
         seed=config["seed"],
         on_epoch=on_epoch,
-        on_best=lambda: save_weights(model, best_weights),
+        on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
         progress=not place.parallel,
         state=state,
         save=lambda state: checkpoints.save(state | {"spent": spent()}),
         due=checkpoints.due,
     )
     trained, training = time.perf_counter(), spent()["train_seconds"]
-    load_weights(model, best_weights)
+    load_weights(model, best_weights, best.epoch)
     test_loss, test_acc = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
         "best_epoch": best.epoch,

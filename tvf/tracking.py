@@ -6,7 +6,7 @@ A tracker's `start` opens one run as a context: leaving it through an exception 
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 STOPPED = ("interrupted", "its process is gone")  # what status.json says of a job that can go on as if nothing had been
 LOCK = ".lock"  # in a job's folder: held by the process that trains it
+WITHOUT_EFFECT = ("checkpoint", "project", "tracker")  # on a job's numbers
+LAST_CHECKPOINT = "checkpoints/last.pt"  # in a job's folder: what it goes on from
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # in a job's folder: those that validation chose
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -29,7 +31,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 class Run(Protocol):
     """One job's run at a tracker. `id`, `mode` and `url` are None where there is none.
 
-    `mode` is online, offline or, once a run is finished of which not everything could be sent, unsynced.
+    `mode` is offline, unsynced, which an online run is until everything has arrived, or online. Nothing here raises.
     """
 
     id: str | None
@@ -89,7 +91,7 @@ class JobRecord:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Call the job failed, for this reason, if there is one."""
-        if error is not None:
+        if error is not None and self._status["state"] != "done":  # what happens later costs no number
             try:
                 self._end(state="failed", error=reason_of(error))
             except OSError as unwritable:
@@ -164,7 +166,7 @@ def is_done(folder: Path, config: dict[str, Any]) -> bool:
 def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that a job's numbers depend on: not who is told of them, or where its store lies."""
     store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
-    rest = {key: value for key, value in config.items() if key not in ("checkpoint", "project", "tracker")}
+    rest = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     return rest | {"store": store}
 
 
@@ -191,6 +193,9 @@ class _NoRun:
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Nothing to set: summary.json has it."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Nothing to send."""
 
 
 @dataclass(frozen=True)
@@ -247,16 +252,14 @@ class WandbTracker:
                 ),
             )
 
-        mode = self._mode()
-        try:
-            run = init(mode)
-        except (wandb.Error, TimeoutError, OSError) as error:
-            if mode != "online":
-                raise
-            log.warning("W&B cannot be reached (%s): the run stays on disk.", str(error).splitlines()[0])
-            run = init("offline")
-        run.define_metric("*", step_metric="epoch")
-        tracked = _WandbRun(run)
+        tracked: _WandbRun | _NoRun = _NoRun()
+        for mode in dict.fromkeys((self._mode(), "offline")):
+            try:
+                tracked = _WandbRun(init(mode))
+                break
+            except Exception as error:  # whatever it is, it is not the job's
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning("W&B cannot be used, %s (%s).", mode, reason)
         try:
             yield tracked
         except BaseException:
@@ -284,27 +287,40 @@ class WandbTracker:
 
 
 class _WandbRun:
+    """A run that W&B has opened. What it raises later costs what W&B would have got, which stays on disk."""
+
     def __init__(self, run: Any) -> None:
-        self._run = run
+        self._run, self._broken = run, False
         self._next: int = run.starting_step  # after what an earlier attempt has sent
+        self._online = run.settings.mode == "online"
         self.id: str | None = run.id
-        self.mode: str | None = run.settings.mode
-        self.url: str | None = run.url if self.mode == "online" else None
+        self.mode: str | None = "unsynced" if self._online else run.settings.mode
+        self.url: str | None = run.url if self._online else None
+        self._try(lambda: run.define_metric("*", step_metric="epoch"))
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         if step >= self._next:
-            self._run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
+            known = {key: value for key, value in metrics.items() if value is not None}
+            self._try(lambda: self._run.log(known, step=step))
 
     def summarise(self, values: dict[str, Any]) -> None:
-        self._run.summary.update(values)
+        self._try(lambda: self._run.summary.update(values))
 
     def finish(self, exit_code: int = 0) -> None:
         """Send what is left; what cannot be sent in time stays on disk."""
+        self._try(lambda: self._run.finish(exit_code=exit_code))
+        if self._online and not self._broken:
+            self.mode = "online"
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        if self._broken:
+            return
         try:
-            self._run.finish(exit_code=exit_code)
-        except TimeoutError:
-            self.mode = "unsynced"
-            log.warning("W&B did not take everything in time: the rest is kept on disk.")
+            call()
+        except Exception as error:
+            self._broken = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("W&B has failed (%s): training goes on without it.", reason)
 
 
 def _now() -> str:

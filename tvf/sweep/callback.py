@@ -63,12 +63,13 @@ class SweepCallback(Callback):
                 config.hydra.overrides.task = longest_first(config)
             jobs = check_jobs(config, expand(config))
             folder = Path(config.hydra.sweep.dir)
+            for name in jobs:
+                if (folder / name).exists() and not ((folder / name).is_dir() and os.access(folder / name, os.W_OK)):
+                    raise InputError(f"{folder / name} is in the way: it is no folder that can be written.")
             refuse_others(folder, jobs)
             overrides = [each for each in sys.argv[1:] if not each.startswith("hydra.sweep.dir=")]
             write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": overrides})
-        except OSError as error:
-            raise SystemExit(f"error: {explain(error)}") from None
-        except (InputError, HydraException, OmegaConfBaseException) as error:
+        except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain(error)}") from None
         except Exception as error:
             traceback.print_exc()

@@ -9,7 +9,6 @@ import faulthandler
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from tqdm import tqdm
 
-from tvf.tracking import is_live, read_status
+from tvf.tracking import read_status
 
 QUIET = "TVF_QUIET"  # in the environment: jobs write to their logs alone, since a live table has the terminal
 PATIENCE = 5.0  # seconds that an interrupted job has to end by itself before it is told once more
@@ -54,12 +54,16 @@ def run_apart(job: Callable[[], int], log_file: Path) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
-            # Not sys.exit: what the parent has registered for its own end is not this process's to run.
-            logging.shutdown()
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(code)
+            try:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                logging.shutdown()
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.flush()
+            finally:
+                # Not sys.exit: what the parent has registered for its own end is not this process's to run.
+                os._exit(code)
     try:
         status = os.waitpid(child, 0)[1]
     except KeyboardInterrupt:
@@ -95,16 +99,19 @@ def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 def stop_jobs(folder: Path) -> None:
-    """Interrupt the jobs of the sweep in `folder` that run on this machine, and wait until they have said so."""
+    """Interrupt the jobs of the sweep in `folder` that descend from this process, and wait until they have said so."""
     told, deadline = set(), time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        statuses = [read_status(path.parent) for path in folder.glob("*/status.json") if is_live(path.parent)]
-        live = {each["pid"] for each in statuses if each.get("host") == socket.gethostname()}
+        ours = {each.pid: each for each in psutil.Process().children(recursive=True)}
+        statuses = [read_status(path.parent) for path in folder.glob("*/status.json")]
+        live = {ours[each["pid"]] for each in statuses if each.get("state") == "running" and each.get("pid") in ours}
         if not live:
             return
-        for process in live - told:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGINT)
+        for job in live - told:
+            with contextlib.suppress(psutil.Error):
+                worker = job.parent()
+                for each in (worker, job) if worker and worker.pid in ours else (job,):
+                    each.send_signal(signal.SIGINT)  # a worker that is told starts no other job
         told |= live
         time.sleep(0.05)
 

@@ -18,16 +18,26 @@ def write_manifest(folder: Path, configs: dict[str, dict[str, Any]], command: di
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
-        noted = read_json(path)
-        commands = noted.get("commands", [])
+        commands = read_commands(folder)
         if command and command not in commands:
             commands = [*commands, command]
-        write_json(path, {"commands": commands, "jobs": noted.get("jobs", {}) | configs})
+        write_json(path, {"commands": commands, "jobs": read_configs(folder) | configs})
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
+def read_commands(folder: Path) -> list[dict[str, Any]]:
     """The commands that the sweep in `folder` was started and widened by: each its folder and its arguments."""
-    return read_json(folder / "sweep.json").get("commands", [])
+    commands = read_json(folder / "sweep.json").get("commands")
+    if isinstance(commands, list) and all(
+        isinstance(c, dict) and {"folder", "arguments"} <= c.keys() for c in commands
+    ):
+        return commands
+    return []
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of the jobs of the sweep in `folder`, by the names of their folders."""
+    jobs = read_json(folder / "sweep.json").get("jobs")
+    return {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
 
 
 def refuse_others(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
@@ -53,10 +63,9 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def sharing_models(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     """The model nodes of the jobs of the sweep in `folder`, not yet done, that share frozen layers with `config`'s."""
-    jobs = read_json(folder / "sweep.json").get("jobs", {})
     return [
         job["model"]
-        for name, job in jobs.items()
+        for name, job in read_configs(folder).items()
         if _shared(job) == _shared(config) and read_json(folder / name / "status.json").get("state") != "done"
     ]
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,12 +17,17 @@ from rich.table import Table
 from yaml import YAMLError
 
 from tvf.files import read_json, write_whole
-from tvf.tracking import STOPPED, how_to_send, is_live, read_status
+from tvf.sweep.manifest import read_configs
+from tvf.tracking import LAST_CHECKPOINT, STOPPED, how_to_send, is_live, read_status
 
 COLUMNS = [
     *("folder", "name", "state", "model", "backbone", "data", "seed", "pct_unfreeze", "unfrozen_groups"),
     *("trainable_params", "total_params", "epochs", "best_epoch", "val_loss", "val_acc", "test_loss", "test_acc"),
     *("train_seconds", "peak_memory_mb", "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
+]
+NUMBERS = [
+    *("seed", "pct_unfreeze", "trainable_params", "total_params", "epochs", "best_epoch", "val_loss", "val_acc"),
+    *("test_loss", "test_acc", "train_seconds", "peak_memory_mb"),
 ]
 SO_FAR = ("epoch", "last_val_acc", "left")  # of a job that runs, for the table alone
 # What the table shows in columns of its own; other overrides that differ between jobs share one.
@@ -51,13 +57,13 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
-        reason = "" if row["error"] == row["state"] else f": {row['error']}"
-        print(f"{row['name']} {row['state']}{reason} ({log})")
+        reason = (str(row["error"] or "").strip().splitlines() or [""])[-1]
+        print(f"{row['name']} {row['state']}{f': {reason}' if reason not in ('', row['state']) else ''} ({log})")
     missing = jobs - {row["folder"] for row in rows}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
     if missing or unfinished:
-        print(f"to go on with what is not done: tvf resume {folder}")
+        print(f"to go on with what is not done: tvf resume {shlex.quote(str(folder))}")
     return bool(missing or any(row["folder"] in jobs for row in unfinished))
 
 
@@ -77,9 +83,9 @@ def standing(folder: Path) -> Table:
     """The table of all jobs that have begun, by what their files say, and of those that have not."""
     rows = read_jobs(folder)
     begun = {row["folder"] for row in rows}
-    for name, config in read_json(folder / "sweep.json").get("jobs", {}).items():
+    for name, config in read_configs(folder).items():
         if name not in begun:
-            row = dict.fromkeys((*COLUMNS, *SO_FAR)) | {"folder": name, "name": config["name"], "state": "waiting"}
+            row = dict.fromkeys((*COLUMNS, *SO_FAR)) | {"folder": name, "name": config.get("name"), "state": "waiting"}
             rows.append(row | _planned(config) | {"overrides": []})
     return table(rows)
 
@@ -100,6 +106,9 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
             row["error"] = STOPPED[1]
         if row["error"] in STOPPED:
             row["state"] = "interrupted"
+        if any(not isinstance(row[key], int | float | None) for key in NUMBERS):
+            print(f"{job} holds no job's record: it is left out.")
+            continue
         rows.append({key: row[key] for key in (*COLUMNS, *SO_FAR)})
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
 
@@ -107,7 +116,7 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
 def _planned(config: dict[str, Any]) -> dict[str, Any]:
     """What is known of a job before it is done."""
     model = config.get("model")
-    fraction = float(model.get("pct_unfreeze") or 0) if isinstance(model, dict) else None
+    fraction = (model.get("pct_unfreeze") or 0) if isinstance(model, dict) else None
     return {"pct_unfreeze": fraction, "seed": config.get("seed"), "epochs": config.get("epochs")}
 
 
@@ -153,7 +162,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
     unfinished = any(row["state"] != "done" for row in rows)
     for heading in ("epoch", "left") if unfinished else ():
         shown.add_column(heading, justify="right")
-    common = set.intersection(*(set(row["overrides"]) for row in rows)) if rows else set()
+    begun = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
+    common = set.intersection(*begun) if begun else set()
     varied = [[o for o in row["overrides"] if o not in common and o.partition("=")[0] not in SHOWN] for row in rows]
     if any(varied):
         shown.add_column("overrides", overflow="fold")
@@ -180,6 +190,18 @@ def where(folder: Path, summary: dict[str, Any]) -> str:
     if command := how_to_send([str(folder)], summary["wandb_mode"]):
         return f"results: {folder}\nW&B: {summary['wandb_mode']}; to send it: {command}"
     return f"results: {folder}" + (f"\nW&B: {summary['wandb_url']}" if summary["wandb_url"] else "")
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do about a single job that has ended before it was done."""
+    lines = [f"log: {folder / 'job.log'}"]
+    if (folder / LAST_CHECKPOINT).exists():
+        lines.append(
+            f"to go on from its checkpoint, give its command again with hydra.run.dir={shlex.quote(str(folder))}"
+        )
+    if command := how_to_send([str(folder)], read_status(folder).get("wandb_mode")):
+        lines.append(f"what W&B has not got: {command}")
+    return "\n".join(lines)
 
 
 def _number(value: float | None, form: str) -> str:
