@@ -120,7 +120,8 @@ def states(folder: Path) -> dict[float, str]:
 @pytest.mark.parametrize("launcher", ["local", "basic"])
 def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(tmp_path: Path, launcher: str) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
-    first = start("-m", "model.pct_unfreeze=0.9", "epochs=1", "hydra.sweep.dir=sweep", *QUICK, cwd=tmp_path)
+    one = ("-m", "model.pct_unfreeze=0.9", "epochs=1", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
+    first = start(*one, *QUICK, cwd=tmp_path)
     output, _ = first.communicate()
     assert first.returncode == 0, output
     process = start(
@@ -181,7 +182,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
     output, _ = whole.communicate()
     assert whole.returncode == 0, output
     draw, saved = random.Random(0), tmp_path / "killed" / "checkpoints" / "last.pt"
-    for _ in range(4):
+    for _ in range(3):
         process, before = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path), changed(saved)
         while process.poll() is None and changed(saved) == before:
             time.sleep(0.005)
@@ -199,10 +200,10 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was() -> None:
     """bench/kills.py in short."""
-    command = [sys.executable, str(ROOT / "bench" / "kills.py"), "--kills", "3", "--epochs", "6", "--limit", "40"]
+    command = [sys.executable, str(ROOT / "bench" / "kills.py"), "--kills", "2", "--epochs", "6", "--limit", "40"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search("4 jobs, 24 epochs; .* [1-3] kills", done.stdout), done.stdout
+    assert re.search("4 jobs, 24 epochs; .* [12] kills", done.stdout), done.stdout
 
 
 @pytest.mark.slow
@@ -257,10 +258,11 @@ def test_a_signal_to_the_command_alone_stops_its_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None:
-    command = ("-m", *QUICK, "model.pct_unfreeze=0,0.75,1.0", "epochs=60", "hydra.sweep.dir=sweep")
+    command = ("-m", *QUICK, "model.pct_unfreeze=0.5,0.75,1.0", "epochs=20", "hydra.sweep.dir=sweep")
+    command += ("hydra/launcher=basic",)
     processes = [start(*command, cwd=tmp_path)]
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("sweep/*1.0*/status.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("sweep/*/status.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     processes.append(start(*command, cwd=tmp_path))
     outputs = [process.communicate()[0] for process in processes]
@@ -333,15 +335,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_costs_no_finished_number(tmp_path: Path, small_disk: Path) -> None:
-    common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=16", *QUICK)
+    common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=12", "hydra/launcher=basic", *QUICK)
     process = start(*common, f"hydra.sweep.dir={small_disk}/sweep", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not any(path.read_text().count("\n") > 2 for path in small_disk.glob("sweep/*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
-        while filler.write(bytes(4096)):
-            pass
+    with (small_disk / "filler").open("wb", buffering=0) as filler:
+        while process.poll() is None:  # whatever is freed is taken
+            with contextlib.suppress(OSError):
+                while filler.write(bytes(4096)):
+                    pass
+            time.sleep(0.001)
     output, _ = process.communicate()
     assert process.returncode == 1, output
     assert "No space left on device" in output and "Traceback" not in output, output

@@ -26,6 +26,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.slow
 
 KEY = "local0000000000000000000000000000000000000000"
+BASIC = "hydra/launcher=basic"  # a sweep whose launcher is not what is tested starts faster so
 QUICK = ("data.limit=60", "data.image_size=32", "data.batch_size=16", "project=loopback")
 
 
@@ -223,7 +224,7 @@ def make(num_classes, pct):
     )
     process = start(
         server,
-        *("-m", "model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "epochs=2", "hydra.sweep.dir=sweep"),
+        *("-m", "model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "epochs=2", "hydra.sweep.dir=sweep", BASIC),
         *("backbone._target_=breaking.make", "+backbone.pct=${model.pct_unfreeze}"),
         cwd=tmp_path,
     )
@@ -270,7 +271,7 @@ def test_a_server_that_is_gone_for_good_costs_its_timeout_and_no_number(server: 
 
 def test_an_offline_sweep_arrives_when_it_is_synced(server: Server, tmp_path: Path) -> None:
     process = start(
-        *(server, "-m", "model.pct_unfreeze=0,0.5", "epochs=2", "hydra.sweep.dir=sweep", "tracker.mode=offline"),
+        *(server, "-m", "model.pct_unfreeze=0,0.5", "epochs=2", "hydra.sweep.dir=sweep", "tracker.mode=offline", BASIC),
         cwd=tmp_path,
     )
     output, _ = process.communicate()
