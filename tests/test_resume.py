@@ -172,7 +172,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
         *QUICK,
         "data.limit=80",
         "model.pct_unfreeze=0.5",
-        "epochs=16",
+        "epochs=10",
         "augment=crop_flip",
         "scheduler=cosine",
         "threads=1",
