@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,11 +23,9 @@ def memory_mb(process: psutil.Process) -> tuple[float, float]:
     """Resident memory of the launching process, and of its largest worker, in MiB. Jobs are children of workers."""
     workers = []
     for each in process.children():
-        try:
+        with suppress(psutil.Error):  # of one that has just ended
             if "loky" in " ".join(each.cmdline()):
                 workers.append(each.memory_info().rss)
-        except psutil.Error:
-            pass
     return process.memory_info().rss / 2**20, max(workers, default=0) / 2**20
 
 
@@ -42,10 +41,8 @@ def sweep(arguments: list[str], folder: Path, jobs: int) -> tuple[float, list[tu
         )
         while process.poll() is None:
             if len(list(folder.glob("sweep/*/summary.json"))) >= jobs / 10:
-                try:
+                with suppress(psutil.Error):
                     seen.append(memory_mb(process))
-                except psutil.Error:
-                    pass
             time.sleep(0.5)
     if process.returncode:
         raise SystemExit((folder / "output.txt").read_text())

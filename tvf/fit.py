@@ -76,27 +76,12 @@ def fit(
     if state is not None:
         history = [Epoch(**row) for row in state["history"]]
         losses, hits = ([*fabric.to_device(state[key])] for key in ("losses", "hits"))
-        _load_trained(feed.module, state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        set_random_states(state["random"])
-        fabric.strategy.precision.load_state_dict(state["precision"])
+        _restore(state, fabric, feed.module, optimizer, scheduler)
         if (best := best_of(history)) and holds_best(state):
             on_best(best)
 
     def keep() -> None:
-        save(
-            {
-                "history": list(map(asdict, history)),
-                "losses": torch.stack(losses) if losses else torch.empty(0),
-                "hits": torch.stack(hits) if hits else torch.empty(0),
-                "model": _trained(feed.module),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "precision": fabric.strategy.precision.state_dict(),  # a scale of losses, in float16
-                "random": random_states(),
-            }
-        )
+        save(_state(fabric, feed.module, optimizer, scheduler, history, losses, hits))
 
     for number in range(len(history) + 1, epochs + 1):
         start = time.perf_counter()
@@ -152,6 +137,37 @@ def holds_best(state: dict[str, Any]) -> bool:
     """Whether the weights in a state of `fit` are the best so far, or no epoch is over: else they are in their file."""
     history = [Epoch(**row) for row in state["history"]]
     return not history or (best_of(history) is history[-1] and not len(state["losses"]))
+
+
+def _state(
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    history: list[Epoch],
+    losses: list[Tensor],
+    hits: list[Tensor],
+) -> dict[str, Any]:
+    return {
+        "history": list(map(asdict, history)),
+        "losses": torch.stack(losses) if losses else torch.empty(0),
+        "hits": torch.stack(hits) if hits else torch.empty(0),
+        "model": _trained(module),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),  # a scale of losses, in float16
+        "random": random_states(),
+    }
+
+
+def _restore(
+    state: dict[str, Any], fabric: Fabric, module: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
+) -> None:
+    _load_trained(module, state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    set_random_states(state["random"])
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
