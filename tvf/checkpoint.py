@@ -63,6 +63,7 @@ class Checkpoints:
 
     def load(self) -> dict[str, Any] | None:
         """The last state that is whole and of this configuration; None if there is none."""
+        damaged = False
         for path in (self.last, self.previous):
             try:
                 held = _read(path)
@@ -70,10 +71,13 @@ class Checkpoints:
                 continue
             except (OSError, ValueError) as error:
                 log.warning("%s is damaged (%s): going on from the one before it, if there is one.", path, error)
+                damaged = True
                 with suppress(OSError):
                     path.unlink()  # else it would be the one before the next
                 continue
             return held["state"] if held["of"] == self._of else None
+        if damaged:
+            log.warning("No checkpoint is whole: the job starts anew.")
         return None
 
     def finish(self) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # a job's exit code, as shells have it
+INTERRUPTED, REFUSED = 130, 2  # exit codes of a job's process, as shells have them
 _interrupted = False  # whether this process was, while it ran a job
 
 USAGE = """tvf: how much of a pretrained vision network should train?
@@ -51,7 +52,7 @@ USAGE = """tvf: how much of a pretrained vision network should train?
 def main() -> None:
     """The command `tvf`."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("groups", "store") and {"-h", "--help"} & {*rest}:
+    if command in ("groups", "store", "status", "resume") and {"-h", "--help"} & {*rest}:
         print(USAGE)
     elif command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
@@ -142,6 +143,8 @@ def resume(arguments: list[str]) -> None:
 
 def _in_folder(folder: Path) -> str:
     """The override that has a sweep in `folder`, quoted for Hydra's grammar."""
+    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
+        return f"hydra.sweep.dir={folder}"
     escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
     return f"hydra.sweep.dir='{escaped}'"
 
@@ -159,7 +162,10 @@ def _sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
     folder = Path(arguments[0]).absolute()
     if not (folder / "sweep.json").is_file():
-        raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json.")
+        raise SystemExit(
+            f"error: {folder} is not the folder of a sweep: it has no sweep.json. A job by itself goes on when its "
+            "command is given again with hydra.run.dir=DIR."
+        )
     return folder, arguments[1:]
 
 
@@ -236,8 +242,9 @@ def _task(cfg: DictConfig) -> None:
             if not place.parallel:
                 raise
     elif (code := _run(cfg, place)) and not in_sweep:
-        print(sweep.how_to_go_on(place.folder))
-        raise SystemExit(code)
+        if code != REFUSED:
+            print(sweep.how_to_go_on(place.folder))
+        raise SystemExit(1)
     elif code == INTERRUPTED:
         raise KeyboardInterrupt
 
@@ -268,7 +275,7 @@ def _run(cfg: DictConfig, place: "Place") -> int:
         summary = run_job(cfg, place)
     except InputError as error:
         log.error("error: %s", error, exc_info=_debugging())
-        return 1
+        return REFUSED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL and not _debugging():
             log.error("error: %s", explain(error))

@@ -149,7 +149,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def how_to_send(folders: Sequence[str], mode: str | None) -> str | None:
-    """The command that sends what W&B has not got of the jobs in `folders`; None if it has got everything."""
+    """The command that sends what W&B has not got of the jobs in `folders`, quoted for a shell; None if it has all."""
     if mode == "offline":
         return f"wandb sync {' '.join(f'{folder}/wandb/offline-run-*' for folder in folders)}"
     if mode == "unsynced":
@@ -259,7 +259,8 @@ class WandbTracker:
                 break
             except Exception as error:  # whatever it is, it is not the job's
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                log.warning("W&B cannot be used, %s (%s).", mode, reason)
+                outcome = "the run stays on disk" if mode == "online" else "the job goes on without it"
+                log.warning("W&B cannot be used %s (%s): %s.", mode, reason, outcome)
         try:
             yield tracked
         except BaseException:

@@ -50,7 +50,7 @@ def refuse_others(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
             shown = ", ".join(f"{key} was {there.get(key)}, is {now.get(key)}" for key in differences[:5])
             raise InputError(
                 f"{folder / name} holds another configuration: {shown} ({len(differences)} in all). Choose another "
-                "hydra.sweep.dir, or remove that folder."
+                "folder with hydra.sweep.dir= or hydra.run.dir=, or remove that one."
             )
 
 

@@ -50,14 +50,15 @@ def report(folder: Path, jobs: frozenset[str]) -> bool:
     console.print(table(rows))
     print(written)
     for mode in ("offline", "unsynced"):
-        kept = [f"{folder}/{row['folder']}" for row in rows if row["wandb_mode"] == mode]
+        kept = [shlex.quote(f"{folder}/{row['folder']}") for row in rows if row["wandb_mode"] == mode]
         if kept:
-            every = [f"{folder}/*"] if len(kept) == len(rows) else kept
+            every = [f"{shlex.quote(str(folder))}/*"] if len(kept) == len(rows) else kept
             print(f"W&B: {mode}; to send it: {how_to_send(every, mode)}")
     unfinished = [row for row in rows if row["state"] != "done"]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
-        reason = (str(row["error"] or "").strip().splitlines() or [""])[-1]
+        lines = str(row["error"] or "").strip().splitlines()
+        reason = " … ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
         print(f"{row['name']} {row['state']}{f': {reason}' if reason not in ('', row['state']) else ''} ({log})")
     missing = jobs - {row["folder"] for row in rows}
     if missing:
@@ -187,7 +188,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def where(folder: Path, summary: dict[str, Any]) -> str:
     """Where a single job's results lie."""
-    if command := how_to_send([str(folder)], summary["wandb_mode"]):
+    if command := how_to_send([shlex.quote(str(folder))], summary["wandb_mode"]):
         return f"results: {folder}\nW&B: {summary['wandb_mode']}; to send it: {command}"
     return f"results: {folder}" + (f"\nW&B: {summary['wandb_url']}" if summary["wandb_url"] else "")
 
@@ -199,7 +200,7 @@ def how_to_go_on(folder: Path) -> str:
         lines.append(
             f"to go on from its checkpoint, give its command again with hydra.run.dir={shlex.quote(str(folder))}"
         )
-    if command := how_to_send([str(folder)], read_status(folder).get("wandb_mode")):
+    if command := how_to_send([shlex.quote(str(folder))], read_status(folder).get("wandb_mode")):
         lines.append(f"what W&B has not got: {command}")
     return "\n".join(lines)
 
