@@ -37,6 +37,7 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody is logged in to W&B, whatever the machine's owner is, no debug flag is set, and the store is empty."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # another test's W&B process, which it leaves in the environment
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # cli.train() sets it for good
     monkeypatch.delenv("TVF_DEBUG", raising=False)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import os
 import socket
 import time
 from pathlib import Path
@@ -174,3 +175,9 @@ def test_a_job_that_is_done_stays_so_whatever_happens_while_its_tracker_ends(tmp
         record.done({"val_acc": 0.5})
         raise KeyboardInterrupt
     assert is_done(tmp_path, {})
+
+
+def test_a_login_leaves_nothing_that_jobs_would_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "local-" + "0" * 40)
+    WandbTracker("p")
+    assert "WANDB_SERVICE" not in os.environ

@@ -255,7 +255,10 @@ class WandbTracker:
         tracked: _WandbRun | _NoRun = _NoRun()
         for mode in dict.fromkeys((self._mode(), "offline")):
             try:
-                tracked = _WandbRun(init(mode))
+                run = init(mode)
+                tracked = _WandbRun(run)
+                if run_id:
+                    _set_aside(folder / "wandb", run_id, Path(run.settings.sync_dir))
                 break
             except Exception as error:  # whatever it is, it is not the job's
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -280,11 +283,21 @@ class WandbTracker:
             logged_in = wandb.login(prompt=False, verify=False)
         except wandb.Error as error:  # it tells where the key was found and what is wrong with it
             raise InputError(f"W&B refuses the login: {error} tracker=none does without W&B.") from error
+        finally:
+            # Jobs that are started from here would share this process's W&B process: what kills it would harm them all.
+            os.environ.pop("WANDB_SERVICE", None)
         if mode and not logged_in:
             raise InputError(
                 "tracker.mode=online is refused: nobody is logged in to W&B. wandb login, or leave it out."
             )
         return "online" if logged_in else "offline"
+
+
+def _set_aside(folder: Path, run_id: str, current: Path) -> None:
+    """Rename what earlier attempts at the run left on disk: this one repeats their epochs, and they may be torn."""
+    for path in [*folder.glob(f"run-*-{run_id}"), *folder.glob(f"offline-run-*-{run_id}")]:
+        if path.name != current.name:
+            path.rename(path.with_name(f"earlier-{path.name}"))
 
 
 class _WandbRun:
