@@ -42,7 +42,7 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [list(row) for row in metrics] == 2 * [
         ["epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr_head", "lr_backbone"]
-        + ["epoch_seconds", "images_per_second"]
+        + ["epoch_seconds", "images_per_second", "val_macro_f1", "val_auroc"]
     ]
     summary = json.loads((folder / "summary.json").read_text())
     expected = {
@@ -52,7 +52,12 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     }
     assert summary | expected == summary
     best = metrics[summary["best_epoch"] - 1]
-    assert (summary["val_loss"], summary["val_acc"]) == (best["val_loss"], best["val_acc"])
+    of_validation = ("val_loss", "val_acc", "val_macro_f1", "val_auroc")  # measured once more, by the weights on disk
+    assert [summary[key] for key in of_validation] == [best[key] for key in of_validation]
+    assert (summary["metric"], summary["classes"]) == ("accuracy", ["functional", "defective"])
+    confusion = summary["test_confusion"]
+    assert summary["test_acc"] == (confusion[0][0] + confusion[1][1]) / sum(map(sum, confusion))
+    assert {"torch", "tvf", "python"} <= summary["versions"].keys() and summary["machine"]["cores"] > 0
     assert 0 <= summary["test_acc"] <= 1 and summary["test_loss"] > 0
     assert summary["train_seconds"] > 0 and summary["peak_memory_mb"] > 100
     status = json.loads((folder / "status.json").read_text())
@@ -129,6 +134,12 @@ def test_images_of_ones_own_and_a_network_of_ones_own(shell: Shell, image_root: 
         (["data=image_folder"], r"data.root has no value"),
         (["data.batch_size=0"], r"data.batch_size=0 is refused"),
         (["epochs=0"], r"epochs=0 is refused"),
+        (["data.metric=f1"], r"data.metric='f1' is refused: choose one of accuracy, macro_f1, auroc"),
+        (
+            ["data.metric=auroc", "data.task=four_class"],
+            r"data.metric=auroc is refused: it is for 2 classes, here are 4",
+        ),
+        (["data.metric=auroc", "data.limit=1"], r"all validation images are of one class"),
         (["data.image_size=7"], r"data.image_size=7 is refused: .* at least 32"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 is refused"),
         (["seed=-1"], r"seed=-1 is refused"),
@@ -217,7 +228,8 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
     metrics = [json.loads(line) for line in (_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()]
     assert logged == [
         *metrics,
-        {key: summary[key] for key in ("test_loss", "test_acc")} | {"epoch": summary["best_epoch"]},
+        {key: summary[key] for key in ("test_loss", "test_acc", "test_macro_f1", "test_auroc")}
+        | {"epoch": summary["best_epoch"]},
     ]
     assert json.loads((_folder(tmp_path) / "status.json").read_text())["wandb_mode"] == "offline"
     assert f"wandb sync {_folder(tmp_path)}/wandb/offline-run-*" in outcome.out

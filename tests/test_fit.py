@@ -15,7 +15,7 @@ from tvf.data.order import batches, sample_order
 from tvf.data.views import Augment
 from tvf.errors import InputError
 from tvf.feed import Feed
-from tvf.fit import Epoch, evaluate, fit
+from tvf.fit import Epoch, best_of, evaluate, fit
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
 
@@ -88,6 +88,17 @@ def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
     assert not epoch(2, float("nan"), 0.8).better_than(first)
 
 
+def test_the_metric_chooses_the_epoch() -> None:
+    def epoch(number: int, val_acc: float, val_macro_f1: float, val_auroc: float) -> Epoch:
+        scores = {"val_macro_f1": val_macro_f1, "val_auroc": val_auroc}
+        return Epoch(number, 0, 0, 0.5, val_acc, 0.1, None, 0, 0, **scores)
+
+    history = [epoch(1, 0.9, 0.1, 0.2), epoch(2, 0.5, 0.8, 0.3), epoch(3, 0.4, 0.7, 0.9)]
+    for metric, best in (("accuracy", 1), ("macro_f1", 2), ("auroc", 3)):
+        found = best_of(history, metric)
+        assert found and found.epoch == best
+
+
 def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     """Same weights and data: tvf's epoch against a loop written out. Training sees view 1, validation no view."""
     augment = Augment(horizontal=0.5, padding=2, seed=3)
@@ -120,7 +131,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
-    assert np.isclose(evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16)[0], expected, rtol=1e-6)
+    assert np.isclose(evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16).loss, expected, rtol=1e-6)
 
 
 @given(seed=st.integers(0, 2**32), epoch=st.integers(1, 1000), count=st.integers(1, 200))

@@ -181,8 +181,8 @@ def recorded(job: Path) -> tuple[str, dict[str, Any]]:
     config = json.loads((job / "config.json").read_text())
     if status["state"] == "done":
         summary = json.loads((job / "summary.json").read_text())
-        tested = {key: [summary[key]] for key in ("test_loss", "test_acc")} | {"epoch": [summary["best_epoch"]]}
-        steps[config["epochs"] + 1] = tested
+        tested = {key: [summary[key]] for key in ("test_loss", "test_acc", "test_macro_f1", "test_auroc")}
+        steps[config["epochs"] + 1] = tested | {"epoch": [summary["best_epoch"]]}
     return status["wandb_run_id"], {"name": status["name"], "config": config, "steps": steps}
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -102,3 +103,19 @@ def peak_memory_mb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int | None]:
+    """What a job's seconds were measured on."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):  # Linux keeps the name elsewhere
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"host": platform.node(), "processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a job's numbers."""
+    packages = ("tvf", "torch", "torchvision", "timm", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

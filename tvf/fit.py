@@ -23,6 +23,8 @@ from tvf.checkpoint import random_states, set_random_states
 from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
 from tvf.feed import Feed, Pass
+from tvf.metrics import METRICS
+from tvf.scores import Scores, score
 
 STATE = {"history", "losses", "hits", "model", "optimizer", "scheduler", "precision", "random"}  # what `save` is given
 OTHER_NETWORK = "the job's checkpoint is of another network, though of the same config: remove its folder checkpoints/."
@@ -41,10 +43,16 @@ class Epoch:
     lr_backbone: float | None
     epoch_seconds: float
     images_per_second: float
+    val_macro_f1: float | None = None
+    val_auroc: float | None = None
 
-    def better_than(self, other: "Epoch | None") -> bool:
-        """By validation accuracy, then by validation loss; of equals the earlier one stands."""
-        return other is None or (self.val_acc, -self.val_loss) > (other.val_acc, -other.val_loss)
+    def score(self, metric: str) -> float:
+        """Of the validation images, by a metric of METRICS."""
+        return getattr(self, f"val_{METRICS[metric]}")
+
+    def better_than(self, other: "Epoch | None", metric: str = "accuracy") -> bool:
+        """By the validation metric, then by validation loss; of equals the earlier one stands."""
+        return other is None or (self.score(metric), -self.val_loss) > (other.score(metric), -other.val_loss)
 
 
 def fit(
@@ -56,6 +64,7 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int,
+    metric: str = "accuracy",
     on_epoch: Callable[[Epoch], None],
     on_best: Callable[[Epoch], None] = lambda epoch: None,
     progress: bool = False,
@@ -63,7 +72,7 @@ def fit(
     save: Callable[[dict[str, Any]], None] = lambda state: None,
     due: Callable[[], bool] = lambda: False,
 ) -> Epoch:
-    """Train for `epochs` and return the best epoch. `optimizer` is set up by `fabric`, as the feed's module is.
+    """Train for `epochs` and return the best by `metric`. `optimizer` is set up by `fabric`, as the feed's module is.
 
     `on_epoch` is called after each, and `on_best` where the model then holds the weights of the best so far. In between
     `save` is given all that is needed to go on from there as `state`; whenever `due` says so, after a batch as well.
@@ -77,7 +86,7 @@ def fit(
         history = [Epoch(**row) for row in state["history"]]
         losses, hits = ([*fabric.to_device(state[key])] for key in ("losses", "hits"))
         _restore(state, fabric, feed.module, optimizer, scheduler)
-        if (best := best_of(history)) and holds_best(state):
+        if (best := best_of(history, metric)) and holds_best(state, metric):
             on_best(best)
 
     def keep() -> None:
@@ -100,43 +109,45 @@ def fit(
         if not math.isfinite(train_loss):
             raise InputError(f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates.")
         trained, count = time.perf_counter(), sum(map(len, parts[begun:]))
-        val_loss, val_acc = evaluate(fabric, feed.evaluate("val"), val_labels, batch_size)
+        val = evaluate(fabric, feed.evaluate("val"), val_labels, batch_size)
         scheduler.step()
         epoch = Epoch(
             epoch=number,
             train_loss=train_loss,
             train_acc=train_acc,
-            val_loss=val_loss,
-            val_acc=val_acc,
+            val_loss=val.loss,
+            val_acc=val.acc,
             lr_head=rates[0],
             lr_backbone=rates[1] if len(rates) > 1 else None,
             epoch_seconds=time.perf_counter() - start,
             images_per_second=count / (trained - ready),
+            val_macro_f1=val.macro_f1,
+            val_auroc=val.auroc,
         )
-        is_best = epoch.better_than(best_of(history))
+        is_best = epoch.better_than(best_of(history, metric), metric)
         on_epoch(epoch)
         history.append(epoch)
         losses, hits = [], []
         keep()
         if is_best:  # after the state, which can give them again: they never are of an epoch that it does not know
             on_best(epoch)
-    best = best_of(history)
+    best = best_of(history, metric)
     assert best is not None, "epochs is at least 1"
     return best
 
 
-def best_of(history: Iterable[Epoch]) -> Epoch | None:
+def best_of(history: Iterable[Epoch], metric: str = "accuracy") -> Epoch | None:
     """The best epoch; None if there is none yet."""
     best = None
     for epoch in history:
-        best = epoch if epoch.better_than(best) else best
+        best = epoch if epoch.better_than(best, metric) else best
     return best
 
 
-def holds_best(state: dict[str, Any]) -> bool:
+def holds_best(state: dict[str, Any], metric: str = "accuracy") -> bool:
     """Whether the weights in a state of `fit` are the best so far, or no epoch is over: else they are in their file."""
     history = [Epoch(**row) for row in state["history"]]
-    return not history or (best_of(history) is history[-1] and not len(state["losses"]))
+    return not history or (best_of(history, metric) is history[-1] and not len(state["losses"]))
 
 
 def _state(
@@ -207,15 +218,16 @@ def train_batch(
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, run: Pass, labels: Tensor, batch_size: int) -> tuple[float, float]:
-    """Mean loss and accuracy over a part whose labels are given, without augmentation."""
-    losses, hits = [], []
+def evaluate(fabric: Fabric, run: Pass, labels: Tensor, batch_size: int) -> Scores:
+    """The scores of a part whose labels are given, without augmentation; the loss is the mean over its images."""
+    losses, hits, outputs = [], [], []
     for samples in np.split(np.arange(len(labels)), range(batch_size, len(labels), batch_size)):
         logits = run.module(*run.inputs(samples))
         expected = fabric.to_device(labels[torch.from_numpy(samples)])
         losses.append(cross_entropy(logits, expected, reduction="sum"))
         hits.append((logits.argmax(1) == expected).sum())
-    return total(losses) / len(labels), total(hits) / len(labels)
+        outputs.append(logits.float())
+    return score(torch.cat(outputs).cpu(), labels, total(losses) / len(labels), total(hits) / len(labels))
 
 
 def total(batches: list[Tensor]) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,19 +24,23 @@ from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
 from tvf.data import Dataset
 from tvf.devices import (
     claim_gpu,
+    describe_machine,
     keep_freed_memory,
     peak_memory_mb,
     reset_peak_memory,
     return_freed_memory,
     set_threads,
+    versions,
 )
 from tvf.errors import InputError
 from tvf.files import remove_leftovers
 from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
 from tvf.freezing import as_frozen, needs_batches
+from tvf.metrics import metric_of
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
+from tvf.scores import require_both_classes
 from tvf.store import Store
 from tvf.sweep.manifest import refuse_others, sharing_models
 from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
@@ -43,6 +48,7 @@ from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_don
 log = logging.getLogger(__name__)
 
 SPENT = ("train_seconds", "prefix_seconds", "prefix_images", "continued_images")  # added up over attempts
+TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # what a tracker gets as points
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 
@@ -99,7 +105,7 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     if state and not STATE | {"spent"} <= state.keys():
         log.warning("%s is no checkpoint of a job, so %s starts anew.", checkpoints.last, config["name"])
         state = None
-    if state and not holds_best(state) and not can_load(place.folder / BEST_WEIGHTS):
+    if state and not holds_best(state, metric_of(config)) and not can_load(place.folder / BEST_WEIGHTS):
         log.warning("%s: its best weights cannot be read, so it starts anew.", config["name"])
         state = None
     record = JobRecord(place.folder, config["name"], config, state["history"] if state else ())
@@ -163,17 +169,21 @@ def _train(
     if state:
         log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
     scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
-    tested = {"epoch": scores["best_epoch"], "test_loss": scores["test_loss"], "test_acc": scores["test_acc"]}
+    tested = {"epoch": scores["best_epoch"]} | {key: scores[key] for key in TESTED}
     run.log(tested, step=config["epochs"] + 1)
     summary = {"name": config["name"], **facts} | {
+        "classes": list(parts.data.classes),
         "unfrozen_groups": [group.name for group in parts.model.trained_groups],
         "trainable_params": count(p for p in parts.model.parameters() if p.requires_grad),
         "total_params": count(parts.model.parameters()),
         "epochs": config["epochs"],
         **scores,
+        "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
         "peak_memory_mb": peak_memory_mb(parts.fabric.device),
         "wandb_run_id": run.id,
         "wandb_url": run.url,
+        "versions": versions(),
+        "machine": describe_machine(parts.fabric.device),
     }
     record.done(summary)
     run.summarise(summary)
@@ -200,6 +210,7 @@ def _build_parts(config: dict[str, Any], place: Place, store: Store | None) -> P
     reset_peak_memory(fabric.device)
     options = build(config["data"], "data")
     data = options.load(progress=not place.parallel, store=store)
+    require_both_classes(metric_of(config), data.val.labels)
     torch.manual_seed(config["seed"])  # the new head, and dropout
     backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
     check_image_size(backbone, options.image_size)
@@ -256,6 +267,7 @@ def _fit_and_test(
         epochs=config["epochs"],
         batch_size=parts.batch_size,
         seed=config["seed"],
+        metric=metric_of(config),
         on_epoch=on_epoch,
         on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
         progress=not place.parallel,
@@ -265,13 +277,14 @@ def _fit_and_test(
     )
     trained, training = time.perf_counter(), spent()["train_seconds"]
     load_weights(model, best_weights, best.epoch)
-    test_loss, test_acc = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
+    # Once more of validation, for what epochs have no room for: scores by class.
+    val = evaluate(parts.fabric, feed.evaluate("val"), parts.data.val.labels, parts.batch_size)
+    test = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
+        "metric": metric_of(config),
         "best_epoch": best.epoch,
-        "val_loss": best.val_loss,
-        "val_acc": best.val_acc,
-        "test_loss": test_loss,
-        "test_acc": test_acc,
+        **val.named("val"),
+        **test.named("test"),
         **spent(),
         "train_seconds": training,
         "test_seconds": time.perf_counter() - trained,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tvf.data.splits import subset
 from tvf.errors import require_count, require_number, require_seed
+from tvf.metrics import require_metric
 
 SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
 
@@ -43,6 +44,7 @@ class DataOptions:
 
     `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
     jobs with different run seeds share their split. `val_fraction` of the training images become the val part.
+    `metric`, one of tvf.metrics.METRICS, chooses epochs and, at the end of a sweep, the fraction, on the val part.
     """
 
     image_size: int
@@ -50,12 +52,14 @@ class DataOptions:
     limit: int | None = None
     split_seed: int = 0
     val_fraction: float = 0.2
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         require_count("data.image_size", self.image_size, SMALLEST_IMAGE)
         require_count("data.batch_size", self.batch_size, 1)
         require_seed("data.split_seed", self.split_seed)
         require_number("data.val_fraction", self.val_fraction, 0, 0.9, above=True)
+        require_metric(self.metric)
         if self.limit is not None:
             require_count("data.limit", self.limit, 1)
 

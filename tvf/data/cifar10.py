@@ -16,6 +16,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import check_memory
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_bool, require_choice
+from tvf.metrics import require_metric
 from tvf.store import Store
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Cifar10(DataOptions):
         super().__post_init__()
         require_bool("data.download", self.download)
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
+        require_metric(self.metric, 10)
 
     def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """Read CIFAR-10 below `root`, downloading it if allowed; InputError names the file that is not as it should be.

@@ -14,6 +14,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import read_images
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_choice
+from tvf.metrics import require_metric
 from tvf.store import Store
 
 TEST_SIZE = 656
@@ -32,6 +33,7 @@ class Elpv(DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("data.task", self.task, tuple(CLASSES))
+        require_metric(self.metric, len(CLASSES[self.task]))
 
     def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """Read the package's images; InputError if it is not installed."""

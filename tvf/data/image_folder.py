@@ -10,6 +10,7 @@ from tvf.data import DataOptions, Dataset, Labelled
 from tvf.data.images import read_images
 from tvf.data.splits import split_off
 from tvf.errors import InputError, require_number
+from tvf.metrics import require_metric
 from tvf.store import Store
 
 
@@ -34,13 +35,12 @@ class ImageFolder(DataOptions):
             raise InputError(f"data.root={self.root} is not a folder: it must hold train/<class>/<image>.")
         if not (root / "train").is_dir():
             raise InputError(f"data.root={self.root} has no folder train/: it must hold train/<class>/<image>.")
+        require_metric(self.metric, len(_classes(root)))
 
     def load(self, progress: bool = False, store: Store | None = None) -> Dataset:
         """List, split and read; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
-        classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
-        if len(classes) < 2:
-            raise InputError(f"{root / 'train'} holds {len(classes)} class folders: at least 2 are needed.")
+        classes = _classes(root)
         samples = {part: _list(root / part, classes) for part in ("train", "val", "test") if (root / part).is_dir()}
         paths = [path for listed in samples.values() for path, _ in listed]
         labels = np.array([label for listed in samples.values() for _, label in listed])
@@ -60,6 +60,13 @@ class ImageFolder(DataOptions):
             )
 
         return self.read_parts(classes, [parts[part] for part in ("train", "val", "test")], read)
+
+
+def _classes(root: Path) -> list[str]:
+    classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
+    if len(classes) < 2:
+        raise InputError(f"{root / 'train'} holds {len(classes)} class folders: at least 2 are needed.")
+    return classes
 
 
 def _is_class(path: Path) -> bool:
