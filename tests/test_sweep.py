@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 from tvf.sweep.manifest import read_commands
-from tvf.sweep.results import COLUMNS, read_jobs, report, show
+from tvf.sweep.records import COLUMNS, read_jobs
+from tvf.sweep.results import report, show
 
 QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
 # A backbone that raises in its first training step for one fraction: after the W&B run has begun.

@@ -29,7 +29,7 @@ from tvf.build import build
 from tvf.data.views import Augment
 from tvf.fit import total
 from tvf.models import FineTuneModel
-from tvf.sweep.results import read_jobs
+from tvf.sweep.records import read_jobs
 
 EPOCHS, BATCH, SEED = 3, 16, 1337
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -43,6 +43,8 @@ USAGE = """tvf: how much of a pretrained vision network should train?
   tvf resume DIR                 go on with the sweep in DIR: what is done is kept, what was stopped goes on from there
                                  (hydra/launcher=basic and the like may follow)
   tvf status DIR                 how the jobs of the sweep in DIR stand
+  tvf report DIR [DIR ...]       compare the jobs of one or more sweeps: report.html, written at a sweep's end too
+                                 (--format md, csv, json or png; --output FOLDER, or - for the terminal)
   tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
   tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
                                  (store.dir=DIR for another store than TVF_STORE's, or the user's cache folder)
@@ -52,7 +54,7 @@ USAGE = """tvf: how much of a pretrained vision network should train?
 def main() -> None:
     """The command `tvf`."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("groups", "store", "status", "resume") and {"-h", "--help"} & {*rest}:
+    if command in ("groups", "store", "status", "resume", "report") and {"-h", "--help"} & {*rest}:
         print(USAGE)
     elif command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
@@ -63,6 +65,8 @@ def main() -> None:
         store(rest)
     elif command == "status":
         status(rest)
+    elif command == "report":
+        report(rest)
     elif command == "resume":
         resume(rest)
     elif command in ("-h", "--help", "help"):
@@ -155,6 +159,36 @@ def status(arguments: list[str]) -> None:
     if others:
         raise SystemExit("error: write tvf status DIR, the sweep's folder.")
     sweep.show(folder)
+
+
+def report(arguments: list[str]) -> None:
+    """Write the comparison of one or more sweeps, which may be running, in a format of tvf.sweep.report."""
+    from tvf.sweep.records import read_sweep
+    from tvf.sweep.report import FORMATS, make, write
+
+    parser = argparse.ArgumentParser("tvf report", allow_abbrev=False)
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="the sweep's folder")
+    parser.add_argument("--format", default="html", choices=FORMATS)
+    parser.add_argument("--output", metavar="FOLDER")
+    given = parser.parse_args(arguments)
+    folders = list(dict.fromkeys(_sweep_folder("report", [each])[0] for each in given.folders or [""]))
+    rows = [row for folder in folders for row in read_sweep(folder)]
+    try:
+        if not rows:
+            raise InputError(f"{' and '.join(map(str, folders))}: no job has begun, and sweep.json names none.")
+        files = make(folders, rows, given.format)
+        if given.output == "-":
+            if given.format not in ("md", "json"):
+                raise InputError(f"--output - is for md and json: {given.format} goes to a folder.")
+            print(*(content.decode() for content in files.values()), end="")
+            return
+        into = Path(given.output) if given.output else folders[0] if len(folders) == 1 else Path()
+        for path in write(files, into):
+            print(path)
+    except (InputError, OSError) as error:
+        if _debugging():
+            raise
+        raise SystemExit(f"error: {explain(error)}") from None
 
 
 def _sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:

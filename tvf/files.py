@@ -33,7 +33,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON. NaN and infinities become null, which every JSON reader knows."""
-    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,14 +47,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_whole(path, "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows).encode())
+    write_whole(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A nested value with None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -25,6 +25,7 @@ LOCK = ".lock"  # in a job's folder: held by the process that trains it
 WITHOUT_EFFECT = ("checkpoint", "project", "tracker")  # on a job's numbers
 LAST_CHECKPOINT = "checkpoints/last.pt"  # in a job's folder: what it goes on from
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # in a job's folder: those that validation chose
+SUMMARY = "sweep-summary"  # the job type, and the name, of the run that compares a sweep's jobs
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -43,6 +44,9 @@ class Run(Protocol):
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Set the run's final values."""
+
+    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
+        """Add tables, given as rows that have the same keys, and pictures."""
 
 
 class JobRecord:
@@ -176,7 +180,13 @@ class NoTracker:
 
     @contextmanager
     def start(
-        self, folder: Path, name: str, group: str | None, config: dict[str, Any], run_id: str | None = None
+        self,
+        folder: Path,
+        name: str,
+        group: str | None,
+        config: dict[str, Any],
+        run_id: str | None = None,
+        job_type: str | None = None,
     ) -> Iterator[Run]:
         """Open a run that goes nowhere."""
         yield _NoRun()
@@ -193,6 +203,9 @@ class _NoRun:
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Nothing to set: summary.json has it."""
+
+    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
+        """Nothing to add: report.html has it."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Nothing to send."""
@@ -224,7 +237,13 @@ class WandbTracker:
 
     @contextmanager
     def start(
-        self, folder: Path, name: str, group: str | None, config: dict[str, Any], run_id: str | None = None
+        self,
+        folder: Path,
+        name: str,
+        group: str | None,
+        config: dict[str, Any],
+        run_id: str | None = None,
+        job_type: str | None = None,
     ) -> Iterator[Run]:
         """Open the run, or go on with the one of an earlier attempt; its files lie below `folder`/wandb."""
         import wandb
@@ -237,6 +256,7 @@ class WandbTracker:
                 tags=self.tags,
                 name=name,
                 group=group,
+                job_type=job_type,
                 config=config,
                 dir=folder,
                 id=run_id,
@@ -319,6 +339,18 @@ class _WandbRun:
 
     def summarise(self, values: dict[str, Any]) -> None:
         self._try(lambda: self._run.summary.update(values))
+
+    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
+        import wandb
+
+        def send() -> None:
+            shown: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+            for name, rows in tables.items():
+                columns: list[Any] = list(rows[0]) if rows else []
+                shown[name] = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
+            self._run.log(shown)
+
+        self._try(send)
 
     def finish(self, exit_code: int = 0) -> None:
         """Send what is left; what cannot be sent in time stays on disk."""

@@ -44,6 +44,7 @@ class Launched:
     folder: Path
     jobs: frozenset[str]
     live: Live | None
+    done_before: bool = False
 
 
 _launched: Launched | None = None
@@ -77,7 +78,7 @@ class SweepCallback(Callback):
         if _launched and _launched.live:  # a sweep that goes on after a worker was killed
             _launched.live.stop()
         if all(is_done(folder / name, job) for name, job in jobs.items()):
-            _launched = Launched(folder, frozenset(jobs), None)
+            _launched = Launched(folder, frozenset(jobs), None, done_before=True)
             raise SystemExit(0)
         live = watch(folder) if sys.stdout.isatty() and can_isolate() else None
         if live:
@@ -108,7 +109,7 @@ def finish() -> bool:
         if read_status(done.folder / job).get("state") == "running" and not is_live(done.folder / job):
             with suppress(OSError):  # of a disk that is full
                 call_failed(done.folder / job, job, STOPPED[1])
-    return report(done.folder, done.jobs)
+    return report(done.folder, done.jobs, track=not done.done_before)
 
 
 def task_overrides(config: DictConfig) -> list[str]:

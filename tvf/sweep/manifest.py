@@ -1,5 +1,6 @@
 """sweep.json: the configs of a sweep's jobs, so that each of them knows what the others will need."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,18 @@ def write_manifest(folder: Path, configs: dict[str, dict[str, Any]], command: di
         commands = read_commands(folder)
         if command and command not in commands:
             commands = [*commands, command]
-        write_json(path, {"commands": commands, "jobs": read_configs(folder) | configs})
+        write_json(path, read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs})
+
+
+def summary_run_id(folder: Path) -> str:
+    """The id of the run that compares the jobs at their tracker: made once, so that a sweep that goes on has one."""
+    path = folder / "sweep.json"
+    with FileLock(folder / ".lock"):
+        manifest = read_json(path)
+        if not isinstance(manifest.get("summary_run"), str):
+            manifest["summary_run"] = secrets.token_hex(4)
+            write_json(path, manifest)
+    return manifest["summary_run"]
 
 
 def read_commands(folder: Path) -> list[dict[str, Any]]:
@@ -44,7 +56,7 @@ def refuse_others(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
     """InputError if a job's folder holds the results of another configuration, with the difference."""
     for name, config in configs.items():
         held = read_json(folder / name / "config.json")
-        there, now = (_flat(results_follow_from(each)) for each in (held, config))
+        there, now = (flatten(results_follow_from(each)) for each in (held, config))
         differences = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
         if held and differences:
             shown = ", ".join(f"{key} was {there.get(key)}, is {now.get(key)}" for key in differences[:5])
@@ -54,11 +66,12 @@ def refuse_others(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a nested config by their dotted keys."""
     if not isinstance(node, dict):
         return {prefix: node}
     dot = f"{prefix}." if prefix else ""
-    return {key: value for name, item in node.items() for key, value in _flat(item, dot + str(name)).items()}
+    return {key: value for name, item in node.items() for key, value in flatten(item, dot + str(name)).items()}
 
 
 def sharing_models(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:

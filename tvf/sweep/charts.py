@@ -1,0 +1,229 @@
+"""The comparison's charts, as Vega-Lite specifications for a page. A fraction has the same colour and mark in all.
+
+Colours of text and axes are `currentColor`, so that a page's own, light or dark, are theirs.
+"""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+import altair as alt
+
+from tvf.sweep.comparison import Comparison, own_seconds
+
+# Far apart (at least 20 in CAM02-UCS) for normal, deuteranopic, protanopic and tritanopic sight, and at 2.7:1 or more
+# against white and near-black alike.
+COLOURS = {0.0: "#3caa96", 0.25: "#ad8bf2", 0.5: "#873ac6", 0.75: "#d19013", 1.0: "#b63036"}
+MORE_COLOURS = ("#5c683e", "#55a5c6", "#a23985", "#b5996e", "#802bfc")  # of other fractions, told apart by marks too
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+SINGLE_LINES = 100  # with more jobs the curves show means alone
+FRACTION = "fraction of the groups that trains (pct_unfreeze)"
+FAINT = {"color": "currentColor", "opacity": 0.35}
+
+
+def colours(fractions: Iterable[float]) -> dict[float, str]:
+    """The colour of each fraction; those that everybody tries have theirs for good."""
+    distinct = sorted({*fractions})
+    others = [each for each in distinct if each not in COLOURS]
+    more = {each: MORE_COLOURS[index % len(MORE_COLOURS)] for index, each in enumerate(others)}
+    return {each: COLOURS.get(each) or more[each] for each in distinct}
+
+
+def charts(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Specifications by what the page calls the charts; one that there is no data for is left out."""
+    drawn = {}
+    if any(each.val for each in comparison.configurations):
+        drawn["score"] = score_by_fraction(comparison)
+        drawn["cost"] = score_by_cost(comparison)
+    key = comparison.score_key.removeprefix("val_")
+    if any(row["history"] for each in comparison.configurations for row in each.jobs):
+        drawn["curves"] = learning_curves(comparison, key, comparison.word)
+        drawn["losses"] = learning_curves(comparison, "loss", "loss (cross-entropy)")
+    if any(each.estimate.low is not None for each in comparison.differences):
+        drawn["differences"] = differences(comparison)
+    return {name: _finish(chart) for name, chart in drawn.items()}
+
+
+def score_by_fraction(comparison: Comparison) -> Any:
+    """Means with their intervals, joined by a line, and every seed's point."""
+    means, jobs = _means(comparison), _jobs(comparison)
+    x = alt.X(
+        "fraction:Q",
+        title=FRACTION,
+        axis=alt.Axis(values=_fractions(comparison), format=".3~f"),
+        scale=alt.Scale(padding=16),
+    )
+    title = f"validation {comparison.word}"
+    y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False))
+    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=y)
+    line = base.mark_line(**FAINT).encode(detail="series:N")
+    rule = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q", color=_colour(comparison))
+    mean = base.mark_point(size=110, filled=True, opacity=1).encode(
+        color=_colour(comparison), shape=_shape(comparison), tooltip=_mean_tooltip(comparison)
+    )
+    seed = alt.Chart(alt.InlineData(values=jobs)).mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8)
+    seeds = seed.encode(x=x, y=y, color=_colour(comparison), shape=_shape(comparison), tooltip=_job_tooltip(comparison))
+    return alt.layer(line, rule, seeds, mean).properties(height=320)
+
+
+def score_by_cost(comparison: Comparison) -> Any:
+    """Means against seconds of training; what nothing else beats in both is joined by a line and ringed."""
+    means = [each for each in _means(comparison) if each["seconds"]]
+    title = f"validation {comparison.word}"
+    scale = alt.Scale(type="log" if means else "linear", padding=24, nice=False)
+    base = alt.Chart(alt.InlineData(values=means)).encode(
+        x=alt.X("seconds:Q", title="training, seconds a job (logarithmic)", scale=scale, axis=alt.Axis(format="~s")),
+        y=alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)),
+    )
+    front = base.transform_filter("datum.front")
+    steps = front.mark_line(interpolate="step-after", strokeDash=[5, 4], **FAINT)
+    rings = front.mark_point(size=330, color="currentColor", strokeWidth=1.5)
+    rule = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q", color=_colour(comparison))
+    mean = base.mark_point(size=110, filled=True, opacity=1).encode(
+        color=_colour(comparison), shape=_shape(comparison), tooltip=_mean_tooltip(comparison)
+    )
+    return alt.layer(steps, rule, rings, mean).properties(height=320)
+
+
+def learning_curves(comparison: Comparison, key: str, word: str) -> Any:
+    """Means over seeds for each epoch, validation drawn through and training dashed; thin lines are single seeds."""
+    lines, means = [], []
+    for configuration in comparison.configurations:
+        who = {"label": configuration.label, "fraction": configuration.fraction}
+        for part, name in (("validation", f"val_{key}"), ("training", f"train_{key}")):
+            by_epoch: dict[int, list[float]] = {}
+            for row in configuration.jobs:
+                for epoch in row["history"]:
+                    if (value := epoch.get(name)) is not None:
+                        by_epoch.setdefault(epoch["epoch"], []).append(value)
+                        lines.append(who | {"part": part, "epoch": epoch["epoch"], "value": value, "seed": row["seed"]})
+            for number, values in sorted(by_epoch.items()):
+                means.append(who | {"part": part, "epoch": number, "value": fmean(values), "seeds": len(values)})
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
+    y = alt.Y("value:Q", title=word, scale=alt.Scale(zero=False))
+    dash = alt.StrokeDash(
+        "part:N", title=None, scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]])
+    )
+    single = len({(each["label"], each["seed"]) for each in lines}) <= SINGLE_LINES
+    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=y, color=_colour(comparison))
+    mean = base.mark_line(strokeWidth=2.5).encode(strokeDash=dash, detail="label:N")
+    nearest = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", fields=["epoch", "label", "part"])
+    tooltip = [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("part:N"),
+        alt.Tooltip("epoch:Q"),
+        alt.Tooltip("value:Q", title=f"mean {word}", format=".4f"),
+        alt.Tooltip("seeds:Q"),
+    ]
+    hover = base.mark_point(filled=True, size=70).encode(
+        opacity=alt.condition(nearest, alt.value(1), alt.value(0), empty=False), tooltip=tooltip
+    )
+    seeds = alt.Chart(alt.InlineData(values=lines if single else [])).encode(x=x, y=y, color=_colour(comparison))
+    thin = seeds.mark_line(strokeWidth=0.8, opacity=0.4).encode(strokeDash=dash, detail=["label:N", "seed:N"])
+    return alt.layer(thin, mean, hover.add_params(nearest)).properties(height=300)
+
+
+def differences(comparison: Comparison) -> Any:
+    """Each pair's mean difference with its interval, and zero."""
+    values = [
+        {
+            "pair": f"{each.a} − {each.b}",
+            "difference": each.estimate.mean,
+            **{key: getattr(each.estimate, key) for key in ("low", "high", "n")},
+            **{"p": each.p, "p_holm": each.p_holm},
+        }
+        for each in comparison.differences
+    ]
+    title = f"difference in validation {comparison.word}, paired by seed"
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        y=alt.Y("pair:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)), x=alt.X("difference:Q", title=title)
+    )
+    zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 4], **FAINT).encode(x="zero:Q")
+    rule = base.mark_rule(strokeWidth=2, color="currentColor").encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    tooltip = ["pair:N", *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in ("difference", "low", "high"))]
+    tooltip += [alt.Tooltip("n:Q", title="seeds"), *(alt.Tooltip(f"{key}:Q", format=".3g") for key in ("p", "p_holm"))]
+    mean = base.mark_point(size=90, filled=True, opacity=1, color="currentColor").encode(tooltip=tooltip)
+    return alt.layer(zero, rule, mean).properties(height=26 * len(values))
+
+
+def _finish(chart: Any) -> dict[str, Any]:
+    plain = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
+    lines = {"domainColor": "currentColor", "tickColor": "currentColor", "gridColor": "currentColor"}
+    return (
+        chart.properties(width="container", background="transparent")
+        .configure(font="system-ui, sans-serif")
+        .configure_axis(**plain, **lines, gridOpacity=0.15, titleFontWeight="normal")
+        .configure_legend(**plain, orient="bottom", symbolSize=90, symbolOpacity=1)
+        .configure_view(stroke=None)
+        .to_dict()
+    )
+
+
+def _means(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            **{"label": each.label, "fraction": each.fraction, "series": _series(each.label), "score": each.val.mean},
+            **{"low": each.val.low, "high": each.val.high, "n": each.val.n, "seconds": each.seconds},
+            "front": each.label in comparison.front,
+        }
+        for each in comparison.configurations
+        if each.val
+    ]
+
+
+def _jobs(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            **{"label": each.label, "fraction": each.fraction, "series": _series(each.label)},
+            **{"seed": row["seed"], "score": each.scores[row["seed"]], "seconds": own_seconds(row)},
+        }
+        for each in comparison.configurations
+        for row in each.done
+    ]
+
+
+def _series(label: str) -> str:
+    """What a configuration is besides its fraction."""
+    return label.partition(", ")[2]
+
+
+def _fractions(comparison: Comparison) -> list[float]:
+    return sorted({each.fraction for each in comparison.configurations})
+
+
+def _colour(comparison: Comparison) -> Any:
+    palette = colours(_fractions(comparison))
+    return alt.Color("fraction:N", title="pct_unfreeze", scale=alt.Scale(domain=[*palette], range=[*palette.values()]))
+
+
+def _shape(comparison: Comparison) -> Any:
+    """By what else varies, where something does; else by fraction, so that colour is not all there is to see."""
+    series = sorted({_series(each.label) for each in comparison.configurations})
+    if len(series) > 1:
+        return alt.Shape("series:N", title="besides", scale=alt.Scale(domain=series, range=_shapes(series)))
+    fractions = _fractions(comparison)
+    return alt.Shape("fraction:N", title="pct_unfreeze", scale=alt.Scale(domain=fractions, range=_shapes(fractions)))
+
+
+def _shapes(values: Sequence[Any]) -> list[str]:
+    return [SHAPES[index % len(SHAPES)] for index in range(len(values))]
+
+
+def _mean_tooltip(comparison: Comparison) -> list[Any]:
+    return [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("score:Q", title=f"mean {comparison.word}", format=".4f"),
+        alt.Tooltip("low:Q", title="95 % from", format=".4f"),
+        alt.Tooltip("high:Q", title="95 % to", format=".4f"),
+        alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seconds:Q", title="seconds a job", format=".3~s"),
+    ]
+
+
+def _job_tooltip(comparison: Comparison) -> list[Any]:
+    return [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("seed:N"),
+        alt.Tooltip("score:Q", title=comparison.word, format=".4f"),
+        alt.Tooltip("seconds:Q", format=".3~s"),
+    ]

@@ -1,0 +1,131 @@
+"""What the jobs of a sweep left on disk, as rows: plain data that tables, statistics and charts are made from."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import StatisticsError, median
+from typing import Any
+
+import yaml
+
+from tvf.build import is_transfer
+from tvf.files import finite, read_json
+from tvf.metrics import METRICS, metric_of
+from tvf.sweep.manifest import read_configs
+from tvf.tracking import STOPPED, is_live, read_status
+
+Row = dict[str, Any]
+
+NUMBERS = [
+    *("seed", "pct_unfreeze", "trainable_params", "total_params", "epochs", "best_epoch"),
+    *("val_loss", "val_acc", "val_macro_f1", "val_auroc", "test_loss", "test_acc", "test_macro_f1", "test_auroc"),
+    *("train_seconds", "prefix_seconds", "images_per_second", "peak_memory_mb"),
+]
+COLUMNS = [
+    *("folder", "name", "state", "model", "backbone", "data", "metric", NUMBERS[0], NUMBERS[1], "unfrozen_groups"),
+    *(*NUMBERS[2:], "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
+]
+SO_FAR = ("epoch", "left")  # of a job that runs, for the terminal's table alone
+SHOWN = ("model", "model.pct_unfreeze", "seed")  # overrides that a table has in columns of their own
+WHOLE = ("sweep", "config", "history", "summary")  # the folder of its sweep, and its files as they are
+
+
+def read_sweep(folder: Path) -> list[Row]:
+    """One row for each job of the sweep in `folder`, those that have not begun included (waiting)."""
+    rows = read_jobs(folder)
+    begun = {row["folder"] for row in rows}
+    for name, config in read_configs(folder).items():
+        if name not in begun:
+            row = _blank(folder, config) | {"folder": name, "name": config.get("name"), "state": "waiting"}
+            rows.append(row | {"overrides": []})
+    return rows
+
+
+def read_jobs(folder: Path) -> list[Row]:
+    """One row for each job folder below `folder`, by fraction, then name. One whose process is gone is interrupted.
+
+    A number that is not finite is None.
+    """
+    rows = []
+    for job in (path.parent for path in folder.glob("*/status.json")):
+        status = read_status(job)
+        if not status:
+            print(f"{job / 'status.json'} is not a job's status: its folder is left out.")
+            continue
+        summary = read_json(job / "summary.json")
+        row = _blank(folder, read_json(job / "config.json")) | {key: summary[key] for key in COLUMNS if key in summary}
+        row |= {key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")}
+        row |= {"folder": job.name, "overrides": _overrides(job), "history": _history(job), "summary": summary}
+        if row["state"] == "running" and not is_live(job):
+            row["error"] = STOPPED[1]
+        if row["error"] in STOPPED:
+            row["state"] = "interrupted"
+        if row["metric"] not in METRICS or any(not isinstance(row[key], int | float | None) for key in NUMBERS):
+            print(f"{job} holds no job's record: it is left out.")
+            continue
+        rows.append(row | {key: finite(row[key]) for key in NUMBERS} | _so_far(row))
+    return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
+
+
+def _blank(folder: Path, config: dict[str, Any]) -> Row:
+    """What is known of a job before it has begun."""
+    row = dict.fromkeys((*COLUMNS, *SO_FAR, *WHOLE))
+    row |= {"sweep": folder.name, "config": config, "history": [], "summary": {}, "metric": "accuracy"}
+    if isinstance(model := config.get("model"), dict):
+        row |= {"pct_unfreeze": model.get("pct_unfreeze") or 0}
+        row |= {"model": "transfer" if is_transfer(model) else "finetune"} if "_target_" in model else {}
+    if isinstance(config.get("data"), dict):
+        row["metric"] = metric_of(config)
+    return row | {key: config.get(key) for key in ("seed", "epochs")}
+
+
+def _history(job: Path) -> list[dict[str, Any]]:
+    """The epochs of a job; none where its file is not as tvf writes it."""
+    try:
+        lines = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        return [{key: finite(value) for key, value in line.items()} for line in lines if line["epoch"] > 0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _so_far(row: Row) -> dict[str, Any]:
+    """How many epochs of how many are trained, and the seconds that the rest will take."""
+    epochs, history = row["epochs"], row["history"]
+    try:
+        left = (epochs - len(history)) * median(epoch["epoch_seconds"] for epoch in history)
+        return {"epoch": f"{len(history)}/{epochs}", "left": left}
+    except (KeyError, TypeError, StatisticsError):
+        return {"epoch": f"0/{epochs}" if epochs else None, "left": None}
+
+
+@cache  # they do not change, and a live table asks every other second
+def _overrides(job: Path) -> list[str]:
+    try:
+        listed = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return list(map(str, listed)) if isinstance(listed, list) else []
+
+
+def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list[list[str]]:
+    """Of each row the overrides that not all have, but for those whose keys are shown `beside` them."""
+    begun = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
+    common = set.intersection(*begun) if begun else set()
+    return [
+        [each for each in row["overrides"] if each not in common and each.partition("=")[0] not in beside]
+        for row in rows
+    ]
+
+
+def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """These columns of the rows under their names; lists are joined with spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for row in rows:
+        known = {key: row.get(key) for key in columns}
+        writer.writerow({key: " ".join(value) if isinstance(value, list) else value for key, value in known.items()})
+    return text.getvalue()

@@ -1,0 +1,61 @@
+"""The sweep's own run at its tracker: what compares the jobs, beside their runs and in their group."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvf.build import build
+from tvf.files import finite
+from tvf.sweep import tables
+from tvf.sweep.comparison import Comparison, compare
+from tvf.sweep.manifest import read_configs, summary_run_id
+from tvf.sweep.records import Row
+from tvf.tracking import SUMMARY, Run
+
+
+def log_summary(folder: Path, rows: Sequence[Row]) -> str | None:
+    """Log tables, statistics and the figure as one run; its mode, None where there is no tracker or no job is done.
+
+    A sweep that goes on logs to the same run again.
+    """
+    trackers = [config["tracker"] for config in read_configs(folder).values() if "tracker" in config]
+    if not trackers or not any(row["state"] == "done" for row in rows):
+        return None
+    comparisons = compare(rows)
+    config = {"recommendations": [each.choice.text for each in comparisons], "jobs": len(rows)}
+    tracker = build(trackers[0], "tracker")
+    with tracker.start(folder, SUMMARY, folder.name, config, summary_run_id(folder), job_type=SUMMARY) as run:
+        if run.id:
+            _log(run, comparisons)
+    return run.mode
+
+
+def _log(run: Run, comparisons: Sequence[Comparison]) -> None:
+    from tvf.sweep.figure import draw
+
+    with tempfile.TemporaryDirectory() as temporary:
+        figure = Path(temporary) / "comparison.png"
+        figure.write_bytes(draw(comparisons, "png"))
+        run.show(
+            {
+                "configurations": _table(comparisons, tables.overview),
+                "differences": _table(comparisons, tables.differences),
+                "jobs": _table(comparisons, _jobs),
+            },
+            {"comparison": figure},
+        )
+    told = {"recommendation": "\n".join(each.choice.text for each in comparisons)}
+    if len(comparisons) == 1 and (chosen := comparisons[0].choice.chosen):
+        told |= {"pct_unfreeze": chosen.fraction, "configuration": chosen.label}
+        told |= {"score": chosen.val.mean} if chosen.val else {}
+    run.summarise(told)
+
+
+def _table(comparisons: Sequence[Comparison], rows: Any) -> list[dict[str, Any]]:
+    return [{"data": each.title, **finite(row)} for each in comparisons for row in rows(each)]
+
+
+def _jobs(comparison: Comparison) -> list[dict[str, Any]]:
+    keys = [column.key for column in tables.JOBS]
+    return [{key: row[key] for key in (*keys, "wandb_url")} for row in tables.jobs(comparison)]
