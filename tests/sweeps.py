@@ -37,6 +37,7 @@ def add_job(
     epochs: int | None = None,
     seconds: float | None = None,
     changes: dict[str, Any] | None = None,
+    manifest: bool = True,
     **summary: Any,
 ) -> Path:
     """A job whose validation accuracy is `scores`, epoch by epoch; `changes` are of its config, by dotted keys.
@@ -59,7 +60,10 @@ def add_job(
         overrides.append(f"{key}={value}")
     number = len(list(sweep.glob("*/status.json")))
     folder = sweep / f"{config['name']}-{number:08x}"
-    write_manifest(sweep, {folder.name: copy.deepcopy(config)}, {"folder": str(sweep), "arguments": ["-m", "seed=1,2"]})
+    if manifest:
+        write_manifest(
+            sweep, {folder.name: copy.deepcopy(config)}, {"folder": str(sweep), "arguments": ["-m", "seed=1,2"]}
+        )
     if state == "waiting":
         return folder
     (folder / ".hydra").mkdir(parents=True)

@@ -171,7 +171,9 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--format", default="html", choices=FORMATS)
     parser.add_argument("--output", metavar="FOLDER")
     given = parser.parse_args(arguments)
-    folders = list(dict.fromkeys(_sweep_folder("report", [each])[0] for each in given.folders or [""]))
+    if not given.folders:
+        raise SystemExit("error: write tvf report DIR, the sweep's folder.")
+    folders = list(dict.fromkeys(_sweep_folder("report", [each])[0] for each in given.folders))
     rows = [row for folder in folders for row in read_sweep(folder)]
     try:
         if not rows:
@@ -196,10 +198,11 @@ def _sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
     folder = Path(arguments[0]).absolute()
     if not (folder / "sweep.json").is_file():
-        raise SystemExit(
-            f"error: {folder} is not the folder of a sweep: it has no sweep.json. A job by itself goes on when its "
-            "command is given again with hydra.run.dir=DIR."
-        )
+        if sweeps := sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime):
+            remedy = f"It holds sweeps, the newest of them {sweeps[-1].parent}."
+        else:
+            remedy = "A job by itself goes on when its command is given again with hydra.run.dir=DIR."
+        raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
     return folder, arguments[1:]
 
 

@@ -60,6 +60,10 @@ def _compared(folder: Path, rows: list[Row]) -> list[str]:
             lines.append(f"{'results' if kind == 'csv' else 'report'}: {first}")
         except OSError as error:
             lines.append(f"{error.filename or folder} cannot be written: {error.strerror}")
+        except Exception as error:  # the jobs are done, whatever somebody has put into their files
+            lines.append(
+                f"no report ({type(error).__name__}: {error}): tvf report {shlex.quote(str(folder))} tells more"
+            )
     return lines
 
 
