@@ -16,6 +16,7 @@ from tvf.sweep.comparison import Comparison, own_seconds
 COLOURS = {0.0: "#3caa96", 0.25: "#ad8bf2", 0.5: "#873ac6", 0.75: "#d19013", 1.0: "#b63036"}
 MORE_COLOURS = ("#5c683e", "#55a5c6", "#a23985", "#b5996e", "#802bfc")  # of other fractions, told apart by marks too
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+TICKS = 10  # on an axis of epochs, at most
 SINGLE_LINES = 100  # with more jobs the curves show means alone
 FRACTION = "fraction of the groups that trains (pct_unfreeze)"
 FAINT = {"color": "currentColor", "opacity": 0.35}
@@ -99,7 +100,9 @@ def learning_curves(comparison: Comparison, key: str, word: str) -> Any:
                         lines.append(who | {"part": part, "epoch": epoch["epoch"], "value": value, "seed": row["seed"]})
             for number, values in sorted(by_epoch.items()):
                 means.append(who | {"part": part, "epoch": number, "value": fmean(values), "seeds": len(values)})
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
+    epochs = sorted({each["epoch"] for each in means})
+    ticks = epochs[:: -(-len(epochs) // TICKS)]
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(values=ticks, format="d"))
     y = alt.Y("value:Q", title=word, scale=alt.Scale(zero=False))
     dash = alt.StrokeDash(
         "part:N", title=None, scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]])

@@ -15,7 +15,7 @@ MARKS = ("o", "s", "^", "D", "v", "X")  # in the order of the page's
 
 def draw(comparisons: Sequence[Comparison], kind: str) -> bytes:
     """The figure as a file of `kind` png or svg: a row for each comparison. Text in an SVG stays text."""
-    figure = Figure(figsize=(10, 4 * max(len(comparisons), 1)), layout="constrained")
+    figure = Figure(figsize=(10, 4.2 * max(len(comparisons), 1)), layout="constrained")
     axes = figure.subplots(max(len(comparisons), 1), 2, squeeze=False)
     for row, comparison in zip(axes, comparisons, strict=False):
         _row(row, comparison)
@@ -53,8 +53,10 @@ def _row(axes: Sequence[Any], comparison: Comparison) -> None:
         by_fraction.plot(*zip(*points, strict=True), color="gray", alpha=0.5, zorder=1)
     by_fraction.set(xlabel=FRACTION, ylabel=f"validation {comparison.word}", xticks=fractions)
     by_cost.set(xlabel="training, seconds a job", ylabel=f"validation {comparison.word}", title=comparison.title)
+    by_cost.margins(0.1)
     if any(each.seconds for each in comparison.configurations):
         by_cost.set_xscale("log")
+        by_cost.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     for axis in axes:
         axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
