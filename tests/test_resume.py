@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
-from conftest import ROOT, Outcome
+from conftest import ROOT
+
+from tvf import cli
 
 QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=none")
 # A backbone that ends its job in the first training step, in another way for each fraction, until a file is there.
@@ -60,29 +63,15 @@ def make_and_kill_the_worker(num_classes, pct):
 """
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=cwd,
-        env=os.environ | {"TVF_STORE": str(cwd / "store"), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(*arguments: str, cwd: Path) -> forks.Process:
+    return forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=str(ROOT))
 
 
-def tvf(*arguments: str, cwd: Path) -> Outcome:
-    """`tvf ARGUMENTS`, as the installed command runs it."""
-    code = "import sys; from tvf.cli import main; sys.argv[0] = 'tvf'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=cwd,
-        env=os.environ | {"TVF_STORE": str(cwd / "store"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+def tvf(*arguments: str, cwd: Path) -> tuple[int | None, str]:
+    """`tvf ARGUMENTS`: its exit code and what it printed."""
+    process = forks.tvf(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=str(ROOT))
+    output, _ = process.communicate()
+    return process.returncode, output
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -144,8 +133,8 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(tmp_path: Pa
     assert "to go on with what is not done: tvf resume sweep" in output
     (tmp_path / "mended").touch()
     before = results(tmp_path / "sweep")
-    outcome = tvf("resume", "sweep", cwd=tmp_path)
-    assert outcome.code == 0, outcome.out + outcome.err
+    code, output = tvf("resume", "sweep", cwd=tmp_path)
+    assert code == 0, output
     after = results(tmp_path / "sweep")
     assert len(before) == 3 and len(after) == 7 and before.items() <= after.items()
     attempts = [json.loads(path.read_text())["attempt"] for path in sorted(tmp_path.glob("sweep/*/status.json"))]
@@ -178,9 +167,15 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
         "threads=1",
     )
     arguments += ("checkpoint.every_minutes=0.001",)
-    whole = start(*arguments, "hydra.run.dir=whole", cwd=tmp_path)
-    output, _ = whole.communicate()
-    assert whole.returncode == 0, output
+    # Not a fork but a Python of its own, with another seed of hashes.
+    whole = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "hydra.run.dir=whole"],
+        cwd=tmp_path,
+        env=os.environ | {"TVF_STORE": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+    )
+    assert whole.returncode == 0, whole.stdout + whole.stderr
     draw, saved = random.Random(0), tmp_path / "killed" / "checkpoints" / "last.pt"
     for _ in range(3):
         process, before = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path), changed(saved)
@@ -220,13 +215,13 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_pat
     assert time.monotonic() - begun < 15
     assert process.returncode == 1 and "tvf resume" in output, output
     assert "Traceback" not in output, output
-    outcome = tvf("status", "sweep", cwd=tmp_path)
-    assert outcome.code == 0 and "interrupted" in outcome.out and "/16" in outcome.out
-    outcome = tvf("resume", "sweep", cwd=tmp_path)
-    assert outcome.code == 0, outcome.out + outcome.err
-    assert "goes on after epoch" in outcome.out
+    code, output = tvf("status", "sweep", cwd=tmp_path)
+    assert code == 0 and "interrupted" in output and "/16" in output
+    code, output = tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path)
+    assert code == 0, output
+    assert "goes on after epoch" in output
     before = results(tmp_path / "sweep")
-    widened = start("-m", *common, "model.pct_unfreeze=0,0.5,1.0", cwd=tmp_path)
+    widened = start("-m", *common, "model.pct_unfreeze=0,0.5,1.0", "hydra/launcher=basic", cwd=tmp_path)
     output, _ = widened.communicate()
     assert widened.returncode == 0, output
     after = results(tmp_path / "sweep")
@@ -241,29 +236,29 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_pat
 @pytest.mark.slow
 def test_a_signal_to_the_command_alone_stops_its_jobs(tmp_path: Path) -> None:
     sweep = ("hydra.sweep.dir='sweep \\'a, é'", "hydra/launcher=basic")
-    process = start("-m", *QUICK, "epochs=30", "model.pct_unfreeze=0.5,1.0", *sweep, cwd=tmp_path)
+    process = start("-m", *QUICK, "epochs=16", "model.pct_unfreeze=0.5,1.0", *sweep, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("sweep*/*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in output, output
     assert "0.5 interrupted" in output and "never started: fine-tuning-1.0" in output
     command = re.search(r"tvf (resume .*)", output)
     assert command, output
-    outcome = tvf(*shlex.split(command[1]), cwd=tmp_path)
-    assert outcome.code == 0, outcome.out + outcome.err
+    code, output = tvf(*shlex.split(command[1]), cwd=tmp_path)
+    assert code == 0, output
     assert set(states(tmp_path / "sweep 'a, é").values()) == {"done"}
 
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None:
-    command = ("-m", *QUICK, "model.pct_unfreeze=0.5,0.75,1.0", "epochs=20", "hydra.sweep.dir=sweep")
+    command = ("-m", *QUICK, "model.pct_unfreeze=0.5,0.75,1.0", "epochs=12", "hydra.sweep.dir=sweep")
     command += ("hydra/launcher=basic",)
     processes = [start(*command, cwd=tmp_path)]
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("sweep/*/status.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.02)
     processes.append(start(*command, cwd=tmp_path))
     outputs = [process.communicate()[0] for process in processes]
     assert 0 in [process.returncode for process in processes], outputs
@@ -276,17 +271,11 @@ def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "train.py"), "-m", *QUICK, "epochs=20", "model.pct_unfreeze=0,0.5,1.0"),
-            "hydra.sweep.dir=sweep",
-        ],
+    process = forks.train(
+        *("-m", *QUICK, "epochs=12", "model.pct_unfreeze=0,0.5,1.0", "hydra.sweep.dir=sweep"),
         cwd=tmp_path,
-        env=os.environ | {"TVF_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
+        terminal=theirs,
+        **{"TVF_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
     )
     os.close(theirs)
     shown = b""
@@ -300,25 +289,30 @@ def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> Non
         shown += chunk
     assert process.wait() == 0, shown.decode()
     text = shown.decode()
-    assert "waiting" in text and "running" in text and re.search(r"\d+/20", text)
+    assert "waiting" in text and "running" in text and re.search(r"\d+/12", text)
     assert "train_loss" not in text  # jobs write to their logs
     assert all("train_loss" in path.read_text() for path in tmp_path.glob("sweep/*/job.log"))
 
 
-def test_a_sweep_goes_on_with_its_own_values(tmp_path: Path) -> None:
+def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What `tvf ARGUMENTS`, in this process, is met with."""
+    monkeypatch.setattr(sys, "argv", ["tvf", *arguments])
+    with pytest.raises(SystemExit) as refused:
+        cli.main()
+    assert isinstance(refused.value.code, str)  # which Python prints as an error, and exits with 1
+    return refused.value.code
+
+
+def test_a_sweep_goes_on_with_its_own_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sweep.json").write_text("{}")
-    outcome = tvf("resume", str(tmp_path), "epochs=9", cwd=tmp_path)
-    assert outcome.code == 1 and "epochs=9 would make other jobs" in outcome.err
-    outcome = tvf("resume", str(tmp_path), cwd=tmp_path)
-    assert outcome.code == 1 and "names no command" in outcome.err
+    assert "epochs=9 would make other jobs" in refusal(monkeypatch, "resume", str(tmp_path), "epochs=9")
+    assert "names no command" in refusal(monkeypatch, "resume", str(tmp_path))
 
 
-def test_what_is_no_sweep_cannot_be_continued_or_shown(tmp_path: Path) -> None:
+def test_what_is_no_sweep_cannot_be_continued_or_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("resume", "status"):
-        outcome = tvf(command, str(tmp_path), cwd=tmp_path)
-        assert outcome.code == 1 and "is not the folder of a sweep" in outcome.err
-        outcome = tvf(command, cwd=tmp_path)
-        assert outcome.code == 1 and f"tvf {command} DIR" in outcome.err
+        assert "is not the folder of a sweep" in refusal(monkeypatch, command, str(tmp_path))
+        assert f"tvf {command} DIR" in refusal(monkeypatch, command)
 
 
 @pytest.fixture
@@ -354,8 +348,8 @@ def test_a_disk_that_fills_up_costs_no_finished_number(tmp_path: Path, small_dis
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     (small_disk / "filler").unlink()
-    outcome = tvf("resume", f"{small_disk}/sweep", cwd=tmp_path)
-    assert outcome.code == 0 and "goes on after epoch" in outcome.out, outcome.out + outcome.err
+    code, output = tvf("resume", f"{small_disk}/sweep", cwd=tmp_path)
+    assert code == 0 and "goes on after epoch" in output, output
     whole = start(*common, "hydra.sweep.dir=whole", cwd=tmp_path)
     output, _ = whole.communicate()
     assert whole.returncode == 0, output
