@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Outcome
 
 from tvf.sweep.manifest import read_commands
 from tvf.sweep.records import COLUMNS, read_jobs
@@ -33,15 +35,26 @@ def make(num_classes, pct, fails_at):
 """
 
 
-def _sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments, *QUICK, f"hydra.sweep.dir={folder}"],
-        capture_output=True,
-        text=True,
-        cwd=folder.parent,
-        env=environment | {"NETRC": "/nowhere"},
-    )
+@pytest.fixture(autouse=True)
+def wandb_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the settings that the machine's owner may have made."""
+    for key in [*os.environ]:
+        if key.startswith("WANDB"):
+            monkeypatch.delenv(key)
+
+
+def _sweep(folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """The exit code of a sweep in `folder`, and what it printed."""
+    process = forks.train(*arguments, *QUICK, f"hydra.sweep.dir={folder}", cwd=folder.parent)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def _sweep_of_its_own(folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """The same in a Python that starts for it."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, *QUICK, f"hydra.sweep.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    return done.returncode, done.stdout + done.stderr
 
 
 def _csv(sweep: Path) -> list[dict[str, str]]:
@@ -70,8 +83,9 @@ def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Pa
     }
     metrics, ids = {}, []
     for name, launcher in launchers.items():
-        done = _sweep(tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher)
-        assert done.returncode == 0, done.stdout + done.stderr
+        sweep = _sweep if launcher else _sweep_of_its_own  # which the README's command is
+        code, output = sweep(tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher)
+        assert code == 0, output
         metrics[name] = _metrics(tmp_path / name)
         rows = _csv(tmp_path / name)
         assert [(row["name"], row["state"], row["wandb_mode"]) for row in rows] == [
@@ -83,10 +97,10 @@ def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Pa
         on_disk = [path.name[-8:] for path in (tmp_path / name).glob("*/wandb/offline-run-*")]
         assert sorted(on_disk) == sorted(row["wandb_run_id"] for row in rows)
         for row in rows:
-            assert f" {row['name']} " in done.stdout
+            assert f" {row['name']} " in output
             log = (tmp_path / name / row["folder"] / "job.log").read_text()
             assert log.count("epoch 2/2") == 1
-        assert f"wandb sync {tmp_path / name}/*/wandb/offline-run-*" in done.stdout
+        assert f"wandb sync {tmp_path / name}/*/wandb/offline-run-*" in output
     assert len(set(ids)) == 12
     assert len(metrics["two"]) == 4
     assert metrics["two"] == metrics["one"] == metrics["basic"]
@@ -101,9 +115,9 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(tmp_path: P
     (tmp_path / "conf" / "flaky.py").write_text(FLAKY)
     sweep = tmp_path / "sweep"
     arguments = ("--config-dir", str(tmp_path / "conf"), "-m", "backbone=flaky", "model.pct_unfreeze=0,0.5,1.0")
-    ended = _sweep(sweep, *arguments, f"hydra/launcher={launcher}")
-    assert ended.returncode == 1
-    assert "fine-tuning-0.5 failed: RuntimeError: the flaky backbone broke" in ended.stdout
+    code, output = _sweep(sweep, *arguments, f"hydra/launcher={launcher}")
+    assert code == 1, output
+    assert "fine-tuning-0.5 failed: RuntimeError: the flaky backbone broke" in output
     rows = {row["name"]: row for row in read_jobs(sweep)}
     assert {name: row["state"] for name, row in rows.items()} == {
         **{"fine-tuning-0": "done", "fine-tuning-0.5": "failed", "fine-tuning-1.0": "done"}
@@ -118,12 +132,12 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "basic"])
 def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(tmp_path: Path, launcher: str) -> None:
-    done = _sweep(
+    code, output = _sweep(
         tmp_path / "sweep",
         *("-m", "model.pct_unfreeze=0,0.25,1.0", "name=job-of-${model.pct_unfreeze}", "tracker=none", "epochs=1"),
         f"hydra/launcher={launcher}",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0, output
     found = {(row["name"], float(row["pct_unfreeze"])) for row in _csv(tmp_path / "sweep")}
     assert found == {("job-of-0", 0.0), ("job-of-0.25", 0.25), ("job-of-1.0", 1.0)}
 
@@ -131,20 +145,21 @@ def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(tmp_path: Pa
 @pytest.mark.slow
 def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    done = _sweep(
+    code, output = _sweep(
         sweep, "-m", "model=transfer,finetune", "model.pct_unfreeze=0.25,0.50", "optimizer.lr=1e-3", "tracker=none"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0, output
     assert [row["name"] for row in read_jobs(sweep)] == ["transfer-learning", "fine-tuning-0.25", "fine-tuning-0.5"]
-    assert done.stdout.count("[transfer] epoch 2/2") == 1
-    assert "ignores model.pct_unfreeze" in done.stdout
+    assert output.count("[transfer] epoch 2/2") == 1
+    assert "ignores model.pct_unfreeze" in output
 
 
-@pytest.mark.slow
-def test_a_wrong_fraction_anywhere_in_a_sweep_is_refused_before_its_first_job(tmp_path: Path) -> None:
-    refused = _sweep(tmp_path / "sweep", "-m", "model.pct_unfreeze=0,0.5,50")
-    assert refused.returncode == 1
-    assert refused.stderr == "error: pct_unfreeze=50 is outside [0, 1]: it is a fraction, did you mean 0.5?\n"
+def test_a_wrong_fraction_anywhere_in_a_sweep_is_refused_before_its_first_job(
+    shell: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    refused = shell("-m", "model.pct_unfreeze=0,0.5,50", *QUICK, "hydra.sweep.dir=sweep")
+    assert refused.code == 1
+    assert refused.err == "error: pct_unfreeze=50 is outside [0, 1]: it is a fraction, did you mean 0.5?\n"
     assert not (tmp_path / "sweep").exists()
 
 
