@@ -4,13 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from conftest import ROOT
@@ -190,12 +190,10 @@ def test_what_one_job_is_filling_counts_before_it_is_written(tmp_path: Path) -> 
         ).tensors()
 
 
-def _python(code: str, *arguments: object) -> subprocess.Popen[str]:
+def _python(code: str, folder: Path) -> forks.Process:
     names = "Filled, Path, Store, StoreUnusable, fill_slowly, make_table, sys"
     header = f"from test_store import {names}\n"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
-    command = [sys.executable, "-c", header + code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return forks.python(header + code, str(folder), cwd=folder, PYTHONPATH=f"{ROOT / 'tests'}:{ROOT}")
 
 
 def fill_slowly(folder: Path) -> None:
@@ -222,9 +220,8 @@ def test_processes_that_need_the_same_share_it_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_that_was_killed_leaves_what_it_had_and_holds_nobody_up(tmp_path: Path) -> None:
     process = _python("fill_slowly(Path(sys.argv[1]))", tmp_path)
-    assert process.stdout is not None
     for _ in range(3):  # in the middle of the third chunk
-        process.stdout.readline()
+        process.read_line()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not list(tmp_path.rglob("*.bin"))
