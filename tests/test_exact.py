@@ -1,19 +1,17 @@
 """That the store changes nothing but the time: the same epochs with it and without it, and how often it computes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Outcome
+from conftest import Outcome
 from torch import Tensor, nn
 
 from tvf.data.views import Augment, Rows
@@ -141,20 +139,18 @@ def test_a_store_that_cannot_take_more_costs_no_number(shell: Shell, tmp_path: P
     assert metrics(tmp_path / "full") == metrics(tmp_path / "off")
 
 
-def _run(folder: Path, store: Path, *arguments: str) -> subprocess.Popen[str]:
+def _run(folder: Path, store: Path, *arguments: str) -> forks.Process:
     kind = "sweep" if "-m" in arguments else "run"
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"hydra.{kind}.dir={folder}"]
-    environment = os.environ | {"TVF_STORE": str(store)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return forks.train(*arguments, f"hydra.{kind}.dir={folder}", cwd=folder.parent, TVF_STORE=str(store))
 
 
 @pytest.mark.slow
 def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_image_once(tmp_path: Path) -> None:
-    """Fractions × seeds × learning rates, two jobs at a time, in a cold store: images once per chain of cuts."""
-    grid = ("model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "optimizer.lr=1e-3,3e-3")
+    """Fractions × seeds with an optimizer each, two jobs at a time, in a cold store: images once per chain of cuts."""
+    grid = ("model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "optimizer.weight_decay=${seed}")
     outputs = {}
     for mode in ("on", "off"):
-        arguments = ("-m", *grid, *QUICK, "data.limit=150", f"store.mode={mode}")
+        arguments = ("-m", *grid, *QUICK, "data.limit=100", f"store.mode={mode}")
         process = _run(tmp_path / mode, tmp_path / "store", *arguments)
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]
@@ -163,23 +159,23 @@ def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_imag
         sorted(json.dumps(metrics(path.parent)) for path in (tmp_path / mode).glob("*/metrics.jsonl"))
         for mode in ("on", "off")
     )
-    assert on == off and len(set(on)) == 12
-    rows = Rows(Augment(horizontal=0.5), 150)
+    assert on == off and len(set(on)) == 6
+    rows = Rows(Augment(horizontal=0.5), 100)
     distinct = sum(len(rows.new(view)) for view in (1, 2, 3))
     summaries = [summary(path.parent) for path in (tmp_path / "on").glob("*/summary.json")]
-    assert sum(each["prefix_images"] for each in summaries) == distinct + 150 + 150
+    assert sum(each["prefix_images"] for each in summaries) == distinct + 100 + 100
     # Two more cuts on the way: each image goes on from one to the next once.
-    assert sum(each["continued_images"] for each in summaries) == 2 * (distinct + 150 + 150)
+    assert sum(each["continued_images"] for each in summaries) == 2 * (distinct + 100 + 100)
 
 
 @pytest.mark.slow
 def test_a_job_killed_while_it_fills_the_store_is_done_again_with_what_it_left(tmp_path: Path) -> None:
-    arguments = (*QUICK, "data.limit=1000", "model=transfer", "store.mode=on", "epochs=2")
+    arguments = (*QUICK, "data.limit=640", "model=transfer", "store.mode=on", "epochs=2")
     killed = _run(tmp_path / "killed", tmp_path / "store", *arguments)
-    for _ in range(1200):
+    for _ in range(6000):
         if len(list((tmp_path / "store" / "activations").rglob("*.done"))) >= 2:
             break
-        time.sleep(0.05)
+        time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     left = len(list((tmp_path / "store" / "activations").rglob("*.done")))
@@ -189,9 +185,9 @@ def test_a_job_killed_while_it_fills_the_store_is_done_again_with_what_it_left(t
         output, _ = process.communicate()
         assert process.returncode == 0, output
     assert metrics(tmp_path / "again") == metrics(tmp_path / "off")
-    rows = Rows(Augment(horizontal=0.5), 1000)
+    rows = Rows(Augment(horizontal=0.5), 640)
     distinct = len(rows.new(1)) + len(rows.new(2))
-    assert summary(tmp_path / "again")["prefix_images"] == distinct + 393 + 656 - 128 * left
+    assert summary(tmp_path / "again")["prefix_images"] == distinct + 393 + 640 - 128 * left
 
 
 def test_rows_count_each_image_of_the_views_once() -> None:
