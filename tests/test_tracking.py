@@ -155,7 +155,7 @@ def test_a_server_that_cannot_be_reached_costs_little_time_and_no_number(
 
 def test_what_fails_at_the_tracker_costs_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """W&B's own process is killed while the job trains."""
-    with WandbTracker("tvf").start(tmp_path, "a-job", None, {}) as run:
+    with WandbTracker("tvf", timeout=5).start(tmp_path, "a-job", None, {}) as run:
         run.log({"epoch": 1, "val_acc": 0.5}, step=1)
         (core,) = [each for each in psutil.Process().children(recursive=True) if "wandb-core" in each.name()]
         core.kill()
