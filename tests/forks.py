@@ -22,7 +22,16 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-IMPORTED = ("tvf.cli", "tvf.run", "tvf.data.elpv", "tvf.optim", "timm", "sklearn.model_selection")
+IMPORTED = (
+    "tvf.cli",
+    "tvf.run",
+    "tvf.data.elpv",
+    "tvf.optim",
+    "timm",
+    "sklearn.model_selection",
+    "tvf.sweep.figure",
+    "tvf.sweep.report",
+)
 REQUEST_BYTES = 1 << 20
 
 

@@ -24,6 +24,11 @@ import forks
 import psutil
 import pytest
 from filelock import FileLock
+from PIL import Image
+
+from tvf.sweep.comparison import compare
+from tvf.sweep.records import read_sweep
+from tvf.sweep.report import as_data
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +48,7 @@ class Server:
 
     def __init__(self, program: Path, folder: Path) -> None:
         self.groups: dict[str, str] = {}
+        self.job_types: dict[str, str] = {}
         self.exit_codes: dict[str, int] = {}
         self._program, self._folder, self._port = program, folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,6 +93,22 @@ class Server:
         database.close()
         return found
 
+    def shown(self, run: str) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+        """The tables of a run by their names, as rows, and the widths of its pictures."""
+        database = sqlite3.connect(self._folder / "openwandb.db")
+        files = database.execute("select name, path from files where run_id = ?", [run]).fetchall()
+        database.close()
+        tables, widths = {}, []
+        for name, path in files:
+            if name.endswith(".table.json"):
+                table = json.loads(Path(path).read_text())
+                rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+                tables[Path(name).name.partition("_")[0]] = rows
+            elif name.endswith(".png"):
+                with Image.open(path) as picture:
+                    widths.append(picture.width)
+        return tables, widths
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
@@ -124,6 +146,8 @@ class Server:
         variables = sent.get("variables") or {}
         if variables.get("groupName"):
             self.groups[variables["name"]] = variables["groupName"]
+        if variables.get("jobType"):
+            self.job_types[variables["name"]] = variables["jobType"]
         if path.endswith("/file_stream") and sent.get("complete"):
             self.exit_codes[path.split("/")[-2]] = sent["exitcode"]
 
@@ -197,9 +221,14 @@ def wait_for(path: Path, lines: int) -> None:
         time.sleep(0.02)
 
 
-def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> None:
-    """The server's database is equal to the record of `jobs`; without `once` a step may have arrived twice, equal."""
-    runs = server.runs()
+def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> list[str]:
+    """The server's database is equal to the record of `jobs`; without `once` a step may have arrived twice, equal.
+
+    Returns the runs beside theirs: those that compare a sweep's jobs.
+    """
+    everything = server.runs()
+    summaries = [run for run, each in everything.items() if each["name"] == "sweep-summary"]
+    runs = {run: each for run, each in everything.items() if run not in summaries}
     expected = dict(map(recorded, jobs))
     assert runs.keys() == expected.keys()
     for run, job in expected.items():
@@ -210,6 +239,7 @@ def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> None:
         assert got["config"]["pct_unfreeze"] == job["config"]["model"]["pct_unfreeze"]
         assert got["config"]["seed"] == job["config"]["seed"]
         assert got["state"] == "finished"  # which openwandb calls every run that has ended
+    return summaries
 
 
 def test_a_sweep_arrives_whole_and_its_failed_job_as_failed(server: Server, tmp_path: Path) -> None:
@@ -239,10 +269,13 @@ def make(num_classes, pct):
     for job in jobs:
         if "0.25" in job.name:
             (job / "metrics.jsonl").touch()
-    assert_arrived(server, jobs)
+    (summary,) = assert_arrived(server, jobs)
     runs = {recorded(job)[0]: job for job in jobs}
-    assert server.groups == dict.fromkeys(runs, "sweep")
-    assert server.exit_codes == {run: int("0.25" in job.name) for run, job in runs.items()}
+    assert server.groups == dict.fromkeys([*runs, summary], "sweep")
+    assert server.exit_codes == {run: int("0.25" in job.name) for run, job in runs.items()} | {summary: 0}
+    assert server.job_types == {summary: "sweep-summary"}
+    tables, _ = server.shown(summary)
+    assert [row["state"] for row in tables["jobs"]] == ["done", "done", "failed", "failed"]
 
 
 def test_a_server_that_is_killed_and_comes_back_misses_nothing(server: Server, tmp_path: Path) -> None:
@@ -275,13 +308,23 @@ def test_a_server_that_is_gone_for_good_costs_its_timeout_and_no_number(server: 
 
 def test_an_offline_sweep_arrives_when_it_is_synced(server: Server, tmp_path: Path) -> None:
     process = start(
-        *(server, "-m", "model.pct_unfreeze=0,0.5", "epochs=2", "hydra.sweep.dir=sweep", "tracker.mode=offline", BASIC),
+        *(server, "-m", "model.pct_unfreeze=0,0.5", "seed=1,2", "epochs=2", "hydra.sweep.dir=sweep", BASIC),
+        "tracker.mode=offline",
         cwd=tmp_path,
     )
     output, _ = process.communicate()
     assert process.returncode == 0 and server.runs() == {}, output
     sync(server, output, tmp_path)
-    assert_arrived(server, [path.parent for path in tmp_path.glob("sweep/*/status.json")])
+    (summary,) = assert_arrived(server, [path.parent for path in tmp_path.glob("sweep/*/status.json")])
+    tables, widths = server.shown(summary)
+    (comparison,) = as_data([], compare(read_sweep(tmp_path / "sweep")))["comparisons"]
+    assert server.runs()[summary]["config"]["recommendations"] == [comparison["recommendation"]]
+    for name in ("configurations", "differences"):
+        assert [row | {"data": ""} for row in tables[name]] == tables[name]
+        for row, expected in zip(tables[name], comparison[name], strict=True):
+            assert row.items() <= {**expected, "data": ""}.items()
+    assert len(tables["configurations"]) == 2 and len(tables["differences"]) == 1 and len(tables["jobs"]) == 4
+    assert len(widths) == 1 and widths[0] > 1500
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])

@@ -13,7 +13,7 @@ import forks
 import pytest
 from conftest import ROOT, Outcome
 
-from tvf.sweep.manifest import read_commands
+from tvf.sweep.manifest import read_commands, read_configs, summary_run_id, write_manifest
 from tvf.sweep.records import COLUMNS, read_jobs
 from tvf.sweep.results import report, show
 
@@ -100,7 +100,10 @@ def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Pa
             assert f" {row['name']} " in output
             log = (tmp_path / name / row["folder"] / "job.log").read_text()
             assert log.count("epoch 2/2") == 1
-        assert f"wandb sync {tmp_path / name}/*/wandb/offline-run-*" in output
+        sweep_folder = tmp_path / name
+        sent = f"wandb sync {sweep_folder}/*/wandb/offline-run-* {sweep_folder}/wandb/offline-run-*\n"
+        assert sent in output and len(list(sweep_folder.glob("wandb/offline-run-*"))) == 1
+        assert f"report: {sweep_folder}/report.html" in output and "with a validation accuracy of" in output
     assert len(set(ids)) == 12
     assert len(metrics["two"]) == 4
     assert metrics["two"] == metrics["one"] == metrics["basic"]
@@ -247,3 +250,10 @@ def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(
 def test_a_sweep_of_which_every_job_is_done_is_well(tmp_path: Path) -> None:
     _job(tmp_path, "only", "done", pct_unfreeze=1.0)
     assert report(tmp_path, frozenset({"only"})) is False
+
+
+def test_the_run_that_compares_the_jobs_keeps_its_id_when_the_sweep_goes_on(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"a": {"seed": 1}})
+    run = summary_run_id(tmp_path)
+    write_manifest(tmp_path, {"b": {"seed": 2}})
+    assert summary_run_id(tmp_path) == run and len(read_configs(tmp_path)) == 2

@@ -75,4 +75,6 @@ def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path:
     # A sweep's workers are fresh processes: they must find the user's file too.
     tvf("--config-dir", "./my_conf", "-m", "backbone=mine", "seed=1,2", "epochs=1", "data.limit=64", "tracker=none")
     summaries = [json.loads(path.read_text()) for path in empty.glob("outputs/sweeps/*/*/summary.json")]
+    (report,) = empty.glob("outputs/sweeps/*/report.html")  # whose template the wheel has, too
+    assert "vegaEmbed" in report.read_text()
     assert [summary["backbone"] for summary in summaries] == 2 * ["mine"]

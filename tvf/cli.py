@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf import naming, sweep
-from tvf.build import FULL, build, explain, plain
+from tvf.build import FULL, explain
 from tvf.errors import InputError
 from tvf.sweep.isolation import can_isolate, interruptible, run_apart
 from tvf.sweep.manifest import read_commands
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 INTERRUPTED, REFUSED = 130, 2  # exit codes of a job's process, as shells have them
 _interrupted = False  # whether this process was, while it ran a job
 
+OTHERS = ("resume", "status", "report", "dashboard", "wandb-sweep", "groups", "store")
 USAGE = """tvf: how much of a pretrained vision network should train?
 
   tvf train [OVERRIDE ...]       train one configuration
@@ -45,6 +45,8 @@ USAGE = """tvf: how much of a pretrained vision network should train?
   tvf status DIR                 how the jobs of the sweep in DIR stand
   tvf report DIR [DIR ...]       compare the jobs of one or more sweeps: report.html, written at a sweep's end too
                                  (--format md, csv, json or png; --output FOLDER, or - for the terminal)
+  tvf dashboard DIR              the comparison at W&B: a workspace and a report of the sweep's runs
+  tvf wandb-sweep [OVERRIDE ...] print the YAML of the same sweep for `wandb sweep` and its agents: > sweep.yaml
   tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
   tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
                                  (store.dir=DIR for another store than TVF_STORE's, or the user's cache folder)
@@ -54,23 +56,15 @@ USAGE = """tvf: how much of a pretrained vision network should train?
 def main() -> None:
     """The command `tvf`."""
     command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("groups", "store", "status", "resume", "report") and {"-h", "--help"} & {*rest}:
+    if command in ("-h", "--help", "help") or (command in OTHERS and {"-h", "--help"} & {*rest}):
         print(USAGE)
     elif command == "train":
         sys.argv = [f"{sys.argv[0]} train", *rest]
         train()
-    elif command == "groups":
-        groups(rest)
-    elif command == "store":
-        store(rest)
-    elif command == "status":
-        status(rest)
-    elif command == "report":
-        report(rest)
-    elif command == "resume":
-        resume(rest)
-    elif command in ("-h", "--help", "help"):
-        print(USAGE)
+    elif command in OTHERS:
+        from tvf import commands
+
+        (resume if command == "resume" else getattr(commands, command.replace("-", "_")))(rest)
     else:
         raise SystemExit(f"error: {command} is not a command of tvf.\n\n{USAGE}")
 
@@ -115,7 +109,9 @@ def _call_hydra(attempts: int = 3) -> None:
 
 def resume(arguments: list[str]) -> None:
     """Give a sweep's commands again, in the folder that they were given in: each runs what is not done."""
-    folder, overrides = _sweep_folder("resume", arguments)
+    from tvf.commands import sweep_folder
+
+    folder, overrides = sweep_folder("resume", arguments)
     if others := [each for each in overrides if not each.startswith("hydra")]:
         raise SystemExit(
             f"error: {' '.join(others)} would make other jobs of them. To widen the sweep, give its command with other "
@@ -151,108 +147,6 @@ def _in_folder(folder: Path) -> str:
         return f"hydra.sweep.dir={folder}"
     escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
     return f"hydra.sweep.dir='{escaped}'"
-
-
-def status(arguments: list[str]) -> None:
-    """Print how the jobs of a sweep stand, from its files: the sweep may be running, or dead."""
-    folder, others = _sweep_folder("status", arguments)
-    if others:
-        raise SystemExit("error: write tvf status DIR, the sweep's folder.")
-    sweep.show(folder)
-
-
-def report(arguments: list[str]) -> None:
-    """Write the comparison of one or more sweeps, which may be running, in a format of tvf.sweep.report."""
-    from tvf.sweep.records import read_sweep
-    from tvf.sweep.report import FORMATS, make, write
-
-    parser = argparse.ArgumentParser("tvf report", allow_abbrev=False)
-    parser.add_argument("folders", nargs="*", metavar="DIR", help="the sweep's folder")
-    parser.add_argument("--format", default="html", choices=FORMATS)
-    parser.add_argument("--output", metavar="FOLDER")
-    given = parser.parse_args(arguments)
-    if not given.folders:
-        raise SystemExit("error: write tvf report DIR, the sweep's folder.")
-    folders = list(dict.fromkeys(_sweep_folder("report", [each])[0] for each in given.folders))
-    rows = [row for folder in folders for row in read_sweep(folder)]
-    try:
-        if not rows:
-            raise InputError(f"{' and '.join(map(str, folders))}: no job has begun, and sweep.json names none.")
-        files = make(folders, rows, given.format)
-        if given.output == "-":
-            if given.format not in ("md", "json"):
-                raise InputError(f"--output - is for md and json: {given.format} goes to a folder.")
-            print(*(content.decode() for content in files.values()), end="")
-            return
-        into = Path(given.output) if given.output else folders[0] if len(folders) == 1 else Path()
-        for path in write(files, into):
-            print(path)
-    except (InputError, OSError) as error:
-        if _debugging():
-            raise
-        raise SystemExit(f"error: {explain(error)}") from None
-
-
-def _sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
-    if not arguments or "=" in arguments[0]:
-        raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
-    folder = Path(arguments[0]).absolute()
-    if not (folder / "sweep.json").is_file():
-        if sweeps := sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime):
-            remedy = f"It holds sweeps, the newest of them {sweeps[-1].parent}."
-        else:
-            remedy = "A job by itself goes on when its command is given again with hydra.run.dir=DIR."
-        raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
-    return folder, arguments[1:]
-
-
-def groups(arguments: list[str]) -> None:
-    """Print, as a Markdown table, which groups of the chosen backbone each fraction trains."""
-    from tvf.freezing import tabulate
-
-    folder, overrides = read_config_dir(arguments)
-    if folder:
-        overrides.append(f"hydra.searchpath=['file://{folder}']")
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = hydra.compose("config", overrides)
-        backbone = build(plain(cfg.backbone), "backbone", num_classes=1)
-        print(tabulate(backbone.module, backbone.groups, cfg.model.get("unit") or "groups"))
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        if _debugging():
-            raise
-        raise SystemExit(f"error: {explain(error)}") from None
-
-
-def store(arguments: list[str]) -> None:
-    """List what the store holds, or remove what no job uses."""
-    from tvf.store import StoreOptions, clear, gigabytes, list_entries
-
-    action, *rest = arguments or [""]
-    if action not in ("info", "clear") or any(
-        not each.startswith("store.dir=") or each == "store.dir=" for each in rest
-    ):
-        raise SystemExit(
-            "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
-        )
-    folder = StoreOptions(dir=next((each.partition("=")[2] for each in rest), None)).path()
-    try:
-        if action == "clear":
-            removed, total, size = clear(folder)
-            used = f"; running jobs use the other {total - removed}" if removed < total else ""
-            print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}{used}")
-            return
-        entries = list_entries(folder)
-    except OSError as error:
-        raise SystemExit(f"error: {error.filename or folder}: {error.strerror or error}") from None
-    if not folder.is_dir():
-        print(f"{folder}: there is no such folder")
-        return
-    total = f"{len(entries)} entries, {gigabytes(sum(entry.size for entry in entries))}" if entries else "empty"
-    print(f"{folder}: {total}")
-    for entry in sorted(entries, key=lambda entry: -entry.used):
-        when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-        print(f"{gigabytes(entry.size):>8}  {when}  {'in use  ' if entry.in_use else ''}{entry.about}")
 
 
 def _task(cfg: DictConfig) -> None:

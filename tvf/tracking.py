@@ -46,7 +46,7 @@ class Run(Protocol):
         """Set the run's final values."""
 
     def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
-        """Add tables, given as rows that have the same keys, and pictures."""
+        """Add tables, given as rows, and pictures."""
 
 
 class JobRecord:
@@ -346,8 +346,10 @@ class _WandbRun:
         def send() -> None:
             shown: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in pictures.items()}
             for name, rows in tables.items():
-                columns: list[Any] = list(rows[0]) if rows else []
-                shown[name] = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
+                columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+                shown[name] = wandb.Table(
+                    columns=columns, data=[[row.get(column) for column in columns] for row in rows]
+                )
             self._run.log(shown)
 
         self._try(send)

@@ -1,0 +1,176 @@
+"""The commands beside training: what sweeps left behind, what could be trained, what the store keeps."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tvf import sweep
+from tvf.build import build, explain, plain
+from tvf.cli import conf_dir, read_config_dir
+from tvf.errors import InputError
+from tvf.metrics import METRICS, metric_of
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn mistakes into messages, but for those who debug."""
+    try:
+        yield
+    except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
+        if os.environ.get("TVF_DEBUG") == "1":
+            raise
+        raise SystemExit(f"error: {explain(error)}") from None
+
+
+def status(arguments: list[str]) -> None:
+    """Print how the jobs of a sweep stand, from its files: the sweep may be running, or dead."""
+    folder, others = sweep_folder("status", arguments)
+    if others:
+        raise SystemExit("error: write tvf status DIR, the sweep's folder.")
+    sweep.show(folder)
+
+
+def report(arguments: list[str]) -> None:
+    """Write the comparison of one or more sweeps, which may be running, in a format of tvf.sweep.report."""
+    from tvf.sweep.records import read_sweep
+    from tvf.sweep.report import FORMATS, make, write
+
+    parser = argparse.ArgumentParser("tvf report", allow_abbrev=False)
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="the sweep's folder")
+    parser.add_argument("--format", default="html", choices=FORMATS)
+    parser.add_argument("--output", metavar="FOLDER")
+    given = parser.parse_args(arguments)
+    if not given.folders:
+        raise SystemExit("error: write tvf report DIR, the sweep's folder.")
+    folders = list(dict.fromkeys(sweep_folder("report", [each])[0] for each in given.folders))
+    rows = [row for folder in folders for row in read_sweep(folder)]
+    with _told():
+        if not rows:
+            raise InputError(f"{' and '.join(map(str, folders))}: no job has begun, and sweep.json names none.")
+        files = make(folders, rows, given.format)
+        if given.output == "-":
+            if given.format not in ("md", "json"):
+                raise InputError(f"--output - is for md and json: {given.format} goes to a folder.")
+            print(*(content.decode() for content in files.values()), end="")
+            return
+        into = Path(given.output) if given.output else folders[0] if len(folders) == 1 else Path()
+        for path in write(files, into):
+            print(path)
+
+
+def dashboard(arguments: list[str]) -> None:
+    """Save a workspace and a report of a sweep's runs at W&B, and print where they are."""
+    from tvf.sweep.comparison import compare
+    from tvf.sweep.dashboard import publish
+    from tvf.sweep.page import tested
+    from tvf.sweep.records import read_sweep
+    from tvf.sweep.report import markdown
+
+    folder, others = sweep_folder("dashboard", arguments)
+    if others:
+        raise SystemExit("error: write tvf dashboard DIR, the sweep's folder.")
+    rows = read_sweep(folder)
+    with _told():
+        tracked = [row for row in rows if row["wandb_run_id"]]
+        comparisons = compare(tracked)
+        if not comparisons:
+            raise InputError(f"{folder}: no job has a W&B run (tracker=none?). tvf report {folder} needs none.")
+        if len(comparisons) > 1:
+            titles = "; ".join(each.title for each in comparisons)
+            raise InputError(f"{folder}: its jobs cannot be compared on one dashboard ({titles}): sweep them apart.")
+        (comparison,) = comparisons
+        config = tracked[0]["config"]
+        for url in publish(
+            *(config["project"], folder.name, comparison.score_key),
+            recommendation=f"{comparison.choice.text} {tested(comparison)}".strip(),
+            table=markdown([folder], comparisons).partition("\n\n")[2],
+            entity=config["tracker"].get("entity"),
+            auroc=any(row["val_auroc"] is not None for row in tracked),
+        ):
+            print(url)
+
+
+def wandb_sweep(overrides: list[str]) -> None:
+    """Print the YAML of a sweep for W&B's own agents, whose jobs were all checked as far as one value goes."""
+    from tvf.check import check
+    from tvf.sweep.wandb_sweep import describe_sweep, read_grid
+
+    with _told():
+        fixed, varied = read_grid(overrides)
+        first = {key: values[0] for key, values in varied.items()}
+        for key, values in varied.items():
+            for value in values:
+                check(_compose([*fixed, *(f"{key}={value}" for key, value in (first | {key: value}).items())]))
+        config = plain(_compose([*fixed, *(f"{key}={value}" for key, value in first.items())]))
+        print(describe_sweep(fixed, varied, f"val_{METRICS[metric_of(config)]}", config["project"]), end="")
+
+
+def groups(arguments: list[str]) -> None:
+    """Print, as a Markdown table, which groups of the chosen backbone each fraction trains."""
+    from tvf.freezing import tabulate
+
+    folder, overrides = read_config_dir(arguments)
+    if folder:
+        overrides.append(f"hydra.searchpath=['file://{folder}']")
+    with _told():
+        cfg = _compose(overrides)
+        backbone = build(plain(cfg.backbone), "backbone", num_classes=1)
+        print(tabulate(backbone.module, backbone.groups, cfg.model.get("unit") or "groups"))
+
+
+def store(arguments: list[str]) -> None:
+    """List what the store holds, or remove what no job uses."""
+    from tvf.store import StoreOptions, clear, gigabytes, list_entries
+
+    action, *rest = arguments or [""]
+    if action not in ("info", "clear") or any(
+        not each.startswith("store.dir=") or each == "store.dir=" for each in rest
+    ):
+        raise SystemExit(
+            "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
+        )
+    folder = StoreOptions(dir=next((each.partition("=")[2] for each in rest), None)).path()
+    try:
+        if action == "clear":
+            removed, total, size = clear(folder)
+            used = f"; running jobs use the other {total - removed}" if removed < total else ""
+            print(f"removed {removed} of {total} entries, {gigabytes(size)}, from {folder}{used}")
+            return
+        entries = list_entries(folder)
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename or folder}: {error.strerror or error}") from None
+    if not folder.is_dir():
+        print(f"{folder}: there is no such folder")
+        return
+    total = f"{len(entries)} entries, {gigabytes(sum(entry.size for entry in entries))}" if entries else "empty"
+    print(f"{folder}: {total}")
+    for entry in sorted(entries, key=lambda entry: -entry.used):
+        when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
+        print(f"{gigabytes(entry.size):>8}  {when}  {'in use  ' if entry.in_use else ''}{entry.about}")
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides)
+
+
+def sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
+    """The sweep's folder that a command's arguments begin with, and the rest; SystemExit if it is none."""
+    if not arguments or "=" in arguments[0]:
+        raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
+    folder = Path(arguments[0]).absolute()
+    if not (folder / "sweep.json").is_file():
+        if sweeps := sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime):
+            remedy = f"It holds sweeps, the newest of them {sweeps[-1].parent}."
+        else:
+            remedy = "A job by itself goes on when its command is given again with hydra.run.dir=DIR."
+        raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
+    return folder, arguments[1:]
