@@ -6,14 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
 from conftest import ROOT, Outcome
+from sweeps import add_job
 
-from tvf import tracking
+from tvf import cli, tracking
 from tvf.errors import InputError
 from tvf.sweep import dashboard
 from tvf.sweep.dashboard import build_report, build_workspace, keys, publish
@@ -266,3 +268,41 @@ def test_the_module_itself_needs_no_package() -> None:
     code = "import sys; sys.modules['wandb_workspaces'] = None; import tvf.sweep.dashboard"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     assert "wandb_workspaces" not in vars(dashboard)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["tvf", "dashboard", *arguments])
+    cli.main()
+
+
+def test_the_command_saves_both_of_the_sweeps_group(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fraction in (0.0, 0.5):
+        for seed in (1, 2):
+            add_job(tmp_path, fraction, seed, changes={"project": "mine"}, wandb_run_id="x")
+    for status in tmp_path.glob("*/status.json"):
+        status.write_text(status.read_text().replace('"wandb_run_id": null', '"wandb_run_id": "abc"'))
+    call(monkeypatch, str(tmp_path))
+    assert [*service.sent] == ["report", "workspace"]
+    for sent in service.sent.values():
+        assert sent["projectName"] == "mine" and tmp_path.name in sent["spec"]
+        assert "Train pct_unfreeze=0" in sent["spec"]
+    assert "| 0.5 | 2 | 0.800" in service.sent["report"]["spec"]
+    assert capsys.readouterr().out.count("https://") == 2
+
+
+def test_a_sweep_without_runs_and_one_of_two_kinds_have_no_dashboard(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (None, 100):
+        add_job(tmp_path, 0.5, 1, changes={"data.limit": limit})
+    with pytest.raises(SystemExit, match="no job has a W&B run"):
+        call(monkeypatch, str(tmp_path))
+    for status in tmp_path.glob("*/status.json"):
+        status.write_text(status.read_text().replace('"wandb_run_id": null', '"wandb_run_id": "abc"'))
+    with pytest.raises(SystemExit, match="cannot be compared on one dashboard .data.limit=None; data.limit=100"):
+        call(monkeypatch, str(tmp_path))
+    with pytest.raises(SystemExit, match="write tvf dashboard DIR"):
+        call(monkeypatch)
+    assert service.sent == {}

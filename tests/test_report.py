@@ -92,7 +92,8 @@ def test_several_sweeps_stand_side_by_side_where_the_command_is_given(
         add_job(other, 0.5, seed, [0.7, 0.95], changes={"optimizer.lr": 0.1})
     monkeypatch.chdir(tmp_path)
     tvf(monkeypatch, "report", "sweep", "other")
-    assert "Train pct_unfreeze=0.5, optimizer.lr=0.1" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Train pct_unfreeze=0.5, optimizer.lr=0.1" in page and '<td data-value="other">' in page
     parts = json.loads(make([sweep, other], [*read_sweep(sweep), *read_sweep(other)], "json")["report.json"])
     assert len(parts["comparisons"]) == 1 and len(parts["sweeps"]) == 2
 

@@ -94,10 +94,11 @@ class Server:
         return found
 
     def shown(self, run: str) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
-        """The tables of a run by their names, as rows, and the widths of its pictures."""
-        database = sqlite3.connect(self._folder / "openwandb.db")
-        files = database.execute("select name, path from files where run_id = ?", [run]).fetchall()
-        database.close()
+        """The tables of a sweep's summary by their names, as rows, and the widths of its pictures."""
+        deadline = time.monotonic() + 60
+        while len(files := self._media(run)) < 4:  # they are noted after they have been answered
+            assert time.monotonic() < deadline, files
+            time.sleep(0.1)
         tables, widths = {}, []
         for name, path in files:
             if name.endswith(".table.json"):
@@ -108,6 +109,13 @@ class Server:
                 with Image.open(path) as picture:
                     widths.append(picture.width)
         return tables, widths
+
+    def _media(self, run: str) -> list[tuple[str, str]]:
+        database = sqlite3.connect(self._folder / "openwandb.db")
+        query = "select name, path from files where run_id = ? and name like 'media/%'"
+        files = database.execute(query, [run]).fetchall()
+        database.close()
+        return files
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

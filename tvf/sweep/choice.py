@@ -53,7 +53,7 @@ def choose(made: Sequence[Configuration], differences: Sequence[Difference], met
         best = max(scored, key=lambda each: scored[each].mean)
         return Choice(
             f"{best} has the highest validation {WORDS[metric]}, {scored[best].mean:.3f}, but with one seed there is "
-            f"no uncertainty to report, and so nothing to choose by. Run it with {MORE_SEEDS}.",
+            f"no uncertainty to report, and so nothing to choose by. Run the sweep with {MORE_SEEDS}.",
             best=best,
         )
     alone = [str(each) for each in scored if each not in several]

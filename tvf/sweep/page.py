@@ -80,7 +80,7 @@ def _part(name: str, comparison: Comparison) -> dict[str, Any]:
         "by_class": tables.by_class(shown) if shown else [],
         "by_class_of": shown.label if shown else "",
         "jobs": jobs,
-        "job_columns": tables.JOBS,
+        "job_columns": [*([tables.SWEEP] if len({row["sweep"] for row in jobs}) > 1 else []), *tables.JOBS],
     }
 
 

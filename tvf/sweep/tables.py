@@ -30,6 +30,7 @@ class Column:
         return str(value) if isinstance(value, str) else format(value, self.form)
 
 
+SWEEP = Column("sweep", "sweep")  # before JOBS, where there are several
 JOBS = (
     Column("label", "pct_unfreeze"),
     Column("seed", "seed"),
