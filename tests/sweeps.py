@@ -88,7 +88,11 @@ def add_job(
             **{"val_auroc": best + 0.05, "val_recall": [best, best - 0.2], "val_confusion": [[200, 70], [40, 83]]},
             **{"test_loss": 0.45, "test_acc": best - 0.02, "test_macro_f1": best - 0.12, "test_auroc": best + 0.03},
             **{"test_recall": [best, best - 0.2], "test_confusion": [[350, 100], [60, 146]]},
-            **{"train_seconds": 10 + 100 * fraction if seconds is None else seconds, "prefix_seconds": 8.0},
+            **{
+                "train_seconds": 10 + 100 * fraction if seconds is None else seconds,
+                "prefix_seconds": 8.0,
+                "prefix_kept": True,
+            },
             **{"images_per_second": 500 / (1 + fraction), "peak_memory_mb": 600 + 400 * fraction},
             **{"wandb_run_id": None, "wandb_url": None, "approximations": []},
             **{"versions": {"python": "3.11", "torch": "2"}, "machine": {"host": "here", "cores": 2, "gpu": None}},

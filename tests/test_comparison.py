@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sweeps import add_job
 
-from tvf.sweep import tables
+from tvf.sweep import page, tables
 from tvf.sweep.comparison import Comparison, about_seeds, compare
 from tvf.sweep.records import read_sweep
 
@@ -38,7 +38,7 @@ def test_the_cheapest_within_one_standard_error_of_the_best_is_recommended(tmp_p
     assert (
         "the best, 0.920 of pct_unfreeze=0.5, which takes 1.9 times the seconds (52 instead of 27 a job)" in choice.text
     )
-    assert "its difference to pct_unfreeze=0.5 is -0.010" in choice.text
+    assert "Paired by seed, 0.25 minus 0.5 is -0.010 (95 % interval -0.052 to +0.032), which includes 0" in choice.text
 
 
 def test_the_best_is_recommended_where_nothing_cheaper_comes_near_with_its_runner_up(tmp_path: Path) -> None:
@@ -53,7 +53,8 @@ def test_what_takes_the_same_seconds_is_chosen_by_what_trains(tmp_path: Path) ->
     grid(tmp_path, {0.5: [0.9, 0.92], 0.25: [0.9, 0.92], 1.0: [0.5, 0.6]}, seconds=30.04)
     choice = compared(tmp_path).choice
     assert choice.chosen and choice.chosen.label == "0.25"
-    assert "Two seeds are little evidence" in choice.text
+    assert "it ties with pct_unfreeze=0.5" in choice.text
+    assert "Two seeds (pct_unfreeze=0.25; pct_unfreeze=0.5) are little evidence" in choice.text
 
 
 def test_seeds_that_cannot_tell_are_said_to_be_unable(tmp_path: Path) -> None:
@@ -102,7 +103,8 @@ def test_jobs_that_are_not_done_are_counted_and_do_not_count(tmp_path: Path) -> 
     comparison = compared(tmp_path)
     assert [each.label for each in comparison.configurations] == ["0", "0.25", "0.5", "1"]
     assert set(comparison.configurations[2].scores) == {1, 2, 3}
-    assert comparison.notes == [f"1 of 15 jobs is {state}." for state in ("failed", "interrupted", "waiting")]
+    assert comparison.notes == [f"{state}: 1 of 15 jobs." for state in ("failed", "interrupted", "waiting")]
+    assert "Of pct_unfreeze=0.5, 3 of 6 jobs do not count: they are not done." in comparison.choice.text
     assert [row["state"] for row in tables.jobs(comparison)].count("done") == 12
 
 
@@ -117,7 +119,7 @@ def test_a_score_that_is_no_number_does_not_count(tmp_path: Path, score: float |
     add_job(tmp_path, 0.0, 4, val_acc=score)
     comparison = compared(tmp_path)
     assert set(comparison.configurations[0].scores) == {1, 2, 3}
-    assert "fine-tuning-0.0-seed4 is done without a finite val_acc: it does not count." in comparison.notes
+    assert "fine-tuning-0.0-seed4 is done without finite scores: it does not count." in comparison.notes
 
 
 def test_what_else_varies_is_in_the_label_and_seeds_that_others_follow_are_not(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_job_that_two_sweeps_have_counts_once(tmp_path: Path) -> None:
             add_job(tmp_path / folder, 0.5, seed)
     comparison = compared(tmp_path / "a", tmp_path / "b")
     assert sorted(comparison.configurations[0].scores) == [1, 2, 3]
-    assert comparison.notes == ["fine-tuning-0.5-seed2 is there twice (a, b): one counts."]
+    assert comparison.notes == ["fine-tuning-0.5-seed2 is there twice (a, b): the first counts."]
 
 
 def test_many_configurations_are_compared_with_the_best_alone(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_the_overview_tells_dynamics_and_costs(tmp_path: Path) -> None:
 
 
 def test_without_a_store_frozen_layers_are_a_jobs_own_cost(tmp_path: Path) -> None:
-    add_job(tmp_path, 0.5, 1, seconds=60.0, changes={"store.mode": "off"})
+    add_job(tmp_path, 0.5, 1, seconds=60.0, prefix_kept=False)
     assert compared(tmp_path).configurations[0].seconds == 60.0
 
 
@@ -225,3 +227,105 @@ def test_a_job_without_a_config_is_in_no_comparison(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps([]))
     (tmp_path / "sweep.json").unlink()
     assert compare(read_sweep(tmp_path)) == []
+
+
+def test_equal_scores_are_called_a_tie(tmp_path: Path) -> None:
+    grid(tmp_path, {0.25: [0.9, 0.91, 0.92], 1.0: [0.92, 0.91, 0.9], 0.0: [0.5, 0.51, 0.52]})
+    choice = compared(tmp_path).choice
+    assert choice.chosen and choice.chosen.label == "0.25"
+    assert "it ties with pct_unfreeze=1, which takes 3.8 times the seconds" in choice.text
+    one = tmp_path / "one"
+    one.mkdir()
+    grid(one, {0.25: [0.9], 1.0: [0.9], 0.0: [0.5]})
+    assert "pct_unfreeze=0.25; pct_unfreeze=1 share the highest" in compared(one).choice.text
+
+
+def test_what_has_no_result_is_named_and_so_are_the_seeds_that_are_missing(tmp_path: Path) -> None:
+    grid(tmp_path, {0.0: [0.80, 0.81, 0.82], 0.25: [0.90, 0.92]})
+    add_job(tmp_path, 0.25, 3, state="failed", epochs=2)
+    add_job(tmp_path, 1.0, 1, state="waiting", epochs=2)
+    text = compared(tmp_path).choice.text
+    assert "Left out, for want of a done job: pct_unfreeze=1." in text
+    assert "Of pct_unfreeze=0.25, 1 of 3 jobs do not count: they are not done." in text
+    assert "Over the 2 seeds that both have, 0.25 minus 0 is" in text
+
+
+def test_without_a_spread_the_rule_is_said_to_be_empty(tmp_path: Path) -> None:
+    grid(tmp_path, {0.0: [0.8, 0.8, 0.8], 0.5: [0.7, 0.7, 0.7]})
+    text = compared(tmp_path).choice.text
+    assert "All its seeds score the same" in text and "it is the best, and the cheapest." in text
+
+
+def test_seconds_that_overlap_are_no_difference_in_cost(tmp_path: Path) -> None:
+    for seed, (small, large) in enumerate([(30, 28), (31, 32), (36, 30)], 1):
+        add_job(tmp_path, 0.0, seed, [0.9, 0.9 + seed / 100], seconds=small)
+        add_job(tmp_path, 0.5, seed, [0.9, 0.9 + seed / 100], seconds=large)
+    choice = compared(tmp_path).choice
+    assert choice.chosen and choice.chosen.label == "0"
+    assert "which takes about the same seconds" in choice.text or "which takes 0.9" in choice.text
+
+
+def test_sweeps_whose_views_follow_the_seed_stay_together_beside_others(tmp_path: Path) -> None:
+    for seed in (0, 1, 2, 3):
+        add_job(tmp_path, 0.5, seed, changes={"augment.seed": seed})
+        add_job(tmp_path, 0.5, seed)
+    comparison = compared(tmp_path)
+    assert sorted(sorted(each.scores) for each in comparison.configurations) == [[0, 1, 2, 3], [1, 2, 3]]
+    assert comparison.following == frozenset()
+
+
+def test_splits_that_follow_the_seed_are_one_comparison(tmp_path: Path) -> None:
+    for fraction in (0.0, 0.5):
+        for seed in (1, 2, 3):
+            add_job(tmp_path, fraction, seed, changes={"data.split_seed": seed})
+    comparison = compared(tmp_path)
+    assert [sorted(each.scores) for each in comparison.configurations] == [[1, 2, 3], [1, 2, 3]]
+    assert "A seed decides" in about_seeds(comparison) and "other images" not in about_seeds(comparison)
+
+
+def test_validation_on_the_test_images_is_said_and_nothing_is_called_tested(tmp_path: Path) -> None:
+    grid(tmp_path, CLEAR, changes={"data.val_fraction": 0.3})
+    assert page.tested(compared(tmp_path))
+    for path in tmp_path.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config["data"]["validate_on"] = "test"
+        path.write_text(json.dumps(config))
+    (tmp_path / "sweep.json").unlink()
+    comparison = compared(tmp_path)
+    assert page.tested(comparison) == "" and any("validate_on=test" in note for note in comparison.notes)
+
+
+def test_other_differences_than_the_fraction_are_named_beside_the_recommendation(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        add_job(tmp_path, 0.0, seed)
+        add_job(tmp_path, 0.5, seed, changes={"optimizer.lr": 0.1})
+    assert "Configurations differ in more than the fraction: optimizer.lr." in compared(tmp_path).notes
+
+
+def test_an_accuracy_no_better_than_the_largest_class_is_pointed_at(tmp_path: Path) -> None:
+    grid(tmp_path, {0.0: [0.70, 0.71, 0.69]})  # of 393 images 270 are functional: 0.687
+    assert any(
+        "Calling every image functional has a validation accuracy of 0.687" in n for n in compared(tmp_path).notes
+    )
+    good = tmp_path / "good"
+    good.mkdir()
+    grid(good, CLEAR)
+    assert compared(good).notes == []
+
+
+def test_the_best_of_many_is_corrected_for_all_pairs(tmp_path: Path) -> None:
+    """Equal means: how often chance finds a difference must not exceed the level. Here, by the smallest p of all."""
+    grid(tmp_path, {number / 10: [0.8 + number / 100, 0.81 + number / 90, 0.8 + number / 80] for number in range(10)})
+    comparison = compared(tmp_path)
+    smallest = min(comparison.differences, key=lambda each: each.p or 1.0)
+    assert smallest.p and smallest.p_holm and smallest.p_holm >= min(1.0, smallest.p * (45 - 36))
+    assert "corrected for all 45 pairs" in comparison.pairs
+
+
+def test_records_that_do_not_name_a_metric_were_chosen_by_accuracy(tmp_path: Path) -> None:
+    grid(tmp_path, {0.5: [0.8, 0.9]})
+    old = next(tmp_path.glob("*seed2*/config.json"))
+    config = json.loads(old.read_text())
+    del config["data"]["metric"]
+    old.write_text(json.dumps(config))
+    assert [sorted(each.scores) for each in compared(tmp_path).configurations] == [[1, 2]]

@@ -100,11 +100,11 @@ def test_it_is_one_small_file_that_asks_for_nothing_and_complains_of_nothing(rea
 
 def test_every_chart_is_drawn_with_titles_on_its_axes(reader: Reader) -> None:
     charts = {
-        # Marks: means and seeds; means and rings of the front; points that hovering shows; pairs.
+        # Marks: means and seeds; means and rings of the front; points, and those that hovering shows; pairs.
         "score": (4 + 13, ["fraction of the groups that trains (pct_unfreeze)", "validation accuracy"]),
-        "cost": (4 + 3, ["training, seconds a job (logarithmic)", "validation accuracy"]),
-        "curves": (4 * 2 * 4, ["epoch", "accuracy"]),
-        "losses": (4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
+        "cost": (4 + 3, ["training, own seconds of a job (logarithmic)", "validation accuracy"]),
+        "curves": (2 * 4 * 2 * 4, ["epoch", "accuracy"]),
+        "losses": (2 * 4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
         "differences": (6, ["difference in validation accuracy, paired by seed"]),
     }
     assert reader.page.locator(".chart").count() == len(charts)
@@ -121,15 +121,13 @@ def test_every_chart_is_drawn_with_titles_on_its_axes(reader: Reader) -> None:
 def test_a_fraction_has_one_colour_everywhere(reader: Reader) -> None:
     for name in ("score", "cost", "curves"):
         used = reader.page.evaluate(
-            """name => [...document.querySelectorAll(`#part0-${name} .role-mark path`)]
-                .flatMap(path => [path.getAttribute("fill"), path.getAttribute("stroke")])""",
+            """name => [...document.querySelectorAll(`#part0-${name} .mark-symbol.role-mark path`)]
+                .map(path => ["aria-label", "fill", "stroke"].map(each => path.getAttribute(each)))""",
             name,
         )
-        assert (
-            {COLOURS[fraction] for fraction in SCORES}
-            <= {*used}
-            <= {*COLOURS.values(), "currentColor", "none", None, "transparent"}
-        )
+        told = [(re.search(r"pct_unfreeze: ([\d.]+)", label or ""), {fill, stroke}) for label, fill, stroke in used]
+        seen = {(float(found[1]), colour) for found, both in told if found for colour in both & {*COLOURS.values()}}
+        assert seen == {(fraction, COLOURS[fraction]) for fraction in SCORES}, name
     swatch = reader.page.locator("#part0-overview tr.chosen .swatch").get_attribute("style")
     assert swatch and COLOURS[0.5] in swatch
 
@@ -173,7 +171,7 @@ def test_jobs_link_to_their_runs_and_show_what_became_of_them(reader: Reader) ->
     assert len(links) == 12 and "https://wandb.example/runs/0.5-2" in links
     assert reader.column("part0-jobs", "state").count("failed") == 1
     text = reader.page.inner_text("body")
-    assert "RuntimeError: broke" in text and "1 of 15 jobs is waiting." in text
+    assert "RuntimeError: broke" in text and "waiting: 1 of 15 jobs." in text and "tvf resume " in text
     assert "</script><script>x()</script>" in text  # as text
 
 

@@ -6,16 +6,18 @@ import sys
 import time
 import xml.etree.ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from sweeps import add_job
 
 from tvf import cli
+from tvf.sweep import results
 from tvf.sweep.charts import COLOURS, MORE_COLOURS, colours
 from tvf.sweep.page import render
 from tvf.sweep.records import read_sweep
-from tvf.sweep.report import make
+from tvf.sweep.report import FORMATS, make
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_markdown_has_the_recommendation_and_a_row_for_each_configuration(
     assert lines[0].startswith("Train pct_unfreeze=0.5")
     assert "| 0.5 | 3 | 0.900 ± 0.020 | 0.850 to 0.950 | 0.880 ± 0.020 | 52.0 | 502,562 |" in lines
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    assert "- 1 of 10 jobs is failed." in lines
+    assert "- failed: 1 of 10 jobs." in lines
 
 
 def test_csv_is_one_row_a_job_and_one_row_an_epoch(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def test_500_jobs_take_seconds(tmp_path: Path) -> None:
     [
         ([], "write tvf report DIR"),
         (["empty"], "empty is not the folder of a sweep: it has no sweep.json"),
-        (["nowhere"], "nowhere is not the folder of a sweep"),
+        (["nowhere"], "there is no folder .*/nowhere"),
         (["."], "It holds sweeps, the newest of them .*/bare"),
         (["sweep", "empty"], "empty is not the folder of a sweep"),
         (["bare"], "bare: no job has begun"),
@@ -200,3 +202,59 @@ def test_the_colours_of_fractions_are_apart_for_every_kind_of_sight_and_stand_ou
 def test_a_fraction_keeps_its_colour_whatever_others_there_are() -> None:
     assert colours([0.5, 0.1]) == {0.1: MORE_COLOURS[0], 0.5: COLOURS[0.5]}
     assert len({*colours([0, 0.25, 0.5, 0.75, 1, 0.1, 0.2, 0.3, 0.4, 0.6]).values()}) == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"store": None}),
+        ("config.json", {"store": "text"}),
+        ("config.json", {"model": []}),
+        ("summary.json", {"metric": []}),
+        ("summary.json", {"unfrozen_groups": 3, "seed": 1.5}),
+        ("summary.json", {"versions": "text", "machine": 1, "approximations": 3}),
+        ("summary.json", {"val_confusion": "text", "test_confusion": [[1], "a"]}),
+        ("summary.json", {"val_recall": [0.5, 0.5, 0.5], "val_confusion": [[1, 2, 3]] * 3}),
+        ("summary.json", {"classes": ["a", 3]}),
+        ("status.json", {"name": None}),
+        ("status.json", {"name": "[/red]"}),
+        ("metrics.jsonl", {"epoch": 1, "val_acc": "text"}),
+        ("metrics.jsonl", {"epoch": 1}),
+    ],
+    ids=str,
+)
+def test_a_record_that_is_not_as_tvf_writes_it_costs_only_itself(
+    sweep: Path, capsys: pytest.CaptureFixture[str], file: str, content: dict[str, Any]
+) -> None:
+    """Neither the end of a sweep nor a report fails for it, in any format."""
+    path = next(sweep.glob("*0.5-seed2*")) / file
+    held = {} if file == "metrics.jsonl" else json.loads(path.read_text())
+    path.write_text(json.dumps(held | content))
+    results.report(sweep, frozenset())
+    assert "no report" not in capsys.readouterr().out
+    for kind in FORMATS:
+        make([sweep], read_sweep(sweep), kind)
+
+
+def test_many_fractions_have_a_colour_each() -> None:
+    assert len({*colours([number / 20 for number in range(21)]).values()}) == 21
+
+
+def test_a_sweep_json_that_cannot_be_read_is_told(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "sweep.json").write_text("{")
+    tvf(monkeypatch, "report", str(sweep), "--format", "json", "--output", "-")
+    printed = capsys.readouterr()
+    assert "sweep.json cannot be read" in printed.err and json.loads(printed.out)["comparisons"]
+
+
+def test_the_summary_of_a_sweep_whose_tracker_fails_costs_no_exit_code(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("the tracker broke")
+
+    monkeypatch.setattr("tvf.sweep.summary.log_summary", fail)
+    assert results.report(sweep, frozenset(), track=True) is False
+    assert "the sweep's summary is not logged: the tracker broke" in capsys.readouterr().out

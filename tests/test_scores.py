@@ -35,6 +35,11 @@ def test_auroc_tells_images_apart_that_a_softmax_rounds_to_one() -> None:
     assert score(logits, torch.tensor([0, 1, 1]), 0, 0).auroc == 1.0
 
 
+def test_logits_that_are_no_numbers_have_no_auroc() -> None:
+    logits = torch.full((4, 2), float("nan"))
+    assert score(logits, torch.tensor([1, 1, 0, 0]), 0, 0).auroc is None
+
+
 def test_many_classes_have_no_confusion_matrix() -> None:
     logits = torch.eye(MOST_CLASSES + 1)
     found = score(logits, torch.arange(MOST_CLASSES + 1), 0, 1)

@@ -229,7 +229,7 @@ def test_a_folder_with_a_foreign_status_costs_only_itself(
     _job(tmp_path, "foreign", "done")
     (tmp_path / "foreign" / "status.json").write_text(foreign)
     assert report(tmp_path, frozenset({"good"})) is False
-    assert "foreign/status.json is not a job's status" in capsys.readouterr().out
+    assert "foreign/status.json is not a job's status" in capsys.readouterr().err
     assert [row["name"] for row in _csv(tmp_path)] == ["good"]
 
 

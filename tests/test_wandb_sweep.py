@@ -15,7 +15,7 @@ from wandb import wandb_agent
 
 from tvf import cli
 
-QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker=none")
+QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker.mode=offline")
 
 
 @pytest.fixture
@@ -169,6 +169,8 @@ def test_fractions_vary_for_the_model_that_has_them(describe: Describe, model: s
         (["seed=1,-1"], "seed=-1 is refused"),
         (["epochs=0"], "epochs=0 is refused"),
         (["typo=1"], "typo"),
+        (["tracker=none"], "tracker=none is refused: W&B would never hear"),
+        (["hydra.run.dir=x", "seed=1,2"], "hydra.run.dir=x is refused: each job has a folder of its own"),
     ],
 )
 def test_what_cannot_be_a_sweep_is_refused_with_a_remedy(describe: Describe, overrides: list[str], told: str) -> None:

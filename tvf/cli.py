@@ -73,6 +73,7 @@ def train() -> None:
     """Train one job or, with -m, a sweep, as sys.argv says. Exits with 0 only if every job is done."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # has Hydra raise its errors to us instead of printing them
     read_config_dir(sys.argv[1:])
+    interrupted = False
     try:
         with interruptible(sweep.interrupt):
             _call_hydra()
@@ -86,9 +87,10 @@ def train() -> None:
     except TerminatedWorkerError:
         raise SystemExit("error: a worker process was killed, as the system does when memory runs out") from None
     except KeyboardInterrupt:
+        interrupted = True
         raise SystemExit("interrupted: what was finished is kept") from None
     finally:
-        failures = sweep.finish()
+        failures = sweep.finish(track=not interrupted)  # who interrupts does not want to wait for a network
     if failures:
         raise SystemExit(1)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +17,7 @@ from tvf import sweep
 from tvf.build import build, explain, plain
 from tvf.cli import conf_dir, read_config_dir
 from tvf.errors import InputError
+from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
 
 
@@ -51,8 +53,8 @@ def report(arguments: list[str]) -> None:
     if not given.folders:
         raise SystemExit("error: write tvf report DIR, the sweep's folder.")
     folders = list(dict.fromkeys(sweep_folder("report", [each])[0] for each in given.folders))
-    rows = [row for folder in folders for row in read_sweep(folder)]
     with _told():
+        rows = [row for folder in folders for row in read_sweep(folder)]
         if not rows:
             raise InputError(f"{' and '.join(map(str, folders))}: no job has begun, and sweep.json names none.")
         files = make(folders, rows, given.format)
@@ -62,8 +64,12 @@ def report(arguments: list[str]) -> None:
             print(*(content.decode() for content in files.values()), end="")
             return
         into = Path(given.output) if given.output else folders[0] if len(folders) == 1 else Path()
-        for path in write(files, into):
-            print(path)
+        try:
+            paths = write(files, into)
+        except OSError as error:
+            where = error.filename or into
+            raise InputError(f"{where} cannot be written ({error.strerror}): choose a folder with --output.") from error
+        print(*paths, sep="\n")
 
 
 def dashboard(arguments: list[str]) -> None:
@@ -76,7 +82,7 @@ def dashboard(arguments: list[str]) -> None:
 
     folder, others = sweep_folder("dashboard", arguments)
     if others:
-        raise SystemExit("error: write tvf dashboard DIR, the sweep's folder.")
+        raise SystemExit("error: write tvf dashboard DIR, the folder of one sweep.")
     rows = read_sweep(folder)
     with _told():
         tracked = [row for row in rows if row["wandb_run_id"]]
@@ -87,7 +93,7 @@ def dashboard(arguments: list[str]) -> None:
             titles = "; ".join(each.title for each in comparisons)
             raise InputError(f"{folder}: its jobs cannot be compared on one dashboard ({titles}): sweep them apart.")
         (comparison,) = comparisons
-        config = tracked[0]["config"]
+        config = comparison.configurations[0].jobs[0]["config"]
         for url in publish(
             *(config["project"], folder.name, comparison.score_key),
             recommendation=f"{comparison.choice.text} {tested(comparison)}".strip(),
@@ -110,6 +116,8 @@ def wandb_sweep(overrides: list[str]) -> None:
             for value in values:
                 check(_compose([*fixed, *(f"{key}={value}" for key, value in (first | {key: value}).items())]))
         config = plain(_compose([*fixed, *(f"{key}={value}" for key, value in first.items())]))
+        if str(config["tracker"].get("_target_")).endswith("NoTracker"):
+            raise InputError("tracker=none is refused: W&B would never hear of the score that it is to maximise.")
         print(describe_sweep(fixed, varied, f"val_{METRICS[metric_of(config)]}", config["project"]), end="")
 
 
@@ -166,11 +174,20 @@ def sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
     """The sweep's folder that a command's arguments begin with, and the rest; SystemExit if it is none."""
     if not arguments or "=" in arguments[0]:
         raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
-    folder = Path(arguments[0]).absolute()
+    folder = Path(os.path.normpath(Path(arguments[0]).absolute()))
+    if not folder.is_dir():
+        raise SystemExit(f"error: there is no folder {folder}: write tvf {command} DIR, the sweep's folder.")
     if not (folder / "sweep.json").is_file():
-        if sweeps := sorted(folder.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime):
+        found = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
+        if sweeps := sorted(found, key=lambda path: path.stat().st_mtime):
             remedy = f"It holds sweeps, the newest of them {sweeps[-1].parent}."
-        else:
+        elif (folder.parent / "sweep.json").is_file():
+            remedy = f"It belongs to the sweep in {folder.parent}."
+        elif command == "resume":
             remedy = "A job by itself goes on when its command is given again with hydra.run.dir=DIR."
+        else:
+            remedy = "That folder holds sweep.json and a folder for each job."
         raise SystemExit(f"error: {folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
+    if not read_json(folder / "sweep.json"):
+        print(f"{folder / 'sweep.json'} cannot be read: commands, and jobs that wait, are unknown.", file=sys.stderr)
     return folder, arguments[1:]

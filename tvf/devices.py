@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -117,5 +117,8 @@ def describe_machine(device: torch.device) -> dict[str, str | int | None]:
 
 def versions() -> dict[str, str]:
     """Of what computes a job's numbers."""
-    packages = ("tvf", "torch", "torchvision", "timm", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {"python": platform.python_version()}
+    for name in ("tvf", "torch", "torchvision", "timm", "numpy"):
+        with suppress(PackageNotFoundError):  # a checkout that is not installed
+            found[name] = version(name)
+    return found

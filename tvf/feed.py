@@ -51,6 +51,11 @@ class Feed:
         return 0.0
 
     @property
+    def prefix_kept(self) -> bool:
+        """Whether the store has what the prefix gave, for other jobs too."""
+        return False
+
+    @property
     def prefix_images(self) -> int:
         """How many images have gone through the prefix, from pixels."""
         return 0
@@ -107,6 +112,11 @@ class CutFeed(Feed):
         return sum(part.seconds for part in self._parts.values())
 
     @property
+    def prefix_kept(self) -> bool:
+        """Whether the store has what the prefix gave, for other jobs too."""
+        return not self._warned and all(part.stores for part in self._parts.values())
+
+    @property
     def prefix_images(self) -> int:
         """How many images have gone through the prefix, from pixels."""
         return sum(part.images for part in self._parts.values())
@@ -158,6 +168,7 @@ class CutPart:
         self._module = trace.extract(cuts[-1], None)
         self.images = self.continued = 0
         self.seconds = 0.0  # in the prefix, or waiting for the store
+        self.stores = entries is not None
 
     def suffix(self, *activations: Tensor) -> Tensor:
         """Logits. As Fabric calls a module, but activations keep their dtype: mixed precision would round float32."""

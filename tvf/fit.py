@@ -76,7 +76,7 @@ def fit(
 
     `on_epoch` is called after each, and `on_best` where the model then holds the weights of the best so far. In between
     `save` is given all that is needed to go on from there as `state`; whenever `due` says so, after a batch as well.
-    Raises InputError when the training loss is no longer a finite number.
+    Raises InputError when a loss is no longer a finite number.
     """
     train_labels, val_labels = feed.data.train.labels, feed.data.val.labels
     history: list[Epoch] = []
@@ -110,6 +110,8 @@ def fit(
             raise InputError(f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates.")
         trained, count = time.perf_counter(), sum(map(len, parts[begun:]))
         val = evaluate(fabric, feed.evaluate("val"), val_labels, batch_size)
+        if not math.isfinite(val.loss):
+            raise InputError(f"training diverged: val_loss is {val.loss} after epoch {number}. Lower the rates.")
         scheduler.step()
         epoch = Epoch(
             epoch=number,

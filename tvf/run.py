@@ -36,7 +36,7 @@ from tvf.errors import InputError
 from tvf.files import remove_leftovers
 from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
 from tvf.freezing import as_frozen, needs_batches
-from tvf.metrics import metric_of
+from tvf.metrics import METRICS, metric_of
 from tvf.models import FineTuneModel, count, describe
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
@@ -237,12 +237,16 @@ def _fit_and_test(
     scheduler = build(config["scheduler"], "scheduler")(optimizer)
     module, optimizer = parts.fabric.setup(model, optimizer)
 
+    metric = metric_of(config)
+    chooses = "" if metric == "accuracy" else f" val_{METRICS[metric]} %.3f"
+
     def on_epoch(epoch: Epoch) -> None:
         report(dataclasses.asdict(epoch))
         log.info(
-            "%s epoch %d/%d train_loss %.4f train_acc %.3f val_loss %.4f val_acc %.3f",
+            "%s epoch %d/%d train_loss %.4f train_acc %.3f val_loss %.4f val_acc %.3f" + chooses,
             *(tag, epoch.epoch, config["epochs"]),
             *(epoch.train_loss, epoch.train_acc, epoch.val_loss, epoch.val_acc),
+            *([epoch.score(metric)] if chooses else []),
         )
 
     start = time.perf_counter()
@@ -267,7 +271,7 @@ def _fit_and_test(
         epochs=config["epochs"],
         batch_size=parts.batch_size,
         seed=config["seed"],
-        metric=metric_of(config),
+        metric=metric,
         on_epoch=on_epoch,
         on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
         progress=not place.parallel,
@@ -275,18 +279,19 @@ def _fit_and_test(
         save=lambda state: checkpoints.save(state | {"spent": spent()}),
         due=checkpoints.due,
     )
-    trained, training = time.perf_counter(), spent()["train_seconds"]
+    trained, training = time.perf_counter(), spent()
     load_weights(model, best_weights, best.epoch)
     # Once more of validation, for what epochs have no room for: scores by class.
     val = evaluate(parts.fabric, feed.evaluate("val"), parts.data.val.labels, parts.batch_size)
     test = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
     return {
-        "metric": metric_of(config),
+        "metric": metric,
         "best_epoch": best.epoch,
         **val.named("val"),
         **test.named("test"),
         **spent(),
-        "train_seconds": training,
+        **{key: training[key] for key in ("train_seconds", "prefix_seconds")},
+        "prefix_kept": feed.prefix_kept,
         "test_seconds": time.perf_counter() - trained,
         "approximations": feed.approximations,
     }

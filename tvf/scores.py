@@ -21,7 +21,7 @@ class Scores:
     """Of one part of the data. `confusion[i][j]` counts images of class i that were taken for class j.
 
     `macro_f1` is the mean over the classes that occur or were predicted; a class without images has no recall (None).
-    `auroc` is None where there are not two classes, or images of one of them only.
+    `auroc` is None where there are not two classes, or images of one of them only, or logits that are not finite.
     """
 
     loss: float
@@ -49,7 +49,7 @@ def score(logits: Tensor, labels: Tensor, loss: float, acc: float) -> Scores:
         acc=acc,
         macro_f1=multiclass_f1_score(logits, labels, classes, average="macro", validate_args=False).item(),
         auroc=binary_auroc(_ranks(logits[:, 1] - logits[:, 0]), labels, validate_args=False).item()
-        if classes == 2 and present.all()
+        if classes == 2 and present.all() and logits.isfinite().all()
         else None,
         recall=[value if there else None for value, there in zip(recall.tolist(), present.tolist(), strict=True)],
         confusion=confusion,

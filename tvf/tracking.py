@@ -171,6 +171,8 @@ def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that a job's numbers depend on: not who is told of them, or where its store lies."""
     store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
     rest = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    if isinstance(data := config.get("data"), dict):
+        rest["data"] = {"metric": "accuracy", **data}  # which records that do not name it were chosen by
     return rest | {"store": store}
 
 

@@ -97,8 +97,11 @@ def interrupt() -> None:
         stop_jobs(_launched.folder)
 
 
-def finish() -> bool:
-    """Print the table of the sweep that this process launched, if any; whether some job of it is not done."""
+def finish(track: bool = True) -> bool:
+    """Print and compare the jobs of the sweep that this process launched, if any; whether some job is not done.
+
+    With `track` the comparison becomes a run of its own, if there is something new.
+    """
     global _launched
     done, _launched = _launched, None
     if done and done.live:
@@ -109,7 +112,7 @@ def finish() -> bool:
         if read_status(done.folder / job).get("state") == "running" and not is_live(done.folder / job):
             with suppress(OSError):  # of a disk that is full
                 call_failed(done.folder / job, job, STOPPED[1])
-    return report(done.folder, done.jobs, track=not done.done_before)
+    return report(done.folder, done.jobs, track=track and not done.done_before)
 
 
 def task_overrides(config: DictConfig) -> list[str]:

@@ -21,6 +21,9 @@ from tvf.tracking import WITHOUT_EFFECT, results_follow_from
 ALL_PAIRS = 8  # so many configurations are compared each with each; more of them each with the best alone
 # What of data two jobs may differ in, and yet be validated on the same images.
 SAME_IMAGES = ("batch_size", "download", "image_size", "max_megapixels", "metric")
+FRACTION = "model.pct_unfreeze"
+MODELS = (FRACTION, "model._target_", "model.unit")
+FOLLOWS = "${seed}"
 VIEWS = ("the augmented views of them", "augment.seed")
 
 
@@ -28,17 +31,20 @@ VIEWS = ("the augmented views of them", "augment.seed")
 class Comparison:
     """Configurations that are validated on the same images by the same metric; `title` tells it from others.
 
-    `following` are the keys of the config whose value is the seed in every job.
+    `pairs` says which of them have differences. `following` are the keys of the config whose value is the seed in every
+    job; `keys` are all.
     """
 
     title: str
     metric: str
     configurations: list[Configuration]
     differences: list[Difference]
+    pairs: str
     front: list[str]
     choice: Choice
     notes: list[str]
     following: frozenset[str]
+    keys: frozenset[str]
 
     @property
     def score_key(self) -> str:
@@ -54,22 +60,26 @@ class Comparison:
 def compare(rows: Sequence[Row]) -> list[Comparison]:
     """One comparison for each kind of data and metric among the jobs. A job without a config is in none."""
     known = [row for row in rows if isinstance(row["config"].get("data"), dict)]
-    following = _following(known)
-    groups: dict[str, list[Row]] = {}
-    for row in known:
-        groups.setdefault(repr(_judged_by(row, following)), []).append(row)
-    titles = _titles([_judged_by(group[0], following) for group in groups.values()])
-    return [_compare(title, group, following) for title, group in zip(titles, groups.values(), strict=True)]
+    configs = _without_seeds(known)
+    groups: dict[str, list[tuple[Row, dict[str, Any]]]] = {}
+    for row, config in zip(known, configs, strict=True):
+        groups.setdefault(repr(_judged_by(row, config)), []).append((row, config))
+    titles = _titles([_judged_by(*group[0]) for group in groups.values()])
+    return [_compare(title, group) for title, group in sorted(zip(titles, groups.values(), strict=True), key=_title)]
 
 
 def about_seeds(comparison: Comparison) -> str:
     """What the intervals are about: what differs between seeds, and what does not."""
     varied, shared = ["the new head's first weights", "the order of the images", "dropout"], []
     for what, key in (("the images' division into training, validation and test", "data.split_seed"), VIEWS):
+        if key not in comparison.keys:  # augment=none has no views
+            continue
         (varied if key in comparison.following else shared).append(f"{what} ({key})")
     text = f"A seed decides {_and(varied)}."
     if shared:
-        text += f" All seeds share {_and(shared)}; {shared[-1].rpartition('(')[2][:-1]}=${{seed}} would vary that too."
+        text += f" All seeds share {_and(shared)}."
+    if VIEWS[1] in comparison.keys - comparison.following:
+        text += " augment.seed=${seed} would vary the views too."
     matrices = (row["summary"].get("val_confusion") for each in comparison.configurations for row in each.done)
     images = next((sum(map(sum, matrix)) for matrix in matrices if matrix), 0)
     if not images or "data.split_seed" in comparison.following:
@@ -87,19 +97,40 @@ def _and(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _following(rows: Sequence[Row]) -> set[str]:
-    """The keys whose value is the job's seed in every job: augment.seed=${seed}."""
-    if len({row["seed"] for row in rows}) < 2:
-        return set()
-    flat = [flatten(row["config"]) for row in rows]
-    return {key for key in flat[0] if key != "seed" and all(each.get(key) == each.get("seed") for each in flat)}
+def _without_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each row's config by dotted keys, but for its seed and name; what follows the seed has FOLLOWS for its value.
+
+    A key follows the seed in a job (augment.seed=${seed}) if it equals it there, and in more jobs that differ in
+    nothing else than there are such jobs with this very value.
+    """
+    flat = [flatten(results_follow_from(row["config"])) for row in rows]
+    plain = [{key: value for key, value in each.items() if key not in ("seed", "name")} for each in flat]
+    result = [dict(each) for each in plain]
+    for key in {key for each in plain for key in each if key.endswith("seed")}:
+        alike: dict[str, list[int]] = {}
+        for index, each in enumerate(plain):
+            if key in each:
+                rest = sorted((k, repr(v)) for k, v in each.items() if k != key and not k.endswith("seed"))
+                alike.setdefault(repr(rest), []).append(index)
+        for indices in alike.values():
+            equal = [index for index in indices if plain[index][key] == flat[index].get("seed")]
+            following = len({flat[index].get("seed") for index in equal})
+            for index in equal:
+                same = {flat[other].get("seed") for other in indices if plain[other][key] == plain[index][key]}
+                if following > 1 and following >= len(same):
+                    result[index][key] = FOLLOWS
+    return result
 
 
-def _judged_by(row: Row, following: set[str]) -> dict[str, Any]:
+def _judged_by(row: Row, config: dict[str, Any]) -> dict[str, Any]:
     """What the scores of two jobs must have in common to be compared."""
-    data = flatten(row["config"]["data"], "data")
-    ignored = {*following, *(f"data.{key}" for key in SAME_IMAGES)}
-    return {"data.metric": row["metric"]} | {key: value for key, value in data.items() if key not in ignored}
+    ignored = {f"data.{key}" for key in SAME_IMAGES}
+    data = {key: value for key, value in config.items() if key.startswith("data.") and key not in ignored}
+    return {"data.metric": row["metric"]} | data
+
+
+def _title(titled: tuple[str, Any]) -> str:
+    return titled[0]
 
 
 def _titles(kinds: list[dict[str, Any]]) -> list[str]:
@@ -107,44 +138,72 @@ def _titles(kinds: list[dict[str, Any]]) -> list[str]:
     return [", ".join(f"{key}={kind[key]}" for key in keys if key in kind) for kind in kinds]
 
 
-def _compare(title: str, rows: Sequence[Row], following: set[str]) -> Comparison:
-    metric, notes = rows[0]["metric"], []
+def _compare(title: str, rows: Sequence[tuple[Row, dict[str, Any]]]) -> Comparison:
+    metric, notes = rows[0][0]["metric"], []
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        config = flatten(results_follow_from(row["config"]))
-        kept = {key: value for key, value in config.items() if key not in ("seed", "name", *following)}
-        groups.setdefault(repr(sorted(kept.items())), []).append(row)
-    labels = _labels(list(groups.values()), following)
+    configs: dict[str, dict[str, Any]] = {}
+    for row, config in rows:
+        key = repr(sorted((k, repr(v)) for k, v in config.items()))
+        groups.setdefault(key, []).append(row)
+        configs[key] = config
+    labels = _labels(list(groups.values()), list(configs.values()))
     made = [_configuration(label, group, metric, notes) for label, group in zip(labels, groups.values(), strict=True)]
     made.sort(key=lambda each: (each.fraction, each.label))
-    differences = _differences(made)
+    differences, pairs = _differences(made)
     costs = {c.label: (c.seconds, c.val.mean) for c in made if c.val and c.seconds is not None}
     for state in ("failed", "interrupted", "running", "waiting"):
-        if count := sum(row["state"] == state for row in rows):
-            notes.append(f"{count} of {len(rows)} jobs {'is' if count == 1 else 'are'} {state}.")
+        if count := sum(row["state"] == state for row, _ in rows):
+            notes.append(f"{state}: {count} of {len(rows)} jobs.")
+    if rows[0][1].get("data.validate_on") == "test":
+        notes.append("Validation images are the test images (data.validate_on=test): scores are what was chosen by.")
+    if note := _majority(made, metric):
+        notes.append(note)
+    if all(", " not in label for label in labels) and (more := _differing(list(configs.values()))):
+        notes.append(f"Configurations differ in more than the fraction: {', '.join(more)}.")
+    following = [frozenset(key for key, value in config.items() if value == FOLLOWS) for config in configs.values()]
+    keys = frozenset.intersection(*following), frozenset(configs[next(iter(configs))])
     choice = choose(made, differences, metric)
-    return Comparison(title, metric, made, differences, pareto_front(costs), choice, notes, frozenset(following))
+    return Comparison(title, metric, made, differences, pairs, pareto_front(costs), choice, notes, *keys)
 
 
-def _labels(groups: list[list[Row]], following: set[str]) -> list[str]:
+def _majority(made: Sequence[Configuration], metric: str) -> str | None:
+    """A word if the best accuracy may be no better than that of calling every image by the most frequent class."""
+    best = max((each for each in made if each.val), key=lambda each: each.val.mean if each.val else 0.0, default=None)
+    summary = best.done[0]["summary"] if best else {}
+    if best is None or best.val is None or metric != "accuracy" or not summary.get("val_confusion"):
+        return None
+    sizes = list(map(sum, summary["val_confusion"]))
+    share, lowest = max(sizes) / max(sum(sizes), 1), best.val.mean if best.val.low is None else best.val.low
+    if lowest > share:
+        return None
+    classes = summary.get("classes") or list(map(str, range(len(sizes))))
+    told = f"Calling every image {classes[sizes.index(max(sizes))]} has a validation accuracy of {share:.3f}"
+    return f"{told}, and even the best may be no better: data.metric=macro_f1 counts every class alike."
+
+
+def _labels(groups: list[list[Row]], configs: list[dict[str, Any]]) -> list[str]:
     """The fraction, and what else tells the configurations apart: their overrides, or whatever differs."""
     first = [group[0] for group in groups]
     fractions = [f"{row['pct_unfreeze'] or 0:g}" for row in first]
     if len({*fractions}) == len(fractions):
         return fractions
-    beside = ("model.pct_unfreeze", "seed", *following)
+    seeds = [key for config in configs for key, value in config.items() if value == FOLLOWS]
     labels = []
-    for fraction, overrides in zip(fractions, varied_overrides(first, beside), strict=True):
+    for fraction, overrides in zip(fractions, varied_overrides(first, (FRACTION, "seed", *seeds)), strict=True):
         counting = [each for each in overrides if each.partition("=")[0].partition(".")[0] not in WITHOUT_EFFECT]
         labels.append(", ".join([fraction, *sorted(counting)]))
-    flat = [flatten(results_follow_from(row["config"])) for row in first]
     for label in {label for label in labels if labels.count(label) > 1}:
         alike = [index for index, each in enumerate(labels) if each == label]
-        keys = dict.fromkeys(key for index in alike for key in flat[index] if key not in ("name", *beside))
-        differing = [key for key in keys if len({repr(flat[index].get(key)) for index in alike}) > 1]
+        differing = _differing([configs[index] for index in alike])
         for index in alike:
-            labels[index] = ", ".join([label, *(f"{key}={flat[index].get(key)}" for key in differing)])
+            labels[index] = ", ".join([label, *(f"{key}={configs[index].get(key)}" for key in differing)])
     return labels
+
+
+def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that have several values, but for what makes one model transfer and another fine-tuning."""
+    keys = dict.fromkeys(key for config in configs for key in config if key not in MODELS)
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def _configuration(label: str, rows: list[Row], metric: str, notes: list[str]) -> Configuration:
@@ -152,10 +211,12 @@ def _configuration(label: str, rows: list[Row], metric: str, notes: list[str]) -
     for row in rows:
         if row["state"] != "done":
             continue
-        if row[f"val_{key}"] is None:
-            notes.append(f"{row['name']} is done without a finite val_{key}: it does not count.")
+        if row[f"val_{key}"] is None or row["val_loss"] is None:
+            notes.append(f"{row['name']} is done without finite scores: it does not count.")
         elif row["seed"] in done:
-            notes.append(f"{row['name']} is there twice ({done[row['seed']]['sweep']}, {row['sweep']}): one counts.")
+            notes.append(
+                f"{row['name']} is there twice ({done[row['seed']]['sweep']}, {row['sweep']}): the first counts."
+            )
         else:
             done[row["seed"]] = row
     jobs = list(done.values())
@@ -167,9 +228,10 @@ def _configuration(label: str, rows: list[Row], metric: str, notes: list[str]) -
         jobs=rows,
         done=jobs,
         scores={job["seed"]: job[f"val_{key}"] for job in jobs},
-        val=estimate([job[f"val_{key}"] for job in jobs]) if jobs else None,
-        test=estimate(tests) if tests else None,
+        val=estimate([job[f"val_{key}"] for job in jobs], 0, 1) if jobs else None,
+        test=estimate(tests, 0, 1) if tests else None,
         seconds=median(seconds) if seconds else None,
+        seconds_range=(min(seconds), max(seconds)) if seconds else None,
     )
 
 
@@ -178,18 +240,21 @@ def own_seconds(job: Row) -> float | None:
     total, prefix = job["train_seconds"], job["prefix_seconds"] or 0.0
     if total is None:
         return None
-    return total if (job["config"].get("store") or {}).get("mode") == "off" else max(total - prefix, 0.0)
+    return max(total - prefix, 0.0) if job["summary"].get("prefix_kept") else total
 
 
-def _differences(made: list[Configuration]) -> list[Difference]:
-    """Each configuration with each, or if they are many each with the best, corrected for their number."""
+def _differences(made: list[Configuration]) -> tuple[list[Difference], str]:
+    """Each configuration with each, or if they are many each with the best, corrected for all pairs; and which it is.
+
+    The best is chosen by the same scores: corrected for its own pairs alone, chance would be found too often.
+    """
     scored = {each.label: each.scores for each in made if len(each.scores) > 1}
-    if len(scored) > ALL_PAIRS:
-        best = max(scored, key=lambda label: fmean(scored[label].values()))
-        pairs = [(best, label) for label in scored if label != best]
-    else:
-        pairs = [(b, a) for a, b in combinations(scored, 2)]
-    found = [each for a, b in pairs if (each := paired_difference(a, b, scored))]
+    found = [each for b, a in combinations(scored, 2) if (each := paired_difference(a, b, scored))]
     tested = [each for each in found if each.p is not None]
     corrected = dict(zip(map(id, tested), holm([each.p or 0.0 for each in tested]), strict=True))
-    return [replace(each, p_holm=corrected.get(id(each))) for each in found]
+    found = [replace(each, p_holm=corrected.get(id(each))) for each in found]
+    pairs = f"p (Holm) is corrected for {'all ' if len(tested) > 1 else ''}{len(tested)} pair{'s'[: len(tested) - 1]}"
+    if len(scored) <= ALL_PAIRS:
+        return found, f"Each configuration with each; {pairs}"
+    best = max(scored, key=lambda label: fmean(scored[label].values()))
+    return [each for each in found if best in (each.a, each.b)], f"Each configuration with the best; {pairs}"

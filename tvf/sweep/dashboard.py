@@ -147,7 +147,7 @@ def _library() -> tuple[Any, Any]:
             import wandb_workspaces.reports.v2 as wr
             import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise InputError("the package wandb-workspaces is missing: pip install 'tvf[dashboard]'.") from error
+        raise InputError("the package wandb-workspaces is missing: pip install wandb-workspaces.") from error
     return wr, ws
 
 

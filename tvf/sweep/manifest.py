@@ -27,13 +27,29 @@ def write_manifest(folder: Path, configs: dict[str, dict[str, Any]], command: di
 
 def summary_run_id(folder: Path) -> str:
     """The id of the run that compares the jobs at their tracker: made once, so that a sweep that goes on has one."""
+    return _summary(folder, {"id": secrets.token_hex(4)})["id"]
+
+
+def note_summary(folder: Path, mode: str | None) -> None:
+    """Note how the run that compares the jobs was logged, for whoever sends what has not arrived."""
+    _summary(folder, {}, {"mode": mode})
+
+
+def summary_mode(folder: Path) -> str | None:
+    """How the run that compares the jobs was logged; None if it was not."""
+    summary = read_json(folder / "sweep.json").get("summary")
+    return summary.get("mode") if isinstance(summary, dict) else None
+
+
+def _summary(folder: Path, new: dict[str, Any], changes: dict[str, Any] | None = None) -> dict[str, Any]:
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
         manifest = read_json(path)
-        if not isinstance(manifest.get("summary_run"), str):
-            manifest["summary_run"] = secrets.token_hex(4)
-            write_json(path, manifest)
-    return manifest["summary_run"]
+        held = manifest.get("summary")
+        summary = new | (held if isinstance(held, dict) else {}) | (changes or {})
+        if summary != held:
+            write_json(path, manifest | {"summary": summary})
+    return summary
 
 
 def read_commands(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tvf.files import write_whole
 from tvf.sweep import tables
 from tvf.sweep.charts import charts, colours
-from tvf.sweep.comparison import ALL_PAIRS, Comparison, about_seeds
+from tvf.sweep.comparison import Comparison, about_seeds
 from tvf.sweep.manifest import flatten, read_commands
 from tvf.sweep.records import Row
 from tvf.tracking import results_follow_from
@@ -24,7 +24,8 @@ from tvf.tracking import results_follow_from
 
 def render(folders: Sequence[Path], rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
     """The page of the sweeps in `folders`, whose jobs are `rows`."""
-    parts = [_part(f"part{index}", each) for index, each in enumerate(comparisons)]
+    palette = colours(each.fraction for comparison in comparisons for each in comparison.configurations)
+    parts = [_part(f"part{index}", each, palette) for index, each in enumerate(comparisons)]
     common, differing = _configs(rows)
     environment = Environment(
         loader=PackageLoader("tvf.sweep", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=False
@@ -37,7 +38,8 @@ def render(folders: Sequence[Path], rows: Sequence[Row], comparisons: Sequence[C
         jobs=len(rows),
         warnings=[without] if compared < len(rows) else [],
         parts=parts,
-        sweeps=[{"folder": str(folder), "commands": repeat(folder)} for folder in folders],
+        sweeps=[{"folder": str(folder), "commands": _given(folder)} for folder in folders],
+        unfinished=[_quoted(folder) for folder in folders if any(_stopped(row, folder) for row in rows)],
         common=common,
         differing=differing,
         versions=_distinct(rows, "versions"),
@@ -48,14 +50,29 @@ def render(folders: Sequence[Path], rows: Sequence[Row], comparisons: Sequence[C
     )
 
 
+def _stopped(row: Row, folder: Path) -> bool:
+    return row["sweep"] == folder.name and row["state"] in ("failed", "interrupted", "waiting")
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))
+
+
+def _given(folder: Path) -> list[str]:
+    """The commands with the folders that they were given in, to which their paths are relative."""
+    return [
+        f"cd {shlex.quote(str(command['folder']))} && {text}"
+        for command, text in zip(read_commands(folder), repeat(folder), strict=True)
+    ]
+
+
 def repeat(folder: Path) -> list[str]:
     """The commands that make the sweep in `folder` again."""
     return [shlex.join(["tvf", "train", *map(str, command["arguments"])]) for command in read_commands(folder)]
 
 
-def _part(name: str, comparison: Comparison) -> dict[str, Any]:
+def _part(name: str, comparison: Comparison, palette: dict[float, str]) -> dict[str, Any]:
     choice = comparison.choice
-    palette = colours(each.fraction for each in comparison.configurations)
     overview, jobs = tables.overview(comparison), tables.jobs(comparison)
     fractions = {each.label: each.fraction for each in comparison.configurations}
     for row in (*overview, *jobs):
@@ -63,20 +80,19 @@ def _part(name: str, comparison: Comparison) -> dict[str, Any]:
     for row in jobs:
         row["link"] = row["wandb_url"] if str(row["wandb_url"]).startswith(("https://", "http://")) else None
     shown = choice.chosen or choice.best
-    count = len(comparison.differences)
-    which = "Each configuration with each" if len(comparison.configurations) <= ALL_PAIRS else "Each with the best"
     return {
         "id": name,
         "comparison": comparison,
-        "charts": charts(comparison),
+        "charts": charts(comparison, palette),
         "chosen": choice.chosen.label if choice.chosen else None,
         "tested": tested(comparison),
         "seeds": about_seeds(comparison),
         "overview": overview,
         "overview_columns": tables.overview_columns(comparison),
+        "cost_columns": tables.COSTS,
         "differences": tables.differences(comparison),
         "difference_columns": tables.DIFFERENCES,
-        "pairs": f"{which}, {count} comparisons: the same seed means the same split, sample order and first head.",
+        "pairs": f"{comparison.pairs}. The same seed means the same sample order and first head.",
         "by_class": tables.by_class(shown) if shown else [],
         "by_class_of": shown.label if shown else "",
         "jobs": jobs,
@@ -85,9 +101,9 @@ def _part(name: str, comparison: Comparison) -> dict[str, Any]:
 
 
 def tested(comparison: Comparison) -> str:
-    """The test score of what validation chose; nothing where it chose nothing."""
+    """The test score of what validation chose; nothing where it chose nothing, or the test images did the choosing."""
     chosen = comparison.choice.chosen
-    if chosen is None or chosen.test is None:
+    if chosen is None or chosen.test is None or chosen.done[0]["config"]["data"].get("validate_on") == "test":
         return ""
     test, spread = chosen.test, ""
     if test.low is not None and test.high is not None:
@@ -114,7 +130,7 @@ def _vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script. Bundling takes seconds, so the user's cache folder keeps it."""
     path = Path(platformdirs.user_cache_dir("tvf")) / f"vega-{version('vl-convert-python')}.js"
     with suppress(OSError):
-        return path.read_text()
+        return path.read_text("utf-8")
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,12 +26,12 @@ NUMBERS = [
     *("train_seconds", "prefix_seconds", "images_per_second", "peak_memory_mb"),
 ]
 COLUMNS = [
-    *("folder", "name", "state", "model", "backbone", "data", "metric", NUMBERS[0], NUMBERS[1], "unfrozen_groups"),
+    *("sweep", "folder", "name", "state", "model", "backbone", "data", "metric", *NUMBERS[:2], "unfrozen_groups"),
     *(*NUMBERS[2:], "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
 ]
 SO_FAR = ("epoch", "left")  # of a job that runs, for the terminal's table alone
 SHOWN = ("model", "model.pct_unfreeze", "seed")  # overrides that a table has in columns of their own
-WHOLE = ("sweep", "config", "history", "summary")  # the folder of its sweep, and its files as they are
+WHOLE = ("config", "history", "summary")  # its files as they are
 
 
 def read_sweep(folder: Path) -> list[Row]:
@@ -53,18 +54,20 @@ def read_jobs(folder: Path) -> list[Row]:
     for job in (path.parent for path in folder.glob("*/status.json")):
         status = read_status(job)
         if not status:
-            print(f"{job / 'status.json'} is not a job's status: its folder is left out.")
+            print(f"{job / 'status.json'} is not a job's status: its folder is left out.", file=sys.stderr)
             continue
-        summary = read_json(job / "summary.json")
+        summary = _sound(read_json(job / "summary.json"))
         row = _blank(folder, read_json(job / "config.json")) | {key: summary[key] for key in COLUMNS if key in summary}
         row |= {key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")}
+        row["name"] = str(row["name"])
         row |= {"folder": job.name, "overrides": _overrides(job), "history": _history(job), "summary": summary}
         if row["state"] == "running" and not is_live(job):
             row["error"] = STOPPED[1]
         if row["error"] in STOPPED:
             row["state"] = "interrupted"
-        if row["metric"] not in METRICS or any(not isinstance(row[key], int | float | None) for key in NUMBERS):
-            print(f"{job} holds no job's record: it is left out.")
+        numbers = all(isinstance(row[key], int | float | None) for key in NUMBERS)
+        if not numbers or not isinstance(row["seed"], int | None) or row["metric"] not in METRICS:
+            print(f"{job} holds no job's record: it is left out.", file=sys.stderr)
             continue
         rows.append(row | {key: finite(row[key]) for key in NUMBERS} | _so_far(row))
     return sorted(rows, key=lambda row: (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"]))
@@ -77,18 +80,41 @@ def _blank(folder: Path, config: dict[str, Any]) -> Row:
     if isinstance(model := config.get("model"), dict):
         row |= {"pct_unfreeze": model.get("pct_unfreeze") or 0}
         row |= {"model": "transfer" if is_transfer(model) else "finetune"} if "_target_" in model else {}
-    if isinstance(config.get("data"), dict):
-        row["metric"] = metric_of(config)
+    if any(not isinstance(config.get(node, {}), dict) for node in ("model", "data", "store", "tracker")):
+        row["config"] = config = {}  # nobody knows what was trained
+    if "data" in config:
+        row["metric"] = str(metric_of(config))
     return row | {key: config.get(key) for key in ("seed", "epochs")}
 
 
 def _history(job: Path) -> list[dict[str, Any]]:
     """The epochs of a job; none where its file is not as tvf writes it."""
     try:
-        lines = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
-        return [{key: finite(value) for key, value in line.items()} for line in lines if line["epoch"] > 0]
+        lines = [finite(json.loads(line)) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        sound = all(isinstance(value, int | float | None) for line in lines for value in line.values())
+        return [line for line in lines if line["epoch"] > 0] if sound else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _sound(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without what is not of the kind that tvf writes: one job's file must not cost the whole page."""
+    texts = ("unfrozen_groups", "approximations", "classes")
+    kinds = {
+        **dict.fromkeys(texts, lambda value: _list_of(value, str)),
+        **dict.fromkeys(("versions", "machine"), lambda value: isinstance(value, dict)),
+        **dict.fromkeys(("metric", "name", "wandb_url"), lambda value: isinstance(value, str | None)),
+    }
+    for part in ("val", "test"):
+        kinds[f"{part}_recall"] = lambda value: _list_of(value, int | float | None)
+        kinds[f"{part}_confusion"] = lambda value: (
+            value is None or (_list_of(value, list) and all(_list_of(row, int) for row in value))
+        )
+    return {key: value for key, value in summary.items() if key not in kinds or kinds[key](value)}
+
+
+def _list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
 
 
 def _so_far(row: Row) -> dict[str, Any]:

@@ -87,10 +87,13 @@ def as_data(folders: Sequence[Path], comparisons: Sequence[Comparison]) -> dict[
                 "best": each.choice.best.label if each.choice.best else None,
                 "pareto_front": each.front,
                 "configurations": [
-                    row | {"scores": {str(seed): score for seed, score in configuration.scores.items()}}
+                    row
+                    | {"scores": {str(seed): score for seed, score in configuration.scores.items()}}
+                    | {"by_class": tables.by_class(configuration)}
                     for row, configuration in zip(tables.overview(each), each.configurations, strict=True)
                 ],
                 "differences": tables.differences(each),
+                "jobs": [{key: row[key] for key in ("label", *COLUMNS)} for row in tables.jobs(each)],
                 "notes": each.notes,
             }
             for each in comparisons

@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from tvf.build import explain
-from tvf.errors import InputError
 from tvf.metrics import METRICS
+from tvf.sweep.manifest import summary_mode
 from tvf.sweep.records import Row, read_sweep, varied_overrides
 from tvf.tracking import LAST_CHECKPOINT, how_to_send, read_status
 
@@ -27,11 +28,13 @@ def report(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(begun))
     print(*_compared(folder, rows), sep="\n")
-    tracked = _tracked(folder, rows) if track else None
+    if track:
+        _track(folder)
+    tracked = summary_mode(folder)
     for mode in ("offline", "unsynced"):
         kept = [shlex.quote(f"{folder}/{row['folder']}") for row in begun if row["wandb_mode"] == mode]
-        if kept:
-            every = [f"{shlex.quote(str(folder))}/*"] if len(kept) == len(begun) else kept
+        every = [f"{shlex.quote(str(folder))}/*"] if kept and len(kept) == len(begun) else kept
+        if kept or tracked == mode:
             every += [shlex.quote(str(folder))] if tracked == mode else []
             print(f"W&B: {mode}; to send it: {how_to_send(every, mode)}")
     unfinished = [row for row in begun if row["state"] != "done"]
@@ -53,9 +56,12 @@ def _compared(folder: Path, rows: list[Row]) -> list[str]:
     from tvf.sweep.comparison import compare
     from tvf.sweep.report import make, write
 
-    lines = [f"{each.title}: {each.choice.text}".removeprefix(": ") for each in compare(rows)]
-    for kind in ("csv", "html"):
+    lines = []
+    for kind in ("words", "csv", "html"):
         try:
+            if kind == "words":
+                lines += [f"{each.title}: {each.choice.text}".removeprefix(": ") for each in compare(rows)]
+                continue
             first, *_ = write(make([folder], rows, kind), folder)
             lines.append(f"{'results' if kind == 'csv' else 'report'}: {first}")
         except OSError as error:
@@ -67,14 +73,15 @@ def _compared(folder: Path, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _tracked(folder: Path, rows: list[Row]) -> str | None:
+def _track(folder: Path) -> None:
     from tvf.sweep.summary import log_summary
 
     try:
-        return log_summary(folder, rows)
-    except (InputError, OSError) as error:  # a login that is refused, a disk that is full
+        log_summary(folder)
+    except KeyboardInterrupt:
+        print("interrupted: the sweep's summary is not logged.")
+    except Exception as error:  # a login that is refused, a disk that is full: the jobs are done all the same
         print(f"the sweep's summary is not logged: {explain(error)}")
-        return None
 
 
 def show(folder: Path) -> None:
@@ -122,9 +129,9 @@ def table(rows: list[Row]) -> Table:
             *(_number(_score(row, key), ".3f") for key in scores),
             _number(row["train_seconds"], ".1f"),
             row["state"],
-            row["name"],
+            escape(row["name"]),
             *((row["epoch"] or "", _duration(row["left"])) if unfinished else ()),
-            *([" ".join(others)] if any(varied) else []),
+            *([escape(" ".join(others))] if any(varied) else []),
         )
     return shown
 

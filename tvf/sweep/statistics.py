@@ -7,6 +7,7 @@ other images.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 
 from scipy.stats import t as student
@@ -26,8 +27,10 @@ class Estimate:
     high: float | None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
     """Mean, standard deviation, standard error sd / sqrt(n), and Student's interval mean ± t(n - 1) * error.
+
+    The interval ends where values must: `low` and `high` are the least and the greatest that there can be.
 
     Student 1908, The probable error of a mean, Biometrika 6. Assumes that seeds are a sample of a normal distribution.
     """
@@ -36,8 +39,13 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(n, mean, None, None, None, None)
     sd = stdev(values)
     error = sd / math.sqrt(n)
-    reach = float(student.ppf((1 + LEVEL) / 2, n - 1)) * error
-    return Estimate(n, mean, sd, error, mean - reach, mean + reach)
+    reach = _quantile(n - 1) * error
+    return Estimate(n, mean, sd, error, max(mean - reach, low), min(mean + reach, high))
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    return float(student.ppf((1 + LEVEL) / 2, degrees))
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def within_one_error(scores: Mapping[str, Estimate]) -> tuple[str, list[str]]:
     """The best mean, and all that lie within one standard error of it, the error being the best one's own.
 
     Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3: of these, choose the
-    simplest. Raises ValueError if the best has one seed only.
+    simplest. Theirs is an error over cases, here it is one over seeds. Raises ValueError if the best has one seed only.
     """
     best = max(scores, key=lambda name: scores[name].mean)
     error = scores[best].error

@@ -5,30 +5,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from tvf.build import build
 from tvf.files import finite
 from tvf.sweep import tables
 from tvf.sweep.comparison import Comparison, compare
-from tvf.sweep.manifest import read_configs, summary_run_id
-from tvf.sweep.records import Row
+from tvf.sweep.manifest import note_summary, summary_run_id
+from tvf.sweep.records import read_sweep
 from tvf.tracking import SUMMARY, Run
 
 
-def log_summary(folder: Path, rows: Sequence[Row]) -> str | None:
-    """Log tables, statistics and the figure as one run; its mode, None where there is no tracker or no job is done.
+def log_summary(folder: Path) -> None:
+    """Log tables, statistics and the figure as one run, if a job is done and has a run itself.
 
-    A sweep that goes on logs to the same run again.
+    A sweep that goes on logs to the same run again; of two processes that end one sweep the later knows all.
     """
-    trackers = [config["tracker"] for config in read_configs(folder).values() if "tracker" in config]
-    if not trackers or not any(row["state"] == "done" for row in rows):
-        return None
-    comparisons = compare(rows)
-    config = {"recommendations": [each.choice.text for each in comparisons], "jobs": len(rows)}
-    tracker = build(trackers[0], "tracker")
-    with tracker.start(folder, SUMMARY, folder.name, config, summary_run_id(folder), job_type=SUMMARY) as run:
-        if run.id:
-            _log(run, comparisons)
-    return run.mode
+    with FileLock(folder / ".summary.lock"):
+        rows = read_sweep(folder)
+        trackers = [row["config"]["tracker"] for row in rows if row["wandb_run_id"] and row["config"].get("tracker")]
+        if not trackers or not any(row["state"] == "done" for row in rows):
+            return
+        comparisons = compare(rows)
+        config = {"recommendations": [each.choice.text for each in comparisons], "jobs": len(rows)}
+        tracker = build(trackers[0], "tracker")
+        with tracker.start(folder, SUMMARY, folder.name, config, summary_run_id(folder), job_type=SUMMARY) as run:
+            if run.id:
+                _log(run, comparisons)
+        note_summary(folder, run.mode)
 
 
 def _log(run: Run, comparisons: Sequence[Comparison]) -> None:

@@ -39,8 +39,16 @@ JOBS = (
     Column("test", "test", ".3f", "score of the same epoch, looked at once"),
     Column("best_epoch", "best epoch"),
     Column("epochs", "epochs"),
-    Column("train_seconds", "seconds", ".1f", "of training, frozen layers included"),
+    Column("train_seconds", "all seconds", ".1f", "of training, with frozen layers where the job computed them"),
     Column("name", "W&B run"),
+)
+COSTS = (
+    Column("label", "pct_unfreeze"),
+    Column("seconds", "own seconds", ".1f", "median of training, without frozen layers that the store keeps for all"),
+    Column("prefix_seconds", "shared seconds", ".1f", "sum in frozen layers: whoever comes first computes for all"),
+    Column("images_per_second", "images/s", ".0f", "median, in training"),
+    Column("peak_memory_mb", "memory, MiB", ".0f", "most in use, of all seeds"),
+    Column("trainable_params", "trainable", ",d", "parameters"),
 )
 DIFFERENCES = (
     Column("a", "pct_unfreeze"),
@@ -69,11 +77,6 @@ def overview_columns(comparison: Comparison) -> list[Column]:
         Column("nearly", "epochs to 95 %", "g", "median epoch that first reaches 95 % of the best score"),
         Column("gap", "overfitting", "+.3f", "training minus validation accuracy, last epoch"),
         Column("loss_gap", "loss gap", "+.3f", "validation minus training loss, last epoch"),
-        Column("seconds", "seconds", ".1f", "median of training, without frozen layers that the store keeps for all"),
-        Column("prefix_seconds", "shared seconds", ".1f", "sum in frozen layers: whoever comes first computes for all"),
-        Column("images_per_second", "images/s", ".0f", "median, in training"),
-        Column("peak_memory_mb", "memory, MiB", ".0f", "most in use, of all seeds"),
-        Column("trainable_params", "trainable", ",d", "parameters"),
     ]
 
 
@@ -145,8 +148,14 @@ def by_class(configuration: Configuration) -> list[dict[str, Any]]:
         summaries = [row["summary"] for row in configuration.done if row["summary"].get(f"{part}_recall")]
         if not summaries:
             continue
-        recalls = list(zip(*(each[f"{part}_recall"] for each in summaries), strict=True))
         matrices = [each.get(f"{part}_confusion") for each in summaries]
+        sizes = {len(each[f"{part}_recall"]) for each in summaries} | {len(m) for m in matrices if m}
+        sizes |= {len(row) for m in matrices for row in m or ()} | {
+            len(each.get("classes") or ()) for each in summaries
+        }
+        if len(sizes - {0}) > 1:  # the folders of classes have changed between jobs
+            continue
+        recalls = list(zip(*(each[f"{part}_recall"] for each in summaries), strict=True))
         found.append(
             {
                 "part": name,

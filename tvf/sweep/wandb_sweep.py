@@ -37,6 +37,8 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
     varied: dict[str, list[str]] = {}
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
+        if key.startswith("hydra."):
+            raise InputError(f"{text} is refused: each job has a folder of its own, and W&B launches them.")
         if key in fixed or key in varied:
             raise InputError(f"{text} is refused: {key} is given twice.")
         if not override.is_sweep_override():
