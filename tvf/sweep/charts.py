@@ -140,9 +140,8 @@ def learning_curves(comparison: Comparison, palette: dict[float, str], key: str,
     ticks = epochs[:: max(1, -(-len(epochs) // TICKS))]
     x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(values=ticks, format="d"))
     y = alt.Y("value:Q", title=word, scale=alt.Scale(zero=False))
-    dash = alt.StrokeDash(
-        "part:N", title=None, scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]])
-    )
+    dashes = alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]])
+    dash = alt.StrokeDash("part:N", title=None, scale=dashes, legend=alt.Legend(orient="top"))
     single = len({(each["label"], each["seed"]) for each in lines}) <= SINGLE_LINES
     base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=y, color=_colour(comparison, palette))
     mean = base.mark_line(strokeWidth=2.5).encode(strokeDash=dash, detail="label:N")
