@@ -179,7 +179,10 @@ def _become(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+    # timm would import it, and it makes folders at its import, which the first fork that ends would remove from all.
+    sys.modules["wandb"] = None  # type: ignore[assignment]
     for each in IMPORTED:
         importlib.import_module(each)
+    del sys.modules["wandb"]
     sys.path[0] = ""
     _become(_serve(socket.socket(fileno=int(sys.argv[1]))))

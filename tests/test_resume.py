@@ -253,8 +253,9 @@ def test_a_signal_to_the_command_alone_stops_its_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None:
-    command = ("-m", *QUICK, "model.pct_unfreeze=0.5,0.75,1.0", "epochs=12", "hydra.sweep.dir=sweep")
-    command += ("hydra/launcher=basic",)
+    """And the run that compares them is the later one's, whole."""
+    command = ("-m", *QUICK[:-1], "model.pct_unfreeze=0.5,0.75,1.0", "epochs=12", "hydra.sweep.dir=sweep")
+    command += ("hydra/launcher=basic", "tracker.mode=offline")
     processes = [start(*command, cwd=tmp_path)]
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("sweep/*/status.json")) and time.monotonic() < deadline:
@@ -266,6 +267,9 @@ def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None
     statuses = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")]
     assert [(each["state"], each["attempt"]) for each in statuses] == 3 * [("done", 1)]
     assert "\n".join(outputs).count("test_loss") == 3
+    (compared,) = tmp_path.glob("sweep/wandb/offline-run-*")
+    assert (compared / f"run-{compared.name.rpartition('-')[2]}.wandb").stat().st_size > 1000
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["summary"]["mode"] == "offline"
 
 
 @pytest.mark.slow

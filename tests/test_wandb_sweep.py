@@ -15,7 +15,7 @@ from wandb import wandb_agent
 
 from tvf import cli
 
-QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker.mode=offline")
+QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
     expand: Expand, describe: Describe, shell: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     _, second = expand(describe(["seed=1,2", "model.pct_unfreeze=0.25", *QUICK]))
-    outcome = shell(*second[3:], "hydra.run.dir=job")
+    outcome = shell(*second[3:], "hydra.run.dir=job", "tracker=none")
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert (summary["seed"], summary["pct_unfreeze"]) == (2, 0.25)

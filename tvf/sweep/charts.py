@@ -92,7 +92,8 @@ def score_by_fraction(comparison: Comparison, palette: dict[float, str]) -> Any:
     seeds = seed.encode(
         x=x, y=y, color=_colour(comparison, palette), shape=_shape(comparison), tooltip=_job_tooltip(comparison)
     )
-    return alt.layer(line, rule, seeds, mean).properties(height=320)
+    intervals = [rule] if any(each["low"] is not None for each in means) else []
+    return alt.layer(line, *intervals, seeds, mean).properties(height=320)
 
 
 def score_by_cost(comparison: Comparison, palette: dict[float, str]) -> Any:
@@ -115,7 +116,8 @@ def score_by_cost(comparison: Comparison, palette: dict[float, str]) -> Any:
     mean = base.mark_point(size=110, filled=True, opacity=1).encode(
         color=_colour(comparison, palette), shape=_shape(comparison), tooltip=_mean_tooltip(comparison)
     )
-    return alt.layer(steps, rule, rings, mean).properties(height=320)
+    intervals = [rule] if any(each["low"] is not None for each in means) else []
+    return alt.layer(steps, *intervals, rings, mean).properties(height=320)
 
 
 def learning_curves(comparison: Comparison, palette: dict[float, str], key: str, word: str) -> Any:

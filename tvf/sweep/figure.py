@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatter
 
 from tvf.sweep.charts import colours, fraction_title, score_range, series_of
 from tvf.sweep.comparison import Comparison
@@ -62,7 +62,7 @@ def _row(axes: Sequence[Any], comparison: Comparison, palette: dict[float, str])
     if any(each.seconds for each in scored):
         by_cost.set_xscale("log")
         by_cost.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
-        by_cost.xaxis.set_minor_formatter(NullFormatter())
+        by_cost.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.6)))
         by_cost.margins(x=0.1)
     for axis in axes:
         axis.set(ylabel=f"validation {comparison.word}", **({"ylim": score_range(comparison)} if scored else {}))
