@@ -46,6 +46,7 @@ def _fit(
     state: dict[str, Any] | None = None,
     best: dict[str, Tensor] | None = None,
     keep: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None,
+    metric: str = "accuracy",
 ) -> tuple[list[Epoch], dict[str, Tensor], dict[str, Tensor]]:
     """The epochs, the last weights and the best ones. `best` are those on disk at the time of `state`."""
     torch.manual_seed(1)
@@ -62,6 +63,7 @@ def _fit(
         epochs=3,
         batch_size=8,
         seed=1,
+        metric=metric,
         on_epoch=history.append,
         on_best=lambda epoch: best.update(copy.deepcopy(model.state_dict())),
         state=state,
@@ -71,16 +73,17 @@ def _fit(
     return [replace(epoch, epoch_seconds=0, images_per_second=0) for epoch in history], model.state_dict(), best
 
 
-def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(tmp_path: Path, metric: str) -> None:
     kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)))
+    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)), metric=metric)
     # 33 images in batches of 8, the one left over joining the last, after which the epoch's end is saved.
     assert [len(state["losses"]) for state, _ in kept] == 3 * [1, 2, 3, 0]
     checkpoints = Checkpoints(tmp_path, of="this")
     for state, best_then in kept:
         checkpoints.save(state)
         torch.manual_seed(99)  # a new process's generators stand elsewhere
-        again, resumed, best_now = _fit(checkpoints.load(), best_then)
+        again, resumed, best_now = _fit(checkpoints.load(), best_then, metric=metric)
         assert again == history
         assert all(torch.equal(resumed[name], weights[name]) for name in weights)
         assert all(torch.equal(best_now[name], best[name]) for name in best)
