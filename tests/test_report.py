@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 from sweeps import add_job
 
@@ -18,6 +19,7 @@ from tvf.sweep.charts import COLOURS, MORE_COLOURS, colours
 from tvf.sweep.page import render
 from tvf.sweep.records import read_sweep
 from tvf.sweep.report import FORMATS, make
+from tvf.tracking import LOCK
 
 
 @pytest.fixture
@@ -114,6 +116,7 @@ def test_numbers_that_are_none_and_epochs_that_are_torn_cost_only_themselves(swe
     assert "does not count" in page and "NaN" not in page.partition('id="charts"')[2].partition("</script>")[0]
 
 
+@pytest.mark.slow
 def test_500_jobs_take_seconds(tmp_path: Path) -> None:
     for number in range(500):
         fraction, seed = number % 100 / 99, 1 + number // 100
@@ -258,3 +261,21 @@ def test_the_summary_of_a_sweep_whose_tracker_fails_costs_no_exit_code(
     monkeypatch.setattr("tvf.sweep.summary.log_summary", fail)
     assert results.report(sweep, frozenset(), track=True) is False
     assert "the sweep's summary is not logged: the tracker broke" in capsys.readouterr().out
+
+
+def test_a_running_sweep_has_a_page_with_what_is_known_so_far(sweep: Path) -> None:
+    running = add_job(sweep, 0.5, 7, [0.6, 0.7], state="running", epochs=5)
+    add_job(sweep, 1.0, 7, state="waiting", epochs=5)
+    with FileLock(running / LOCK):  # as the process that trains it holds it
+        rows = read_sweep(sweep)
+    assert sorted(row["state"] for row in rows if row["seed"] == 7) == ["running", "waiting"]
+    page = make([sweep], rows, "html")["report.html"].decode()
+    for words in ("running: 1 of 12 jobs.", "waiting: 1 of 12 jobs.", "Train pct_unfreeze=0.5"):
+        assert words in page
+
+
+def test_the_page_of_50_jobs_is_under_5_megabytes(tmp_path: Path) -> None:
+    for number in range(50):
+        scores = [0.5 + number / 200 + epoch / 400 for epoch in range(30)]
+        add_job(tmp_path, number % 10 / 9, number // 10, scores, manifest=False)
+    assert len(make([tmp_path], read_sweep(tmp_path), "html")["report.html"]) < 5_000_000
