@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import SmallNet, small_backbone
-from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from training import train
 
+from tvf.average import Ema
 from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
-from tvf.data import Dataset, Labelled
-from tvf.data.views import Augment
 from tvf.errors import InputError
-from tvf.feed import Feed
-from tvf.fit import Epoch, fit
+from tvf.fit import Epoch, Ways
 from tvf.models import FineTuneModel
+from tvf.objective import Mix
 from tvf.optim import TwoRates
-
-FABRIC = Fabric(accelerator="cpu", devices=1)
+from tvf.recipes import EarlyStopping, Phase
+from tvf.schedules import cosine
 
 
 class Dropping(SmallNet):
@@ -33,13 +31,11 @@ class Dropping(SmallNet):
         return super().forward(nn.functional.dropout(images, 0.3, self.training))
 
 
-def _part(count: int, seed: int) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    return Labelled(images, torch.arange(count) % 3)
-
-
-DATA = Dataset(("a", "b", "c"), _part(33, 0), _part(20, 1), _part(20, 2))
+PHASES = (
+    Phase(2, 0),
+    Phase(3, 2, 0.005, 0.002, EarlyStopping(1)),
+    Phase(1, 1),
+)
 
 
 def _fit(
@@ -47,22 +43,21 @@ def _fit(
     best: dict[str, Tensor] | None = None,
     keep: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None,
     metric: str = "accuracy",
+    phases: Sequence[Phase] = (Phase(3, 2),),
+    richly: bool = False,
 ) -> tuple[list[Epoch], dict[str, Tensor], dict[str, Tensor]]:
     """The epochs, the last weights and the best ones. `best` are those on disk at the time of `state`."""
     torch.manual_seed(1)
     network = Dropping()
     network.load_state_dict(small_backbone().module.state_dict())
     model = FineTuneModel(replace(small_backbone(), module=network), 0.5)
-    optimizer = TwoRates(torch.optim.Adam, 0.01, 0.001)(model.head_parameters(), model.unfrozen_parameters())
-    scheduler = CosineAnnealingLR(optimizer, 3)
-    module, optimizer = FABRIC.setup(model, optimizer)
     history = [Epoch(**row) for row in state["history"]] if state else []
     best = dict(best or {})
-    fit(
-        *(FABRIC, Feed(FABRIC, module, DATA, Augment(horizontal=0.5)), optimizer, scheduler),
-        epochs=3,
-        batch_size=8,
-        seed=1,
+    train(
+        *(model, phases),
+        optimizer=TwoRates(torch.optim.Adam, 0.01, 0.001, clip_norm=1.0 if richly else None),
+        schedule=lambda optimizer, epochs, batches: cosine(optimizer, epochs, batches, 0.3 if richly else 0.0),
+        ways=Ways(8, mix=Mix("mixup", 0.4), clip_norm=1.0, average=Ema(0.5)(model)) if richly else Ways(8),
         metric=metric,
         on_epoch=history.append,
         on_best=lambda epoch: best.update(copy.deepcopy(model.state_dict())),
@@ -73,17 +68,24 @@ def _fit(
     return [replace(epoch, epoch_seconds=0, images_per_second=0) for epoch in history], model.state_dict(), best
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(tmp_path: Path, metric: str) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"metric": "macro_f1"}, {"phases": PHASES}, {"phases": PHASES, "richly": True}],
+    ids=["direct", "macro_f1", "three phases", "three phases with all that has a state"],
+)
+def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
     kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)), metric=metric)
+    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)), **more)
+    assert {epoch.phase for epoch in history} == {*range(1, 1 + len(more.get("phases", "1")))}
     # 33 images in batches of 8, the one left over joining the last, after which the epoch's end is saved.
-    assert [len(state["losses"]) for state, _ in kept] == 3 * [1, 2, 3, 0]
+    assert [len(state["losses"]) for state, _ in kept] == len(history) * [1, 2, 3, 0]
     checkpoints = Checkpoints(tmp_path, of="this")
     for state, best_then in kept:
         checkpoints.save(state)
         torch.manual_seed(99)  # a new process's generators stand elsewhere
-        again, resumed, best_now = _fit(checkpoints.load(), best_then, metric=metric)
+        again, resumed, best_now = _fit(checkpoints.load(), best_then, **more)
         assert again == history
         assert all(torch.equal(resumed[name], weights[name]) for name in weights)
         assert all(torch.equal(best_now[name], best[name]) for name in best)

@@ -6,43 +6,26 @@ import torch
 from conftest import small_backbone
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from training import DATA, FABRIC, train
 
-from tvf.data import Dataset, Labelled
 from tvf.data.order import batches, sample_order
 from tvf.data.views import Augment
 from tvf.errors import InputError
 from tvf.feed import Feed
-from tvf.fit import Epoch, best_of, evaluate, fit
+from tvf.fit import Epoch, Ways, best_of, evaluate
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
-
-FABRIC = Fabric(accelerator="cpu", devices=1)
-
-
-def _part(count: int, seed: int) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 156, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 3
-    images[torch.arange(count), labels] += 100
-    return Labelled(images, labels)
-
-
-DATA = Dataset(("a", "b", "c"), _part(33, 0), _part(20, 1), _part(20, 2))
+from tvf.recipes import Phase
 
 
 def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
-    model = FineTuneModel(small_backbone(), 0.5)
-    optimizer = TwoRates(torch.optim.Adam, 0.01, 0.001)(model.head_parameters(), model.unfrozen_parameters())
-    scheduler = CosineAnnealingLR(optimizer, epochs)
-    wrapped, optimizer = FABRIC.setup(model, optimizer)
     history: list[Epoch] = []
-    fit(
-        *(FABRIC, Feed(FABRIC, wrapped, DATA, Augment(horizontal=0.5, seed=augment_seed)), optimizer, scheduler),
-        epochs=epochs,
-        batch_size=8,
+    train(
+        *(FineTuneModel(small_backbone(), 0.5), [Phase(epochs, 2)]),
+        schedule=lambda optimizer: CosineAnnealingLR(optimizer, epochs),
+        augment=Augment(horizontal=0.5, seed=augment_seed),
         seed=seed,
         on_epoch=lambda epoch: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
     )
@@ -69,11 +52,8 @@ def test_the_scheduler_moves_both_rates_once_an_epoch() -> None:
 
 def test_training_that_diverges_is_stopped_with_a_word() -> None:
     model = FineTuneModel(small_backbone(), 1.0)
-    optimizer = TwoRates(torch.optim.SGD, 1e30, 1e30)(model.head_parameters(), model.unfrozen_parameters())
-    wrapped, optimizer = FABRIC.setup(model, optimizer)
-    common = {"epochs": 3, "batch_size": 8, "seed": 0, "on_epoch": lambda epoch: None}
     with pytest.raises(InputError, match="training diverged"):
-        fit(FABRIC, Feed(FABRIC, wrapped, DATA, Augment()), optimizer, ConstantLR(optimizer, 1.0), **common)
+        train(model, [Phase(3, 4)], optimizer=TwoRates(torch.optim.SGD, 1e30, 1e30))
 
 
 def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
@@ -104,15 +84,8 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     augment = Augment(horizontal=0.5, padding=2, seed=3)
     ours, theirs = (FineTuneModel(small_backbone(), 0.5) for _ in range(2))
     build = TwoRates(torch.optim.SGD, 0.1, 0.01)
-    optimizer = build(ours.head_parameters(), ours.unfrozen_parameters())
-    scheduler = ConstantLR(optimizer, 1.0)
-    wrapped, optimizer = FABRIC.setup(ours, optimizer)
     seen: list[Epoch] = []
-    feed = Feed(FABRIC, wrapped, DATA, augment)
-    fit(
-        *(FABRIC, feed, optimizer, scheduler),
-        **{"epochs": 1, "batch_size": 16, "seed": 5, "on_epoch": lambda epoch: seen.append(epoch)},
-    )
+    train(ours, [Phase(1, 2)], optimizer=build, ways=Ways(16), augment=augment, seed=5, on_epoch=seen.append)
 
     reference = build(theirs.head_parameters(), theirs.unfrozen_parameters())
     theirs.train()
@@ -131,6 +104,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
+    feed = Feed(FABRIC, FABRIC.setup_module(ours), DATA, augment)
     assert np.isclose(evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16).loss, expected, rtol=1e-6)
 
 

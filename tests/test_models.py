@@ -62,7 +62,7 @@ def test_batch_mode_leaves_frozen_batchnorm_as_a_plain_loop_does() -> None:
 def test_the_optimizer_is_given_every_parameter_that_trains_and_no_other() -> None:
     for pct in (0, 0.25, 0.5, 1):
         model = FineTuneModel(small_backbone(), pct)
-        given = [*model.head_parameters(), *model.unfrozen_parameters()]
+        given = [*model.head_parameters(), *itertools.chain(*model.unfrozen_parameters())]
         training = [p for p in model.parameters() if p.requires_grad]
         assert {id(p) for p in given} == {id(p) for p in training}
         assert len(given) == len(training)
@@ -73,7 +73,7 @@ def test_head_and_backbone_learn_at_their_own_rates() -> None:
     optimizer = TwoRates(torch.optim.SGD, 0.1, 0.01, 0.5)(model.head_parameters(), model.unfrozen_parameters())
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.1, 0.5), (0.01, 0.5)]
     before = copy.deepcopy(model.state_dict())
-    for parameter in itertools.chain(model.head_parameters(), model.unfrozen_parameters()):
+    for parameter in itertools.chain(model.head_parameters(), *model.unfrozen_parameters()):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     for name, rate in (("module.head.weight", 0.1), ("module.conv2.weight", 0.01)):

@@ -25,7 +25,7 @@ from tvf.models import FineTuneModel
 from tvf.planning import Sharing, open_feed
 from tvf.recalibration import recalibrate
 from tvf.store import Store, list_entries
-from tvf.sweep.manifest import sharing_models, write_manifest
+from tvf.sweep.manifest import sharing_jobs, write_manifest
 from tvf.table import Column, StoreUnusable
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
@@ -44,7 +44,7 @@ def set_up(fraction: float, frozen_bn: str = "eval") -> Any:
 def feed_of(
     module: Any, store: Store | None, augment: Views | None = None, *sharing: Sharing, fabric: Fabric = FABRIC
 ) -> Feed:
-    return open_feed(fabric, module, DATA, augment or Augment(), epochs=2, store=store, sharing=sharing)
+    return open_feed(fabric, module, DATA, augment or Augment(), epochs=range(1, 3), store=store, sharing=sharing)
 
 
 def logits(feed: Feed) -> Tensor:
@@ -316,7 +316,7 @@ def test_jobs_that_are_done_or_train_on_other_images_share_nothing(tmp_path: Pat
 
     jobs = {"a": config(0), "b": config(0.5, batch_size=8), "c": config(1.0), "d": config(0.25, augment={"seed": 1})}
     write_manifest(tmp_path, jobs)
-    assert [model["pct_unfreeze"] for model in sharing_models(tmp_path, jobs["a"])] == [0, 0.5, 1.0]
+    assert [job["model"]["pct_unfreeze"] for job in sharing_jobs(tmp_path, jobs["a"])] == [0, 0.5, 1.0]
     (tmp_path / "c").mkdir()
     write_json(tmp_path / "c" / "status.json", {"state": "done"})
-    assert [model["pct_unfreeze"] for model in sharing_models(tmp_path, jobs["a"])] == [0, 0.5]
+    assert [job["model"]["pct_unfreeze"] for job in sharing_jobs(tmp_path, jobs["a"])] == [0, 0.5]

@@ -12,11 +12,19 @@ from tvf.data.views import Views
 from tvf.devices import one_thread
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
 from tvf.freezing import FROZEN_BN, UNITS, check_fraction
+from tvf.parts import phases_of
+from tvf.schedules import start
 
-NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "checkpoint", "tracker")
+NODES = (
+    *("model", "recipe", "early_stopping", "backbone", "data", "augment", "mix", "loss", "optimizer", "scheduler"),
+    *("average", "fabric", "store", "checkpoint", "tracker"),
+)
 VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
-GIVEN = {"model": ("backbone",), "backbone": ("num_classes",), "checkpoint": ("folder", "of")}
+GIVEN = {
+    **{"model": ("backbone",), "backbone": ("num_classes",), "loss": ("class_weights",)},
+    **{"checkpoint": ("folder", "of"), "scheduler": ("optimizer", "epochs", "batches")},
+}
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -46,8 +54,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
         if model.get(key) is not None:
             require_choice(f"model.{key}", model[key], choices)
-    for name in ("data", "optimizer", "store", "tracker"):
+    for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
         build(config[name], name)
+    phases_of(config, groups=int(bool(is_transfer(model) is False and model.get("pct_unfreeze") != 0)))
+    start(build(config["scheduler"], "scheduler"), torch.optim.SGD([torch.zeros(1)]), config["epochs"], batches=2)
     build(config["checkpoint"], "checkpoint", folder=Path(), of="")
     augment = build(config["augment"], "augment")
     if not isinstance(augment, Views):

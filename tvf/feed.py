@@ -183,8 +183,7 @@ class CutPart:
         start = time.perf_counter()
         rows = self._rows.of_view(view)
         starts = np.array(self._rows.starts)
-        numbers = np.unique(np.searchsorted(starts, rows, side="right"))
-        tensors = {int(number): self._table(len(self._cuts) - 1, int(number)).tensors() for number in numbers}
+        tensors = {table: self._table(len(self._cuts) - 1, table).tensors() for table in self._rows.tables(view)}
         layouts = self._cuts[-1].layouts
         self.seconds += time.perf_counter() - start
 

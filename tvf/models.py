@@ -48,17 +48,21 @@ class FineTuneModel(nn.Module):
             hold_frozen_batchnorm(self.module)
         return self
 
-    def unfreeze(self) -> None:
-        """Let exactly the head and the trained groups train, whatever another model over this backbone has frozen."""
-        unfreeze(self.module, self.trained_groups, self.head)
+    def unfreeze(self, count: int | None = None) -> None:
+        """Let exactly the head and the first `count` of the trained groups train (None: all of them).
+
+        Whatever another model over this backbone, or an earlier call, has frozen.
+        """
+        self.unfrozen_groups = self.trained_groups[:count]
+        unfreeze(self.module, self.unfrozen_groups, self.head)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the new head."""
         return list(self.module.get_submodule(self.head).parameters())
 
-    def unfrozen_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the groups that train, deepest group first; the head's are not among them."""
-        return [self.module.get_parameter(name) for group in self.trained_groups for name in group.parameters]
+    def unfrozen_parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of each group that trains now, deepest group first; the head's are not among them."""
+        return [[self.module.get_parameter(name) for name in group.parameters] for group in self.unfrozen_groups]
 
 
 class TransferModel(FineTuneModel):

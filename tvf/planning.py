@@ -48,24 +48,23 @@ def open_feed(
     data: Dataset,
     augment: Views,
     *,
-    epochs: int,
+    epochs: range,
     store: Store | None,
     sharing: Sequence[Sharing] = (),
+    mixed: bool = False,
     show: bool = False,
     tag: str = "",
 ) -> Feed:
-    """The feed of a job: through the store where that can be done and, if the store must pay, where it does.
+    """The feed of a phase: through the store where that can be done and, if the store must pay, where it does.
 
-    The model must be set up, on its device, in its final memory format and freezing. The store keeps activations as
-    its `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line,
+    The model must be set up, on its device, in its final memory format and freezing. The store keeps activations as its
+    `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line,
     which begins with `tag`, what was decided. Without a store frozen layers are cut off all the same, so that last
-    digits do not depend on it.
+    digits do not depend on it. Training images that are `mixed`, which makes new ones of them, pass the whole network.
     """
     feed = Feed(fabric, module, data, augment)
     precision = fabric.strategy.precision.precision
     feed.approximations = [f"precision {precision}"] if precision not in ("32-true", "64-true") else []
-    if isinstance(augment.views, int) and augment.views < epochs:
-        feed.approximations.append(f"{augment.views} views for {epochs} epochs")
     dtype = store.dtype if store else None
     if dtype is None and "mixed" in precision:
         dtype = torch.float16
@@ -74,17 +73,18 @@ def open_feed(
     except (Untraceable, Unkeyable) as error:
         log.warning("%s frozen layers are not cut off, every image passes the whole network: %s.", tag, error)
         return feed
+    said: dict[str, list[str]] = {}  # of each verdict the parts that it is about
+    if mixed and plans.pop("train", None):
+        said["not kept, since mixed images are new ones in each epoch"] = ["train"]
     if not plans:
         log.info("%s store: no layers are frozen before the first one that trains: nothing to keep.", tag)
         return feed
-    parts, narrowed = {}, set()
-    said: dict[str, list[str]] = {}  # of each verdict the parts that it is about
-    failed = False
+    parts, narrowed, failed = {}, set(), False
     for name, plan in plans.items():
         entries, verdict = None, "not used (store.mode=off, or it cannot be written)"
         if store is not None:
             try:
-                plan, entries, verdict = plan.decided(fabric, store, 1 if name == "test" else epochs)
+                plan, entries, verdict = plan.decided(fabric, store, range(1, 2) if name == "test" else epochs)
             except (Unkeyable, StoreUnusable) as error:
                 verdict, failed = f"not kept: {error}", True
         said.setdefault(verdict, []).append(name)
@@ -129,7 +129,7 @@ class Plan:
         return f"{gigabytes(self.row_bytes(own))} and {1e3 * own.seconds:.1f} ms of frozen layers an image"
 
     def decided(
-        self, fabric: Fabric, store: Store, epochs: int
+        self, fabric: Fabric, store: Store, epochs: range
     ) -> "tuple[Plan, list[Callable[[], Entry]] | None, str]":
         """The plan with its steps in this store, ways to open its entries if it is to be kept, and the verdict.
 
@@ -155,7 +155,7 @@ class Plan:
         kept = column(Layout((), torch.float32, False), self.dtype).dtype
         return describe([self.trace.training, images, kept, circumstances(fabric, self.trace.model)])
 
-    def on_the_way(self, store: Store, source: str, epochs: int) -> "Plan":
+    def on_the_way(self, store: Store, source: str, epochs: range) -> "Plan":
         """This plan with what the store has from earlier on, and only those steps that are worth it."""
         own, siblings = self.cuts[-1], store.siblings("activations", [source])
         found = {step.cut.key: step for step in self.cuts[:-1]}
@@ -173,15 +173,16 @@ class Plan:
                 steps.append(step)
         return replace(self, cuts=[*steps, own])
 
-    def why_not(self, step: Step, store: Store, source: str, epochs: int) -> str | None:
+    def why_not(self, step: Step, store: Store, source: str, epochs: range) -> str | None:
         """Why a cut's activations should not be kept for `epochs` epochs of its jobs; None if they should.
 
         One more job is counted than is known.
         """
-        rows, views = Rows(self.augment, len(self.part)), {self.augment.view_of(each + 1) for each in range(epochs)}
+        rows = Rows(self.augment, len(self.part))
+        views = {table for epoch in epochs for table in rows.tables(self.augment.view_of(epoch))}
         folder = store.folder.joinpath("activations", source, step.cut.key)
         missing = sum(len(rows.new(view)) for view in views if not (folder / f"{view_name(view)}.bin").exists())
-        size, read = self.row_bytes(step) * missing, epochs * len(self.part) * (step.jobs + 1)
+        size, read = self.row_bytes(step) * missing, len(epochs) * len(self.part) * (step.jobs + 1)
         if size > store.max_bytes:
             return f"{gigabytes(size)} are more than store.max_gb={store.max_bytes / 1e9:g}: raise it"
         if size > (free := shutil.disk_usage(store.folder).free):

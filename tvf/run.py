@@ -5,61 +5,33 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from statistics import median
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
-from tvf.backbones import Backbone, check_image_size
 from tvf.build import IGNORED_BY_TRANSFER, build, is_transfer
 from tvf.check import check
 from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
-from tvf.data import Dataset
-from tvf.devices import (
-    claim_gpu,
-    describe_machine,
-    keep_freed_memory,
-    peak_memory_mb,
-    reset_peak_memory,
-    return_freed_memory,
-    set_threads,
-    versions,
-)
+from tvf.devices import describe_machine, peak_memory_mb, return_freed_memory, versions
 from tvf.errors import InputError
 from tvf.files import remove_leftovers
 from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
-from tvf.freezing import as_frozen, needs_batches
+from tvf.headphase import head_phase
 from tvf.metrics import METRICS, metric_of
-from tvf.models import FineTuneModel, count, describe
-from tvf.planning import Sharing, open_feed
-from tvf.recalibration import recalibrate
-from tvf.scores import require_both_classes
+from tvf.models import count, describe
+from tvf.parts import Parts, Place, Stages, build_parts
 from tvf.store import Store
-from tvf.sweep.manifest import refuse_others, sharing_models
+from tvf.sweep.manifest import refuse_others
 from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
 
 log = logging.getLogger(__name__)
 
 SPENT = ("train_seconds", "prefix_seconds", "prefix_images", "continued_images")  # added up over attempts
 TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # what a tracker gets as points
-OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a job runs: its folder; the sweep's and whether others run beside it; the names of its options."""
-
-    folder: Path
-    sweep: Path | None
-    parallel: bool
-    choices: dict[str, str]
 
 
 def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
@@ -162,7 +134,7 @@ def _train(
     tag = _tag(config, facts, in_sweep=place.sweep is not None)
     for metrics in record.metrics:  # of an earlier attempt, which the tracker may never have got
         run.log(metrics, step=metrics["epoch"])
-    parts = _build_parts(config, place, store)
+    parts = build_parts(config, place, store)
     log.info("%s %s", tag, describe(parts.model, parts.backbone))
     if facts["pct_unfreeze"] and not parts.model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
@@ -171,6 +143,7 @@ def _train(
     scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
     tested = {"epoch": scores["best_epoch"]} | {key: scores[key] for key in TESTED}
     run.log(tested, step=config["epochs"] + 1)
+    parts.model.unfreeze()
     summary = {"name": config["name"], **facts} | {
         "classes": list(parts.data.classes),
         "unfrozen_groups": [group.name for group in parts.model.trained_groups],
@@ -191,38 +164,6 @@ def _train(
     return summary
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a job trains: all that its config names, built."""
-
-    fabric: Fabric
-    store: Store | None
-    data: Dataset
-    batch_size: int
-    backbone: Backbone
-    model: FineTuneModel
-
-
-def _build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Parts:
-    keep_freed_memory()
-    fabric = build_fabric(config["fabric"], place.parallel)
-    set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
-    reset_peak_memory(fabric.device)
-    options = build(config["data"], "data")
-    data = options.load(progress=not place.parallel, store=store)
-    require_both_classes(metric_of(config), data.val.labels)
-    torch.manual_seed(config["seed"])  # the new head, and dropout
-    backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
-    check_image_size(backbone, options.image_size)
-    model = build(config["model"], "model", backbone=backbone)
-    single = needs_batches(model.train()) or model.frozen_bn == "recalibrate"
-    if single and min(options.batch_size, len(data.train)) == 1:
-        raise InputError("BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit).")
-    if config["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
-    return Parts(fabric, store, data, options.batch_size, backbone, model)
-
-
 def _fit_and_test(
     config: dict[str, Any],
     place: Place,
@@ -232,12 +173,7 @@ def _fit_and_test(
     checkpoints: Checkpoints,
     state: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    model, best_weights = parts.model, place.folder / BEST_WEIGHTS
-    optimizer = build(config["optimizer"], "optimizer")(model.head_parameters(), model.unfrozen_parameters())
-    scheduler = build(config["scheduler"], "scheduler")(optimizer)
-    module, optimizer = parts.fabric.setup(model, optimizer)
-
-    metric = metric_of(config)
+    model, best_weights, metric = parts.model, place.folder / BEST_WEIGHTS, metric_of(config)
     chooses = "" if metric == "accuracy" else f" val_{METRICS[metric]} %.3f"
 
     def on_epoch(epoch: Epoch) -> None:
@@ -250,37 +186,37 @@ def _fit_and_test(
         )
 
     start = time.perf_counter()
-    if model.frozen_bn == "recalibrate":
-        recalibrate(parts.fabric, module, parts.data.train, parts.batch_size, parts.store)
-    feed = open_feed(
-        *(parts.fabric, module, parts.data, build(config["augment"], "augment")),
-        epochs=config["epochs"],
-        store=parts.store,
-        sharing=_sharing(config, place, parts),
-        show=not place.parallel,
-        tag=tag,
-    )
-    earlier = state["spent"] if state else dict.fromkeys(SPENT, 0)
+    stages = Stages(config, place, parts, tag)
+    with head_phase(config, place, parts) or nullcontext() as head:
+        if head and state is None and (state := head.take(place, metric)):
+            for row in state["history"]:
+                report(row)
+            log.info("%s epochs 1 to %d, of the head alone, are another job's.", tag, len(state["history"]))
+            start -= state["spent"]["train_seconds"]
+        earlier = state["spent"] if state else dict.fromkeys(SPENT, 0)
 
-    def spent() -> dict[str, float]:
-        now = {key: getattr(feed, key) for key in SPENT[1:]} | {"train_seconds": time.perf_counter() - start}
-        return {key: earlier[key] + now[key] for key in SPENT}
+        def spent() -> dict[str, float]:
+            now = stages.spent() | {"train_seconds": time.perf_counter() - start}
+            return {key: earlier[key] + now[key] for key in SPENT}
 
-    best = fit(
-        *(parts.fabric, feed, optimizer, scheduler),
-        epochs=config["epochs"],
-        batch_size=parts.batch_size,
-        seed=config["seed"],
-        metric=metric,
-        on_epoch=on_epoch,
-        on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
-        progress=not place.parallel,
-        state=state,
-        save=lambda state: checkpoints.save(state | {"spent": spent()}),
-        due=checkpoints.due,
-    )
+        def with_costs(state: dict[str, Any]) -> dict[str, Any]:
+            return state | {"spent": spent()}
+
+        best = fit(
+            *(parts.fabric, model, parts.phases, stages.start, stages.ways),
+            seed=config["seed"],
+            metric=metric,
+            on_epoch=on_epoch,
+            on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
+            on_phase=lambda state: head.keep(with_costs(state), place) if head else None,
+            progress=not place.parallel,
+            state=state,
+            save=lambda state: checkpoints.save(with_costs(state)),
+            due=checkpoints.due,
+        )
     trained, training = time.perf_counter(), spent()
     load_weights(model, best_weights, best.epoch)
+    feed = stages.feed_of(best.phase - 1)
     # Once more of validation, for what epochs have no room for: scores by class.
     val = evaluate(parts.fabric, feed.evaluate("val"), parts.data.val.labels, parts.batch_size)
     test = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
@@ -291,29 +227,10 @@ def _fit_and_test(
         **test.named("test"),
         **spent(),
         **{key: training[key] for key in ("train_seconds", "prefix_seconds")},
-        "prefix_kept": feed.prefix_kept,
+        "prefix_kept": stages.prefix_kept,
         "test_seconds": time.perf_counter() - trained,
-        "approximations": feed.approximations,
+        "approximations": stages.approximations,
     }
-
-
-def _sharing(config: dict[str, Any], place: Place, parts: Parts) -> Sequence[Sharing]:
-    """How the jobs of the sweep that pass through the same frozen layers freeze the backbone, and how many do so."""
-
-    def sharing(node: dict[str, Any]) -> Sharing:
-        other = build(node, "model", backbone=parts.backbone)
-
-        def freeze() -> None:
-            other.unfreeze()
-            other.train()
-
-        return Sharing(freeze, nodes.count(node))
-
-    nodes = sharing_models(place.sweep, config) if place.sweep else []
-    # Building a model of the user's own over this backbone might do anything to it.
-    kinds = [node for i, node in enumerate(nodes) if node not in nodes[:i] and node["_target_"] in OWN_MODELS]
-    with as_frozen(parts.model):
-        return [sharing(node) for node in kinds]
 
 
 def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
@@ -324,23 +241,6 @@ def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
     if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
         words.append(f"seed={facts['seed']}")
     return f"[{' '.join(words)}]"
-
-
-def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
-    """Lightning Fabric; workers that run side by side on a machine with several GPUs take one each."""
-    devices = node.get("devices")
-    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(f"fabric.devices={devices} is refused: a job trains on one device: 1, or [its number].")
-    if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
-        node = {**node, "devices": [claim_gpu()]}
-    try:
-        fabric = build(node, "fabric")
-        fabric.launch()
-        return fabric
-    except InputError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"fabric cannot be set up: {error}. fabric=cpu with its defaults runs everywhere.") from error
 
 
 def _of(scores: dict[str, Any]) -> tuple[float, float, int]:

@@ -23,6 +23,19 @@ log = logging.getLogger(__name__)
 STOPPED = ("interrupted", "its process is gone")  # what status.json says of a job that can go on as if nothing had been
 LOCK = ".lock"  # in a job's folder: held by the process that trains it
 WITHOUT_EFFECT = ("checkpoint", "project", "tracker")  # on a job's numbers
+# What was done where a record is older than the option that it does not name.
+UNSAID = {
+    "data": {"metric": "accuracy", "class_weights": None},
+    "model": {"direction": "top", "train": None, "head_dropout": 0.0, "init_from": None},
+    "optimizer": {"decay_all": True, "layer_decay": None, "clip_norm": None},
+}
+UNSAID_NODES = {
+    "recipe": {"_target_": "tvf.recipes.Direct"},
+    "early_stopping": {"_target_": "tvf.recipes.EarlyStopping", "patience": None, "min_delta": 0.0},
+    "mix": {"_target_": "tvf.objective.unmixed"},
+    "loss": {"_target_": "tvf.objective.Objective", "label_smoothing": 0.0},
+    "average": {"_target_": "tvf.average.none"},
+}
 LAST_CHECKPOINT = "checkpoints/last.pt"  # in a job's folder: what it goes on from
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # in a job's folder: those that validation chose
 SUMMARY = "sweep-summary"  # the job type, and the name, of the run that compares a sweep's jobs
@@ -170,9 +183,10 @@ def is_done(folder: Path, config: dict[str, Any]) -> bool:
 def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that a job's numbers depend on: not who is told of them, or where its store lies."""
     store = {key: value for key, value in config.get("store", {}).items() if key not in ("dir", "mode", "max_gb")}
-    rest = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    if isinstance(data := config.get("data"), dict):
-        rest["data"] = {"metric": "accuracy", **data}  # which records that do not name it were chosen by
+    rest = UNSAID_NODES | {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    for name, values in UNSAID.items():
+        if isinstance(node := config.get(name), dict):
+            rest[name] = {**values, **node}
     return rest | {"store": store}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from tvf.data.splits import subset
-from tvf.errors import require_count, require_number, require_seed
+from tvf.errors import require_choice, require_count, require_number, require_seed
 from tvf.metrics import require_metric
 
 SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
@@ -45,6 +45,7 @@ class DataOptions:
     `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
     jobs with different run seeds share their split. `val_fraction` of the training images become the val part.
     `metric`, one of tvf.metrics.METRICS, chooses epochs and, at the end of a sweep, the fraction, on the val part.
+    `class_weights` "balanced" has all classes count alike in training, however many images they have.
     """
 
     image_size: int
@@ -53,6 +54,7 @@ class DataOptions:
     split_seed: int = 0
     val_fraction: float = 0.2
     metric: str = "accuracy"
+    class_weights: str | None = None
 
     def __post_init__(self) -> None:
         require_count("data.image_size", self.image_size, SMALLEST_IMAGE)
@@ -60,6 +62,8 @@ class DataOptions:
         require_seed("data.split_seed", self.split_seed)
         require_number("data.val_fraction", self.val_fraction, 0, 0.9, above=True)
         require_metric(self.metric)
+        if self.class_weights is not None:
+            require_choice("data.class_weights", self.class_weights, ("balanced",))
         if self.limit is not None:
             require_count("data.limit", self.limit, 1)
 

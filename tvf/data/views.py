@@ -170,6 +170,10 @@ class Rows:
         self._count_to(view)
         return self._of_view[view - 1]
 
+    def tables(self, view: int) -> list[int]:
+        """The views, this one or earlier ones, that its images first came with."""
+        return np.unique(np.searchsorted(self.starts, self.of_view(view), side="right")).tolist()
+
     def _count_to(self, view: int) -> None:
         while len(self._new) < view:
             number, count = len(self._new) + 1, len(self._samples)

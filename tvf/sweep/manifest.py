@@ -90,10 +90,10 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, item in node.items() for key, value in flatten(item, dot + str(name)).items()}
 
 
-def sharing_models(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model nodes of the jobs of the sweep in `folder`, not yet done, that share frozen layers with `config`'s."""
+def sharing_jobs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configs of the jobs of the sweep in `folder`, not yet done, that share frozen layers with `config`'s."""
     return [
-        job["model"]
+        job
         for name, job in read_configs(folder).items()
         if _shared(job) == _shared(config) and read_json(folder / name / "status.json").get("state") != "done"
     ]

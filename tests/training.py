@@ -1,0 +1,66 @@
+"""Training a small network through `fit` without a config: what several tests share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR
+
+from tvf.data import Dataset, Labelled
+from tvf.data.views import Augment
+from tvf.feed import Feed
+from tvf.fit import Epoch, Stage, Ways, fit
+from tvf.models import FineTuneModel
+from tvf.optim import TwoRates, carry_state
+from tvf.recipes import Phase
+from tvf.schedules import start
+
+FABRIC = Fabric(accelerator="cpu", devices=1)
+
+
+def part(count: int, seed: int) -> Labelled:
+    """Images of three classes that differ in colour, somewhat."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 156, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 3
+    images[torch.arange(count), labels] += 100
+    return Labelled(images, labels)
+
+
+DATA = Dataset(("a", "b", "c"), part(33, 0), part(20, 1), part(20, 2))
+
+
+def train(
+    model: FineTuneModel,
+    phases: Sequence[Phase],
+    *,
+    optimizer: TwoRates | None = None,
+    schedule: Callable[..., Any] | None = None,
+    ways: Ways | None = None,
+    augment: Augment | None = None,
+    begun: Callable[[int, Optimizer], None] = lambda index, optimizer: None,
+    **more: Any,
+) -> Epoch | None:
+    """`fit` of the model on DATA, without a store; `begun` is told of each phase and its optimizer."""
+    rates, ways = optimizer or TwoRates(torch.optim.Adam, 0.01, 0.001), ways or Ways(8)
+    make, batches = schedule or _constant, -(-len(DATA.train) // ways.batch_size)
+    module: Any = FABRIC.setup_module(model)
+
+    def begin(index: int, before: Optimizer | None) -> Stage:
+        phase = phases[index]
+        model.unfreeze(phase.groups)
+        made = rates(model.head_parameters(), model.unfrozen_parameters(), phase.lr, phase.backbone_lr)
+        if before is not None:
+            carry_state(before, made)
+        begun(index, made)
+        feed = Feed(FABRIC, module, DATA, augment or Augment(horizontal=0.5))
+        wrapped: Any = FABRIC.setup_optimizers(made)
+        return Stage(feed, wrapped, start(make, made, phase.epochs, batches))
+
+    return fit(FABRIC, model, phases, begin, ways, **({"seed": 1, "on_epoch": lambda epoch: None} | more))
+
+
+def _constant(optimizer: Optimizer) -> ConstantLR:
+    return ConstantLR(optimizer, 1.0)

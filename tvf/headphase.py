@@ -1,0 +1,113 @@
+"""A phase that trains the head alone, computed once for all jobs that begin with the same one.
+
+What the head is after it follows from seed, data, backbone and the head's rates, whatever trains later. So the first
+job keeps the state of its training at the phase's end in the store, and others go on from there as from a checkpoint.
+"""
+
+import json
+import logging
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tvf.checkpoint import Checkpoints, save_weights
+from tvf.content import Unkeyable, circumstances, describe
+from tvf.fit import Epoch, best_of
+from tvf.metrics import metric_of
+from tvf.models import FineTuneModel
+from tvf.parts import Parts, Place
+from tvf.store import Store
+from tvf.table import StoreUnusable
+from tvf.tracking import BEST_WEIGHTS, results_follow_from
+
+log = logging.getLogger(__name__)
+
+# What the head phase does not depend on: it goes by the phase itself.
+LATER = ("name", "epochs", "recipe", "early_stopping")
+LATER_WITHIN = {"model": ("pct_unfreeze", "unit", "direction", "train"), "optimizer": ("backbone_lr", "layer_decay")}
+
+
+class HeadPhase:
+    """The place of a job's first phase in the store; as a context it is held by who trains it, until `keep`."""
+
+    def __init__(self, store: Store, key: str, model: FineTuneModel) -> None:
+        folder = store.entry("head", [key], {"about": "phase, trained alone"}).folder
+        self._kept = Checkpoints(folder, of=key)
+        self._lock = FileLock(folder / "trains.lock")
+        self._model = model
+
+    def __enter__(self) -> "HeadPhase":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def take(self, place: Place, metric: str) -> dict[str, Any] | None:
+        """The state at the phase's end, if another job has trained it or does so now; None if this one is to.
+
+        The weights of its best epoch are put into this job's folder.
+        """
+        self._lock.acquire()
+        state = self._kept.load()
+        if state is None:
+            return None
+        self._lock.release()
+        whole = self._model.state_dict()
+        own = {name: value for name, value in whole.items() if name in _trained_later(self._model)}
+        best = best_of([Epoch(**row) for row in state["history"]], metric)
+        assert best is not None, "the phase has one epoch at least"
+        before = {name: value.clone() for name, value in whole.items()}
+        self._model.load_state_dict(whole | state.pop("weights"))
+        save_weights(self._model, place.folder / BEST_WEIGHTS, best.epoch)
+        self._model.load_state_dict(before)
+        for part, rest in (("model", own), ("best", own), ("average", before)):
+            state[part] = None if state[part] is None else rest | state[part]
+        return state
+
+    def keep(self, state: dict[str, Any], place: Place) -> None:
+        """Keep the state at the phase's end for other jobs, if this one has trained it."""
+        if not self._lock.is_locked:
+            return
+        later = _trained_later(self._model)
+        parts = {part: state[part] for part in ("model", "best", "average")}
+        parts["weights"] = load_file(place.folder / BEST_WEIGHTS)
+        names = {name for name, _ in self._model.named_buffers()} | _head(self._model)
+        small = {part: values and _only(values, names - later) for part, values in parts.items()}
+        self._kept.save(state | small)
+        self._lock.release()
+
+
+def head_phase(config: dict[str, Any], place: Place, parts: Parts) -> HeadPhase | None:
+    """The head phase that a job begins with, for others to share; None where there is none, or no place for it."""
+    first = parts.phases[0]
+    if parts.store is None or len(parts.phases) == 1 or first.groups:
+        return None
+    data, model = parts.data, parts.model
+    rest = {key: value for key, value in results_follow_from(config).items() if key not in LATER}
+    for node, keys in LATER_WITHIN.items():
+        rest[node] = {key: value for key, value in rest[node].items() if key not in keys}
+    rates = [first.lr, first.epochs, first.stopping.patience, first.stopping.min_delta]
+    try:
+        images = [[part.key or part.images, part.labels] for part in (data.train, data.val)]
+        weights = dict(model.state_dict())
+        around = [circumstances(parts.fabric, model), torch.get_num_threads()]
+        key = describe([json.dumps(rest, sort_keys=True), rates, metric_of(config), images, weights, around])
+        return HeadPhase(parts.store, key, model)
+    except (Unkeyable, StoreUnusable) as error:
+        log.warning("store: the phase of the head alone is not kept for other jobs: %s.", error)
+        return None
+
+
+def _head(model: FineTuneModel) -> set[str]:
+    return {f"module.{model.head}.{name}" for name, _ in model.module.get_submodule(model.head).named_parameters()}
+
+
+def _trained_later(model: FineTuneModel) -> set[str]:
+    return {f"module.{name}" for group in model.trained_groups for name in group.parameters}
+
+
+def _only(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if name in names}
