@@ -42,7 +42,7 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [list(row) for row in metrics] == 2 * [
         ["epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr_head", "lr_backbone"]
-        + ["epoch_seconds", "images_per_second", "val_macro_f1", "val_auroc"]
+        + ["epoch_seconds", "images_per_second", "val_macro_f1", "val_auroc", "phase"]
     ]
     summary = json.loads((folder / "summary.json").read_text())
     expected = {

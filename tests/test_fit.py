@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from tvf.fit import Epoch, Ways, best_of, evaluate
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
 from tvf.recipes import Phase
+
+
+def _set_up(model: FineTuneModel) -> Any:
+    return FABRIC.setup_module(model)
 
 
 def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
@@ -70,8 +75,7 @@ def test_the_reported_epoch_is_the_one_that_validates_best() -> None:
 
 def test_the_metric_chooses_the_epoch() -> None:
     def epoch(number: int, val_acc: float, val_macro_f1: float, val_auroc: float) -> Epoch:
-        scores = {"val_macro_f1": val_macro_f1, "val_auroc": val_auroc}
-        return Epoch(number, 0, 0, 0.5, val_acc, 0.1, None, 0, 0, **scores)
+        return Epoch(number, 0, 0, 0.5, val_acc, 0.1, None, 0, 0, val_macro_f1, val_auroc)
 
     history = [epoch(1, 0.9, 0.1, 0.2), epoch(2, 0.5, 0.8, 0.3), epoch(3, 0.4, 0.7, 0.9)]
     for metric, best in (("accuracy", 1), ("macro_f1", 2), ("auroc", 3)):
@@ -104,7 +108,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
-    feed = Feed(FABRIC, FABRIC.setup_module(ours), DATA, augment)
+    feed = Feed(FABRIC, _set_up(ours), DATA, augment)
     assert np.isclose(evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16).loss, expected, rtol=1e-6)
 
 

@@ -158,7 +158,10 @@ class Phases:
 
     def __call__(self, epochs: int, groups: int, stopping: EarlyStopping) -> tuple[Phase, ...]:
         """The phases; InputError if their epochs do not add up to the job's."""
-        lengths = [phase.get("epochs") or round(phase["share"] * epochs) for phase in self.phases]
+        lengths, shared = [], 0.0
+        for phase in self.phases:
+            before, shared = shared, shared + phase.get("share", 0.0)
+            lengths.append(phase.get("epochs") or round(shared * epochs) - round(before * epochs))
         if sum(lengths) != epochs or 0 in lengths:
             raise InputError(
                 f"recipe.phases have {' + '.join(map(str, lengths))} = {sum(lengths)} epochs, which must be above 0 "

@@ -223,6 +223,7 @@ def _fit_and_test(
     return {
         "metric": metric,
         "best_epoch": best.epoch,
+        "best_phase": best.phase,
         **val.named("val"),
         **test.named("test"),
         **spent(),
