@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tvf.checkpoint import Checkpoints, save_weights
-from tvf.content import Unkeyable, circumstances, describe
+from tvf.content import Unkeyable, circumstances, describe, describe_layers
 from tvf.fit import Epoch, best_of
 from tvf.metrics import metric_of
 from tvf.models import FineTuneModel
@@ -63,6 +63,7 @@ class HeadPhase:
         self._model.load_state_dict(whole | state.pop("weights"))
         save_weights(self._model, place.folder / BEST_WEIGHTS, best.epoch)
         self._model.load_state_dict(before)
+        state["spent"] |= {"prefix_images": 0, "continued_images": 0}
         for part, rest in (("model", own), ("best", own), ("average", before)):
             state[part] = None if state[part] is None else rest | state[part]
         return state
@@ -92,9 +93,9 @@ def head_phase(config: dict[str, Any], place: Place, parts: Parts) -> HeadPhase 
     rates = [first.lr, first.epochs, first.stopping.patience, first.stopping.min_delta]
     try:
         images = [[part.key or part.images, part.labels] for part in (data.train, data.val)]
-        weights = dict(model.state_dict())
+        network = [describe_layers(model.module, without=model.head), dict(model.state_dict())]
         around = [circumstances(parts.fabric, model), torch.get_num_threads()]
-        key = describe([json.dumps(rest, sort_keys=True), rates, metric_of(config), images, weights, around])
+        key = describe([json.dumps(rest, sort_keys=True), rates, metric_of(config), images, network, around])
         return HeadPhase(parts.store, key, model)
     except (Unkeyable, StoreUnusable) as error:
         log.warning("store: the phase of the head alone is not kept for other jobs: %s.", error)
