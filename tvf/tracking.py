@@ -173,6 +173,9 @@ def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     if isinstance(data := config.get("data"), dict):
         rest["data"] = {"metric": "accuracy", **data}  # which records that do not name it were chosen by
+    if isinstance(model := config.get("model"), dict):  # likewise
+        rest["model"] = {"train": None, "head_dropout": 0.0, "init_from": None, **model}
+        rest["model"]["direction"] = model.get("direction") or "top"
     return rest | {"store": store}
 
 
