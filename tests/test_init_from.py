@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Outcome, small_backbone
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from sweeps import base_config
@@ -24,7 +24,7 @@ from tvf.sweep.manifest import sharing_models, write_manifest
 from tvf.tracking import BEST_WEIGHTS
 
 Shell = Callable[..., Outcome]
-QUICK = ("epochs=1", "data.limit=24", "data.image_size=32", "data.batch_size=8", "tracker=none", "model=transfer")
+QUICK = ("epochs=1", "data.limit=12", "data.image_size=32", "data.batch_size=8", "tracker=none", "model=transfer")
 CLASSES = ("a", "b", "c")
 PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
 
@@ -48,6 +48,7 @@ def _start(model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES
     start_from(model, origin, "small", classes, "module.head")
 
 
+@settings(max_examples=15)
 @given(seed=st.integers(2, 2**31), bare=st.booleans())
 def test_a_model_that_starts_from_another_computes_what_that_did(
     tmp_path_factory: pytest.TempPathFactory, seed: int, bare: bool
@@ -64,7 +65,7 @@ def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(she
     assert shell(*QUICK, "optimizer.lr=0.1", "hydra.run.dir=first").code == 0
     outcome = shell(*QUICK, *slow, "model.init_from=first", "hydra.run.dir=second")
     assert outcome.code == 0, outcome.out + outcome.err
-    assert f"starts from {tmp_path / 'first' / BEST_WEIGHTS} (epoch 1)" in outcome.out
+    assert f"[transfer] starts from the weights in {tmp_path / 'first' / BEST_WEIGHTS}, epoch 1." in outcome.out
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second"))
     assert second["val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
     config = json.loads((tmp_path / "second" / "config.json").read_text())

@@ -180,8 +180,8 @@ def refuse_own_weights(init_from: str | None, folder: Path) -> None:
         )
 
 
-def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequence[str], head: str) -> None:
-    """Put the weights that `model.init_from` means into `model`, those of its head too.
+def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequence[str], head: str) -> str:
+    """Put the weights that `model.init_from` means into `model`, its head's too; return which they are, for people.
 
     `head` is the head's name in the model. InputError unless they are of the same backbone and the same classes: by
     what a job's summary.json says, and always by the names and shapes of the tensors.
@@ -205,7 +205,7 @@ def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequenc
     if difference := _difference(found, model.state_dict(), head):
         raise InputError(f"{refused}{difference}.")
     model.load_state_dict(found)
-    log.info("starts from %s%s.", path, f" (epoch {epoch})" if epoch else "")
+    return f"{path}, epoch {epoch}" if epoch else str(path)
 
 
 def _difference(found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], head: str) -> str | None:

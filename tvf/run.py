@@ -168,7 +168,9 @@ def _train(
     if facts["pct_unfreeze"] is None:
         facts["pct_unfreeze"] = parts.model.pct_unfreeze
     if (origin := config["model"].get("init_from")) is not None:
-        start_from(parts.model, origin, facts["backbone"], parts.data.classes, f"module.{parts.model.head}")
+        head = f"module.{parts.model.head}"
+        weights = start_from(parts.model, origin, facts["backbone"], parts.data.classes, head)
+        log.info("%s starts from the weights in %s.", tag, weights)
     log.info("%s %s", tag, describe(parts.model, parts.backbone))
     if facts["pct_unfreeze"] and not parts.model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))

@@ -56,8 +56,8 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
         varied = {FRACTION: FRACTIONS} | varied
     if named and FRACTION in varied:
         raise InputError(
-            f"{FRACTION} is refused beside model.train or model.direction=block:...: W&B would train each of these once "
-            "for each fraction, which they ignore."
+            f"{FRACTION} is refused beside model.train or model.direction=block:...: W&B would train each of these "
+            "once for each fraction, which they ignore."
         )
     if "transfer" in models and FRACTION in varied:
         raise InputError(
