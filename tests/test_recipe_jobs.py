@@ -29,7 +29,7 @@ def test_with_and_without_a_store_the_epochs_of_all_phases_are_equal_bit_for_bit
         if recipe == ["mix=mixup"] and mode == "on":
             assert "store: train not kept, since mixed images are new ones in each epoch; val, test kept" in outcome.out
     off, warm = metrics(tmp_path / "off"), summary(tmp_path / "warm")
-    assert {row["phase"] for row in off} == set(range(1, off[-1]["phase"] + 1))
+    assert {row["phase"] for row in off} == {*range(1, 1 + max(int(row["phase"]) for row in off))}
     for name in ("cold", "warm"):
         assert metrics(tmp_path / name) == off, name
         assert summary(tmp_path / name)["test_loss"] == summary(tmp_path / "off")["test_loss"]

@@ -166,6 +166,8 @@ def test_fractions_vary_for_the_model_that_has_them(describe: Describe, model: s
         (["model=transfer,finetune"], "model=transfer is refused"),
         (["model=transfer", "model.pct_unfreeze=0.5,1"], "model.pct_unfreeze=0 trains the head alone"),
         (["model.pct_unfreeze=0,25"], "did you mean 0.25?"),
+        (["model.direction=top,block:a", "model.pct_unfreeze=0,1"], "once for each fraction, which they ignore"),
+        (["model.direction=block:a"], "nothing varies"),
         (["seed=1,-1"], "seed=-1 is refused"),
         (["epochs=0"], "epochs=0 is refused"),
         (["typo=1"], "typo"),

@@ -14,7 +14,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tvf.errors import InputError
 
 # What a sweep over both models may name, and transfer learning ignores.
-IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit")
+IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit", "model.direction", "model.train")
+# What a model whose trained layers are named ignores.
+IGNORED_BY_NAMES = ("model.pct_unfreeze", "model.unit")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's part of it
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
@@ -75,6 +77,33 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def is_transfer(model: Mapping[str, Any]) -> bool:
     """Whether the node `model` trains the head alone, and so ignores IGNORED_BY_TRANSFER."""
     return str(model["_target_"]).endswith("TransferModel")
+
+
+def special_choice(model: Mapping[str, Any]) -> str | None:
+    """What the node `model` trains, for names: bottom-0.5, block-layer3, train; None for the deepest fraction."""
+    direction = str(model.get("direction") or "top")
+    if is_transfer(model):
+        return None
+    if model.get("train") is not None:
+        return "train"
+    if direction[:6] in ("block:", "block="):
+        return f"block-{direction[6:]}"
+    return None if direction == "top" else f"{direction}-{model.get('pct_unfreeze')}"
+
+
+def ignored_options(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options that the node `model` may have and makes no use of."""
+    if is_transfer(model):
+        return IGNORED_BY_TRANSFER
+    return IGNORED_BY_NAMES if (special_choice(model) or "").startswith(("train", "block-")) else ()
+
+
+def known_fraction(model: Mapping[str, Any]) -> float | None:
+    """The node's pct_unfreeze; None where names say what trains: it takes the network to know their share."""
+    if not is_transfer(model) and ignored_options(model):
+        return None
+    fraction = model.get("pct_unfreeze") or 0
+    return float(fraction) if isinstance(fraction, int) else fraction
 
 
 def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:

@@ -1,5 +1,6 @@
 """Every mistake in a job's config that can be known without reading images or weights: a sweep can be refused whole."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from tvf.build import IGNORED_BY_TRANSFER, build, check_node, is_transfer, plain, unknown_key
+from tvf.build import build, check_node, ignored_options, is_transfer, plain, unknown_key
+from tvf.checkpoint import find_weights
 from tvf.data.views import Views
 from tvf.devices import one_thread
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
-from tvf.freezing import FROZEN_BN, UNITS, check_fraction
+from tvf.freezing import FROZEN_BN, UNITS, check_choice, check_direction, check_fraction, check_patterns
+from tvf.models import check_dropout
 from tvf.parts import phases_of
 from tvf.schedules import start
 
@@ -46,17 +49,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         require_count("threads", config["threads"], 1)
     for name in NODES:
         check_node(config[name], name, GIVEN.get(name, ()))
-    model = config["model"]
-    if is_transfer(model):
-        model |= {key.removeprefix("model."): None for key in IGNORED_BY_TRANSFER}
-    if model.get("pct_unfreeze") is not None:
-        check_fraction(model["pct_unfreeze"])
-    for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
-        if model.get(key) is not None:
-            require_choice(f"model.{key}", model[key], choices)
+    _check_model(config["model"])
     for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
         build(config[name], name)
-    phases_of(config, groups=int(bool(is_transfer(model) is False and model.get("pct_unfreeze") != 0)))
+    head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
+    phases_of(config, groups=0 if head_alone else 1)
     start(build(config["scheduler"], "scheduler"), torch.optim.SGD([torch.zeros(1)]), config["epochs"], batches=2)
     build(config["checkpoint"], "checkpoint", folder=Path(), of="")
     augment = build(config["augment"], "augment")
@@ -67,3 +64,24 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         with one_thread():
             augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
     return config
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """Check the node, and bring it into the form that records keep: what it ignores is null, paths are absolute."""
+    if not is_transfer(model):
+        if model.get("direction") is not None:
+            model["direction"] = check_direction(model["direction"])
+            check_choice(model["direction"], model.get("train"))
+        if model.get("train") is not None:
+            check_patterns(model["train"])
+    model |= {key.removeprefix("model."): None for key in ignored_options(model)}
+    if model.get("pct_unfreeze") is not None:
+        check_fraction(model["pct_unfreeze"])
+    for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
+        if model.get(key) is not None:
+            require_choice(f"model.{key}", model[key], choices)
+    if model.get("head_dropout") is not None:
+        check_dropout(model["head_dropout"])
+    if model.get("init_from") is not None:
+        find_weights(model["init_from"])
+        model["init_from"] = os.path.abspath(Path(model["init_from"]).expanduser())

@@ -8,6 +8,7 @@ import io
 import logging
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import torch
 from torch import nn
 
 from tvf.errors import InputError, require_number
-from tvf.files import write_whole
-from tvf.tracking import LAST_CHECKPOINT
+from tvf.files import read_json, write_whole
+from tvf.tracking import BEST_WEIGHTS, LAST_CHECKPOINT
 
 log = logging.getLogger(__name__)
 
@@ -147,3 +148,86 @@ def can_load(path: Path) -> bool:
     except (OSError, safetensors.SafetensorError):
         return False
     return True
+
+
+def find_weights(init_from: object) -> Path:
+    """The file that `model.init_from` means: itself, or the best weights of a job's folder. InputError if not there."""
+    if not isinstance(init_from, str) or not init_from:
+        raise InputError(f"model.init_from={init_from!r} is refused: name a job's folder, or a .safetensors file.")
+    path = Path(init_from).expanduser()
+    if path.is_dir():
+        if not (path / BEST_WEIGHTS).is_file():
+            raise InputError(f"model.init_from={init_from} is refused: that folder holds no {BEST_WEIGHTS}.")
+        if not read_json(path / "summary.json"):
+            raise InputError(
+                f"model.init_from={init_from} is refused: that job is not done, so its best weights may still change. "
+                f"Let it go on first, or name the file {path / BEST_WEIGHTS}."
+            )
+        return path / BEST_WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            f"model.init_from={init_from} is refused: there is no such file or folder. Name a job's folder, or a "
+            ".safetensors file."
+        )
+    return path
+
+
+def refuse_own_weights(init_from: str | None, folder: Path) -> None:
+    """InputError if a job in `folder` is to start from what it is going to write itself."""
+    if init_from is not None and find_weights(init_from).resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"model.init_from={init_from} is refused: it lies in this job's own folder. Choose another hydra.run.dir."
+        )
+
+
+def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequence[str], head: str) -> str:
+    """Put the weights that `model.init_from` means into `model`, its head's too; return which they are, for people.
+
+    `head` is the head's name in the model. InputError unless they are of the same backbone and the same classes: by
+    what a job's summary.json says, and always by the names and shapes of the tensors.
+    """
+    path = find_weights(init_from)
+    refused = f"model.init_from={init_from} is refused: "
+    if Path(init_from).expanduser().is_dir():
+        summary = read_json(Path(init_from).expanduser() / "summary.json")
+        if summary.get("backbone") != backbone:
+            raise InputError(f"{refused}that job trained backbone={summary.get('backbone')}, this one has {backbone}.")
+        if summary.get("classes") != list(classes):
+            raise InputError(
+                f"{refused}that job's classes are {_listed(summary.get('classes'))}, here they are {_listed(classes)}."
+            )
+    try:
+        found = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            epoch = (file.metadata() or {}).get("epoch")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{refused}it is no file of weights ({str(error).splitlines()[0]}).") from error
+    if difference := _difference(found, model.state_dict(), head):
+        raise InputError(f"{refused}{difference}.")
+    model.load_state_dict(found)
+    return f"{path}, epoch {epoch}" if epoch else str(path)
+
+
+def _difference(found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], head: str) -> str | None:
+    """How the tensors in a file differ from a model's in names and shapes; None if they do not."""
+    if found.keys() != own.keys():
+        told = [
+            f"{word} {_listed(sorted(names))}"
+            for word, names in (("lacks", own.keys() - found.keys()), ("has besides", found.keys() - own.keys()))
+            if names
+        ]
+        return f"its weights are of another backbone: the file {' and '.join(told)}"
+    shapes = {name: (tuple(found[name].shape), tuple(own[name].shape)) for name in own}
+    differing = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    if not differing:
+        return None
+    told = _listed([f"{name} is {there}, here {here}" for name, (there, here) in differing.items()])
+    if all(name.startswith(f"{head}.") for name in differing):
+        there, here = (sizes[0] if sizes else 1 for sizes in next(iter(differing.values())))
+        return f"its head is for {there} classes, here are {here} ({told})"
+    return f"its weights are of another backbone: {told}"
+
+
+def _listed(values: object) -> str:
+    listed = list(map(str, values)) if isinstance(values, list | tuple) else [str(values)]
+    return ", ".join(listed[:5]) + (f" ({len(listed)} in all)" if len(listed) > 5 else "")

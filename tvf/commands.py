@@ -131,7 +131,9 @@ def groups(arguments: list[str]) -> None:
     with _told():
         cfg = _compose(overrides)
         backbone = build(plain(cfg.backbone), "backbone", num_classes=1)
-        print(tabulate(backbone.module, backbone.groups, cfg.model.get("unit") or "groups"))
+        model = plain(cfg.model)
+        unit, direction = model.get("unit") or "groups", model.get("direction") or "top"
+        print(tabulate(backbone.module, backbone.groups, unit, direction=direction, train=model.get("train")))
 
 
 def store(arguments: list[str]) -> None:

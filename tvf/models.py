@@ -3,34 +3,71 @@
 Both take pixels and normalise them themselves, so a saved model can be fed images as they are.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tvf.backbones import Backbone
-from tvf.errors import require_choice
-from tvf.freezing import FROZEN_BN, hold_frozen_batchnorm, select_groups, unfreeze
+from tvf.errors import InputError, require_choice
+from tvf.freezing import (
+    BLOCK,
+    FROZEN_BN,
+    check_choice,
+    check_direction,
+    hold_frozen_batchnorm,
+    match_groups,
+    select_groups,
+    share,
+    unfreeze,
+)
 
 
 class FineTuneModel(nn.Module):
-    """A backbone whose head trains, and with it the deepest `pct_unfreeze` of its groups.
+    """A backbone whose head trains, and with it a part: by default the deepest `pct_unfreeze` of its groups.
 
-    `unit` says what the fraction counts: "groups", or "params" (see `select_groups`).
+    `unit` says what the fraction counts: "groups", or "params"; `direction` from which end, or "block:<group>" that
+    this group alone trains (see `select_groups`). `train`, a regular expression or several, names the parameters that
+    train instead (see `match_groups`). Where names say what trains, fraction and unit are ignored, and the attribute
+    `pct_unfreeze` is the share of the groups that train at least in part.
     `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their statistics, "batch"
     normalises by the batch and goes on updating them, as a plain `model.train()` does. "recalibrate" is "eval" after a
     pass over the training images has set the statistics, which is for the caller to do.
+    `head_dropout` is the probability that training hides an input of the head.
+    `init_from` names the weights to start from, and reading them is for the caller too (`checkpoint.start_from`):
+    several models may be made over one backbone, and none of them may change its weights.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, pct_unfreeze: float, unit: str = "groups", frozen_bn: str = "eval") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        pct_unfreeze: float | None,
+        unit: str | None = "groups",
+        frozen_bn: str = "eval",
+        direction: str = "top",
+        train: str | Sequence[str] | None = None,
+        head_dropout: float = 0.0,
+        init_from: str | None = None,
+    ) -> None:
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
-        self.trained_groups = select_groups(backbone.module, backbone.groups, pct_unfreeze, unit)
-        self.pct_unfreeze = float(pct_unfreeze)
+        direction = check_direction(direction)
+        check_choice(direction, train)
+        module, groups = backbone.module, backbone.groups
+        if train is not None:
+            self.trained_groups = match_groups(module, groups, train)
+        else:
+            self.trained_groups = select_groups(module, groups, pct_unfreeze, unit, direction)
+        named = train is not None or BLOCK.fullmatch(direction)
+        self.pct_unfreeze = share(self.trained_groups, groups) if named else float(pct_unfreeze or 0)
         self.frozen_bn = frozen_bn
+        self.head_dropout = check_dropout(head_dropout)
+        self.init_from = init_from
         self.module = backbone.module
         self.head = backbone.head
         self.unfreeze()
@@ -39,6 +76,8 @@ class FineTuneModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats on the same scale, 0 to 255."""
+        # Here, not when the model is made: of several models over one backbone the one that computes decides.
+        drop_input(self.module.get_submodule(self.head), self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
@@ -68,13 +107,48 @@ class FineTuneModel(nn.Module):
 class TransferModel(FineTuneModel):
     """A backbone of which only the new head trains: the same as `FineTuneModel` at fraction 0.
 
-    `pct_unfreeze` and `unit` are taken so that a sweep over both models may name them, and ignored.
+    `pct_unfreeze`, `unit`, `direction` and `train` are taken so that a sweep over both models may name them, and
+    ignored.
     """
 
     def __init__(
-        self, backbone: Backbone, frozen_bn: str = "eval", pct_unfreeze: None = None, unit: None = None
+        self,
+        backbone: Backbone,
+        frozen_bn: str = "eval",
+        pct_unfreeze: None = None,
+        unit: None = None,
+        direction: None = None,
+        train: None = None,
+        head_dropout: float = 0.0,
+        init_from: str | None = None,
     ) -> None:
-        super().__init__(backbone, 0.0, frozen_bn=frozen_bn)
+        super().__init__(backbone, 0.0, frozen_bn=frozen_bn, head_dropout=head_dropout, init_from=init_from)
+
+
+def check_dropout(value: object) -> float:
+    """Return `value` as a probability of dropout; InputError unless it is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
+        raise InputError(
+            f"model.head_dropout={value} is refused: it is the part of the head's inputs that training hides, at least "
+            "0 and below 1."
+        )
+    return float(value)
+
+
+def drop_input(layer: nn.Module, rate: float) -> None:
+    """In training hide each input of `layer` with probability `rate`, as nn.Dropout before it would; 0: never.
+
+    A hook rather than a layer: names of parameters stay as they are. torch.fx runs it with the layer.
+    """
+    if rate or hasattr(layer, "input_dropout"):
+        if not hasattr(layer, "input_dropout"):
+            layer.register_forward_pre_hook(_drop)
+        setattr(layer, "input_dropout", rate)  # noqa: B010  # nn.Module declares tensors and modules alone
+
+
+def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    rate: Any = layer.input_dropout
+    return (nn.functional.dropout(inputs[0], rate, layer.training), *inputs[1:]) if rate else None
 
 
 def describe(model: FineTuneModel, backbone: Backbone) -> str:

@@ -6,15 +6,17 @@ import re
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tvf.build import IGNORED_BY_TRANSFER, is_transfer
+from tvf.build import ignored_options, is_transfer, special_choice
 from tvf.tracking import WITHOUT_EFFECT
 
 
 def job_name(*, _root_: DictConfig) -> str:
-    """transfer-learning or fine-tuning-0.5, with the seed where the shell names one."""
+    """transfer-learning, fine-tuning-0.5 or fine-tuning-block-layer3, with the seed where the shell names one."""
     model = _root_.model
     if is_transfer(model):
         name = "transfer-learning"
+    elif special := special_choice(model):
+        name = f"fine-tuning-{special}"
     else:
         name = f"fine-tuning-{model.pct_unfreeze}" if "pct_unfreeze" in model else model._target_.rpartition(".")[2]
     named = any(override.partition("=")[0].lstrip("+") == "seed" for override in _overrides(_root_))
@@ -24,9 +26,9 @@ def job_name(*, _root_: DictConfig) -> str:
 def job_folder(*, _root_: DictConfig) -> str:
     """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart.
 
-    A fraction does not count for transfer learning, which ignores it, nor what numbers do not depend on.
+    A fraction does not count where the model ignores it, nor what numbers do not depend on.
     """
-    ignored = IGNORED_BY_TRANSFER if is_transfer(_root_.model) else ()
+    ignored = ignored_options(_root_.model)
     keys = {override: override.partition("=")[0].lstrip("+") for override in _overrides(_root_)}
     counting = sorted(
         o for o, key in keys.items() if key not in ignored and key.partition(".")[0] not in WITHOUT_EFFECT

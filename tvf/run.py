@@ -13,9 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from tvf.build import IGNORED_BY_TRANSFER, build, is_transfer
+from tvf.build import build, ignored_options, is_transfer, known_fraction, special_choice
 from tvf.check import check
-from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
+from tvf.checkpoint import Checkpoints, can_load, load_weights, refuse_own_weights, save_weights, start_from
 from tvf.devices import describe_machine, peak_memory_mb, return_freed_memory, versions
 from tvf.errors import InputError
 from tvf.files import remove_leftovers
@@ -59,12 +59,14 @@ def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
 def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     try:
         config = check(cfg)
+        refuse_own_weights(config["model"].get("init_from"), place.folder)
     except Exception as error:
         call_failed(place.folder, str(cfg.get("name")), reason_of(error))
         raise
-    ignored = [key for key in IGNORED_BY_TRANSFER if OmegaConf.select(cfg, key) is not None]
-    if is_transfer(config["model"]) and ignored:
-        log.info("%s: model=transfer trains the head alone and ignores %s.", config["name"], ", ".join(ignored))
+    ignored = [key for key in ignored_options(config["model"]) if OmegaConf.select(cfg, key) is not None]
+    if ignored:
+        what = "model=transfer trains the head alone" if is_transfer(config["model"]) else "what trains is named"
+        log.info("%s: %s and ignores %s.", config["name"], what, ", ".join(ignored))
     checkpoints = _checkpoints(config, place)
     if is_done(place.folder, config):
         log.info("%s: done already (%s).", config["name"], place.folder)
@@ -102,7 +104,7 @@ def _run(
         "backbone": config["backbone"].get("name", place.choices["backbone"]),
         "data": place.choices["data"],
         "seed": config["seed"],
-        "pct_unfreeze": float(config["model"].get("pct_unfreeze") or 0),
+        "pct_unfreeze": known_fraction(config["model"]),
     }
     tracker = build(config["tracker"], "tracker")
     group = place.sweep.name if place.sweep else None
@@ -135,6 +137,12 @@ def _train(
     for metrics in record.metrics:  # of an earlier attempt, which the tracker may never have got
         run.log(metrics, step=metrics["epoch"])
     parts = build_parts(config, place, store)
+    if facts["pct_unfreeze"] is None:
+        facts["pct_unfreeze"] = parts.model.pct_unfreeze
+    if (origin := config["model"].get("init_from")) is not None:
+        head = f"module.{parts.model.head}"
+        weights = start_from(parts.model, origin, facts["backbone"], parts.data.classes, head)
+        log.info("%s starts from the weights in %s.", tag, weights)
     log.info("%s %s", tag, describe(parts.model, parts.backbone))
     if facts["pct_unfreeze"] and not parts.model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
@@ -238,7 +246,7 @@ def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
     """What a job's lines begin with: [transfer], [finetune pct=0.5], in a sweep with the seed where the name has it."""
     words = [facts["model"]]
     if not is_transfer(config["model"]):
-        words.append(f"pct={facts['pct_unfreeze']:g}")
+        words.append(special_choice(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
     if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
         words.append(f"seed={facts['seed']}")
     return f"[{' '.join(words)}]"

@@ -187,6 +187,8 @@ def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:
     for name, values in UNSAID.items():
         if isinstance(node := config.get(name), dict):
             rest[name] = {**values, **node}
+    if isinstance(model := config.get("model"), dict):
+        rest["model"]["direction"] = model.get("direction") or "top"
     return rest | {"store": store}
 
 

@@ -23,6 +23,7 @@ ALL_PAIRS = 8  # so many configurations are compared each with each; more of the
 SAME_IMAGES = ("batch_size", "download", "image_size", "max_megapixels", "metric")
 FRACTION = "model.pct_unfreeze"
 MODELS = (FRACTION, "model._target_", "model.unit")
+DIRECTIONS = ("model.direction", "model.train")
 FOLLOWS = "${seed}"
 VIEWS = ("the augmented views of them", "augment.seed")
 
@@ -185,7 +186,8 @@ def _labels(groups: list[list[Row]], configs: list[dict[str, Any]]) -> list[str]
     """The fraction, and what else tells the configurations apart: their overrides, or whatever differs."""
     first = [group[0] for group in groups]
     fractions = [f"{row['pct_unfreeze'] or 0:g}" for row in first]
-    if len({*fractions}) == len(fractions):
+    directions = {repr([config.get(key) for key in DIRECTIONS]) for config in configs}
+    if len({*fractions}) == len(fractions) and len(directions) == 1:
         return fractions
     seeds = [key for config in configs for key, value in config.items() if value == FOLLOWS]
     labels = []

@@ -100,8 +100,9 @@ def sharing_jobs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shared(config: dict[str, Any]) -> list[Any]:
-    frozen_bn = (config.get("model") or {}).get("frozen_bn")
+    model = config.get("model") or {}
+    frozen_bn = model.get("frozen_bn")
     nodes = [config.get(key) for key in SHARED]
     if frozen_bn != "recalibrate":  # whose statistics are means over batches
         nodes = [{**node, "batch_size": None} if isinstance(node, dict) else node for node in nodes]
-    return [*nodes, frozen_bn]
+    return [*nodes, frozen_bn, model.get("init_from")]

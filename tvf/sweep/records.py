@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tvf.build import is_transfer
+from tvf.build import is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.sweep.manifest import read_configs
@@ -78,7 +78,7 @@ def _blank(folder: Path, config: dict[str, Any]) -> Row:
     row = dict.fromkeys((*COLUMNS, *SO_FAR, *WHOLE))
     row |= {"sweep": folder.name, "config": config, "history": [], "summary": {}, "metric": "accuracy"}
     if isinstance(model := config.get("model"), dict):
-        row |= {"pct_unfreeze": model.get("pct_unfreeze") or 0}
+        row |= {"pct_unfreeze": known_fraction(model) if "_target_" in model else model.get("pct_unfreeze") or 0}
         row |= {"model": "transfer" if is_transfer(model) else "finetune"} if "_target_" in model else {}
     if any(not isinstance(config.get(node, {}), dict) for node in ("model", "data", "store", "tracker")):
         row["config"] = config = {}  # nobody knows what was trained
@@ -133,7 +133,8 @@ def _overrides(job: Path) -> list[str]:
         listed = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return []
-    return list(map(str, listed)) if isinstance(listed, list) else []
+    # Hydra escapes what a sweep was given plainly: block\\:layer3.
+    return [str(each).replace("\\:", ":") for each in listed] if isinstance(listed, list) else []
 
 
 def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list[list[str]]:

@@ -50,8 +50,15 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
         else:
             varied[key] = list(override.sweep_string_iterator())
     models = varied.get("model") or [fixed.get("model", "model=finetune").partition("=")[2]]
-    if FRACTION not in {*fixed, *varied} and "finetune" in models:
+    directions = varied.get("model.direction") or [fixed.get("model.direction", "")]
+    named = "model.train" in {*fixed, *varied} or any("block" in direction for direction in directions)
+    if FRACTION not in {*fixed, *varied} and "finetune" in models and not named:
         varied = {FRACTION: FRACTIONS} | varied
+    if named and FRACTION in varied:
+        raise InputError(
+            f"{FRACTION} is refused beside model.train or model.direction=block:...: W&B would train each of these "
+            "once for each fraction, which they ignore."
+        )
     if "transfer" in models and FRACTION in varied:
         raise InputError(
             f"model=transfer is refused: W&B would train it once for each {FRACTION}, which it ignores. Leave model "
