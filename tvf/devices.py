@@ -14,41 +14,73 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from tvf.errors import InputError
+
 _claimed: dict[int, FileLock] = {}
 _all_threads = torch.get_num_threads()
 
 
 def claim_gpu() -> int:
     """The index of a GPU that no other tvf process of this user trains on, held until this process ends."""
-    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return claim([str(getattr(each, "uuid", index)) for index, each in enumerate(properties)])
+    return claim_gpus(1)[0]
 
 
-def claim(names: Sequence[str], folder: Path | None = None) -> int:
-    """The index of the first of `names` that no other process of this user claims.
+def claim_gpus(count: int) -> list[int]:
+    """The indices of `count` GPUs that no other tvf process of this user trains on, held until this process ends.
 
-    If all are taken, processes share them by their numbers. `folder` holds the lock files. What a process has claimed
-    once it gets again.
+    Raises InputError where there are fewer.
     """
-    if _claimed:
-        return next(iter(_claimed))
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    if count > len(properties):
+        raise InputError(f"fabric.devices={count} is refused: this machine has {len(properties)} GPUs.")
+    return claim([str(getattr(each, "uuid", index)) for index, each in enumerate(properties)], count)
+
+
+def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> list[int]:
+    """The indices of the first `count` of `names` that no other process of this user claims.
+
+    If too few are left, processes share by their numbers what is missing. There must be `count` names. `folder` holds
+    the lock files. What a process has claimed once it gets again.
+    """
     for index, name in enumerate(names):
-        lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-{getpass.getuser()}-{name}.lock")
-        with suppress(Timeout, OSError):
-            lock.acquire(timeout=0)
-            _claimed[index] = lock
-            return index
-    return os.getpid() % len(names)
+        if len(_claimed) >= count:
+            break
+        if index not in _claimed:
+            lock = FileLock((folder or Path(tempfile.gettempdir())) / f"tvf-{getpass.getuser()}-{name}.lock")
+            with suppress(Timeout, OSError):
+                lock.acquire(timeout=0)
+                _claimed[index] = lock
+    others = [index for index in range(len(names)) if index not in _claimed]
+    missing = max(0, count - len(_claimed))
+    shared = [others[(os.getpid() + each) % len(others)] for each in range(missing)]
+    return [*_claimed, *shared][:count]
 
 
-def set_threads(threads: int | None, device: torch.device, *, in_sweep: bool) -> None:
-    """CPU threads of this job. By default all cores for a job by itself, and one for each job of a sweep on the CPU.
+def count_devices(devices: object) -> int:
+    """How many devices a job trains on by `fabric.devices`: a number, or a list of their numbers.
+
+    Raises InputError for anything else, and so for "auto" and -1: a sweep's jobs share what the machine has.
+    """
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return devices
+    if isinstance(devices, list) and devices and all(type(each) is int and each >= 0 for each in devices):
+        if len({*devices}) == len(devices):
+            return len(devices)
+    raise InputError(
+        f"fabric.devices={devices} is refused: write how many a job trains on, as 2, or their numbers, as [0,1]."
+    )
+
+
+def set_threads(threads: int | None, device: torch.device, *, in_sweep: bool, ranks: int = 1) -> None:
+    """CPU threads of this process. By default all cores for a job by itself, and one for each in a sweep on the CPU.
+
+    The processes of a job that has `ranks` of them divide its threads among themselves, and have one each at least.
 
     Results differ in the last digits with the number of threads: so a sweep gives the same ones however many of its
     jobs run at once.
     """
     alone = _all_threads if device.type != "cpu" or not in_sweep else 1
-    torch.set_num_threads(threads or alone)
+    torch.set_num_threads(max(1, (threads or alone) // ranks))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,11 +170,15 @@ def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str,
     return configs
 
 
-def workers(accelerator: str) -> int:
-    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none or none is wanted."""
+def workers(accelerator: str, devices: Any = 1) -> int:
+    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none or none is wanted.
+
+    Jobs with several `devices`, a number or a list of them, take so many each; other values are for them to refuse.
+    """
+    each = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else devices
+    there = joblib.cpu_count()
     if accelerator != "cpu":
         import torch
 
-        if torch.cuda.device_count():
-            return torch.cuda.device_count()
-    return joblib.cpu_count()
+        there = torch.cuda.device_count() or there
+    return max(1, there // each) if isinstance(each, int) and each > 0 else there

@@ -44,7 +44,7 @@ def run_apart(job: Callable[[], int], log_file: Path) -> int:
     if child == 0:
         code = 1
         try:
-            _end_with(parent)
+            end_with(parent)
             tqdm.set_lock(threading.RLock())  # its own is one between processes, which nobody would remove
             with contextlib.suppress(OSError):  # of a disk that is full
                 _print_to(log_file)
@@ -142,7 +142,7 @@ def _stop(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have the system kill this process when its parent dies: else it would train on, unseen."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
