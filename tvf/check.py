@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tvf.build import build, check_node, ignored_options, is_transfer, plain, unknown_key
 from tvf.checkpoint import find_weights
 from tvf.data.views import Views
-from tvf.devices import one_thread
+from tvf.devices import count_devices, one_thread
 from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
 from tvf.freezing import FROZEN_BN, UNITS, check_choice, check_direction, check_fraction, check_patterns
 from tvf.models import check_dropout
@@ -22,6 +22,7 @@ NODES = (
     *("model", "recipe", "early_stopping", "backbone", "data", "augment", "mix", "loss", "optimizer", "scheduler"),
     *("average", "fabric", "store", "checkpoint", "tracker"),
 )
+STRATEGIES = ("auto", "ddp")  # of training on several devices there is one way
 VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
 GIVEN = {
@@ -47,6 +48,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     require_bool("channels_last", config["channels_last"])
     if config["threads"] is not None:
         require_count("threads", config["threads"], 1)
+    count_devices(config["fabric"].get("devices"))
+    if (strategy := config["fabric"].get("strategy", "auto")) not in STRATEGIES:
+        raise InputError(f"fabric.strategy={strategy} is refused: choose one of {', '.join(STRATEGIES)}.")
     for name in NODES:
         check_node(config[name], name, GIVEN.get(name, ()))
     _check_model(config["model"])

@@ -20,11 +20,6 @@ _claimed: dict[int, FileLock] = {}
 _all_threads = torch.get_num_threads()
 
 
-def claim_gpu() -> int:
-    """The index of a GPU that no other tvf process of this user trains on, held until this process ends."""
-    return claim_gpus(1)[0]
-
-
 def claim_gpus(count: int) -> list[int]:
     """The indices of `count` GPUs that no other tvf process of this user trains on, held until this process ends.
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tvf.average import Average
 from tvf.checkpoint import random_states, set_random_states
+from tvf.collectives import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
 from tvf.feed import Feed, Pass
@@ -307,17 +308,25 @@ def train_batch(
     """One step; the batch's summed loss, and how many of its images were classified rightly, before the step.
 
     `draws` seed what is drawn for this batch alone. A mixed image counts by the share that the class found has in it.
+    Of several ranks each computes its share of the batch.
     """
     labels = feed.data.train.labels[torch.from_numpy(samples)]
-    inputs, expected = run.inputs(samples), fabric.to_device(labels)
-    targets = expected
-    if ways.mix:
-        mixed, targets = ways.mix(inputs[0], expected, len(feed.data.classes), draws)
-        inputs = (mixed,)
+    mine = share_of(np.arange(len(samples)), fabric.global_rank, fabric.world_size)
+    targets = expected = fabric.to_device(labels[torch.from_numpy(mine)])
+    if ways.mix:  # with neighbours, who may be another rank's
+        (images,) = run.inputs(samples)
+        mixed, shares = ways.mix(images, fabric.to_device(labels), len(feed.data.classes), draws)
+        inputs, targets = (mixed[torch.from_numpy(mine)],), shares[torch.from_numpy(mine)]
+    else:
+        inputs = _inputs(run, samples, mine)
+    if fabric.world_size > 1:  # each hides other values
+        torch.manual_seed(int(np.random.SeedSequence([*draws, fabric.global_rank]).generate_state(1)[0]))
     optimizer.zero_grad()
-    logits = run.module(*inputs)
+    with global_batchnorm(fabric):
+        logits = run.module(*inputs)
     loss = ways.objective.sum(logits, targets) / ways.objective.size(labels)
     fabric.backward(loss)
+    reduce_gradients(fabric, (each for group in optimizer.param_groups for each in group["params"]))
     if ways.clip_norm is not None:
         fabric.clip_gradients(feed.module, optimizer, max_norm=ways.clip_norm)
     optimizer.step()
@@ -325,20 +334,34 @@ def train_batch(
         ways.average.update()
     found = logits.detach().argmax(1)
     hits = targets.gather(1, found[:, None]) if ways.mix else found == expected
-    return loss.detach() * len(samples), hits.sum()
+    summed = gather(fabric, torch.stack([loss.detach() * len(samples), hits.sum()])[None]).sum(0)
+    return summed[0], summed[1]
+
+
+def _inputs(run: Pass, samples: np.ndarray, mine: np.ndarray) -> tuple[Tensor, ...]:
+    """The inputs of those samples that `mine` numbers, which may be none."""
+    if len(mine):
+        return run.inputs(samples[mine])
+    return tuple(each[:0] for each in run.inputs(samples[:1]))
 
 
 @torch.no_grad()
 def evaluate(fabric: Fabric, run: Pass, labels: Tensor, batch_size: int) -> Scores:
-    """The scores of a part whose labels are given, without augmentation; the loss is the mean over its images."""
-    losses, hits, outputs = [], [], []
-    for samples in np.split(np.arange(len(labels)), range(batch_size, len(labels), batch_size)):
-        logits = run.module(*run.inputs(samples))
-        expected = fabric.to_device(labels[torch.from_numpy(samples)])
+    """The scores of a part whose labels are given, without augmentation; the loss is the mean over its images.
+
+    Of several ranks each computes its share, and has the scores of all.
+    """
+    losses, hits, outputs, samples = [], [], [], np.arange(len(labels))
+    mine = share_of(samples, fabric.global_rank, fabric.world_size)
+    for part in np.split(mine, range(batch_size, len(mine), batch_size)):
+        logits = run.module(*_inputs(run, samples, part))
+        expected = fabric.to_device(labels[torch.from_numpy(part)])
         losses.append(cross_entropy(logits, expected, reduction="sum"))
         hits.append((logits.argmax(1) == expected).sum())
         outputs.append(logits.float())
-    return score(torch.cat(outputs).cpu(), labels, total(losses) / len(labels), total(hits) / len(labels))
+    logits = gather(fabric, torch.cat(outputs)).cpu()
+    loss, acc = (sum(gather(fabric, torch.stack(each)).tolist()) / len(labels) for each in (losses, hits))
+    return score(logits, labels, loss, acc)
 
 
 def total(batches: list[Tensor]) -> float:

@@ -84,7 +84,7 @@ class HeadPhase:
 def head_phase(config: dict[str, Any], place: Place, parts: Parts) -> HeadPhase | None:
     """The head phase that a job begins with, for others to share; None where there is none, or no place for it."""
     first = parts.phases[0]
-    if parts.store is None or len(parts.phases) == 1 or first.groups:
+    if parts.store is None or len(parts.phases) == 1 or first.groups or parts.fabric.world_size > 1:
         return None
     data, model = parts.data, parts.model
     rest = {key: value for key, value in results_follow_from(config).items() if key not in LATER}

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from tvf.backbones import Backbone, check_image_size
 from tvf.build import build
+from tvf.collectives import Ranks
 from tvf.data import Dataset
 from tvf.data.order import batches
-from tvf.devices import claim_gpu, keep_freed_memory, reset_peak_memory, set_threads
+from tvf.devices import claim_gpus, count_devices, keep_freed_memory, reset_peak_memory, set_threads
 from tvf.errors import InputError
 from tvf.feed import Feed
 from tvf.fit import Stage, Ways
@@ -62,8 +63,8 @@ class Parts:
 def build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Parts:
     """Build all of it, images and weights included. Raises InputError."""
     keep_freed_memory()
-    fabric = build_fabric(config["fabric"], place.parallel)
-    set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None)
+    fabric = build_fabric(config["fabric"])
+    set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None, ranks=fabric.world_size)
     reset_peak_memory(fabric.device)
     options = build(config["data"], "data")
     data = options.load(progress=not place.parallel, store=store)
@@ -81,15 +82,21 @@ def build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Pa
     return Parts(fabric, store, data, options.batch_size, backbone, model, phases)
 
 
-def build_fabric(node: dict[str, Any], parallel: bool) -> Fabric:
-    """Lightning Fabric; workers that run side by side on a machine with several GPUs take one each."""
-    devices = node.get("devices")
-    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(f"fabric.devices={devices} is refused: a job trains on one device: 1, or [its number].")
+def claim_devices(node: dict[str, Any], parallel: bool) -> dict[str, Any]:
+    """The node, for jobs that run side by side on a machine with several GPUs with those that this one takes."""
     if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
-        node = {**node, "devices": [claim_gpu()]}
+        return {**node, "devices": claim_gpus(count_devices(node["devices"]))}
+    return node
+
+
+def build_fabric(node: dict[str, Any]) -> Fabric:
+    """Lightning Fabric, for one device or, within `tvf.ranks`, for this process's one of several."""
+    more: dict[str, Any] = {}
+    if count_devices(node["devices"]) > 1:
+        more["strategy"] = Ranks()
+        node = {key: value for key, value in node.items() if key != "strategy"}
     try:
-        fabric = build(node, "fabric")
+        fabric = build(node, "fabric", **more)
         fabric.launch()
         return fabric
     except InputError:

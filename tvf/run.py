@@ -6,7 +6,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,14 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from tvf.build import build, ignored_options, is_transfer, known_fraction, special_choice
 from tvf.check import check
 from tvf.checkpoint import Checkpoints, can_load, load_weights, refuse_own_weights, save_weights, start_from
-from tvf.devices import describe_machine, peak_memory_mb, return_freed_memory, versions
+from tvf.devices import count_devices, describe_machine, peak_memory_mb, return_freed_memory, versions
 from tvf.errors import InputError
 from tvf.files import remove_leftovers
 from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
 from tvf.headphase import head_phase
 from tvf.metrics import METRICS, metric_of
 from tvf.models import count, describe
-from tvf.parts import Parts, Place, Stages, build_parts
+from tvf.parts import Parts, Place, Stages, build_parts, claim_devices
+from tvf.ranks import other_ranks
 from tvf.store import Store
 from tvf.sweep.manifest import refuse_others
 from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
@@ -114,7 +116,8 @@ def _run(
             afterwards.callback(record.tracked, run)  # what the tracker could not send is known once it has finished
             # Within the tracker's context, whose end may have to wait for a network.
             with record, build(config["store"], "store").open() as store:
-                summary = _train(config, facts, place, record, run, store, checkpoints, state)
+                with _other_ranks(config, place):
+                    summary = _train(config, facts, place, record, run, store, checkpoints, state)
             checkpoints.finish()
     return summary | {"wandb_mode": run.mode}
 
@@ -139,10 +142,7 @@ def _train(
     parts = build_parts(config, place, store)
     if facts["pct_unfreeze"] is None:
         facts["pct_unfreeze"] = parts.model.pct_unfreeze
-    if (origin := config["model"].get("init_from")) is not None:
-        head = f"module.{parts.model.head}"
-        weights = start_from(parts.model, origin, facts["backbone"], parts.data.classes, head)
-        log.info("%s starts from the weights in %s.", tag, weights)
+    _start_from(config, facts["backbone"], parts, tag)
     log.info("%s %s", tag, describe(parts.model, parts.backbone))
     if facts["pct_unfreeze"] and not parts.model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
@@ -172,15 +172,40 @@ def _train(
     return summary
 
 
+def _start_from(config: dict[str, Any], backbone: str, parts: Parts, tag: str) -> None:
+    if (origin := config["model"].get("init_from")) is not None:
+        weights = start_from(parts.model, origin, backbone, parts.data.classes, f"module.{parts.model.head}")
+        log.info("%s starts from the weights in %s.", tag, weights)
+
+
+def _other_ranks(config: dict[str, Any], place: Place) -> AbstractContextManager[None]:
+    """In here the other ranks of a job on several devices train along; see tvf.ranks."""
+    config["fabric"] = claim_devices(config["fabric"], place.parallel)
+    count = count_devices(config["fabric"]["devices"])
+    sweep = str(place.sweep) if place.sweep else None
+    arguments = {"config": config, "folder": str(place.folder), "sweep": sweep, "choices": place.choices}
+    return other_ranks(count, "tvf.run:train_along", arguments) if count > 1 else nullcontext()
+
+
+def train_along(config: dict[str, Any], folder: str, sweep: str | None, choices: dict[str, str]) -> None:
+    """What the other ranks of a job do: train with rank 0, which has the record, the tracker and the checkpoints."""
+    place = Place(Path(folder), Path(sweep) if sweep else None, parallel=True, choices=choices)
+    with build(config["store"], "store").open() as store:
+        parts = build_parts(config, place, store)
+        _start_from(config, config["backbone"].get("name", choices["backbone"]), parts, "")
+        _fit_and_test(config, place, parts, lambda metrics: None, "", None, None)
+
+
 def _fit_and_test(
     config: dict[str, Any],
     place: Place,
     parts: Parts,
     report: Callable[[dict[str, Any]], None],
     tag: str,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     state: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """Train and test. Other ranks than 0 have no checkpoints, and are given the state to go on from."""
     model, best_weights, metric = parts.model, place.folder / BEST_WEIGHTS, metric_of(config)
     chooses = "" if metric == "accuracy" else f" val_{METRICS[metric]} %.3f"
 
@@ -195,6 +220,7 @@ def _fit_and_test(
 
     start = time.perf_counter()
     stages = Stages(config, place, parts, tag)
+    state = parts.fabric.broadcast(state)
     with head_phase(config, place, parts) or nullcontext() as head:
         if head and state is None and (state := head.take(place, metric)):
             for row in state["history"]:
@@ -215,14 +241,15 @@ def _fit_and_test(
             seed=config["seed"],
             metric=metric,
             on_epoch=on_epoch,
-            on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch),
+            on_best=lambda epoch: save_weights(model, best_weights, epoch.epoch) if checkpoints else None,
             on_phase=lambda state: head.keep(with_costs(state), place) if head else None,
             progress=not place.parallel,
             state=state,
-            save=lambda state: checkpoints.save(with_costs(state)),
-            due=checkpoints.due,
+            save=lambda state: checkpoints.save(with_costs(state)) if checkpoints else None,
+            due=lambda: checkpoints is not None and checkpoints.due(),
         )
     trained, training = time.perf_counter(), spent()
+    parts.fabric.barrier()  # rank 0 has written the weights
     load_weights(model, best_weights, best.epoch)
     feed = stages.feed_of(best.phase - 1)
     # Once more of validation, for what epochs have no room for: scores by class.
