@@ -14,7 +14,7 @@ from tvf.errors import InputError, require_bool, require_choice, require_count, 
 from tvf.freezing import FROZEN_BN, UNITS, check_fraction
 
 NODES = ("model", "backbone", "data", "augment", "optimizer", "scheduler", "fabric", "store", "checkpoint", "tracker")
-VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
+VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
 GIVEN = {"model": ("backbone",), "backbone": ("num_classes",), "checkpoint": ("folder", "of")}
 
@@ -34,8 +34,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     require_count("epochs", config["epochs"], 1)
     require_seed("seed", config["seed"])
     require_bool("channels_last", config["channels_last"])
-    if config["threads"] is not None:
-        require_count("threads", config["threads"], 1)
+    for key in ("stop_after", "threads"):
+        if config[key] is not None:
+            require_count(key, config[key], 1)
     for name in NODES:
         check_node(config[name], name, GIVEN.get(name, ()))
     model = config["model"]

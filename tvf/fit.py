@@ -71,12 +71,14 @@ def fit(
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda state: None,
     due: Callable[[], bool] = lambda: False,
-) -> Epoch:
+    stop_after: int | None = None,
+) -> Epoch | None:
     """Train for `epochs` and return the best by `metric`. `optimizer` is set up by `fabric`, as the feed's module is.
 
     `on_epoch` is called after each, and `on_best` where the model then holds the weights of the best so far. In between
     `save` is given all that is needed to go on from there as `state`; whenever `due` says so, after a batch as well.
-    Raises InputError when a loss is no longer a finite number.
+    None is returned if epochs are left after the one numbered `stop_after`, the last that is trained. Raises InputError
+    when a loss is no longer a finite number.
     """
     train_labels, val_labels = feed.data.train.labels, feed.data.val.labels
     history: list[Epoch] = []
@@ -93,6 +95,8 @@ def fit(
         save(_state(fabric, feed.module, optimizer, scheduler, history, losses, hits))
 
     for number in range(len(history) + 1, epochs + 1):
+        if stop_after is not None and number > stop_after:
+            return None
         start = time.perf_counter()
         rates = [group["lr"] for group in optimizer.param_groups]
         training = feed.train(number)
