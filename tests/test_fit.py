@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def _part(count: int, seed: int) -> Labelled:
 DATA = Dataset(("a", "b", "c"), _part(33, 0), _part(20, 1), _part(20, 2))
 
 
-def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
+def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0, **more: Any) -> list[Epoch]:
     model = FineTuneModel(small_backbone(), 0.5)
     optimizer = TwoRates(torch.optim.Adam, 0.01, 0.001)(model.head_parameters(), model.unfrozen_parameters())
     scheduler = CosineAnnealingLR(optimizer, epochs)
@@ -45,12 +46,21 @@ def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
         batch_size=8,
         seed=seed,
         on_epoch=lambda epoch: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
+        **more,
     )
     return history
 
 
 def test_the_same_seeds_give_the_same_epochs_bit_for_bit() -> None:
     assert _fit() == _fit()
+
+
+def test_training_that_stops_goes_on_from_its_state_as_if_it_had_not() -> None:
+    states: list[dict[str, Any]] = []
+    assert [each.epoch for each in _fit(stop_after=2, save=states.append)] == [1, 2]
+    assert _fit(stop_after=2, state=states[-1]) == []
+    assert _fit(stop_after=9, state=states[-1]) == _fit()[2:]
+    assert [each.epoch for each in _fit(stop_after=3)] == [1, 2, 3]
 
 
 def test_the_run_seed_and_the_augment_seed_each_change_the_course() -> None:

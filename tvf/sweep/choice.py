@@ -105,12 +105,10 @@ def choose(made: Sequence[Configuration], differences: Sequence[Difference], met
 def _survivor(only: Configuration, dropped: Sequence[Configuration], metric: str) -> Choice:
     """What successive halving has left of several configurations."""
     assert only.val is not None, "it has a done job"
-    told = _scored(only, metric) if only.val.n > 1 else f"{only}, with a validation {WORDS[metric]} of "
-    told += "" if only.val.n > 1 else f"{only.val.mean:.3f} and one seed"
-    text = (
-        f"Train {told}: it is what successive halving has left. It led after fewer epochs; {_listed(dropped)} did not"
-    )
-    return Choice(f"{text}, and what they would have come to is not known.", only, only)
+    told = f"{only}, with a validation {WORDS[metric]} of {only.val.mean:.3f} and one seed"
+    told = _scored(only, metric) if only.val.n > 1 else told
+    text = f"Train {told}: it is what successive halving has left. Dropped, after fewer epochs: {_listed(dropped)}."
+    return Choice(text, only, only)
 
 
 def _first_sentences(

@@ -98,7 +98,7 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
     dropped = [each for each in configurations if each.dropped]
     if not dropped:
         return None
-    after = sorted({row["dropped"] for each in dropped for row in each.jobs})
+    after = sorted({row["dropped"] for each in dropped for row in each.jobs if row["dropped"]})
     epochs = max(row["epochs"] or 0 for each in dropped for row in each.jobs)
     told = f"after {after[0]}{f' to {after[-1]}' if len(after) > 1 else ''} of {epochs} epochs"
     return (

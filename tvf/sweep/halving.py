@@ -17,7 +17,7 @@ from tvf.metrics import METRICS, WORDS, metric_of
 from tvf.sweep.comparison import judged_by, without_seeds
 from tvf.sweep.manifest import note_rung
 from tvf.sweep.records import read_history
-from tvf.tracking import is_live
+from tvf.tracking import has_reached, is_done, is_live, read_status
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,17 @@ class Standing:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sweep in `folder`: its candidates, by which metric they are judged, and after how many epochs."""
+    """The sweep in `folder`: its candidates, by which metric they are judged, and after how many epochs.
+
+    `configs` are the jobs', by the names of their folders.
+    """
 
     folder: Path
     metric: str
     eta: int
     budgets: list[int]
     candidates: list[Candidate]
+    configs: Mapping[str, dict[str, Any]]
 
 
 def plan_budgets(candidates: int, epochs: int, eta: int = 2, min_epochs: int = 1) -> list[int]:
@@ -115,7 +119,7 @@ def make_plan(
     candidates = [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
     (epochs,) = lengths
     budgets = plan_budgets(len(candidates), epochs, eta, min_epochs)
-    return Plan(folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates)
+    return Plan(folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates, configs)
 
 
 def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
@@ -125,11 +129,15 @@ def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
 
 
 def rungs(plan: Plan) -> Iterator[list[list[str]]]:
-    """The overrides of the jobs to launch, rung by rung: who is in one follows from what the one before has left."""
+    """The overrides of the jobs to launch, rung by rung: who is in one follows from what the one before has left.
+
+    Jobs that an earlier process has brought so far are not among them.
+    """
     candidates = plan.candidates
     log.info("Successive halving: %d candidates, until epoch %s.", len(candidates), ", ".join(map(str, plan.budgets)))
     for budget in plan.budgets[:-1]:
-        yield [[*job, f"stop_after={budget}"] for each in candidates for job in each.jobs.values()]
+        if jobs := _due(plan, candidates, budget):
+            yield [[*job, f"stop_after={budget}"] for job in jobs]
         _wait(plan.folder, candidates)
         kept, dropped = split_standings([read_standing(plan, each, budget) for each in candidates], plan.eta)
         log.info(
@@ -147,7 +155,19 @@ def rungs(plan: Plan) -> Iterator[list[list[str]]]:
         )
         staying = {id(each.candidate) for each in kept}
         candidates = [each for each in candidates if id(each) in staying]  # as launched: what takes longest comes first
-    yield [job for each in candidates for job in each.jobs.values()]
+    if jobs := _due(plan, candidates, plan.budgets[-1]):
+        yield jobs
+
+
+def _due(plan: Plan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
+    """The overrides of the candidates' jobs that have not been trained for `budget` epochs, or do not say so."""
+
+    def stands(name: str) -> bool:
+        folder, config = plan.folder / name, plan.configs[name]
+        paused = read_status(folder).get("state") == "paused" and has_reached(folder, config | {"stop_after": budget})
+        return paused or is_done(folder, config)
+
+    return [job for each in candidates for name, job in each.jobs.items() if not stands(name)]
 
 
 def _listed(standings: Sequence[Standing]) -> str:
