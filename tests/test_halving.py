@@ -10,7 +10,7 @@ from typing import Any
 
 import forks
 import pytest
-from conftest import Outcome
+from conftest import ROOT, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from sweeps import add_job, base_config
@@ -111,7 +111,7 @@ def grid(
     found = {}
     for fraction in fractions:
         for seed in seeds:
-            config = base_config() | {"seed": seed, "epochs": epochs}
+            config: dict[str, Any] = base_config() | {"seed": seed, "epochs": epochs}
             config["model"]["pct_unfreeze"] = fraction
             found[f"{fraction}-{seed}"] = config
     return found
@@ -340,7 +340,7 @@ def scores(sweep: Path) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.slow
 def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_path: Path) -> None:
-    surroundings: dict[str, Any] = {"TVF_STORE": str(tmp_path / "store")}
+    surroundings: dict[str, Any] = {"TVF_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
     sweep = tmp_path / "sweep"
     process = forks.train(*SWEEP, "hydra/sweeper=halving", "hydra.sweep.dir=sweep", cwd=tmp_path, **surroundings)
     deadline = time.monotonic() + 120
