@@ -14,6 +14,7 @@ from tvf import naming
 from tvf.build import build, check_node
 from tvf.check import GIVEN, NODES, VALUES, check
 from tvf.errors import InputError
+from tvf.sweep.callback import HALVING
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -76,6 +77,13 @@ def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None
     check_node(OmegaConf.to_container(config.hydra.launcher, resolve=True), "hydra.launcher")  # type: ignore[arg-type]
     check_node(OmegaConf.to_container(config.hydra.callbacks.sweep), "hydra.callbacks.sweep")  # type: ignore[arg-type]
     assert config.hydra.launcher.get("n_jobs", 1) >= 1
+
+
+def test_the_sweeper_is_given_what_it_takes() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", ["hydra/sweeper=halving"], return_hydra_config=True)
+    check_node(OmegaConf.to_container(config.hydra.sweeper), "hydra.sweeper")  # type: ignore[arg-type]
+    assert config.hydra.sweeper._target_ == HALVING  # by which the callback knows that it is to plan
 
 
 def test_a_key_that_the_target_does_not_take_is_met_with_the_one_that_was_meant() -> None:

@@ -25,7 +25,7 @@ def _set_up(model: FineTuneModel) -> Any:
     return FABRIC.setup_module(model)
 
 
-def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
+def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0, **more: Any) -> list[Epoch]:
     history: list[Epoch] = []
     train(
         *(FineTuneModel(small_backbone(), 0.5), [Phase(epochs, 2)]),
@@ -33,12 +33,21 @@ def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0) -> list[Epoch]:
         augment=Augment(horizontal=0.5, seed=augment_seed),
         seed=seed,
         on_epoch=lambda epoch: history.append(dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)),
+        **more,
     )
     return history
 
 
 def test_the_same_seeds_give_the_same_epochs_bit_for_bit() -> None:
     assert _fit() == _fit()
+
+
+def test_training_that_stops_goes_on_from_its_state_as_if_it_had_not() -> None:
+    states: list[dict[str, Any]] = []
+    assert [each.epoch for each in _fit(stop_after=2, save=states.append)] == [1, 2]
+    assert _fit(stop_after=2, state=states[-1]) == []
+    assert _fit(stop_after=9, state=states[-1]) == _fit()[2:]
+    assert [each.epoch for each in _fit(stop_after=3)] == [1, 2, 3]
 
 
 def test_the_run_seed_and_the_augment_seed_each_change_the_course() -> None:

@@ -47,8 +47,10 @@ def link_requirements(site: Path, wheel: Distribution, extra: str) -> set[str]:
 def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
+    held = zipfile.ZipFile(wheel).namelist()
+    shipped = {name for name in held if name.endswith(".yaml")}
     assert shipped == {f"tvf/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert "hydra_plugins/tvf_halving.py" in held and "hydra_plugins/__init__.py" not in held  # others have plugins too
 
     # Links instead of downloads: an install from nothing is how this environment has come about.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
@@ -73,7 +75,8 @@ def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path:
 
     assert "[finetune pct=0.5] epoch 1/1" in tvf("epochs=1", "data.limit=64")
     # A sweep's workers are fresh processes: they must find the user's file too.
-    tvf("--config-dir", "./my_conf", "-m", "backbone=mine", "seed=1,2", "epochs=1", "data.limit=64", "tracker=none")
+    mine = ("--config-dir", "./my_conf", "-m", "backbone=mine", "seed=1,2", "epochs=1", "data.limit=64", "tracker=none")
+    assert "Successive halving: 1 candidates" in tvf(*mine, "hydra/sweeper=halving")
     summaries = [json.loads(path.read_text()) for path in empty.glob("outputs/sweeps/*/*/summary.json")]
     (report,) = empty.glob("outputs/sweeps/*/report.html")  # whose template the wheel has, too
     assert "vegaEmbed" in report.read_text()

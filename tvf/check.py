@@ -23,7 +23,7 @@ NODES = (
     *("average", "fabric", "store", "checkpoint", "tracker"),
 )
 STRATEGIES = ("auto", "ddp")  # of training on several devices there is one way
-VALUES = ("name", "project", "epochs", "seed", "threads", "channels_last")
+VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last")
 # What the code, not the YAML, gives to a target.
 GIVEN = {
     **{"model": ("backbone",), "backbone": ("num_classes",), "loss": ("class_weights",)},
@@ -46,8 +46,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     require_count("epochs", config["epochs"], 1)
     require_seed("seed", config["seed"])
     require_bool("channels_last", config["channels_last"])
-    if config["threads"] is not None:
-        require_count("threads", config["threads"], 1)
+    for key in ("stop_after", "threads"):
+        if config[key] is not None:
+            require_count(key, config[key], 1)
     count_devices(config["fabric"].get("devices"))
     if (strategy := config["fabric"].get("strategy", "auto")) not in STRATEGIES:
         raise InputError(f"fabric.strategy={strategy} is refused: choose one of {', '.join(STRATEGIES)}.")

@@ -201,7 +201,7 @@ def _run_apart(cfg: DictConfig, place: "Place") -> None:
 
 
 def _run(cfg: DictConfig, place: "Place") -> int:
-    """Run the job; 0 if it is done, or in other hands. What went wrong is told and in its record."""
+    """Run the job; 0 if it is done, pauses, or is in other hands. What went wrong is told and in its record."""
     from tvf.run import run_job
 
     try:
@@ -223,6 +223,8 @@ def _run(cfg: DictConfig, place: "Place") -> int:
         return 1
     if summary is not None and place.sweep is None:
         log.info("%s", sweep.where(place.folder, summary))
+    elif place.sweep is None and read_status(place.folder).get("state") == "paused":
+        print(sweep.how_to_go_on(place.folder))
     return 0
 
 

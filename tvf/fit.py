@@ -107,14 +107,16 @@ def fit(
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] = lambda state: None,
     due: Callable[[], bool] = lambda: False,
-) -> Epoch:
+    stop_after: int | None = None,
+) -> Epoch | None:
     """Train `model` through its phases and return the best epoch by `metric`.
 
     `start(index, optimizer)` begins a phase: it freezes the model, on the device, and builds what it trains with; the
     optimizer of the phase before, if there was one, has what it has gathered. `on_epoch` is called after each epoch,
     and `on_best` where the model then holds the weights of the best so far. In between `save` is given all that is
     needed to go on from there as `state`; whenever `due` says so, after a batch as well; `on_phase` is given it at the
-    end of each phase but the last. Raises InputError when a loss is no longer a finite number.
+    end of each phase but the last. None is returned if epochs are left after the one numbered `stop_after`, the last
+    that is trained. Raises InputError when a loss is no longer a finite number.
     """
     course = _Course(fabric, model, phases, start, ways, metric)
     if state is not None:
@@ -122,7 +124,10 @@ def fit(
         if (best := best_of(course.history, metric)) and holds_best(state, metric):
             with ways.averaged():
                 on_best(best)
-    while course.goes_on(on_phase):
+    while not course.is_over():
+        if stop_after is not None and len(course.history) >= stop_after:
+            return None
+        course.go_on(on_phase)
         began, number = time.perf_counter(), len(course.history) + 1
         feed, optimizer = course.stage.feed, course.stage.optimizer
         labels, val_labels = feed.data.train.labels, feed.data.val.labels
@@ -196,15 +201,17 @@ class _Course:
             self._stage = self._start(self.phase, None)
         return self._stage
 
-    def goes_on(self, on_phase: Callable[[dict[str, Any]], None]) -> bool:
-        """Whether there is another epoch; if it is a phase's first, that has begun.
+    def is_over(self) -> bool:
+        """Whether there is no other epoch."""
+        return self.phase + 1 == len(self._phases) and self._phase_is_over()
+
+    def go_on(self, on_phase: Callable[[dict[str, Any]], None]) -> None:
+        """Before an epoch: if it is a phase's first, begin that.
 
         It begins with the last weights of the phase before, or, if that could stop early, with its best.
         """
-        if not self._is_over():
-            return True
-        if self.phase + 1 == len(self._phases):
-            return False
+        if not self._phase_is_over():
+            return
         on_phase(self.state())
         if self._best is not None:
             _load_trained(self._model, self._best)
@@ -213,7 +220,6 @@ class _Course:
         before, self._best = self.stage.optimizer, None
         self.phase += 1
         self._stage = self._start(self.phase, before)
-        return True
 
     def add(self, loss: Tensor, hits: Tensor) -> None:
         """A batch is over."""
@@ -260,7 +266,7 @@ class _Course:
         self._fabric.strategy.precision.load_state_dict(state["precision"])
         set_random_states(state["random"])
 
-    def _is_over(self) -> bool:
+    def _phase_is_over(self) -> bool:
         """Whether the phase has had its epochs, or its patience is at an end."""
         phase = self._phases[self.phase]
         scores = [each.score(self._metric) for each in self.history if each.phase == self.phase + 1]

@@ -28,7 +28,18 @@ from tvf.parts import Parts, Place, Stages, build_parts, claim_devices
 from tvf.ranks import other_ranks
 from tvf.store import Store
 from tvf.sweep.manifest import refuse_others
-from tvf.tracking import BEST_WEIGHTS, LOCK, JobRecord, Run, call_failed, is_done, reason_of, results_follow_from
+from tvf.tracking import (
+    BEST_WEIGHTS,
+    LOCK,
+    JobRecord,
+    Run,
+    call_failed,
+    call_paused,
+    has_reached,
+    is_done,
+    reason_of,
+    results_follow_from,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +50,10 @@ TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # what a trac
 def run_job(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
     """Train and test one configuration, leave its record in the job's folder, and return its summary.
 
-    Returns None where the folder's job is done or, in a sweep, in the hands of another process: jobs of a sweep that
-    differ only in what the model ignores share a folder, and are trained once. Raises InputError for a mistake in the
-    config or the data, if the folder holds another configuration, or if another process trains in the folder of a job
-    by itself. Whatever else is raised, status.json says so.
+    Returns None where the folder's job is done, pauses at `stop_after` or, in a sweep, is in the hands of another
+    process: jobs of a sweep that differ only in what the model ignores share a folder, and are trained once. Raises
+    InputError for a mistake in the config or the data, if the folder holds another configuration, or if another process
+    trains in the folder of a job by itself. Whatever else is raised, status.json says so.
     """
     lock = FileLock(place.folder / LOCK)
     try:
@@ -74,6 +85,10 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
         log.info("%s: done already (%s).", config["name"], place.folder)
         checkpoints.finish()
         return None
+    if has_reached(place.folder, config):
+        log.info("%s: trained for stop_after=%d epochs already.", config["name"], config["stop_after"])
+        call_paused(place.folder)
+        return None
     refuse_others(place.folder.parent, {place.folder.name: config})
     for folder in (place.folder, place.folder / "checkpoints"):
         remove_leftovers(folder)
@@ -100,7 +115,7 @@ def _checkpoints(config: dict[str, Any], place: Place) -> Checkpoints:
 
 def _run(
     config: dict[str, Any], place: Place, record: JobRecord, checkpoints: Checkpoints, state: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     facts = {
         "model": place.choices["model"],
         "backbone": config["backbone"].get("name", place.choices["backbone"]),
@@ -118,6 +133,8 @@ def _run(
             with record, build(config["store"], "store").open() as store:
                 with _other_ranks(config, place):
                     summary = _train(config, facts, place, record, run, store, checkpoints, state)
+            if summary is None:
+                return None
             checkpoints.finish()
     return summary | {"wandb_mode": run.mode}
 
@@ -131,7 +148,7 @@ def _train(
     store: Store | None,
     checkpoints: Checkpoints,
     state: dict[str, Any] | None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     def report(metrics: dict[str, Any]) -> None:
         record.log(metrics)
         run.log(metrics, step=metrics["epoch"])
@@ -149,6 +166,10 @@ def _train(
     if state:
         log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
     scores = _fit_and_test(config, place, parts, report, tag, checkpoints, state)
+    if scores is None:
+        record.paused()
+        log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), config["epochs"])
+        return None
     tested = {"epoch": scores["best_epoch"]} | {key: scores[key] for key in TESTED}
     run.log(tested, step=config["epochs"] + 1)
     parts.model.unfreeze()
@@ -204,7 +225,7 @@ def _fit_and_test(
     tag: str,
     checkpoints: Checkpoints | None,
     state: dict[str, Any] | None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train and test. Other ranks than 0 have no checkpoints, and are given the state to go on from."""
     model, best_weights, metric = parts.model, place.folder / BEST_WEIGHTS, metric_of(config)
     chooses = "" if metric == "accuracy" else f" val_{METRICS[metric]} %.3f"
@@ -247,7 +268,10 @@ def _fit_and_test(
             state=state,
             save=lambda state: checkpoints.save(with_costs(state)) if checkpoints else None,
             due=lambda: checkpoints is not None and checkpoints.due(),
+            stop_after=config["stop_after"],
         )
+    if best is None:
+        return None
     trained, training = time.perf_counter(), spent()
     parts.fabric.barrier()  # rank 0 has written the weights
     load_weights(model, best_weights, best.epoch)

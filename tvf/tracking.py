@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 STOPPED = ("interrupted", "its process is gone")  # what status.json says of a job that can go on as if nothing had been
 LOCK = ".lock"  # in a job's folder: held by the process that trains it
-WITHOUT_EFFECT = ("checkpoint", "project", "tracker")  # on a job's numbers
+WITHOUT_EFFECT = ("checkpoint", "project", "stop_after", "tracker")  # on a job's numbers
 # What was done where a record is older than the option that it does not name.
 UNSAID = {
     "data": {"metric": "accuracy", "class_weights": None},
@@ -103,12 +103,16 @@ class JobRecord:
         write_json(self.folder / "summary.json", summary)
         self._end(state="done")
 
+    def paused(self) -> None:
+        """Call the job paused: it has stopped where it was asked to, and can go on from its checkpoint."""
+        self._end(state="paused")
+
     def __enter__(self) -> None:
         """Nothing: the job runs since the record was made."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Call the job failed, for this reason, if there is one."""
-        if error is not None and self._status["state"] != "done":  # what happens later costs no number
+        if error is not None and self._status["state"] == "running":  # what happens later costs no number
             try:
                 self._end(state="failed", error=reason_of(error))
             except OSError as unwritable:
@@ -135,6 +139,13 @@ def call_failed(folder: Path, name: str, reason: str) -> None:
     status = read_status(folder) or _status(name, attempt=0)
     if status["state"] != "done":
         write_json(folder / "status.json", status | {"state": "failed", "ended": _now(), "error": reason})
+
+
+def call_paused(folder: Path) -> None:
+    """Say in status.json that a job has stopped where it was asked to, whatever has ended it before it could say so."""
+    status = read_status(folder)
+    if status["state"] != "paused":
+        write_json(folder / "status.json", status | {"state": "paused", "ended": _now(), "error": None})
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -177,7 +188,22 @@ def how_to_send(folders: Sequence[str], mode: str | None) -> str | None:
 def is_done(folder: Path, config: dict[str, Any]) -> bool:
     """Whether this very configuration, wherever its store lay, was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
-    return done and results_follow_from(read_json(folder / "config.json")) == results_follow_from(config)
+    return done and _holds(folder, config)
+
+
+def has_reached(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether this very configuration has been trained in `folder` as far as its `stop_after`, short of its end."""
+    stop_after = config["stop_after"]
+    if stop_after is None or stop_after >= config["epochs"] or not read_status(folder) or not _holds(folder, config):
+        return False
+    try:
+        return len((folder / "metrics.jsonl").read_text().splitlines()) >= stop_after
+    except OSError:
+        return False
+
+
+def _holds(folder: Path, config: dict[str, Any]) -> bool:
+    return results_follow_from(read_json(folder / "config.json")) == results_follow_from(config)
 
 
 def results_follow_from(config: dict[str, Any]) -> dict[str, Any]:

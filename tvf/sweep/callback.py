@@ -3,11 +3,11 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,9 +22,14 @@ from rich.live import Live
 from tvf.build import explain
 from tvf.errors import InputError
 from tvf.sweep.isolation import QUIET, can_isolate, stop_jobs
-from tvf.sweep.manifest import refuse_others, write_manifest
+from tvf.sweep.manifest import note_halving, refuse_others, write_manifest
 from tvf.sweep.results import report, watch
 from tvf.tracking import STOPPED, call_failed, is_done, is_live, read_status
+
+if TYPE_CHECKING:
+    from tvf.sweep.halving import Plan
+
+HALVING = "hydra_plugins.tvf_halving.HalvingSweeper"
 
 
 def _fraction(value: str) -> float:
@@ -40,12 +45,13 @@ LONGEST_FIRST = {"model": lambda option: option == "transfer", "model.pct_unfree
 
 @dataclass(frozen=True)
 class Launched:
-    """The sweep that this process launched: its folder, and the folders of its jobs in it."""
+    """The sweep that this process launched: its folder, the folders of its jobs in it, and how they are halved."""
 
     folder: Path
     jobs: frozenset[str]
     live: Live | None
     done_before: bool = False
+    plan: "Plan | None" = None
 
 
 _launched: Launched | None = None
@@ -63,14 +69,22 @@ class SweepCallback(Callback):
                 raise InputError("hydra.launcher.n_jobs=0 is refused: how many jobs at once? -1 means one a core.")
             if config.hydra.launcher.get("n_jobs", 1) != 1:
                 config.hydra.overrides.task = longest_first(config)
-            jobs = check_jobs(config, expand(config))
-            folder = Path(config.hydra.sweep.dir)
+            overrides = expand(config)
+            composed = compose_jobs(config, overrides)
+            jobs, folder = dict(composed), Path(config.hydra.sweep.dir)
+            plan = None
+            if config.hydra.sweeper.get("_target_") == HALVING:
+                # Of jobs that share a folder the first is launched.
+                first = {name: each for (name, _), each in zip(composed[::-1], overrides[::-1], strict=True)}
+                plan = plan_halving(config, {name: first[name] for name in jobs}, jobs)
             for name in jobs:
                 if (folder / name).exists() and not ((folder / name).is_dir() and os.access(folder / name, os.W_OK)):
                     raise InputError(f"{folder / name} is in the way: it is no folder that can be written.")
             refuse_others(folder, jobs)
-            overrides = [each for each in sys.argv[1:] if not each.startswith("hydra.sweep.dir=")]
-            write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": overrides})
+            arguments = [each for each in sys.argv[1:] if not each.startswith("hydra.sweep.dir=")]
+            write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
+            if plan:
+                note_halving(folder, plan.eta, plan.budgets)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain(error)}") from None
         except Exception as error:
@@ -84,12 +98,21 @@ class SweepCallback(Callback):
         live = watch(folder) if sys.stdout.isatty() and can_isolate() else None
         if live:
             os.environ[QUIET] = "1"  # workers inherit it
-        _launched = Launched(folder, frozenset(jobs), live)
+        _launched = Launched(folder, frozenset(jobs), live, plan=plan)
 
 
 def launched() -> Path | None:
     """The folder of the sweep that this process has launched; None if there is none."""
     return _launched.folder.absolute() if _launched else None
+
+
+def planned_rungs() -> Iterator[list[list[str]]]:
+    """What hydra/sweeper=halving launches, rung by rung: the callback has planned it."""
+    from tvf.sweep.halving import rungs
+
+    if _launched is None or _launched.plan is None:
+        raise InputError("hydra/sweeper=halving needs hydra.callbacks.sweep, as conf/config.yaml has it.")
+    return rungs(_launched.plan)
 
 
 def interrupt() -> None:
@@ -150,14 +173,28 @@ def longest_first(config: DictConfig) -> list[str]:
     return [*(first[key] for key in LONGEST_FIRST if key in first), *rest]
 
 
-def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str, Any]]:
-    """Compose and check each job; their configs by the names of their folders.
+def plan_halving(config: DictConfig, overrides: dict[str, list[str]], jobs: dict[str, dict[str, Any]]) -> "Plan":
+    """The plan of hydra/sweeper=halving; InputError where these jobs cannot be halved."""
+    from tvf.sweep.halving import make_plan
+
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if "hydra.job." in str(sweep["subdir"]):
+        raise InputError(
+            f"hydra.sweep.subdir={sweep['subdir']} is refused with hydra/sweeper=halving: a job is launched several "
+            "times, and must find its folder again. Leave it out."
+        )
+    settings = {key: config.hydra.sweeper[key] for key in ("eta", "min_epochs") if key in config.hydra.sweeper}
+    return make_plan(Path(config.hydra.sweep.dir), overrides, jobs, **settings)
+
+
+def compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, dict[str, Any]]]:
+    """Compose and check each job: the name of its folder, and its config.
 
     Raises InputError, or Hydra's errors, for a wrong one.
     """
     from tvf.check import check
 
-    configs = {}
+    configs = []
     for number, overrides in enumerate(jobs):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with open_dict(job):
@@ -166,7 +203,7 @@ def check_jobs(config: DictConfig, jobs: list[list[str]]) -> dict[str, dict[str,
             if "name" in job:
                 job.name = str(job.name)  # follows from the overrides, which are Hydra's
             del job["hydra"]
-        configs[folder] = check(job)
+        configs.append((folder, check(job)))
     return configs
 
 

@@ -33,6 +33,11 @@ class Configuration:
     seconds: float | None
     seconds_range: tuple[float, float] | None
 
+    @property
+    def dropped(self) -> bool:
+        """Whether successive halving has dropped it before its end."""
+        return not self.done and any(row["dropped"] for row in self.jobs)
+
     def __str__(self) -> str:
         return f"pct_unfreeze={self.label}"
 
@@ -50,10 +55,14 @@ def choose(made: Sequence[Configuration], differences: Sequence[Difference], met
     """The cheapest configuration within one standard error of the best; none where there is too little evidence."""
     scored = {each: each.val for each in made if each.val}
     several = {each: val for each, val in scored.items() if val.n > 1}
-    left_out = [f"Left out, for want of a done job: {_listed(each for each in made if each not in scored)}."]
-    left_out = left_out if len(scored) < len(made) else []
+    dropped = [each for each in made if each.dropped]
+    undone = [each for each in made if each not in scored and each not in dropped]
+    left_out = [f"Left out, for want of a done job: {_listed(undone)}."] if undone else []
+    left_out += [f"Dropped by successive halving: {_listed(dropped)}."] if dropped else []
     if not scored:
         return Choice("No job is done yet: there is nothing to compare.")
+    if len(scored) == 1 and dropped and not undone:
+        return _survivor(next(iter(scored)), dropped, metric)
     if not several and len(scored) == 1:
         ((only, val),) = scored.items()
         text = f"Only one configuration has a done job: {only}, with a validation {WORDS[metric]} of {val.mean:.3f}"
@@ -91,6 +100,15 @@ def choose(made: Sequence[Configuration], differences: Sequence[Difference], met
         if len(each.done) < len(each.jobs)
     ]
     return Choice(" ".join(sentences + left_out), chosen, best)
+
+
+def _survivor(only: Configuration, dropped: Sequence[Configuration], metric: str) -> Choice:
+    """What successive halving has left of several configurations."""
+    assert only.val is not None, "it has a done job"
+    told = f"{only}, with a validation {WORDS[metric]} of {only.val.mean:.3f} and one seed"
+    told = _scored(only, metric) if only.val.n > 1 else told
+    text = f"Train {told}: it is what successive halving has left. Dropped, after fewer epochs: {_listed(dropped)}."
+    return Choice(text, only, only)
 
 
 def _first_sentences(

@@ -61,11 +61,11 @@ class Comparison:
 def compare(rows: Sequence[Row]) -> list[Comparison]:
     """One comparison for each kind of data and metric among the jobs. A job without a config is in none."""
     known = [row for row in rows if isinstance(row["config"].get("data"), dict)]
-    configs = _without_seeds(known)
+    configs = without_seeds([row["config"] for row in known])
     groups: dict[str, list[tuple[Row, dict[str, Any]]]] = {}
     for row, config in zip(known, configs, strict=True):
-        groups.setdefault(repr(_judged_by(row, config)), []).append((row, config))
-    titles = _titles([_judged_by(*group[0]) for group in groups.values()])
+        groups.setdefault(repr(judged_by(row["metric"], config)), []).append((row, config))
+    titles = _titles([judged_by(group[0][0]["metric"], group[0][1]) for group in groups.values()])
     return [_compare(title, group) for title, group in sorted(zip(titles, groups.values(), strict=True), key=_title)]
 
 
@@ -94,17 +94,32 @@ def about_seeds(comparison: Comparison) -> str:
     return f"{text} {told}."
 
 
+def about_halving(configurations: Sequence[Configuration]) -> str | None:
+    """What the statistics are not, where successive halving has dropped some of the configurations."""
+    dropped = [each for each in configurations if each.dropped]
+    if not dropped:
+        return None
+    after = sorted({row["dropped"] for each in dropped for row in each.jobs if row["dropped"]})
+    epochs = max(row["epochs"] or 0 for each in dropped for row in each.jobs)
+    told = f"after {after[0]}{f' to {after[-1]}' if len(after) > 1 else ''} of {epochs} epochs"
+    return (
+        f"Successive halving: {len(dropped)} of {len(configurations)} configurations were dropped {told}, by their "
+        "validation scores then. Intervals, differences and the recommendation are of those that stayed because they "
+        "led: they are not those of a full sweep, in which a slow starter might have won."
+    )
+
+
 def _and(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _without_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each row's config by dotted keys, but for its seed and name; what follows the seed has FOLLOWS for its value.
+def without_seeds(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each config by dotted keys, but for its seed and name; what follows the seed has FOLLOWS for its value.
 
     A key follows the seed in a job (augment.seed=${seed}) if it equals it there, and in more jobs that differ in
     nothing else than there are such jobs with this very value.
     """
-    flat = [flatten(results_follow_from(row["config"])) for row in rows]
+    flat = [flatten(results_follow_from(each)) for each in configs]
     plain = [{key: value for key, value in each.items() if key not in ("seed", "name")} for each in flat]
     result = [dict(each) for each in plain]
     for key in {key for each in plain for key in each if key.endswith("seed")}:
@@ -123,11 +138,11 @@ def _without_seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return result
 
 
-def _judged_by(row: Row, config: dict[str, Any]) -> dict[str, Any]:
-    """What the scores of two jobs must have in common to be compared."""
+def judged_by(metric: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What the scores of two jobs must have in common to be compared; `config` is by dotted keys."""
     ignored = {f"data.{key}" for key in SAME_IMAGES}
     data = {key: value for key, value in config.items() if key.startswith("data.") and key not in ignored}
-    return {"data.metric": row["metric"]} | data
+    return {"data.metric": metric} | data
 
 
 def _title(titled: tuple[str, Any]) -> str:
@@ -152,7 +167,9 @@ def _compare(title: str, rows: Sequence[tuple[Row, dict[str, Any]]]) -> Comparis
     made.sort(key=lambda each: (each.fraction, each.label))
     differences, pairs = _differences(made)
     costs = {c.label: (c.seconds, c.val.mean) for c in made if c.val and c.seconds is not None}
-    for state in ("failed", "interrupted", "running", "waiting"):
+    if note := about_halving(made):
+        notes.append(note)
+    for state in ("failed", "interrupted", "running", "waiting", "paused"):
         if count := sum(row["state"] == state for row, _ in rows):
             notes.append(f"{state}: {count} of {len(rows)} jobs.")
     if rows[0][1].get("data.validate_on") == "test":

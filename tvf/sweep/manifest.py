@@ -22,7 +22,42 @@ def write_manifest(folder: Path, configs: dict[str, dict[str, Any]], command: di
         commands = read_commands(folder)
         if command and command not in commands:
             commands = [*commands, command]
-        write_json(path, read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs})
+        manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
+        if is_halving(folder):  # what is launched once more is not dropped any more
+            dropped = {name: epochs for name, epochs in read_dropped(folder).items() if name not in configs}
+            manifest["halving"] |= {"dropped": dropped}
+        write_json(path, manifest)
+
+
+def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
+    """Note that the sweep in `folder` is one of successive halving, and after how many epochs it decides."""
+    with FileLock(folder / ".lock"):
+        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
+        write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
+
+
+def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
+    """Note how successive halving has decided after a rung, and the folders of the jobs that go on no more."""
+    with FileLock(folder / ".lock"):
+        manifest = read_json(folder / "sweep.json")
+        halving = manifest["halving"]
+        halving["rungs"].append(rung)
+        halving["dropped"] |= dict.fromkeys(dropped, rung["epochs"])
+        write_json(folder / "sweep.json", manifest)
+
+
+def is_halving(folder: Path) -> bool:
+    """Whether the sweep in `folder` is one of successive halving."""
+    return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
+
+
+def read_dropped(folder: Path) -> dict[str, int]:
+    """The folders of the jobs that successive halving has dropped, and after how many epochs."""
+    halving = read_json(folder / "sweep.json").get("halving")
+    dropped = halving.get("dropped") if isinstance(halving, dict) else None
+    if not isinstance(dropped, dict):
+        return {}
+    return {name: epochs for name, epochs in dropped.items() if isinstance(epochs, int)}
 
 
 def summary_run_id(folder: Path) -> str:
@@ -91,11 +126,14 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def sharing_jobs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The configs of the jobs of the sweep in `folder`, not yet done, that share frozen layers with `config`'s."""
+    """The configs of the sweep's jobs that share frozen layers with `config`'s and are neither done nor dropped."""
+    dropped = read_dropped(folder)
     return [
         job
         for name, job in read_configs(folder).items()
-        if _shared(job) == _shared(config) and read_json(folder / name / "status.json").get("state") != "done"
+        if name not in dropped
+        and _shared(job) == _shared(config)
+        and read_json(folder / name / "status.json").get("state") != "done"
     ]
 
 

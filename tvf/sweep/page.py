@@ -17,8 +17,8 @@ from tvf.files import write_whole
 from tvf.sweep import tables
 from tvf.sweep.charts import charts, colours
 from tvf.sweep.comparison import Comparison, about_seeds
-from tvf.sweep.manifest import flatten, read_commands
-from tvf.sweep.records import Row
+from tvf.sweep.manifest import flatten, is_halving, read_commands
+from tvf.sweep.records import DROPPED, Row
 from tvf.tracking import results_follow_from
 
 
@@ -51,7 +51,8 @@ def render(folders: Sequence[Path], rows: Sequence[Row], comparisons: Sequence[C
 
 
 def _stopped(row: Row, folder: Path) -> bool:
-    return row["sweep"] == folder.name and row["state"] in ("failed", "interrupted", "waiting")
+    on = row["state"] == "paused" and not row[DROPPED] and is_halving(folder)
+    return row["sweep"] == folder.name and (on or row["state"] in ("failed", "interrupted", "waiting"))
 
 
 def _quoted(folder: Path) -> str:

@@ -15,7 +15,7 @@ import yaml
 from tvf.build import is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.sweep.manifest import read_configs
+from tvf.sweep.manifest import read_configs, read_dropped
 from tvf.tracking import STOPPED, is_live, read_status
 
 Row = dict[str, Any]
@@ -30,8 +30,9 @@ COLUMNS = [
     *(*NUMBERS[2:], "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
 ]
 SO_FAR = ("epoch", "left")  # of a job that runs, for the terminal's table alone
-SHOWN = ("model", "model.pct_unfreeze", "seed")  # overrides that a table has in columns of their own
+SHOWN = ("model", "model.pct_unfreeze", "seed", "stop_after")  # overrides that a table has in columns of their own
 WHOLE = ("config", "history", "summary")  # its files as they are
+DROPPED = "dropped"  # after how many epochs successive halving has dropped the job; None: it has not
 
 
 def read_sweep(folder: Path) -> list[Row]:
@@ -50,7 +51,7 @@ def read_jobs(folder: Path) -> list[Row]:
 
     A number that is not finite is None.
     """
-    rows = []
+    rows, dropped = [], read_dropped(folder)
     for job in (path.parent for path in folder.glob("*/status.json")):
         status = read_status(job)
         if not status:
@@ -60,7 +61,8 @@ def read_jobs(folder: Path) -> list[Row]:
         row = _blank(folder, read_json(job / "config.json")) | {key: summary[key] for key in COLUMNS if key in summary}
         row |= {key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")}
         row["name"] = str(row["name"])
-        row |= {"folder": job.name, "overrides": _overrides(job), "history": _history(job), "summary": summary}
+        row |= {"folder": job.name, "overrides": _overrides(job), "history": read_history(job), "summary": summary}
+        row[DROPPED] = dropped.get(job.name)
         if row["state"] == "running" and not is_live(job):
             row["error"] = STOPPED[1]
         if row["error"] in STOPPED:
@@ -75,7 +77,7 @@ def read_jobs(folder: Path) -> list[Row]:
 
 def _blank(folder: Path, config: dict[str, Any]) -> Row:
     """What is known of a job before it has begun."""
-    row = dict.fromkeys((*COLUMNS, *SO_FAR, *WHOLE))
+    row = dict.fromkeys((*COLUMNS, *SO_FAR, *WHOLE, DROPPED))
     row |= {"sweep": folder.name, "config": config, "history": [], "summary": {}, "metric": "accuracy"}
     if isinstance(model := config.get("model"), dict):
         row |= {"pct_unfreeze": known_fraction(model) if "_target_" in model else model.get("pct_unfreeze") or 0}
@@ -87,7 +89,7 @@ def _blank(folder: Path, config: dict[str, Any]) -> Row:
     return row | {key: config.get(key) for key in ("seed", "epochs")}
 
 
-def _history(job: Path) -> list[dict[str, Any]]:
+def read_history(job: Path) -> list[dict[str, Any]]:
     """The epochs of a job; none where its file is not as tvf writes it."""
     try:
         lines = [finite(json.loads(line)) for line in (job / "metrics.jsonl").read_text().splitlines()]
@@ -122,7 +124,7 @@ def _so_far(row: Row) -> dict[str, Any]:
     epochs, history = row["epochs"], row["history"]
     try:
         left = (epochs - len(history)) * median(epoch["epoch_seconds"] for epoch in history)
-        return {"epoch": f"{len(history)}/{epochs}", "left": left}
+        return {"epoch": f"{len(history)}/{epochs}", "left": None if row[DROPPED] else left}
     except (KeyError, TypeError, StatisticsError):
         return {"epoch": f"0/{epochs}" if epochs else None, "left": None}
 

@@ -12,15 +12,16 @@ from rich.table import Table
 
 from tvf.build import explain
 from tvf.metrics import METRICS
-from tvf.sweep.manifest import summary_mode
-from tvf.sweep.records import Row, read_sweep, varied_overrides
+from tvf.sweep.manifest import is_halving, summary_mode
+from tvf.sweep.records import DROPPED, Row, read_sweep, varied_overrides
 from tvf.tracking import LAST_CHECKPOINT, how_to_send, read_status
 
 
 def report(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
     """Print the table of the sweep in `folder`, write what compares its jobs; whether any of its jobs is not done.
 
-    `jobs` are the names of the job folders that should be there. With `track` the comparison becomes a run of its own.
+    `jobs` are the names of the job folders that should be there; one that is paused is as it should be. With `track`
+    the comparison becomes a run of its own.
     """
     rows = read_sweep(folder)
     begun = [row for row in rows if row["state"] != "waiting"]
@@ -37,30 +38,35 @@ def report(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
         if kept or tracked == mode:
             every += [shlex.quote(str(folder))] if tracked == mode else []
             print(f"W&B: {mode}; to send it: {how_to_send(every, mode)}")
-    unfinished = [row for row in begun if row["state"] != "done"]
+    paused = [row for row in begun if row["state"] == "paused"]
+    unfinished = [row for row in begun if row["state"] not in ("done", "paused")]
     for row in unfinished:
         log = folder / row["folder"] / "job.log"
         lines = str(row["error"] or "").strip().splitlines()
         reason = " … ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
         print(f"{row['name']} {row['state']}{f': {reason}' if reason not in ('', row['state']) else ''} ({log})")
+    if paused:
+        print(f"paused: {len(paused)} of {len(rows)} jobs")
     missing = jobs - {row["folder"] for row in begun}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
-    if missing or unfinished:
+    if missing or unfinished or (is_halving(folder) and any(not row[DROPPED] for row in paused)):
         print(f"to go on with what is not done: tvf resume {shlex.quote(str(folder))}")
     return bool(missing or any(row["folder"] in jobs for row in unfinished))
 
 
 def _compared(folder: Path, rows: list[Row]) -> list[str]:
     """Write results.csv and report.html; what they say in short, and where they are."""
-    from tvf.sweep.comparison import compare
+    from tvf.sweep.comparison import about_halving, compare
     from tvf.sweep.report import make, write
 
     lines = []
     for kind in ("words", "csv", "html"):
         try:
             if kind == "words":
-                lines += [f"{each.title}: {each.choice.text}".removeprefix(": ") for each in compare(rows)]
+                for each in compare(rows):
+                    lines.append(f"{each.title}: {each.choice.text}".removeprefix(": "))
+                    lines += filter(None, [about_halving(each.configurations)])
                 continue
             first, *_ = write(make([folder], rows, kind), folder)
             lines.append(f"{'results' if kind == 'csv' else 'report'}: {first}")

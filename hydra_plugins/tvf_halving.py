@@ -1,0 +1,36 @@
+"""hydra/sweeper=halving, where Hydra looks for plugins: it imports this at every start, so nothing of tvf is."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+
+class HalvingSweeper(BasicSweeper):
+    """A grid sweep by successive halving, as tvf.sweep.halving has it."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        eta: int = 2,
+        min_epochs: int = 1,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.eta, self.min_epochs = eta, min_epochs
+        self._rungs: Iterator[list[list[str]]] | None = None
+        self._batches: list[Any] = []
+
+    def is_done(self) -> bool:
+        """Whether the last rung has been launched; the end of one is when the next is decided."""
+        from tvf.sweep.callback import planned_rungs
+
+        if self._rungs is None:
+            self._rungs = planned_rungs()
+        if not self._batches and (jobs := next(self._rungs, None)):
+            self._batches = [*self.split_overrides_to_chunks(jobs, self.max_batch_size)]
+        return not self._batches
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """The overrides of the next jobs to launch."""
+        return self._batches.pop(0)
