@@ -16,12 +16,13 @@ from training import train
 from tvf.average import Ema
 from tvf.checkpoint import Checkpoints, can_load, load_weights, save_weights
 from tvf.errors import InputError
-from tvf.fit import Epoch, Ways
+from tvf.fit import Epoch
 from tvf.models import FineTuneModel
 from tvf.objective import Mix
 from tvf.optim import TwoRates
 from tvf.recipes import EarlyStopping, Phase
 from tvf.schedules import cosine
+from tvf.steps import Ways
 
 
 class Dropping(SmallNet):

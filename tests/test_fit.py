@@ -15,10 +15,11 @@ from tvf.data.order import batches, sample_order
 from tvf.data.views import Augment
 from tvf.errors import InputError
 from tvf.feed import Feed
-from tvf.fit import Epoch, Ways, best_of, evaluate
+from tvf.fit import Epoch, best_of
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
 from tvf.recipes import Phase
+from tvf.steps import Ways, evaluate
 
 
 def _set_up(model: FineTuneModel) -> Any:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sweeps import add_job, base_config
 
 from tvf.errors import InputError
+from tvf.record import JobRecord, call_paused, has_reached, read_status
 from tvf.sweep.comparison import compare
 from tvf.sweep.halving import Candidate, Plan, Standing, make_plan, plan_budgets, read_standing, rungs, split_standings
 from tvf.sweep.manifest import note_halving, note_rung, read_dropped, sharing_jobs, write_manifest
@@ -23,7 +24,6 @@ from tvf.sweep.page import render
 from tvf.sweep.records import read_sweep
 from tvf.sweep.report import markdown
 from tvf.sweep.results import report
-from tvf.tracking import JobRecord, call_paused, has_reached, read_status
 
 
 @pytest.mark.parametrize(

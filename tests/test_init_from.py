@@ -20,8 +20,8 @@ from tvf.checkpoint import refuse_own_weights, save_weights, start_from
 from tvf.errors import InputError
 from tvf.files import write_json
 from tvf.models import FineTuneModel
+from tvf.record import BEST_WEIGHTS
 from tvf.sweep.manifest import sharing_jobs, write_manifest
-from tvf.tracking import BEST_WEIGHTS
 
 Shell = Callable[..., Outcome]
 QUICK = ("epochs=1", "data.limit=12", "data.image_size=32", "data.batch_size=8", "tracker=none", "model=transfer")

@@ -13,12 +13,13 @@ from torch.optim.lr_scheduler import StepLR
 from training import DATA, train
 
 from tvf.errors import InputError
-from tvf.fit import Epoch, Ways
+from tvf.fit import Epoch
 from tvf.models import FineTuneModel
 from tvf.objective import Mix, Objective, balanced
 from tvf.optim import TwoRates
 from tvf.recipes import Phase
 from tvf.schedules import Schedule, cosine, one_cycle, plateau, start
+from tvf.steps import Ways
 
 LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0] * 7 + [1] * 4 + [2])

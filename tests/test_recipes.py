@@ -15,10 +15,11 @@ from training import train
 
 from tvf.average import Ema
 from tvf.errors import InputError
-from tvf.fit import Epoch, Ways
+from tvf.fit import Epoch
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates
 from tvf.recipes import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
+from tvf.steps import Ways
 
 NEVER = EarlyStopping()
 SGD = TwoRates(torch.optim.SGD, 0.01, 0.001, weight_decay=0.1)

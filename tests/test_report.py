@@ -14,12 +14,12 @@ from PIL import Image
 from sweeps import add_job
 
 from tvf import cli
+from tvf.record import LOCK
 from tvf.sweep import results
 from tvf.sweep.charts import COLOURS, MORE_COLOURS, colours
 from tvf.sweep.page import render
 from tvf.sweep.records import read_sweep
 from tvf.sweep.report import FORMATS, make
-from tvf.tracking import LOCK
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import wandb
 
 from tvf.errors import InputError
 from tvf.files import write_json, write_whole
-from tvf.tracking import JobRecord, NoTracker, WandbTracker, is_done
+from tvf.record import JobRecord, is_done
+from tvf.tracking import NoTracker, WandbTracker
 
 
 @pytest.fixture

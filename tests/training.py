@@ -11,11 +11,12 @@ from torch.optim.lr_scheduler import ConstantLR
 from tvf.data import Dataset, Labelled
 from tvf.data.views import Augment
 from tvf.feed import Feed
-from tvf.fit import Epoch, Stage, Ways, fit
+from tvf.fit import Epoch, Stage, fit
 from tvf.models import FineTuneModel
 from tvf.optim import TwoRates, carry_state
 from tvf.recipes import Phase
 from tvf.schedules import start
+from tvf.steps import Ways
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 

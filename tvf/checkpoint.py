@@ -20,7 +20,7 @@ from torch import nn
 
 from tvf.errors import InputError, require_number
 from tvf.files import read_json, write_whole
-from tvf.tracking import BEST_WEIGHTS, LAST_CHECKPOINT
+from tvf.record import BEST_WEIGHTS, LAST_CHECKPOINT
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tvf import naming, sweep
 from tvf.build import FULL, explain
 from tvf.errors import InputError
+from tvf.record import call_failed, is_live, read_status
 from tvf.sweep.isolation import can_isolate, interruptible, run_apart
 from tvf.sweep.manifest import read_commands
-from tvf.tracking import call_failed, is_live, read_status
 
 if TYPE_CHECKING:
     from tvf.run import Place

@@ -7,31 +7,25 @@ Everything random in it is a pure function of seeds and positions: sample order 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tvf.average import Average
 from tvf.checkpoint import random_states, set_random_states
-from tvf.collectives import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.data.order import batches, sample_order
 from tvf.errors import InputError
-from tvf.feed import Feed, Pass
+from tvf.feed import Feed
 from tvf.metrics import METRICS
 from tvf.models import FineTuneModel
-from tvf.objective import Mix, Objective
 from tvf.optim import rates_of
 from tvf.recipes import Phase
 from tvf.schedules import Schedule
-from tvf.scores import Scores, score
+from tvf.steps import Ways, evaluate, total, train_batch
 
 # What `save` is given.
 STATE = {
@@ -74,21 +68,6 @@ class Stage:
     feed: Feed
     optimizer: Optimizer
     schedule: Schedule
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How batches are trained on, in every phase."""
-
-    batch_size: int
-    objective: Objective = Objective()
-    mix: Mix | None = None
-    clip_norm: float | None = None
-    average: Average | None = None
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """The weights are those to validate and to keep in here."""
-        return self.average.in_place() if self.average else nullcontext()
 
 
 def fit(
@@ -306,73 +285,3 @@ def _frozen(model: FineTuneModel) -> set[str]:
     trained = {f"module.{name}" for group in model.trained_groups for name in group.parameters}
     names = (name for name, _ in model.named_parameters())
     return {name for name in names if name not in trained and not name.startswith(f"module.{model.head}.")}
-
-
-def train_batch(
-    fabric: Fabric, feed: Feed, run: Pass, optimizer: Optimizer, ways: Ways, samples: np.ndarray, draws: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """One step; the batch's summed loss, and how many of its images were classified rightly, before the step.
-
-    `draws` seed what is drawn for this batch alone. A mixed image counts by the share that the class found has in it.
-    Of several ranks each computes its share of the batch.
-    """
-    labels = feed.data.train.labels[torch.from_numpy(samples)]
-    mine = share_of(np.arange(len(samples)), fabric.global_rank, fabric.world_size)
-    targets = expected = fabric.to_device(labels[torch.from_numpy(mine)])
-    if ways.mix:  # with neighbours, who may be another rank's
-        (images,) = run.inputs(samples)
-        mixed, shares = ways.mix(images, fabric.to_device(labels), len(feed.data.classes), draws)
-        inputs, targets = (mixed[torch.from_numpy(mine)],), shares[torch.from_numpy(mine)]
-    else:
-        inputs = _inputs(run, samples, mine)
-    if fabric.world_size > 1:  # each hides other values
-        torch.manual_seed(int(np.random.SeedSequence([*draws, fabric.global_rank]).generate_state(1)[0]))
-    optimizer.zero_grad()
-    with global_batchnorm(fabric):
-        logits = run.module(*inputs)
-    loss = ways.objective.sum(logits, targets) / ways.objective.size(labels)
-    fabric.backward(loss)
-    reduce_gradients(fabric, (each for group in optimizer.param_groups for each in group["params"]))
-    if ways.clip_norm is not None:
-        fabric.clip_gradients(feed.module, optimizer, max_norm=ways.clip_norm)
-    optimizer.step()
-    if ways.average:
-        ways.average.update()
-    found = logits.detach().argmax(1)
-    hits = targets.gather(1, found[:, None]) if ways.mix else found == expected
-    summed = gather(fabric, torch.stack([loss.detach() * len(samples), hits.sum()])[None]).sum(0)
-    return summed[0], summed[1]
-
-
-def _inputs(run: Pass, samples: np.ndarray, mine: np.ndarray) -> tuple[Tensor, ...]:
-    """The inputs of those samples that `mine` numbers, which may be none."""
-    if len(mine):
-        return run.inputs(samples[mine])
-    return tuple(each[:0] for each in run.inputs(samples[:1]))
-
-
-@torch.no_grad()
-def evaluate(fabric: Fabric, run: Pass, labels: Tensor, batch_size: int) -> Scores:
-    """The scores of a part whose labels are given, without augmentation; the loss is the mean over its images.
-
-    Of several ranks each computes its share, and has the scores of all.
-    """
-    losses, hits, outputs, samples = [], [], [], np.arange(len(labels))
-    mine = share_of(samples, fabric.global_rank, fabric.world_size)
-    for part in np.split(mine, range(batch_size, len(mine), batch_size)):
-        logits = run.module(*_inputs(run, samples, part))
-        expected = fabric.to_device(labels[torch.from_numpy(part)])
-        losses.append(cross_entropy(logits, expected, reduction="sum"))
-        hits.append((logits.argmax(1) == expected).sum())
-        outputs.append(logits.float())
-    logits = gather(fabric, torch.cat(outputs)).cpu()
-    loss, acc = (sum(gather(fabric, torch.stack(each)).tolist()) / len(labels) for each in (losses, hits))
-    return score(logits, labels, loss, acc)
-
-
-def total(batches: list[Tensor]) -> float:
-    """The sum of one number a batch, in float64: in float32 hundreds of them lose the seventh digit.
-
-    Read back here, once an epoch, because on a GPU each read waits for all work before it.
-    """
-    return sum(torch.stack(batches).tolist())

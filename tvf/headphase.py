@@ -19,9 +19,9 @@ from tvf.fit import Epoch, best_of
 from tvf.metrics import metric_of
 from tvf.models import FineTuneModel
 from tvf.parts import Parts, Place
+from tvf.record import BEST_WEIGHTS, results_follow_from
 from tvf.store import Store
 from tvf.table import StoreUnusable
-from tvf.tracking import BEST_WEIGHTS, results_follow_from
 
 log = logging.getLogger(__name__)
 

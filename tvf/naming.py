@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tvf.build import ignored_options, is_transfer, special_choice
-from tvf.tracking import WITHOUT_EFFECT
+from tvf.record import WITHOUT_EFFECT
 
 
 def job_name(*, _root_: DictConfig) -> str:

@@ -18,7 +18,7 @@ from tvf.data.order import batches
 from tvf.devices import claim_gpus, count_devices, keep_freed_memory, reset_peak_memory, set_threads
 from tvf.errors import InputError
 from tvf.feed import Feed
-from tvf.fit import Stage, Ways
+from tvf.fit import Stage
 from tvf.freezing import as_frozen, needs_batches
 from tvf.metrics import metric_of
 from tvf.models import FineTuneModel
@@ -29,6 +29,7 @@ from tvf.recalibration import recalibrate
 from tvf.recipes import Phase
 from tvf.schedules import start
 from tvf.scores import require_both_classes
+from tvf.steps import Ways
 from tvf.store import Store
 from tvf.sweep.manifest import sharing_jobs
 

@@ -20,19 +20,16 @@ from tvf.checkpoint import Checkpoints, can_load, load_weights, refuse_own_weigh
 from tvf.devices import count_devices, describe_machine, peak_memory_mb, return_freed_memory, versions
 from tvf.errors import InputError
 from tvf.files import remove_leftovers
-from tvf.fit import STATE, Epoch, evaluate, fit, holds_best
+from tvf.fit import STATE, Epoch, fit, holds_best
 from tvf.headphase import head_phase
 from tvf.metrics import METRICS, metric_of
 from tvf.models import count, describe
 from tvf.parts import Parts, Place, Stages, build_parts, claim_devices
 from tvf.ranks import other_ranks
-from tvf.store import Store
-from tvf.sweep.manifest import refuse_others
-from tvf.tracking import (
+from tvf.record import (
     BEST_WEIGHTS,
     LOCK,
     JobRecord,
-    Run,
     call_failed,
     call_paused,
     has_reached,
@@ -40,6 +37,10 @@ from tvf.tracking import (
     reason_of,
     results_follow_from,
 )
+from tvf.steps import evaluate
+from tvf.store import Store
+from tvf.sweep.manifest import refuse_others
+from tvf.tracking import Run
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from rich.live import Live
 
 from tvf.build import explain
 from tvf.errors import InputError
+from tvf.record import STOPPED, call_failed, is_done, is_live, read_status
 from tvf.sweep.isolation import QUIET, can_isolate, stop_jobs
 from tvf.sweep.manifest import note_halving, refuse_others, write_manifest
 from tvf.sweep.results import report, watch
-from tvf.tracking import STOPPED, call_failed, is_done, is_live, read_status
 
 if TYPE_CHECKING:
     from tvf.sweep.halving import Plan

@@ -12,11 +12,11 @@ from statistics import fmean, median
 from typing import Any
 
 from tvf.metrics import METRICS, WORDS
+from tvf.record import WITHOUT_EFFECT, results_follow_from
 from tvf.sweep.choice import Choice, Configuration, choose
 from tvf.sweep.manifest import flatten
 from tvf.sweep.records import Row, varied_overrides
 from tvf.sweep.statistics import Difference, estimate, holm, paired_difference, pareto_front
-from tvf.tracking import WITHOUT_EFFECT, results_follow_from
 
 ALL_PAIRS = 8  # so many configurations are compared each with each; more of them each with the best alone
 # What of data two jobs may differ in, and yet be validated on the same images.

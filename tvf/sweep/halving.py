@@ -14,10 +14,10 @@ from typing import Any
 
 from tvf.errors import InputError, require_count
 from tvf.metrics import METRICS, WORDS, metric_of
+from tvf.record import has_reached, is_done, is_live, read_status
 from tvf.sweep.comparison import judged_by, without_seeds
 from tvf.sweep.manifest import note_rung
 from tvf.sweep.records import read_history
-from tvf.tracking import has_reached, is_done, is_live, read_status
 
 log = logging.getLogger(__name__)
 

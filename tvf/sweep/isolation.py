@@ -21,7 +21,7 @@ from types import FrameType
 import psutil
 from tqdm import tqdm
 
-from tvf.tracking import read_status
+from tvf.record import read_status
 
 QUIET = "TVF_QUIET"  # in the environment: jobs write to their logs alone, since a live table has the terminal
 PATIENCE = 5.0  # seconds that an interrupted job has to end by itself before it is told once more

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
-from tvf.tracking import results_follow_from
+from tvf.record import results_follow_from
 
 # What two jobs must have in common for their images to pass through the same frozen layers.
 SHARED = ("backbone", "data", "augment", "fabric", "channels_last", "store")

@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tvf.files import write_whole
+from tvf.record import results_follow_from
 from tvf.sweep import tables
 from tvf.sweep.charts import charts, colours
 from tvf.sweep.comparison import Comparison, about_seeds
 from tvf.sweep.manifest import flatten, is_halving, read_commands
 from tvf.sweep.records import DROPPED, Row
-from tvf.tracking import results_follow_from
 
 
 def render(folders: Sequence[Path], rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:

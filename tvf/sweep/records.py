@@ -15,8 +15,8 @@ import yaml
 from tvf.build import is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
+from tvf.record import STOPPED, is_live, read_status
 from tvf.sweep.manifest import read_configs, read_dropped
-from tvf.tracking import STOPPED, is_live, read_status
 
 Row = dict[str, Any]
 

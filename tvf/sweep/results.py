@@ -12,9 +12,10 @@ from rich.table import Table
 
 from tvf.build import explain
 from tvf.metrics import METRICS
+from tvf.record import LAST_CHECKPOINT, read_status
 from tvf.sweep.manifest import is_halving, summary_mode
 from tvf.sweep.records import DROPPED, Row, read_sweep, varied_overrides
-from tvf.tracking import LAST_CHECKPOINT, how_to_send, read_status
+from tvf.tracking import how_to_send
 
 
 def report(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
