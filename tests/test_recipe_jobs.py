@@ -37,9 +37,9 @@ def test_with_and_without_a_store_the_epochs_of_all_phases_are_equal_bit_for_bit
 
 
 @pytest.mark.slow
-def test_jobs_that_begin_with_the_same_head_phase_train_it_once_and_others_train_their_own(tmp_path: Path) -> None:
-    """Two fractions and two backbone rates at once share it, another seed and another head rate do not."""
-    grid = ("model.pct_unfreeze=0,0.25", "optimizer.backbone_lr=1e-4,2e-4", "recipe=lp_ft", "recipe.lr=1e-4")
+def test_jobs_that_begin_with_the_same_head_phase_train_it_once(tmp_path: Path) -> None:
+    """Two fractions at once; tests/test_headphase.py says who may share with whom."""
+    grid = ("model.pct_unfreeze=0,0.25", "recipe=lp_ft", "average=ema")
     common = ("-m", *QUICK, *grid)
     outputs = {}
     for mode in ("on", "off"):
@@ -48,16 +48,11 @@ def test_jobs_that_begin_with_the_same_head_phase_train_it_once_and_others_train
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]
     shared = "epochs 1 to 2, of the head alone, are another job's."
-    assert outputs["on"].count(shared) == 3 and outputs["off"].count(shared) == 0
+    assert outputs["on"].count(shared) == 1 and outputs["off"].count(shared) == 0
     on, off = (
         sorted(str(metrics(path.parent)) for path in (tmp_path / mode).glob("*/metrics.jsonl")) for mode in outputs
     )
-    assert on == off and len({*on}) > 1
-    arguments = (*QUICK, "recipe=lp_ft", "recipe.lr=1e-4", "store.mode=on")
-    for more, taken in (("seed=7", False), ("optimizer.lr=0.002", False), ("model.pct_unfreeze=0.5", True)):
-        process = forks.train(*arguments, more, cwd=tmp_path, TVF_STORE=str(tmp_path / "store"))
-        output, _ = process.communicate()
-        assert process.returncode == 0 and (shared in output) == taken, output
+    assert on == off and len({*on}) == 2
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ class HeadPhase:
 
     def __init__(self, store: Store, key: str, model: FineTuneModel) -> None:
         folder = store.entry("head", [key], {"about": "phase, trained alone"}).folder
+        self.key, self.model = key, model
         self._kept = Checkpoints(folder, of=key)
         self._lock = FileLock(folder / "trains.lock")
-        self._model = model
 
     def __enter__(self) -> "HeadPhase":
         return self
@@ -55,14 +55,14 @@ class HeadPhase:
         if state is None:
             return None
         self._lock.release()
-        whole = self._model.state_dict()
-        own = {name: value for name, value in whole.items() if name in _trained_later(self._model)}
+        whole = self.model.state_dict()
+        own = {name: value for name, value in whole.items() if name in _trained_later(self.model)}
         best = best_of([Epoch(**row) for row in state["history"]], metric)
         assert best is not None, "the phase has one epoch at least"
         before = {name: value.clone() for name, value in whole.items()}
-        self._model.load_state_dict(whole | state.pop("weights"))
-        save_weights(self._model, place.folder / BEST_WEIGHTS, best.epoch)
-        self._model.load_state_dict(before)
+        self.model.load_state_dict(whole | state.pop("weights"))
+        save_weights(self.model, place.folder / BEST_WEIGHTS, best.epoch)
+        self.model.load_state_dict(before)
         state["spent"] |= {"prefix_images": 0, "continued_images": 0}
         for part, rest in (("model", own), ("best", own), ("average", before)):
             state[part] = None if state[part] is None else rest | state[part]
@@ -72,10 +72,10 @@ class HeadPhase:
         """Keep the state at the phase's end for other jobs, if this one has trained it."""
         if not self._lock.is_locked:
             return
-        later = _trained_later(self._model)
+        later = _trained_later(self.model)
         parts = {part: state[part] for part in ("model", "best", "average")}
         parts["weights"] = load_file(place.folder / BEST_WEIGHTS)
-        names = {name for name, _ in self._model.named_buffers()} | _head(self._model)
+        names = {name for name, _ in self.model.named_buffers()} | _head(self.model)
         small = {part: values and _only(values, names - later) for part, values in parts.items()}
         self._kept.save(state | small)
         self._lock.release()
