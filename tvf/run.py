@@ -79,7 +79,9 @@ def _run_alone(cfg: DictConfig, place: Place) -> dict[str, Any] | None:
         raise
     ignored = [key for key in ignored_options(config["model"]) if OmegaConf.select(cfg, key) is not None]
     if ignored:
-        what = "model=transfer trains the head alone" if is_transfer(config["model"]) else "what trains is named"
+        what = "model=transfer trains the head alone"
+        if not is_transfer(config["model"]):
+            what = f"model.{'direction' if config['model'].get('train') is None else 'train'} names what trains"
         log.info("%s: %s and ignores %s.", config["name"], what, ", ".join(ignored))
     checkpoints = _checkpoints(config, place)
     if is_done(place.folder, config):
