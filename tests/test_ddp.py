@@ -89,9 +89,10 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoin
     [
         ("fabric.devices=auto", "fabric.devices=auto is refused: write how many a job trains on"),
         ("fabric.devices=0", "fabric.devices=0 is refused"),
+        ("fabric=ddp fabric.accelerator=cpu fabric.devices=999", "fabric.devices=999 is refused: this machine has "),
         ("+fabric.strategy=fsdp", "fabric.strategy=fsdp is refused: choose one of auto, ddp"),
     ],
 )
 def test_devices_that_a_job_cannot_train_on_are_refused(tmp_path: Path, wrong: str, message: str) -> None:
-    output, code = _train(*QUICK, "tracker=none", wrong, cwd=tmp_path)
+    output, code = _train(*QUICK, "tracker=none", *wrong.split(), cwd=tmp_path)
     assert code == 1 and f"error: {message}" in output and "Traceback" not in output

@@ -1,5 +1,7 @@
 """Which jobs may share a phase of the head alone, and that what they take is what was trained."""
 
+import importlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,19 @@ def test_all_that_the_head_depends_on_does(tmp_path: Path) -> None:
     images[0, 0, 0, 0] += 1
     other = replace(DATA, val=Labelled(images, DATA.val.labels))
     assert _key(tmp_path, 0.5, Parts(FABRIC, None, other, 8, small_backbone(), phase.model, ())) not in (own, None)
+
+
+def test_code_of_the_users_counts_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for scale in (1, 2):
+        (tmp_path / "mine.py").write_text(
+            f"from tvf.objective import Objective\nclass Loss(Objective):\n    scale = {scale}\n"
+        )
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        keys.append(_key(tmp_path, loss={"_target_": "mine.Loss", "label_smoothing": 0.0}))
+    assert None not in keys and len({*keys, _key(tmp_path)}) == 3
 
 
 def test_a_recipe_that_begins_with_groups_or_ends_with_the_head_shares_nothing(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def _job(folder: Path, model: FineTuneModel, **summary: Any) -> str:
     return str(folder)
 
 
-def _start(model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES) -> None:
-    start_from(model, origin, "small", classes, "module.head")
+def _start(model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES, **data: Any) -> None:
+    start_from(model, origin, "small", classes, "module.head", {"_target_": "d", "split_seed": 0} | data)
 
 
 @settings(max_examples=15)
@@ -88,6 +88,20 @@ def test_a_job_of_other_classes_or_another_backbone_is_refused(
     with pytest.raises(InputError, match=f"model.init_from={tmp_path} is refused: {told}"):
         _start(model, _job(tmp_path, _model(origin), **summary))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = _job(tmp_path, _model())
+    write_json(tmp_path / "config.json", {"data": {"_target_": "d", "split_seed": 0, "image_size": 32}})
+    _start(_model(), folder, image_size=64)
+    _start(_model(), folder, _target_="other", split_seed=1)  # other images
+    with pytest.raises(InputError, match="that job had data.split_seed=0, here it is 1: images that it has trained on"):
+        _start(_model(), folder, split_seed=1)
+    assert not caplog.text
+    _start(_model(), str(tmp_path / BEST_WEIGHTS), split_seed=1)
+    assert "does not say which images it was trained on" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -180,3 +194,15 @@ def test_making_a_model_over_a_backbone_leaves_its_weights(tmp_path: Path) -> No
     node = {"_target_": "tvf.models.FineTuneModel", "pct_unfreeze": 0.5, "init_from": _job(tmp_path, _model())}
     build(node, "model", backbone=backbone)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())
+
+
+def test_a_job_whose_origin_has_become_another_is_another_job(shell: Shell, tmp_path: Path) -> None:
+    assert shell(*QUICK, "hydra.run.dir=first").code == 0
+    arguments = (*QUICK, "epochs=2", "model.init_from=first", "hydra.run.dir=second")
+    assert shell(*arguments, "stop_after=1").code == 0
+    path = tmp_path / "first" / BEST_WEIGHTS
+    state = safetensors.torch.load_file(path)
+    path.unlink()
+    safetensors.torch.save_file({name: value * 2 for name, value in state.items()}, path)
+    outcome = shell(*arguments)
+    assert outcome.code == 1 and "holds another configuration: init_from_content was" in outcome.out + outcome.err

@@ -28,7 +28,7 @@ LABELS = torch.tensor([0] * 7 + [1] * 4 + [2])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_objective_is_torchs_mean_whatever_share_of_a_batch_it_sums(smoothing: float, weighted: bool) -> None:
-    weights = balanced(LABELS, 3) if weighted else None
+    weights = balanced(LABELS, "abc") if weighted else None
     objective = Objective(smoothing, weights)
     expected = cross_entropy(LOGITS, LABELS, weights, label_smoothing=smoothing)
     parts = [objective.sum(LOGITS[part], LABELS[part]) for part in (slice(0, 5), slice(5, 12))]
@@ -39,12 +39,12 @@ def test_the_objective_is_torchs_mean_whatever_share_of_a_batch_it_sums(smoothin
 def test_balanced_weights_are_those_of_scikit_learn(labels: list[int]) -> None:
     labels = [0, 1, 2, *labels]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
-    assert balanced(torch.tensor(labels), 3).tolist() == pytest.approx(expected, rel=1e-6)
+    assert balanced(torch.tensor(labels), "abc").tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_class_without_images_has_no_weight() -> None:
-    with pytest.raises(InputError, match=r"no training image is of class 1, 3 \(data.limit\?\)"):
-        balanced(torch.tensor([0, 2]), 4)
+    with pytest.raises(InputError, match=r"no training image is of class b, d \(data.limit\?\)"):
+        balanced(torch.tensor([0, 2]), "abcd")
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -134,6 +134,23 @@ def test_rates_change_when_each_schedule_says() -> None:
     )
     assert falling == pytest.approx([1, 1, 1, 1, 0.1])
     assert _rates(lambda optimizer: StepLR(optimizer, 1, 0.5), 3, 2) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@given(epochs=st.integers(1, 12), batches=st.integers(1, 12), rising=st.floats(0.01, 0.9))
+def test_one_cycle_has_a_rate_for_each_batch_and_none_above_the_optimizers(
+    epochs: int, batches: int, rising: float
+) -> None:
+    rates = _rates(lambda optimizer, epochs, batches: one_cycle(optimizer, epochs, batches, rising), epochs, batches)
+    assert len(rates) == epochs * batches and 0 < min(rates) and max(rates) <= 1 + 1e-9
+
+
+def test_gradients_that_are_not_finite_end_as_divergence_with_and_without_clipping() -> None:
+    for clip_norm in (None, 1.0):
+        with pytest.raises(InputError, match="training diverged"):
+            wild, ways = TwoRates(torch.optim.SGD, 1e30, 1e30), Ways(8, clip_norm=clip_norm)
+            train(
+                FineTuneModel(small_backbone(), 1.0), [Phase(3, 4)], optimizer=wild, ways=Ways(8, clip_norm=clip_norm)
+            )
 
 
 def test_a_schedule_begins_anew_with_each_phase() -> None:

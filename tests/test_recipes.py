@@ -71,6 +71,7 @@ def test_phases_have_all_epochs_and_end_with_the_groups_of_direct(epochs: int, g
 
 @given(epochs=st.integers(1, 30), groups=st.integers(0, 9), patience=st.none() | st.integers(1, 5))
 def test_lp_ft_without_a_head_phase_is_direct(epochs: int, groups: int, patience: int | None) -> None:
+    assert LpFt()(epochs, 0, EarlyStopping(patience)) == Direct()(epochs, 0, EarlyStopping(patience))
     recipe = LpFt(head_epochs=0, lr=1e-5, backbone_lr=1e-6)
     assert recipe(epochs, groups, EarlyStopping(patience)) == Direct()(epochs, groups, EarlyStopping(patience))
 
@@ -143,21 +144,29 @@ def test_an_average_without_memory_is_the_weights_themselves() -> None:
     assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
 
 
-def test_an_average_is_validated_and_kept_and_training_goes_on_from_the_weights() -> None:
-    """After steps to 1, 2 and 3: 0.5 * (0.5 * (0.5 * 0 + 0.5 * 1) + 0.5 * 2) + 0.5 * 3."""
+def test_an_average_forgets_its_beginning_soon_and_leaves_the_weights_alone() -> None:
+    """d is (1 + n) / (10 + n) after n steps until that is more than the decay; counts are not averaged."""
     model = FineTuneModel(small_backbone(), 0.0)
-    (weight, _) = model.head_parameters()
+    (weight, _), count = model.head_parameters(), model.module.bn1.num_batches_tracked  # type: ignore[union-attr]
     with torch.no_grad():
         weight.zero_()
-    average = Ema(0.5)(model)
-    for value in (1.0, 2.0, 3.0):
+    average, expected = Ema(0.2)(model), 0.0
+    for n, value in enumerate((1.0, 2.0, 3.0)):
         with torch.no_grad():
             weight.fill_(value)
+            count.fill_(n)  # type: ignore[operator]
         average.update()
+        d = min(0.2, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * value
     with average.in_place():
-        assert torch.equal(weight, torch.full_like(weight, 2.125))
+        assert weight.tolist()[0] == pytest.approx(8 * [expected], rel=1e-6)
+        assert int(count) == 2  # type: ignore[arg-type]
     assert torch.equal(weight, torch.full_like(weight, 3.0))
-    assert torch.equal(average.state_dict()["module.head.weight"], torch.full_like(weight, 2.125))
+    again = Ema(0.2)(model)
+    again.load_state_dict(average.state_dict())
+    for each in (average, again):
+        each.update()
+    assert torch.equal(*(each.state_dict()["module.head.weight"] for each in (average, again)))
 
 
 @given(scores=st.lists(st.integers(0, 5), min_size=1, max_size=12), patience=st.integers(1, 4))
@@ -204,8 +213,11 @@ WRONG = [
     (lambda: EarlyStopping(0), "early_stopping.patience=0"),
     (lambda: EarlyStopping(2, -0.1), "early_stopping.min_delta=-0.1"),
     (lambda: LpFt(head_epochs=-1), "recipe.head_epochs=-1"),
-    (lambda: LpFt(head_epochs=3)(3, 1, NEVER), "recipe.head_epochs=3 and epochs=3 do not give both phases an epoch"),
-    (lambda: LpFt()(1, 1, NEVER), "recipe.head_epochs=None and epochs=1"),
+    (
+        lambda: LpFt(head_epochs=3)(3, 1, NEVER),
+        "recipe.head_epochs=3 and epochs=3 cannot be divided",
+    ),
+    (lambda: LpFt()(1, 1, NEVER), "^epochs=1 cannot be divided"),
     (lambda: LpFt(lr=0), "recipe.lr=0"),
     (lambda: Gradual(0), "recipe.epochs_each=0"),
     (lambda: Gradual(3)(3, 1, NEVER), "recipe.epochs_each=3 leaves nothing of epochs=3"),
@@ -219,8 +231,9 @@ WRONG = [
     ),
     (lambda: Phases([{"epochs": 1}, {"epochs": 1, "fraction": 2}]), r"recipe.phases\[1\].fraction=2"),
     (lambda: Phases([{"epochs": 1, "patience": 0}]), r"recipe.phases\[0\].patience=0"),
-    (lambda: Phases([{"epochs": 1}, {"epochs": 1}])(3, 1, NEVER), r"1 \+ 1 = 2 epochs, which must .* epochs=3"),
-    (lambda: Phases([{"share": 0.1}, {"share": 0.9}])(3, 1, NEVER), r"0 \+ 3 = 3 epochs, which must be above 0"),
+    (lambda: Phases([{"epochs": 1}, {"epochs": 1}])(3, 1, NEVER), r"have 1, 1 epochs, which must .* epochs=3"),
+    (lambda: Phases([{"share": 0.1}, {"share": 0.9}])(3, 1, NEVER), r"have 0, 3 epochs, which must be above 0"),
+    (lambda: Phases([{"epochs": 2, "fraction": 0.5}]), "never train all of the job's groups"),
     (lambda: Ema(1.0), "average.decay=1.0"),
     (lambda: TwoRates(torch.optim.SGD, 1, 1, layer_decay=0), "optimizer.layer_decay=0"),
     (lambda: TwoRates(torch.optim.SGD, 1, 1, clip_norm=0), "optimizer.clip_norm=0"),

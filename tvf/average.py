@@ -11,11 +11,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tvf.errors import require_number
 
+STEPS = "steps"  # in a state, beside the values
+
 
 @dataclass(frozen=True)
 class Ema:
-    """An exponential moving average (Polyak & Juditsky 1992, as `torch.optim.swa_utils` has it), still to be given the
-    model: after each step decay * average + (1 - decay) * weights, BatchNorm statistics as well.
+    """An exponential moving average, still to be given the model: after each step d * average + (1 - d) * weights, and
+    BatchNorm statistics as well (Polyak & Juditsky 1992; `torch.optim.swa_utils`).
+
+    d is `decay`, or less in the first steps, (1 + n) / (10 + n) after n of them, so that what training began with is
+    soon forgotten.
     """
 
     decay: float = 0.99
@@ -37,12 +42,15 @@ class Average:
 
     def reset(self) -> None:
         """Begin anew where the model stands."""
-        self._average = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(self._decay), use_buffers=True)
-        self._average.n_averaged.fill_(1)  # else the first step would only be copied
+        self._average = AveragedModel(self._model, multi_avg_fn=self._blend, use_buffers=True)
+        self._average.n_averaged.fill_(1)  # torch only copies the first; here the beginning is that
 
     def update(self) -> None:
         """A step was made."""
         self._average.update_parameters(self._model)
+        for averaged, value in zip(self._average.module.buffers(), self._model.buffers(), strict=True):
+            if not value.is_floating_point():  # a count, of which there is no mean
+                averaged.copy_(value)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -56,12 +64,17 @@ class Average:
             _set(own, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged values."""
-        return self._average.module.state_dict()
+        """The averaged values, and after how many steps."""
+        return self._average.module.state_dict() | {STEPS: self._average.n_averaged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from these."""
-        self._average.module.load_state_dict(state)
+        self._average.module.load_state_dict({name: value for name, value in state.items() if name != STEPS})
+        self._average.n_averaged.copy_(state[STEPS])
+
+    def _blend(self, averaged: Any, values: Any, steps: Tensor | int) -> None:
+        n = int(steps) - 1
+        get_ema_multi_avg_fn(min(self._decay, (1 + n) / (10 + n)))(averaged, values, steps)
 
 
 def none() -> None:

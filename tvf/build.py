@@ -1,6 +1,5 @@
 """From a config node with a `_target_` to the object it names; keys that the target does not take are refused."""
 
-import difflib
 import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -11,14 +10,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tvf.errors import InputError
+from tvf.errors import RESERVED, InputError, unknown_key
 
 # What a sweep over both models may name, and transfer learning ignores.
 IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit", "model.direction", "model.train")
 # What a model whose trained layers are named ignores.
 IGNORED_BY_NAMES = ("model.pct_unfreeze", "model.unit")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's part of it
-RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def build(node: Mapping[str, Any], name: str, **more: Any) -> Any:
@@ -38,7 +36,7 @@ def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> 
     if "_target_" not in node:
         raise InputError(f"{name} has no _target_: it must name the function or class to build.")
     try:
-        parameters = inspect.signature(_target(node, name)).parameters
+        parameters = inspect.signature(target_of(node, name)).parameters
     except InputError:
         raise
     except ValueError as error:
@@ -106,15 +104,6 @@ def known_fraction(model: Mapping[str, Any]) -> float | None:
     return float(fraction) if isinstance(fraction, int) else fraction
 
 
-def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
-    """The error for an option that nobody reads, with the nearest known ones."""
-    known = sorted(each for each in known if each not in RESERVED)
-    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-    listed = ", ".join(prefix + each for each in known) or "none"
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {listed}."
-    return InputError(f"{key} is not an option: {hint}")
-
-
 def explain(error: Exception) -> str:
     """An error from composing or building a config, as a person should read it: what is wrong and what to do."""
     cause = error.__cause__
@@ -135,7 +124,8 @@ def explain(error: Exception) -> str:
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
 
 
-def _target(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
+def target_of(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
+    """The function or class that `node` names. InputError if it cannot be imported."""
     try:
         target = get_object(node["_target_"])
     except Exception as error:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from tvf.build import build, check_node, ignored_options, is_transfer, plain, unknown_key
+from tvf.build import build, check_node, ignored_options, is_transfer, plain
 from tvf.checkpoint import find_weights
+from tvf.content import describe_files
 from tvf.data.views import Views
 from tvf.devices import count_devices, one_thread
-from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed
+from tvf.errors import InputError, require_bool, require_choice, require_count, require_seed, unknown_key
 from tvf.freezing import FROZEN_BN, UNITS, check_choice, check_direction, check_fraction, check_patterns
 from tvf.models import check_dropout
 from tvf.parts import phases_of
@@ -55,6 +56,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for name in NODES:
         check_node(config[name], name, GIVEN.get(name, ()))
     _check_model(config["model"])
+    if (origin := config["model"].get("init_from")) is not None:  # the file may become another
+        config["init_from_content"] = describe_files([find_weights(origin)])
     for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
         build(config[name], name)
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0

@@ -8,7 +8,7 @@ import io
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"tvf checkpoint 1\n"
 DIGEST = 16  # bytes
+DIVIDING = ("split_seed", "val_fraction", "test_fraction", "validate_on")  # images into parts, of data
 
 
 class Checkpoints:
@@ -180,11 +181,14 @@ def refuse_own_weights(init_from: str | None, folder: Path) -> None:
         )
 
 
-def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequence[str], head: str) -> str:
+def start_from(
+    model: nn.Module, init_from: str, backbone: str, classes: Sequence[str], head: str, data: Mapping[str, Any]
+) -> str:
     """Put the weights that `model.init_from` means into `model`, its head's too; return which they are, for people.
 
-    `head` is the head's name in the model. InputError unless they are of the same backbone and the same classes: by
-    what a job's summary.json says, and always by the names and shapes of the tensors.
+    `head` is the head's name in the model, and `data` the config's node. InputError unless the weights are of the same
+    backbone and the same classes: by what a job's summary.json says, and always by the names and shapes of the tensors;
+    and if that job divided the same images otherwise, so that it may have trained on what is to validate or test.
     """
     path = find_weights(init_from)
     refused = f"model.init_from={init_from} is refused: "
@@ -196,6 +200,16 @@ def start_from(model: nn.Module, init_from: str, backbone: str, classes: Sequenc
             raise InputError(
                 f"{refused}that job's classes are {_listed(summary.get('classes'))}, here they are {_listed(classes)}."
             )
+        theirs = read_json(Path(init_from).expanduser() / "config.json").get("data") or {}
+        if all(theirs.get(key) == data.get(key) for key in ("_target_", "root")):
+            for key in DIVIDING:
+                if theirs.get(key) != data.get(key):
+                    raise InputError(
+                        f"{refused}that job had data.{key}={theirs.get(key)}, here it is {data.get(key)}: images that "
+                        "it has trained on would validate and test this one. Choose the same."
+                    )
+    else:
+        log.warning("%s does not say which images it was trained on: validate and test on none of them.", path)
     try:
         found = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, "pt") as file:

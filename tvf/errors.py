@@ -1,6 +1,10 @@
 """The one kind of error that is the user's to mend: shown as a message, without a traceback."""
 
+import difflib
 import math
+from collections.abc import Iterable
+
+RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}  # keys of a config that Hydra reads
 
 
 class InputError(ValueError):
@@ -39,3 +43,12 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise InputError unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"{name}={value!r} is refused: choose one of {', '.join(choices)}.")
+
+
+def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
+    """The error for an option that nobody reads, with the nearest known ones."""
+    known = sorted(each for each in known if each not in RESERVED)
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    listed = ", ".join(prefix + each for each in known) or "none"
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {listed}."
+    return InputError(f"{key} is not an option: {hint}")

@@ -106,7 +106,7 @@ def fit(
     while not course.is_over():
         if stop_after is not None and len(course.history) >= stop_after:
             return None
-        course.go_on(on_phase)
+        course.go_on()
         began, number = time.perf_counter(), len(course.history) + 1
         feed, optimizer = course.stage.feed, course.stage.optimizer
         labels, val_labels = feed.data.train.labels, feed.data.val.labels
@@ -149,6 +149,8 @@ def fit(
         if is_best:  # after the state, which can give them again: they never are of an epoch that it does not know
             with ways.averaged():
                 on_best(epoch)
+        if course.phase_is_over() and not course.is_over():
+            on_phase(course.state())
     best = best_of(course.history, metric)
     assert best is not None, "a phase has one epoch at least"
     return best
@@ -182,16 +184,15 @@ class _Course:
 
     def is_over(self) -> bool:
         """Whether there is no other epoch."""
-        return self.phase + 1 == len(self._phases) and self._phase_is_over()
+        return self.phase + 1 == len(self._phases) and self.phase_is_over()
 
-    def go_on(self, on_phase: Callable[[dict[str, Any]], None]) -> None:
+    def go_on(self) -> None:
         """Before an epoch: if it is a phase's first, begin that.
 
         It begins with the last weights of the phase before, or, if that could stop early, with its best.
         """
-        if not self._phase_is_over():
+        if not self.phase_is_over():
             return
-        on_phase(self.state())
         if self._best is not None:
             _load_trained(self._model, self._best)
             if self._ways.average:
@@ -245,7 +246,7 @@ class _Course:
         self._fabric.strategy.precision.load_state_dict(state["precision"])
         set_random_states(state["random"])
 
-    def _phase_is_over(self) -> bool:
+    def phase_is_over(self) -> bool:
         """Whether the phase has had its epochs, or its patience is at an end."""
         phase = self._phases[self.phase]
         scores = [each.score(self._metric) for each in self.history if each.phase == self.phase + 1]

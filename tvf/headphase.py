@@ -6,16 +6,20 @@ job keeps the state of its training at the phase's end in the store, and others 
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tvf import average, fit, objective, optim, recipes, schedules, steps
+from tvf.average import STEPS
+from tvf.build import target_of
 from tvf.checkpoint import Checkpoints, save_weights
 from tvf.content import Unkeyable, circumstances, describe, describe_layers
-from tvf.fit import Epoch, best_of
+from tvf.fit import STATE, Epoch, best_of
 from tvf.metrics import metric_of
 from tvf.models import FineTuneModel
 from tvf.parts import Parts, Place
@@ -25,6 +29,9 @@ from tvf.table import StoreUnusable
 
 log = logging.getLogger(__name__)
 
+# What trains a head, beside the network: code of the user's counts by its file, as everywhere in the store.
+CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
+LOOP = (average, fit, objective, optim, recipes, schedules, steps)
 # What the head phase does not depend on: it goes by the phase itself.
 LATER = ("name", "epochs", "recipe", "early_stopping")
 LATER_WITHIN = {"model": ("pct_unfreeze", "unit", "direction", "train"), "optimizer": ("backbone_lr", "layer_decay")}
@@ -45,14 +52,23 @@ class HeadPhase:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def take(self, place: Place, metric: str) -> dict[str, Any] | None:
+    def hold(self) -> None:
+        """This job goes on in the phase, or after it: what it trains of it may be kept, if nobody else does so now."""
+        with suppress(Timeout):
+            self._lock.acquire(timeout=0)
+
+    def take(self, place: Place, metric: str, tag: str = "") -> dict[str, Any] | None:
         """The state at the phase's end, if another job has trained it or does so now; None if this one is to.
 
         The weights of its best epoch are put into this job's folder.
         """
-        self._lock.acquire()
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s waits for the phase of the head alone, which another job trains.", tag)
+            self._lock.acquire()
         state = self._kept.load()
-        if state is None:
+        if state is None or not STATE | {"spent", "weights"} <= state.keys():
             return None
         self._lock.release()
         whole = self.model.state_dict()
@@ -75,7 +91,7 @@ class HeadPhase:
         later = _trained_later(self.model)
         parts = {part: state[part] for part in ("model", "best", "average")}
         parts["weights"] = load_file(place.folder / BEST_WEIGHTS)
-        names = {name for name, _ in self.model.named_buffers()} | _head(self.model)
+        names = {name for name, _ in self.model.named_buffers()} | _head(self.model) | {STEPS}
         small = {part: values and _only(values, names - later) for part, values in parts.items()}
         self._kept.save(state | small)
         self._lock.release()
@@ -91,11 +107,13 @@ def head_phase(config: dict[str, Any], place: Place, parts: Parts) -> HeadPhase 
     for node, keys in LATER_WITHIN.items():
         rest[node] = {key: value for key, value in rest[node].items() if key not in keys}
     rates = [first.lr, first.epochs, first.stopping.patience, first.stopping.min_delta]
+    nodes = {name: config[name] for name in CODE} | {"algorithm": config["optimizer"].get("algorithm", {})}
     try:
+        code = [*LOOP, *(target_of(node, name) for name, node in nodes.items() if "_target_" in node)]
         images = [[part.key or part.images, part.labels] for part in (data.train, data.val)]
         network = [describe_layers(model.module, without=model.head), dict(model.state_dict())]
         around = [circumstances(parts.fabric, model), torch.get_num_threads()]
-        key = describe([json.dumps(rest, sort_keys=True), rates, metric_of(config), images, network, around])
+        key = describe([json.dumps(rest, sort_keys=True), rates, metric_of(config), images, network, around, code])
         return HeadPhase(parts.store, key, model)
     except (Unkeyable, StoreUnusable) as error:
         log.warning("store: the phase of the head alone is not kept for other jobs: %s.", error)

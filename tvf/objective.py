@@ -38,19 +38,17 @@ class Objective:
         return float(len(labels) if self.class_weights is None else self.class_weights.cpu()[labels.cpu()].sum())
 
 
-def balanced(labels: Tensor, classes: int) -> Tensor:
-    """A weight for each class, float [classes], by which all count alike: N / (classes that occur * its images).
+def balanced(labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """A weight for each class, float [classes], by which all count alike: N / (classes * its images).
 
     As scikit-learn's "balanced" (King & Zeng 2001). InputError if a class has no image, and so no weight.
     """
-    counts = labels.bincount(minlength=classes)
-    if not counts.all():
-        missing = (counts == 0).nonzero().flatten().tolist()
+    counts = labels.bincount(minlength=len(classes))
+    if missing := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise InputError(
-            f"data.class_weights=balanced is refused: no training image is of class {', '.join(map(str, missing))} "
-            "(data.limit?)."
+            f"data.class_weights=balanced is refused: no training image is of class {', '.join(missing)} (data.limit?)."
         )
-    return len(labels) / (classes * counts.float())
+    return len(labels) / (len(classes) * counts.float())
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """From a job's config, as plain data, to what it trains: its parts, its phases, and what each phase trains with."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,16 @@ OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job runs: its folder; the sweep's and whether others run beside it; the names of its options."""
+    """Where a job runs: its folder; the sweep's and whether others run beside it; the names of its options.
+
+    `devices` are the GPUs that it has claimed, where others run beside it on a machine with several.
+    """
 
     folder: Path
     sweep: Path | None
     parallel: bool
     choices: dict[str, str]
+    devices: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Parts:
 def build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Parts:
     """Build all of it, images and weights included. Raises InputError."""
     keep_freed_memory()
-    fabric = build_fabric(config["fabric"])
+    fabric = build_fabric(config["fabric"] | ({"devices": place.devices} if place.devices else {}))
     set_threads(config["threads"], fabric.device, in_sweep=place.sweep is not None, ranks=fabric.world_size)
     reset_peak_memory(fabric.device)
     options = build(config["data"], "data")
@@ -83,11 +88,19 @@ def build_parts(config: dict[str, Any], place: Place, store: Store | None) -> Pa
     return Parts(fabric, store, data, options.batch_size, backbone, model, phases)
 
 
-def claim_devices(node: dict[str, Any], parallel: bool) -> dict[str, Any]:
-    """The node, for jobs that run side by side on a machine with several GPUs with those that this one takes."""
-    if parallel and node.get("accelerator") != "cpu" and torch.cuda.device_count() > 1:
-        return {**node, "devices": claim_gpus(count_devices(node["devices"]))}
-    return node
+def with_devices(place: Place, node: dict[str, Any]) -> Place:
+    """The place with the GPUs that this job takes, where jobs run side by side on a machine with several.
+
+    Raises InputError where the machine has not as many devices.
+    """
+    gpus = 0 if node.get("accelerator") == "cpu" else torch.cuda.device_count()
+    count, there = count_devices(node["devices"]), gpus or os.cpu_count() or 1
+    if count > there:
+        what = "GPUs" if gpus else "cores, and no GPU that it may use"
+        raise InputError(f"fabric.devices={count} is refused: this machine has {there} {what}. Choose fewer.")
+    if place.parallel and gpus > 1:
+        return replace(place, devices=claim_gpus(count))
+    return place
 
 
 def build_fabric(node: dict[str, Any]) -> Fabric:
@@ -120,8 +133,13 @@ class Stages:
         self._feeds: list[Feed] = []
         self._index: int | None = None  # of the phase whose feed is the last
         self._module: Any = parts.fabric.setup_module(parts.model)
-        optimizer, labels = build(config["optimizer"], "optimizer"), parts.data.train.labels
-        weights = balanced(labels, len(parts.data.classes)) if config["data"].get("class_weights") else None
+        if (
+            parts.model.frozen_bn == "recalibrate"
+        ):  # all that is frozen at the start, before anything takes a copy of it
+            parts.model.unfreeze(parts.phases[0].groups)
+            recalibrate(parts.fabric, self._module, parts.data.train, parts.batch_size, parts.store)
+        optimizer, data = build(config["optimizer"], "optimizer"), parts.data
+        weights = balanced(data.train.labels, data.classes) if config["data"].get("class_weights") else None
         average = build(config["average"], "average")
         self.ways = Ways(
             parts.batch_size,
@@ -131,8 +149,6 @@ class Stages:
             average(parts.model) if average else None,
         )
         self._optimizer = optimizer
-        if parts.model.frozen_bn == "recalibrate":
-            recalibrate(parts.fabric, self._module, parts.data.train, parts.batch_size, parts.store)
 
     def start(self, index: int, before: Optimizer | None) -> Stage:
         """Freeze the model as the phase does, and build its feed, optimizer and schedule. See `tvf.fit.fit`."""
@@ -199,12 +215,15 @@ class Stages:
         jobs = sharing_jobs(self._place.sweep, self._config) if self._place.sweep else []
         with as_frozen(self._parts.model):
             for node, jobs_alike in _alike(jobs):
-                other = build(node, "model", backbone=backbone)
                 counts: list[int] = []
-                for job in jobs_alike:
-                    phases = phases_of(job, len(other.trained_groups))
-                    at_once = (i for i in range(len(phases)) if own & {*epochs_of(phases, i)})
-                    counts += {phases[i].groups for i in at_once}
+                try:
+                    other = build(node, "model", backbone=backbone)
+                    for job in jobs_alike:
+                        phases = phases_of(job, len(other.trained_groups))
+                        at_once = (i for i in range(len(phases)) if own & {*epochs_of(phases, i)})
+                        counts += {phases[i].groups for i in at_once}
+                except InputError:  # the other job's matter
+                    continue
                 for groups in dict.fromkeys(counts):
                     yield Sharing(_freezing(other, groups), counts.count(groups))
 

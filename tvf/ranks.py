@@ -167,7 +167,8 @@ def serve() -> None:
         if distributed.is_initialized():
             distributed.destroy_process_group()
         code = 0
-    except InputError as error:  # a mistake that rank 0 finds as well: no traceback
+    except InputError as error:  # a mistake that rank 0 finds as well, and tells of before it ends this process
+        time.sleep(6 * PATIENCE)
         log.error("rank %d: %s", rank, error)
     except BaseException:
         traceback.print_exc()

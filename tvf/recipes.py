@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvf.build import unknown_key
-from tvf.errors import InputError, require_count, require_number
+from tvf.errors import InputError, require_count, require_number, unknown_key
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class LpFt:
     """Linear probing, then fine-tuning.
 
     The head alone for `head_epochs`, or, if that is null, until `head_patience` epochs brought nothing, at most for
-    half of the epochs; then head and groups at `lr` and `backbone_lr`. Without a head phase it is `Direct`.
+    half of the epochs; then head and groups at `lr` and `backbone_lr`. Without a head phase, and for a job that trains
+    nothing but the head, it is `Direct`.
 
     Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution".
     """
@@ -84,13 +84,14 @@ class LpFt:
 
     def __call__(self, epochs: int, groups: int, stopping: EarlyStopping) -> tuple[Phase, ...]:
         """One or two phases; InputError if no epoch is left for the second."""
-        if self.head_epochs == 0:
+        if self.head_epochs == 0 or not groups:
             return Direct()(epochs, groups, stopping)
         head = epochs // 2 if self.head_epochs is None else self.head_epochs
         if not 0 < head < epochs:
+            asked = "" if self.head_epochs is None else f"recipe.head_epochs={self.head_epochs} and "
             raise InputError(
-                f"recipe.head_epochs={self.head_epochs} and epochs={epochs} do not give both phases an epoch at least: "
-                "raise epochs or lower recipe.head_epochs."
+                f"{asked}epochs={epochs} cannot be divided between the two phases of recipe=lp_ft, which need one each "
+                "at least: raise epochs or lower recipe.head_epochs."
             )
         converged = stopping
         if self.head_epochs is None:
@@ -155,6 +156,11 @@ class Phases:
             require_number(f"{name}.fraction", phase.get("fraction", 1), 0, 1)
             _check_rates(name, phase.get("lr"), phase.get("backbone_lr"))
             _check_stopping(name, phase.get("patience"), phase.get("min_delta", 0.0))
+        if max(phase.get("fraction", 1) for phase in self.phases) < 1:
+            raise InputError(
+                "recipe.phases never train all of the job's groups, which its record would then be wrong about: lower "
+                "model.pct_unfreeze, and give one phase fraction: 1."
+            )
 
     def __call__(self, epochs: int, groups: int, stopping: EarlyStopping) -> tuple[Phase, ...]:
         """The phases; InputError if their epochs do not add up to the job's."""
@@ -164,8 +170,8 @@ class Phases:
             lengths.append(phase.get("epochs") or round(shared * epochs) - round(before * epochs))
         if sum(lengths) != epochs or 0 in lengths:
             raise InputError(
-                f"recipe.phases have {' + '.join(map(str, lengths))} = {sum(lengths)} epochs, which must be above 0 "
-                f"each and add up to epochs={epochs}: change one or the other."
+                f"recipe.phases have {', '.join(map(str, lengths))} epochs, which must be above 0 each and add up to "
+                f"epochs={epochs}: change one or the other."
             )
         return tuple(
             Phase(

@@ -24,7 +24,7 @@ from tvf.fit import STATE, Epoch, fit, holds_best
 from tvf.headphase import head_phase
 from tvf.metrics import METRICS, metric_of
 from tvf.models import count, describe
-from tvf.parts import Parts, Place, Stages, build_parts, claim_devices
+from tvf.parts import Parts, Place, Stages, build_parts, with_devices
 from tvf.ranks import other_ranks
 from tvf.record import (
     BEST_WEIGHTS,
@@ -128,6 +128,7 @@ def _run(
     }
     tracker = build(config["tracker"], "tracker")
     group = place.sweep.name if place.sweep else None
+    place = with_devices(place, config["fabric"])
     with ExitStack() as afterwards:
         with tracker.start(place.folder, config["name"], group, facts | {"config": config}, record.run_id) as run:
             record.tracked(run)
@@ -198,22 +199,24 @@ def _train(
 
 def _start_from(config: dict[str, Any], backbone: str, parts: Parts, tag: str) -> None:
     if (origin := config["model"].get("init_from")) is not None:
-        weights = start_from(parts.model, origin, backbone, parts.data.classes, f"module.{parts.model.head}")
+        head = f"module.{parts.model.head}"
+        weights = start_from(parts.model, origin, backbone, parts.data.classes, head, config["data"])
         log.info("%s starts from the weights in %s.", tag, weights)
 
 
 def _other_ranks(config: dict[str, Any], place: Place) -> AbstractContextManager[None]:
     """In here the other ranks of a job on several devices train along; see tvf.ranks."""
-    config["fabric"] = claim_devices(config["fabric"], place.parallel)
-    count = count_devices(config["fabric"]["devices"])
-    sweep = str(place.sweep) if place.sweep else None
-    arguments = {"config": config, "folder": str(place.folder), "sweep": sweep, "choices": place.choices}
+    count, sweep = count_devices(config["fabric"]["devices"]), str(place.sweep) if place.sweep else None
+    rest = {"folder": str(place.folder), "sweep": sweep, "choices": place.choices, "devices": place.devices}
+    arguments = {"config": config, **rest}
     return other_ranks(count, "tvf.run:train_along", arguments) if count > 1 else nullcontext()
 
 
-def train_along(config: dict[str, Any], folder: str, sweep: str | None, choices: dict[str, str]) -> None:
+def train_along(
+    config: dict[str, Any], folder: str, sweep: str | None, choices: dict[str, str], devices: list[int] | None
+) -> None:
     """What the other ranks of a job do: train with rank 0, which has the record, the tracker and the checkpoints."""
-    place = Place(Path(folder), Path(sweep) if sweep else None, parallel=True, choices=choices)
+    place = Place(Path(folder), Path(sweep) if sweep else None, parallel=True, choices=choices, devices=devices)
     with build(config["store"], "store").open() as store:
         parts = build_parts(config, place, store)
         _start_from(config, config["backbone"].get("name", choices["backbone"]), parts, "")
@@ -246,11 +249,13 @@ def _fit_and_test(
     stages = Stages(config, place, parts, tag)
     state = parts.fabric.broadcast(state)
     with head_phase(config, place, parts) or nullcontext() as head:
-        if head and state is None and (state := head.take(place, metric)):
+        if head and state is not None:
+            head.hold()
+        elif head and (state := head.take(place, metric, tag)):
             for row in state["history"]:
                 report(row)
             log.info("%s epochs 1 to %d, of the head alone, are another job's.", tag, len(state["history"]))
-            start -= state["spent"]["train_seconds"]
+            start = time.perf_counter()  # its seconds are among those that were spent
         earlier = state["spent"] if state else dict.fromkeys(SPENT, 0)
 
         def spent() -> dict[str, float]:

@@ -76,8 +76,10 @@ def one_cycle(
     require_number("scheduler.start", start, 1)
     require_number("scheduler.end", end, 1)
     rates = [group["lr"] for group in optimizer.param_groups]
-    # One step more than there are: torch refuses the step after the last, which nobody trains with.
+    # One step more than there are: torch refuses the step after the last, which nobody trains with. And it divides by
+    # the steps of the rise, less one, so that these must be more than one.
     steps = epochs * batches + 1
+    rising = max(rising, 1.5 / steps)
     return Schedule(
         OneCycleLR(
             *(optimizer, rates, steps),

@@ -20,7 +20,7 @@ from tvf.sweep.statistics import Difference, estimate, holm, paired_difference, 
 
 ALL_PAIRS = 8  # so many configurations are compared each with each; more of them each with the best alone
 # What of data two jobs may differ in, and yet be validated on the same images.
-SAME_IMAGES = ("batch_size", "download", "image_size", "max_megapixels", "metric")
+SAME_IMAGES = ("batch_size", "class_weights", "download", "image_size", "max_megapixels", "metric")
 FRACTION = "model.pct_unfreeze"
 MODELS = (FRACTION, "model._target_", "model.unit")
 DIRECTIONS = ("model.direction", "model.train")

@@ -97,6 +97,8 @@ def make_plan(
 
     Raises InputError where jobs cannot be halved: they must be judged alike, and after as many epochs.
     """
+    from tvf.parts import phases_of  # and with it torch, which a command's --help does not wait for
+
     if any(config["stop_after"] is not None for config in configs.values()):
         raise InputError("stop_after is refused with hydra/sweeper=halving, which sets it itself: leave it out.")
     lengths = {config["epochs"] for config in configs.values()}
@@ -119,7 +121,13 @@ def make_plan(
     common = set.intersection(*map(set, overrides.values()))
     candidates = [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
     (epochs,) = lengths
-    budgets = plan_budgets(len(candidates), epochs, eta, min_epochs)
+    least = 1 + max(sum(phase.epochs for phase in phases_of(config, 1)[:-1]) for config in configs.values())
+    budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, least))
+    if least > 1 and len(budgets) == 1 < len(candidates):
+        raise InputError(
+            f"hydra/sweeper=halving has nothing to decide by before epoch {least} of {epochs}, when the recipe's last "
+            "phase has begun in all jobs: raise epochs, or shorten the phases before it."
+        )
     return Plan(folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates, configs)
 
 

@@ -143,4 +143,5 @@ def _shared(config: dict[str, Any]) -> list[Any]:
     nodes = [config.get(key) for key in SHARED]
     if frozen_bn != "recalibrate":  # whose statistics are means over batches
         nodes = [{**node, "batch_size": None} if isinstance(node, dict) else node for node in nodes]
+    nodes = [{**node, "class_weights": None} if isinstance(node, dict) else node for node in nodes]
     return [*nodes, frozen_bn, model.get("init_from")]
