@@ -75,7 +75,7 @@ def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(she
 @pytest.mark.parametrize(
     ("origin", "summary", "told"),
     [
-        (3, {"backbone": "large"}, "that job trained backbone=large, this one has small"),
+        (3, {"backbone": "large"}, "that job trained backbone=large, this one has small: choose"),
         (3, {"classes": ["a", "c", "b"]}, "that job's classes are a, c, b, here they are a, b, c"),
         (4, {}, r"its head is for 4 classes, here are 3 \(module.head.weight is \(4, 8\), here \(3, 8\)"),
     ],

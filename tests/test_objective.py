@@ -147,10 +147,8 @@ def test_one_cycle_has_a_rate_for_each_batch_and_none_above_the_optimizers(
 def test_gradients_that_are_not_finite_end_as_divergence_with_and_without_clipping() -> None:
     for clip_norm in (None, 1.0):
         with pytest.raises(InputError, match="training diverged"):
-            wild, ways = TwoRates(torch.optim.SGD, 1e30, 1e30), Ways(8, clip_norm=clip_norm)
-            train(
-                FineTuneModel(small_backbone(), 1.0), [Phase(3, 4)], optimizer=wild, ways=Ways(8, clip_norm=clip_norm)
-            )
+            model, wild = FineTuneModel(small_backbone(), 1.0), TwoRates(torch.optim.SGD, 1e30, 1e30)
+            train(model, [Phase(3, 4)], optimizer=wild, ways=Ways(8, clip_norm=clip_norm))
 
 
 def test_a_schedule_begins_anew_with_each_phase() -> None:

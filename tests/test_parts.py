@@ -15,7 +15,7 @@ from tvf.sweep.manifest import write_manifest
 
 
 def _stages(place: Place, pct: float, **nodes: dict[str, Any]) -> tuple[Stages, FineTuneModel]:
-    config = base_config() | nodes | {"epochs": 4}
+    config: dict[str, Any] = base_config() | nodes | {"epochs": 4}
     config["model"] |= {"pct_unfreeze": pct, "frozen_bn": "recalibrate"}
     model = FineTuneModel(small_backbone(), pct, frozen_bn="recalibrate")
     phases = phases_of(config, len(model.trained_groups))
@@ -42,7 +42,7 @@ def test_a_head_phase_has_the_same_statistics_whatever_trains_later_and_so_has_a
 def test_another_job_of_the_sweep_that_is_wrong_is_not_this_ones_matter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = base_config() | {"epochs": 4}
+    config: dict[str, Any] = base_config() | {"epochs": 4}
     jobs = {}
     for name, changes in {"own": {}, "other": {"direction": "block:nope", "pct_unfreeze": None}}.items():
         model = config["model"] | {"pct_unfreeze": 0.5, "frozen_bn": "recalibrate"} | changes

@@ -91,8 +91,8 @@ def test_lp_ft_without_head_epochs_is_direct_and_a_job_says_what_its_phases_trai
         assert shell(*common, *more, f"hydra.run.dir={name}").code == 0
     assert metrics(tmp_path / "lp_ft") == metrics(tmp_path / "direct")
     outcome = shell(*common, "recipe=gradual", "early_stopping.patience=1", "hydra.run.dir=gradual")
-    assert "[finetune pct=0.25] phase 1/3: at most 1 epochs of head\n" in outcome.out
-    assert "[finetune pct=0.25] phase 3/3: at most 2 epochs of head, conv_head+bn2, blocks.6\n" in outcome.out
+    assert "[finetune pct=0.25 gradual] phase 1/3: at most 1 epoch of head\n" in outcome.out
+    assert "[finetune pct=0.25 gradual] phase 3/3: at most 2 epochs of head, conv_head+bn2, blocks.6\n" in outcome.out
     phases = [row["phase"] for row in metrics(tmp_path / "gradual")]
     assert phases[:3] == [1, 2, 3] and summary(tmp_path / "gradual")["best_phase"] in phases
 

@@ -234,6 +234,7 @@ WRONG = [
     (lambda: Phases([{"epochs": 1}, {"epochs": 1}])(3, 1, NEVER), r"have 1, 1 epochs, which must .* epochs=3"),
     (lambda: Phases([{"share": 0.1}, {"share": 0.9}])(3, 1, NEVER), r"have 0, 3 epochs, which must be above 0"),
     (lambda: Phases([{"epochs": 2, "fraction": 0.5}]), "never train all of the job's groups"),
+    (lambda: Phases([{"share": 0.5}, {"share": 0.4}]), "shares that add up to 0.9: they must add up to 1"),
     (lambda: Ema(1.0), "average.decay=1.0"),
     (lambda: TwoRates(torch.optim.SGD, 1, 1, layer_decay=0), "optimizer.layer_decay=0"),
     (lambda: TwoRates(torch.optim.SGD, 1, 1, clip_norm=0), "optimizer.clip_norm=0"),

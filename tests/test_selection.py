@@ -113,7 +113,7 @@ def test_what_is_frozen_stays_as_it_is(chosen: dict[str, Any]) -> None:
     [
         (
             {"direction": "block:conv3"},
-            r"block:conv3 names no group .* did you mean conv[12]\? .* bn2, conv2, bn1, conv1",
+            r"block:conv3 names no group .* Did you mean conv[12]\? .* bn2, conv2, bn1, conv1",
         ),
         ({"direction": "block:"}, r"model.direction='block:' is refused: choose top"),
         ({"direction": "up"}, r"model.direction='up' is refused: choose top"),
@@ -274,7 +274,7 @@ def test_what_is_no_rate_of_dropout_is_refused(rate: Any) -> None:
 def test_the_shell_takes_a_block_unquoted_and_refuses_one_that_is_not_there(shell: Any, tmp_path: Any) -> None:
     quick = ("epochs=1", "data.limit=8", "data.image_size=32", "data.batch_size=4", "tracker=none")
     refused: Outcome = shell(*quick, "model.direction=block:conv_hed+bn2")
-    assert "did you mean conv_head+bn2? Its groups are conv_head+bn2, blocks.6" in refused.out
+    assert "Did you mean conv_head+bn2? Its groups are conv_head+bn2, blocks.6" in refused.out
     outcome: Outcome = shell(*quick, "model.direction=block:conv_head+bn2", "model.head_dropout=0.2")
     assert outcome.code == 0, outcome.out + outcome.err
     assert "[finetune block-conv_head+bn2] trains 1 of 9 groups" in outcome.out

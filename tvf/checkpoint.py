@@ -195,7 +195,10 @@ def start_from(
     if Path(init_from).expanduser().is_dir():
         summary = read_json(Path(init_from).expanduser() / "summary.json")
         if summary.get("backbone") != backbone:
-            raise InputError(f"{refused}that job trained backbone={summary.get('backbone')}, this one has {backbone}.")
+            theirs = summary.get("backbone")
+            raise InputError(
+                f"{refused}that job trained backbone={theirs}, this one has {backbone}: choose that one, or another job."
+            )
         if summary.get("classes") != list(classes):
             raise InputError(
                 f"{refused}that job's classes are {_listed(summary.get('classes'))}, here they are {_listed(classes)}."

@@ -122,10 +122,10 @@ def select_groups(
     if block := BLOCK.fullmatch(direction):
         names = [group.name for group in groups]
         if block[1] not in names:
-            near = difflib.get_close_matches(block[1], names, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(block[1], names, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"model.direction={direction} names no group of this backbone: did you mean {near[0] if near else ''}? "
-                f"Its groups are {', '.join(names)}."
+                f"model.direction={direction} names no group of this backbone.{hint} Its groups are {', '.join(names)}."
             )
         return (groups[names.index(block[1])],)
     pct = check_fraction(pct)

@@ -156,9 +156,9 @@ class Stages:
         parts.model.unfreeze(phase.groups)
         if len(parts.phases) > 1:
             names = ", ".join(["head", *(group.name for group in parts.model.unfrozen_groups)])
-            limit = "at most " if phase.stopping.patience else ""
-            numbers = (index + 1, len(parts.phases), limit, phase.epochs)
-            log.info("%s phase %d/%d: %s%d epochs of %s", self._tag, *numbers, names)
+            limit, plural = "at most " if phase.stopping.patience else "", "" if phase.epochs == 1 else "s"
+            numbers = (index + 1, len(parts.phases), limit, phase.epochs, plural)
+            log.info("%s phase %d/%d: %s%d epoch%s of %s", self._tag, *numbers, names)
         self._index, feed = index, self._open(index)
         head, groups = parts.model.head_parameters(), parts.model.unfrozen_parameters()
         optimizer = self._optimizer(head, groups, phase.lr, phase.backbone_lr)

@@ -156,6 +156,9 @@ class Phases:
             require_number(f"{name}.fraction", phase.get("fraction", 1), 0, 1)
             _check_rates(name, phase.get("lr"), phase.get("backbone_lr"))
             _check_stopping(name, phase.get("patience"), phase.get("min_delta", 0.0))
+        shares = [phase["share"] for phase in self.phases if "share" in phase]
+        if len(shares) == len(self.phases) and not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise InputError(f"recipe.phases have shares that add up to {sum(shares):g}: they must add up to 1.")
         if max(phase.get("fraction", 1) for phase in self.phases) < 1:
             raise InputError(
                 "recipe.phases never train all of the job's groups, which its record would then be wrong about: lower "

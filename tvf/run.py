@@ -157,7 +157,7 @@ def _train(
         record.log(metrics)
         run.log(metrics, step=metrics["epoch"])
 
-    tag = _tag(config, facts, in_sweep=place.sweep is not None)
+    tag = _tag(config, facts, place.choices.get("recipe"), in_sweep=place.sweep is not None)
     for metrics in record.metrics:  # of an earlier attempt, which the tracker may never have got
         run.log(metrics, step=metrics["epoch"])
     parts = build_parts(config, place, store)
@@ -301,11 +301,13 @@ def _fit_and_test(
     }
 
 
-def _tag(config: dict[str, Any], facts: dict[str, Any], in_sweep: bool) -> str:
-    """What a job's lines begin with: [transfer], [finetune pct=0.5], in a sweep with the seed where the name has it."""
+def _tag(config: dict[str, Any], facts: dict[str, Any], recipe: str | None, in_sweep: bool) -> str:
+    """What a job's lines begin with: [finetune pct=0.5 lp_ft], in a sweep with the seed where the name has it."""
     words = [facts["model"]]
     if not is_transfer(config["model"]):
         words.append(special_choice(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
+    if recipe not in (None, "direct"):
+        words.append(recipe)
     if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
         words.append(f"seed={facts['seed']}")
     return f"[{' '.join(words)}]"
