@@ -39,9 +39,9 @@ def summary(folder: Path) -> dict[str, Any]:
         pytest.param(["model.pct_unfreeze=0"], id="0"),
         pytest.param(["model.pct_unfreeze=0.25", "augment=crop_flip"], id="0.25 crop_flip", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=0.5", "augment.views=2"], id="0.5 two views", marks=pytest.mark.slow),
-        pytest.param(["model.pct_unfreeze=1.0"], id="1.0"),
+        pytest.param(["model.pct_unfreeze=1.0"], id="1.0", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision"),
-        pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch"),
+        pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate"),
         pytest.param(
             ["model.pct_unfreeze=0", "fabric.precision=64-true", "data.limit=17", "data.image_size=32"],

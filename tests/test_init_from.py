@@ -60,6 +60,7 @@ def test_a_model_that_starts_from_another_computes_what_that_did(
     assert all(torch.equal(tensor, origin.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(shell: Shell, tmp_path: Path) -> None:
     slow = ("optimizer.lr=1e-12", "augment=none", "seed=5")
     assert shell(*QUICK, "optimizer.lr=0.1", "hydra.run.dir=first").code == 0
@@ -196,6 +197,7 @@ def test_making_a_model_over_a_backbone_leaves_its_weights(tmp_path: Path) -> No
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_job_whose_origin_has_become_another_is_another_job(shell: Shell, tmp_path: Path) -> None:
     assert shell(*QUICK, "hydra.run.dir=first").code == 0
     arguments = (*QUICK, "epochs=2", "model.init_from=first", "hydra.run.dir=second")

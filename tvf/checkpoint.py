@@ -197,7 +197,7 @@ def start_from(
         if summary.get("backbone") != backbone:
             theirs = summary.get("backbone")
             raise InputError(
-                f"{refused}that job trained backbone={theirs}, this one has {backbone}: choose that one, or another job."
+                f"{refused}that job trained backbone={theirs}, this one has {backbone}: choose that or another job."
             )
         if summary.get("classes") != list(classes):
             raise InputError(
