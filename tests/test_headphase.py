@@ -116,6 +116,16 @@ def test_a_recipe_that_begins_with_groups_or_ends_with_the_head_shares_nothing(t
     assert _key(tmp_path, recipe={"_target_": "tvf.recipes.Phases", "phases": halves}) is None
 
 
+def test_only_who_goes_on_within_the_phase_holds_it(tmp_path: Path) -> None:
+    for phase, keeps in ((1, False), (0, True)):
+        one, other = _phase(tmp_path), _phase(tmp_path)
+        assert one and other
+        with one, other:
+            one.hold({"phase": phase})
+            other.hold({"phase": 0})  # in vain, if one has it
+            assert [each.holds for each in (one, other)] == [keeps, not keeps]
+
+
 @pytest.mark.parametrize("best_epoch", [1, 2])
 def test_what_is_taken_is_what_was_kept_and_the_rest_is_the_takers(tmp_path: Path, best_epoch: int) -> None:
     """Between jobs of other fractions; the best epoch may lie before the last."""

@@ -52,10 +52,16 @@ class HeadPhase:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def hold(self) -> None:
-        """This job goes on in the phase, or after it: what it trains of it may be kept, if nobody else does so now."""
-        with suppress(Timeout):
-            self._lock.acquire(timeout=0)
+    def hold(self, state: dict[str, Any]) -> None:
+        """This job goes on from `state`: if that is within the phase, it is to `keep` it, unless another trains it."""
+        if state["phase"] == 0:
+            with suppress(Timeout):
+                self._lock.acquire(timeout=0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether this job is to `keep` the phase."""
+        return self._lock.is_locked
 
     def take(self, place: Place, metric: str, tag: str = "") -> dict[str, Any] | None:
         """The state at the phase's end, if another job has trained it or does so now; None if this one is to.
@@ -86,7 +92,7 @@ class HeadPhase:
 
     def keep(self, state: dict[str, Any], place: Place) -> None:
         """Keep the state at the phase's end for other jobs, if this one has trained it."""
-        if not self._lock.is_locked:
+        if not self.holds:
             return
         later = _trained_later(self.model)
         parts = {part: state[part] for part in ("model", "best", "average")}

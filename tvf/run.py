@@ -250,7 +250,7 @@ def _fit_and_test(
     state = parts.fabric.broadcast(state)
     with head_phase(config, place, parts) or nullcontext() as head:
         if head and state is not None:
-            head.hold()
+            head.hold(state)
         elif head and (state := head.take(place, metric, tag)):
             for row in state["history"]:
                 report(row)
