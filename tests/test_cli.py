@@ -160,7 +160,7 @@ def test_images_of_ones_own_and_a_network_of_ones_own(shell: Shell, image_root: 
         (["nonsense"], r"nonsense cannot be read \(missing EQUAL"),
         (["data=image_folder", "data.root=/a/côté"], r"data.root=/a/côté cannot be read .*quote a value"),
         (["optimizer.lr=inf"], r"optimizer.lr=inf is refused"),
-        (["fabric.devices=2"], r"fabric.devices=2 is refused"),
+        (["fabric.devices=-1"], r"fabric.devices=-1 is refused: write how many"),
         (["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"], r"backbone.std=0 is refused"),
         (["backbone=resnet18", "backbone.weights=null", "backbone.mean=0.5"], r"backbone.mean=0.5 is refused"),
         (["backbone=timm", "backbone.pretrained=false", "+backbone.options.foo=1"], r"backbone.options=.*foo"),

@@ -40,9 +40,11 @@ def summary(folder: Path) -> dict[str, Any]:
         pytest.param(["model.pct_unfreeze=0.25", "augment=crop_flip"], id="0.25 crop_flip", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=0.5", "augment.views=2"], id="0.5 two views", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=1.0"], id="1.0", marks=pytest.mark.slow),
-        pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision"),
+        pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision", marks=pytest.mark.slow),
         pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch", marks=pytest.mark.slow),
-        pytest.param(["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate"),
+        pytest.param(
+            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["model.pct_unfreeze=0", "fabric.precision=64-true", "data.limit=17", "data.image_size=32"],
             id="0 in 64 bits",
@@ -119,6 +121,7 @@ def test_recalibrated_statistics_make_another_model_than_the_pretrained_ones(she
     assert metrics(tmp_path / "eval") != metrics(tmp_path / "recalibrate")
 
 
+@pytest.mark.slow
 def test_rows_that_two_threads_filled_serve_one_that_trains_with_one(shell: Shell, tmp_path: Path) -> None:
     arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
     for name, threads in (("two", 2), ("one", 1)):
