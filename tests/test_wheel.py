@@ -37,7 +37,9 @@ def link_requirements(site: Path, wheel: Distribution, extra: str) -> set[str]:
         new = {(package.name, each) for each in ("", *requirement.extras)} - linked
         linked |= new
         todo += [(each, extra) for _, extra in new for each in package.requires or []]
-        for name in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+        # hydra_plugins is a folder that several packages put files into, the wheel among them.
+        parts = (file.parts[: 2 if file.parts[0] == "hydra_plugins" else 1] for file in package.files or [])
+        for name in {str(Path(*each)) for each in parts if each[0] not in ("..", "__pycache__")}:
             if not (site / name).exists():
                 (site / name).symlink_to(Path(str(package.locate_file(name))))
     return {name for name, _ in linked}
