@@ -14,6 +14,7 @@ from conftest import ROOT, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from sweeps import add_job, base_config
+from test_exact import metrics
 
 from tvf.errors import InputError
 from tvf.record import JobRecord, call_paused, has_reached, read_status
@@ -321,16 +322,9 @@ QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=no
 SWEEP = ("-m", "model.pct_unfreeze=0,0.25", "optimizer.lr=1e-3,1e-2", "seed=1", *QUICK)
 
 
-def epochs(sweep: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of each job the epochs, without times."""
-    timed = ("epoch_seconds", "images_per_second")
-    return {
-        path.parent.name: [
-            {key: value for key, value in json.loads(line).items() if key not in timed}
-            for line in path.read_text().splitlines()
-        ]
-        for path in sweep.glob("*/metrics.jsonl")
-    }
+def epochs(sweep: Path) -> dict[str, list[dict[str, float]]]:
+    """Of each job folder the epochs, without times."""
+    return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
 
 
 def scores(sweep: Path) -> dict[str, tuple[Any, ...]]:

@@ -209,6 +209,17 @@ def test_a_phase_that_stops_early_gives_its_best_weights_to_the_next() -> None:
     assert best is not None and best.epoch == 2
 
 
+def test_the_end_of_a_phase_is_told_once_even_to_a_job_that_pauses_there() -> None:
+    told: list[int] = []
+    phases = [Phase(2, 0), Phase(2, 1), Phase(1, 2)]
+    for stop_after in (2, None):
+        told.clear()
+        model = FineTuneModel(small_backbone(), 0.5)
+        best = train(model, phases, stop_after=stop_after, on_phase=lambda state: told.append(len(state["history"])))
+        assert told == ([2] if stop_after else [2, 4])
+        assert (best is None) == (stop_after is not None)
+
+
 WRONG = [
     (lambda: EarlyStopping(0), "early_stopping.patience=0"),
     (lambda: EarlyStopping(2, -0.1), "early_stopping.min_delta=-0.1"),

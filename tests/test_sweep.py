@@ -12,6 +12,7 @@ from typing import Any
 import forks
 import pytest
 from conftest import ROOT, Outcome
+from test_exact import metrics
 
 from tvf.sweep.manifest import read_commands, read_configs, summary_run_id, write_manifest
 from tvf.sweep.records import COLUMNS, read_jobs
@@ -61,16 +62,9 @@ def _csv(sweep: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((sweep / "results.csv").read_text().splitlines()))
 
 
-def _metrics(sweep: Path) -> dict[str, list[dict[str, Any]]]:
+def _metrics(sweep: Path) -> dict[str, list[dict[str, float]]]:
     """Of each job folder the epochs, without times."""
-    timed = ("epoch_seconds", "images_per_second")
-    return {
-        path.parent.name: [
-            {key: value for key, value in json.loads(line).items() if key not in timed}
-            for line in path.read_text().splitlines()
-        ]
-        for path in sweep.glob("*/metrics.jsonl")
-    }
+    return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
 
 
 @pytest.mark.slow
