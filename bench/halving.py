@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from tvf.metrics import METRICS
-from tvf.sweep.records import Row, read_sweep
+from tvf.records.rows import Row, read_sweep
 
 ROOT = Path(__file__).parent.parent
 FRACTION = "model.pct_unfreeze"
@@ -69,7 +69,9 @@ def read(folder: Path, keys: Sequence[str]) -> Outcome:
     rows, scores = read_sweep(folder), defaultdict(list)
     for row in rows:
         if row["state"] == "done":
-            scores[tuple(value(row, key) for key in keys)].append(row[f"val_{METRICS[row['metric']]}"])
+            scores[tuple(value(row, key) for key in keys)].append(
+                row[f"val_{METRICS[row['metric']]}"]
+            )
     chosen = max(scores, key=lambda each: fmean(scores[each]))
     return Outcome(
         dict(zip(keys, chosen, strict=True)),
@@ -81,9 +83,13 @@ def read(folder: Path, keys: Sequence[str]) -> Outcome:
 
 def main() -> None:
     """Run both as often as wanted, and print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=2, help="of each configuration, in each repetition")
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="of each configuration, in each repetition"
+    )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--eta", type=int, default=2)
     parser.add_argument("--fractions", default="0,0.25,0.5,1.0")
@@ -94,7 +100,9 @@ def main() -> None:
     common = [f"{key}={values}" for key, values in swept.items()]
     common += [f"epochs={options.epochs}", "tracker=none", *options.overrides]
     halving = ("hydra/sweeper=halving", f"hydra.sweeper.eta={options.eta}")
-    print(f"| repetition | full grid: {', '.join(swept)} (score) | halving | same fraction | epochs | seconds |")
+    print(
+        f"| repetition | full grid: {', '.join(swept)} (score) | halving | same fraction | epochs | seconds |"
+    )
     print("|---|---|---|---|---|---|", flush=True)
     shares: list[tuple[bool, float, float]] = []
     with tempfile.TemporaryDirectory(prefix="tvf-halving-") as name:

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-SWEEP = ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", "data.image_size=64", "checkpoint.every_minutes=0.01")
+SWEEP = (
+    "-m",
+    "model.pct_unfreeze=0,0.25,0.5,1.0",
+    "data.image_size=64",
+    "checkpoint.every_minutes=0.01",
+)
 SWEEP += ("tracker=none", "augment=crop_flip", "scheduler=cosine")
 # What depends on time, on memory, and on what the store held already.
 LOOSE = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images")
@@ -47,16 +52,25 @@ def results(sweep: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(sweep.glob("*/summary.json")):
         rows = [json.loads(path.read_text())]
-        rows += [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        weights = hashlib.sha256((path.parent / "checkpoints" / "best.safetensors").read_bytes()).hexdigest()
-        kept = [{k: v for k, v in row.items() if k not in LOOSE and not k.endswith("_seconds")} for row in rows]
+        rows += [
+            json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()
+        ]
+        weights = hashlib.sha256(
+            (path.parent / "checkpoints" / "best.safetensors").read_bytes()
+        ).hexdigest()
+        kept = [
+            {k: v for k, v in row.items() if k not in LOOSE and not k.endswith("_seconds")}
+            for row in rows
+        ]
         found[path.parent.name] = [weights, *kept]
     return found
 
 
 def main() -> None:
     """Run both sweeps and compare them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--limit", type=int, default=100, help="images of each part")
@@ -93,10 +107,16 @@ def main() -> None:
             if process.returncode == 0:
                 break
             if process.returncode > 0:
-                raise SystemExit(f"attempt {attempts} ended with {process.returncode} without having been killed")
+                raise SystemExit(
+                    f"attempt {attempts} ended with {process.returncode} without having been killed"
+                )
             if (work / "killed" / "sweep.json").exists():
                 arguments = ["resume", str(work / "killed")]
-        took, one, other = time.perf_counter() - begun, results(work / "whole"), results(work / "killed")
+        took, one, other = (
+            time.perf_counter() - begun,
+            results(work / "whole"),
+            results(work / "killed"),
+        )
         epochs = sum(len(rows) - 2 for rows in one.values())
         print(
             f"{len(one)} jobs, {epochs} epochs; unkilled {alone:.0f} s; {killed} kills ({at_work} of them while jobs "

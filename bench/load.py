@@ -16,7 +16,14 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("model=transfer", "epochs=1", "data.limit=32", "data.image_size=32", "data.batch_size=16", "tracker=none")
+SMALL = (
+    "model=transfer",
+    "epochs=1",
+    "data.limit=32",
+    "data.image_size=32",
+    "data.batch_size=16",
+    "tracker=none",
+)
 
 
 def memory_mb(process: psutil.Process) -> tuple[float, float]:
@@ -51,7 +58,9 @@ def sweep(arguments: list[str], folder: Path, jobs: int) -> tuple[float, list[tu
 
 def main() -> None:
     """Run the sweep twice and print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=200)
     jobs = parser.parse_args().jobs
     with tempfile.TemporaryDirectory(prefix="tvf-load-") as name:
@@ -67,9 +76,13 @@ def main() -> None:
         f"all done already: {again:.1f} s, of which {1000 * (again - alone) / (jobs - 1):.0f} ms for each further job"
     )
     grown = []
-    for role, sizes in zip(("launching process", "largest worker"), zip(*seen, strict=True), strict=True):
+    for role, sizes in zip(
+        ("launching process", "largest worker"), zip(*seen, strict=True), strict=True
+    ):
         early, late = max(sizes[: len(sizes) // 5 + 1]), max(sizes[-len(sizes) // 5 :])
-        print(f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB at the end")
+        print(
+            f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB at the end"
+        )
         grown.append(late > 1.1 * early)
     if done != jobs or any(grown):
         raise SystemExit("jobs are missing, or a process has grown")

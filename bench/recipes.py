@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tvf.sweep.records import read_jobs
-from tvf.sweep.statistics import estimate, paired_difference
+from tvf.records.rows import read_jobs
+from tvf.report.statistics import estimate, paired_difference
 
 ROOT = Path(__file__).parent.parent
 BASE = ("model.pct_unfreeze=0.25", "epochs=6", "tracker=none")
@@ -50,7 +50,10 @@ def write_options(folder: Path) -> list[str]:
         lines += [f"  - override /{group}: {option}" for group, option in groups.items()]
         for key, value in values.items():
             node, name = key.split(".")
-            lines += [f"{node}:", f"  {name}: {str(value).lower() if isinstance(value, bool) else value}"]
+            lines += [
+                f"{node}:",
+                f"  {name}: {str(value).lower() if isinstance(value, bool) else value}",
+            ]
         names.append(f"o{number:02d}")
         (folder / f"{names[-1]}.yaml").write_text("\n".join([*lines, ""]))
     return names
@@ -58,24 +61,54 @@ def write_options(folder: Path) -> list[str]:
 
 def main() -> None:
     """Run the sweep and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--folder", default="outputs/sweeps/recipes", help="of the sweep, which goes on where it was")
-    parser.add_argument("overrides", nargs="*", help="data.limit=64 data.image_size=32, for a quick look")
+    parser.add_argument(
+        "--folder",
+        default="outputs/sweeps/recipes",
+        help="of the sweep, which goes on where it was",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="data.limit=64 data.image_size=32, for a quick look"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tvf-recipes-") as name:
         folder = Path(name, "option")
         folder.mkdir()
         names = write_options(folder)
-        sweep = [f"+option={','.join(names)}", f"seed={options.seeds}", f"hydra.sweep.dir={options.folder}"]
-        command = [sys.executable, str(ROOT / "train.py"), "-m", "--config-dir", name, *BASE, *sweep]
+        sweep = [
+            f"+option={','.join(names)}",
+            f"seed={options.seeds}",
+            f"hydra.sweep.dir={options.folder}",
+        ]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "-m",
+            "--config-dir",
+            name,
+            *BASE,
+            *sweep,
+        ]
         subprocess.run([*command, *options.overrides], check=True, env=os.environ)
     rows = {name: {} for name in names}
     for row in read_jobs(Path(options.folder)):
-        chosen = next(each.partition("=")[2] for each in row["overrides"] if each.startswith("+option="))
+        chosen = next(
+            each.partition("=")[2] for each in row["overrides"] if each.startswith("+option=")
+        )
         rows[chosen][row["seed"]] = row
-    accuracies = {name: {seed: row["val_acc"] for seed, row in found.items()} for name, found in rows.items()}
-    titles = ["option", "validation accuracy", "minus direct (95 % interval)", "test accuracy", "seconds"]
+    accuracies = {
+        name: {seed: row["val_acc"] for seed, row in found.items()} for name, found in rows.items()
+    }
+    titles = [
+        "option",
+        "validation accuracy",
+        "minus direct (95 % interval)",
+        "test accuracy",
+        "seconds",
+    ]
     print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
     for name, option in zip(names, OPTIONS, strict=True):
         found = list(rows[name].values())
@@ -85,7 +118,9 @@ def main() -> None:
         told = ""
         if paired and paired.estimate.low is not None and paired.estimate.high is not None:
             told = f"{paired.estimate.mean:+.3f} ({paired.estimate.low:+.3f} to {paired.estimate.high:+.3f})"
-        scores = " | ".join([f"{val.mean:.3f} ± {val.sd or 0:.3f}", told, f"{test.mean:.3f} ± {test.sd or 0:.3f}"])
+        scores = " | ".join(
+            [f"{val.mean:.3f} ± {val.sd or 0:.3f}", told, f"{test.mean:.3f} ± {test.sd or 0:.3f}"]
+        )
         print(f"| `{option}` | {scores} | {seconds:.1f} |")
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from tvf.backbones import efficientnet_lite0  # noqa: E402
+from tvf.models.backbones import efficientnet_lite0
 
 SIZE, BATCH, LR, BACKBONE_LR, WEIGHT_DECAY = 128, 32, 1e-3, 1e-4, 1e-4
 # The modules of the nine groups in the order of the forward pass; `trained` counts from the end.
@@ -38,10 +38,18 @@ def split() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """All images, their labels, and the sample numbers of train, val and test: the parts that tvf makes."""
     images, probability, kind = load_dataset()
     strata = 2 * np.rint(probability * 3).astype(int) + (kind == "mono")
-    rest, test = train_test_split(np.arange(len(images)), test_size=656, stratify=strata, random_state=0)
+    rest, test = train_test_split(
+        np.arange(len(images)), test_size=656, stratify=strata, random_state=0
+    )
     rest = np.sort(rest)
-    train, val = train_test_split(rest, test_size=int(0.2 * len(rest)), stratify=strata[rest], random_state=0)
-    return images, (probability >= 0.5).astype(np.int64), [np.sort(train), np.sort(val), np.sort(test)]
+    train, val = train_test_split(
+        rest, test_size=int(0.2 * len(rest)), stratify=strata[rest], random_state=0
+    )
+    return (
+        images,
+        (probability >= 0.5).astype(np.int64),
+        [np.sort(train), np.sort(val), np.sort(test)],
+    )
 
 
 def freeze(network: Any, fraction: float) -> tuple[list[list[str]], list[nn.Parameter]]:
@@ -70,7 +78,9 @@ def train_mode(network: Any, frozen: list[list[str]]) -> None:
 class Cells(Dataset):
     """PIL images with their transforms, as the tutorials have it."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, samples: np.ndarray, transform: Any) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, samples: np.ndarray, transform: Any
+    ) -> None:
         self.images, self.labels, self.samples, self.transform = images, labels, samples, transform
 
     def __len__(self) -> int:
@@ -78,7 +88,9 @@ class Cells(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sample = self.samples[index]
-        return self.transform(Image.fromarray(self.images[sample]).convert("RGB")), int(self.labels[sample])
+        return self.transform(Image.fromarray(self.images[sample]).convert("RGB")), int(
+            self.labels[sample]
+        )
 
 
 def plain_loaders(flip: bool) -> tuple[DataLoader, DataLoader, DataLoader]:
@@ -88,7 +100,9 @@ def plain_loaders(flip: bool) -> tuple[DataLoader, DataLoader, DataLoader]:
     augment = [transforms.RandomHorizontalFlip()] if flip else []
     still = transforms.Compose([transforms.Resize(SIZE), *common])
     moving = transforms.Compose([transforms.Resize(SIZE), *augment, *common])
-    train, val, test = (Cells(images, labels, part, moving if i == 0 else still) for i, part in enumerate(parts))
+    train, val, test = (
+        Cells(images, labels, part, moving if i == 0 else still) for i, part in enumerate(parts)
+    )
     return (
         DataLoader(train, BATCH, shuffle=True, num_workers=2),
         DataLoader(val, BATCH, num_workers=2),
@@ -107,7 +121,9 @@ class InMemory:
         for samples in order.split(BATCH):
             images = self.images[samples]
             if self.flip:
-                images = torch.where(torch.rand(len(samples), 1, 1, 1) < 0.5, images.flip(-1), images)
+                images = torch.where(
+                    torch.rand(len(samples), 1, 1, 1) < 0.5, images.flip(-1), images
+                )
             yield (images / 255 - 0.5) / 0.5, self.labels[samples]
 
 
@@ -118,8 +134,14 @@ def tuned_loaders(flip: bool) -> list[InMemory]:
     loaded = []
     for i, part in enumerate(parts):
         pixels = np.stack([np.asarray(resize(Image.fromarray(images[sample]))) for sample in part])
-        tensor = torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        loaded.append(InMemory(tensor, torch.from_numpy(labels[part]), flip and i == 0, shuffle=i == 0))
+        tensor = (
+            torch.from_numpy(pixels)[:, None]
+            .expand(-1, 3, -1, -1)
+            .contiguous(memory_format=torch.channels_last)
+        )
+        loaded.append(
+            InMemory(tensor, torch.from_numpy(labels[part]), flip and i == 0, shuffle=i == 0)
+        )
     return loaded
 
 
@@ -138,7 +160,9 @@ def tuned_forward(network: Any, frozen: list[list[str]]) -> Any:
     return forward
 
 
-def run(style: str, fraction: float, epochs: int, seed: int, flip: bool, bf16: bool) -> dict[str, Any]:
+def run(
+    style: str, fraction: float, epochs: int, seed: int, flip: bool, bf16: bool
+) -> dict[str, Any]:
     """Train, validate after each epoch, test once with the weights that validated best."""
     torch.manual_seed(seed)
     network: Any = efficientnet_lite0(2).module
@@ -181,7 +205,10 @@ def run(style: str, fraction: float, epochs: int, seed: int, flip: bool, bf16: b
             optimizer.step()
         loss, accuracy = evaluate(loaders[1])
         if (accuracy, -loss) > best:
-            best, weights = (accuracy, -loss), {name: t.clone() for name, t in network.state_dict().items()}
+            best, weights = (
+                (accuracy, -loss),
+                {name: t.clone() for name, t in network.state_dict().items()},
+            )
         times.append(time.perf_counter() - start)
     start = time.perf_counter()
     network.load_state_dict(weights)
@@ -208,5 +235,11 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     flip = arguments.augment == "flips"
     print(
-        json.dumps(run(*(arguments.style, arguments.fraction, arguments.epochs, arguments.seed), flip, arguments.bf16))
+        json.dumps(
+            run(
+                *(arguments.style, arguments.fraction, arguments.epochs, arguments.seed),
+                flip,
+                arguments.bf16,
+            )
+        )
     )

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from reference import split
 
-from tvf.backbones import efficientnet_lite0
-from tvf.data.views import Augment, Rows
+from tvf.data.augment import FlipsAndCrops, ViewRows
+from tvf.models.backbones import efficientnet_lite0
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
@@ -54,12 +54,26 @@ class Row:
 
 
 ROWS = {
-    "head": Row("head only, one job, views = epochs", ("model=transfer",), {0.0: 1}, (3, 2), rounds=3),
-    "none": Row(
-        "head only, one job, augment=none", ("model=transfer", "augment=none"), {0.0: 1}, (8, 5), "none", rounds=3
+    "head": Row(
+        "head only, one job, views = epochs", ("model=transfer",), {0.0: 1}, (3, 2), rounds=3
     ),
-    "nine": Row("head only, 9 jobs (3 seeds × 3 rates)", ("-m", "model=transfer", SEEDS, RATES), {0.0: 9}, (15, 9)),
-    "full": Row("pct_unfreeze 1.0, one job", ("model.pct_unfreeze=1.0",), {1.0: 1}, (1.6, 1.0), run_epochs=2),
+    "none": Row(
+        "head only, one job, augment=none",
+        ("model=transfer", "augment=none"),
+        {0.0: 1},
+        (8, 5),
+        "none",
+        rounds=3,
+    ),
+    "nine": Row(
+        "head only, 9 jobs (3 seeds × 3 rates)",
+        ("-m", "model=transfer", SEEDS, RATES),
+        {0.0: 9},
+        (15, 9),
+    ),
+    "full": Row(
+        "pct_unfreeze 1.0, one job", ("model.pct_unfreeze=1.0",), {1.0: 1}, (1.6, 1.0), run_epochs=2
+    ),
     "quarter": Row(
         "fractions 0 and 0.25 × 3 seeds × 3 rates",
         ("-m", "model.pct_unfreeze=0,0.25", SEEDS, RATES),
@@ -93,17 +107,35 @@ class Measured:
     tvf: dict[str, list[float]] = field(default_factory=dict)
     warm: dict[str, list[float]] = field(default_factory=dict)
     references: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
-    pairs: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)  # two at once, a thread each
+    pairs: dict[Kind, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # two at once, a thread each
 
 
 def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, Any]]:
     """Reference runs as processes of their own: one with all cores, or several at once that share them."""
     style, fraction, augment, bf16 = kind
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    command = [sys.executable, str(ROOT / "bench" / "reference.py"), style, "--fraction", str(fraction)]
-    command += ["--augment", augment, "--epochs", str(epochs), "--threads", str(threads), *(["--bf16"] if bf16 else [])]
+    command = [
+        sys.executable,
+        str(ROOT / "bench" / "reference.py"),
+        style,
+        "--fraction",
+        str(fraction),
+    ]
+    command += [
+        "--augment",
+        augment,
+        "--epochs",
+        str(epochs),
+        "--threads",
+        str(threads),
+        *(["--bf16"] if bf16 else []),
+    ]
     start = time.perf_counter()
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)
+    ]
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError(f"{' '.join(command)} failed")
@@ -117,10 +149,26 @@ def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, A
 
 def run_tvf(row: Row, store: Path, folder: Path) -> float:
     """Seconds of one tvf command."""
-    place, epochs = f"hydra.{'sweep' if '-m' in row.arguments else 'run'}.dir={folder}", row.run_epochs or row.epochs
-    command = [sys.executable, str(ROOT / "train.py"), *row.arguments, *COMMON, f"epochs={epochs}", place]
+    place, epochs = (
+        f"hydra.{'sweep' if '-m' in row.arguments else 'run'}.dir={folder}",
+        row.run_epochs or row.epochs,
+    )
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *row.arguments,
+        *COMMON,
+        f"epochs={epochs}",
+        place,
+    ]
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"TVF_STORE": str(store)})
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TVF_STORE": str(store)},
+    )
     seconds = time.perf_counter() - start
     print(f"tvf {row.name}: {seconds:.1f} s", flush=True)
     if row.run_epochs:
@@ -147,31 +195,51 @@ def measure(rows: dict[str, Row], work: Path) -> Measured:
                         runs += run_reference(kind, REFERENCE_EPOCHS)
                     elif number == 1:  # a short row's loops once more, between its commands
                         runs += run_reference(kind, 1)
-                    if style == "tuned" and sum(row.jobs.values()) > 1 and kind not in measured.pairs:
+                    if (
+                        style == "tuned"
+                        and sum(row.jobs.values()) > 1
+                        and kind not in measured.pairs
+                    ):
                         measured.pairs[kind] = run_reference(kind, REFERENCE_EPOCHS, at_once=2)
             store = work / key / f"store-{number}"
-            measured.tvf.setdefault(key, []).append(run_tvf(row, store, work / key / f"cold-{number}"))
+            measured.tvf.setdefault(key, []).append(
+                run_tvf(row, store, work / key / f"cold-{number}")
+            )
             if row.rounds > 1:
-                measured.warm.setdefault(key, []).append(run_tvf(row, store, work / key / f"warm-{number}"))
+                measured.warm.setdefault(key, []).append(
+                    run_tvf(row, store, work / key / f"warm-{number}")
+                )
     return measured
 
 
 def projected(runs: list[dict[str, Any]], epochs: int) -> float:
     """Seconds of a reference loop for so many epochs."""
-    once = sum(median(run[key] for run in runs) for key in ("start_seconds", "test_seconds", "exit_seconds"))
+    once = sum(
+        median(run[key] for run in runs)
+        for key in ("start_seconds", "test_seconds", "exit_seconds")
+    )
     return once + epochs * median(seconds for run in runs for seconds in run["epoch_seconds"])
 
 
 def reference_seconds(row: Row, style: str, measured: Measured) -> float:
     """Seconds of a reference loop for all jobs of a row, one after another."""
-    runs = {fraction: measured.references[style, fraction, row.augment, row.bf16] for fraction in row.jobs}
-    return sum(count * projected(runs[fraction], row.epochs) for fraction, count in row.jobs.items())
+    runs = {
+        fraction: measured.references[style, fraction, row.augment, row.bf16]
+        for fraction in row.jobs
+    }
+    return sum(
+        count * projected(runs[fraction], row.epochs) for fraction, count in row.jobs.items()
+    )
 
 
 def paired_seconds(row: Row, measured: Measured) -> float:
     """Seconds of the tuned loop for all jobs of a row, two at a time."""
-    runs = {fraction: measured.pairs["tuned", fraction, row.augment, row.bf16] for fraction in row.jobs}
-    return sum(count * projected(runs[fraction], row.epochs) / 2 for fraction, count in row.jobs.items())
+    runs = {
+        fraction: measured.pairs["tuned", fraction, row.augment, row.bf16] for fraction in row.jobs
+    }
+    return sum(
+        count * projected(runs[fraction], row.epochs) / 2 for fraction, count in row.jobs.items()
+    )
 
 
 def jobs_of(folder: Path, fraction: float) -> list[dict[str, Any]]:
@@ -186,11 +254,22 @@ def jobs_of(folder: Path, fraction: float) -> list[dict[str, Any]]:
 
 def scores(folder: Path, measured: Measured) -> list[str]:
     """Validation accuracy, best of the first epochs: the sweep's three seeds against one of each loop."""
-    lines = ["| fraction | tvf, mean ± sd of 3 seeds | plain, 1 seed | tuned, 1 seed |", "|---|---|---|---|"]
+    lines = [
+        "| fraction | tvf, mean ± sd of 3 seeds | plain, 1 seed | tuned, 1 seed |",
+        "|---|---|---|---|",
+    ]
     for fraction in FRACTIONS:
-        own = [max(e["val_acc"] for e in job["history"][:REFERENCE_EPOCHS]) for job in jobs_of(folder, fraction)]
-        others = [measured.references[style, fraction, "flips", False][0]["val_acc"] for style in ("plain", "tuned")]
-        lines.append(f"| {fraction:g} | {mean(own):.3f} ± {stdev(own):.3f} | {others[0]:.3f} | {others[1]:.3f} |")
+        own = [
+            max(e["val_acc"] for e in job["history"][:REFERENCE_EPOCHS])
+            for job in jobs_of(folder, fraction)
+        ]
+        others = [
+            measured.references[style, fraction, "flips", False][0]["val_acc"]
+            for style in ("plain", "tuned")
+        ]
+        lines.append(
+            f"| {fraction:g} | {mean(own):.3f} ± {stdev(own):.3f} | {others[0]:.3f} | {others[1]:.3f} |"
+        )
     return lines
 
 
@@ -213,12 +292,21 @@ def suffix_rates(row: Row, work: Path) -> dict[float, tuple[float, float]]:
     rates = {}
     for fraction in row.jobs:
         folder = work / f"alone-{fraction}"
-        command = [sys.executable, str(ROOT / "train.py"), f"model.pct_unfreeze={fraction}", *COMMON, "threads=1"]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            f"model.pct_unfreeze={fraction}",
+            *COMMON,
+            "threads=1",
+        ]
         command += ["epochs=1", "seed=1", f"hydra.run.dir={folder}"]
         environment = os.environ | {"TVF_STORE": str(work / "sweep" / "store-0")}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         summary = json.loads((folder / "summary.json").read_text())
-        rates[fraction] = 1 / metrics(folder)[0]["images_per_second"], summary["test_seconds"] / len(split()[2][2])
+        rates[fraction] = (
+            1 / metrics(folder)[0]["images_per_second"],
+            summary["test_seconds"] / len(split()[2][2]),
+        )
     return rates
 
 
@@ -226,14 +314,16 @@ def bound(row: Row, work: Path, seconds: float) -> list[str]:
     """The docs' formula from rates measured here, each by itself: of the prefix, and of each fraction's suffix."""
     train, val, test = map(len, split()[2])
     workers, rate, suffix = os.cpu_count() or 1, prefix_rate(), suffix_rates(row, work)
-    rows = Rows(Augment(horizontal=0.5), train)
+    rows = ViewRows(FlipsAndCrops(horizontal=0.5), train)
     images = sum(len(rows.new(view + 1)) for view in range(row.epochs)) + val + test
     suffixes = 0.0
     for fraction, count in row.jobs.items():
         training, evaluating = suffix[fraction]
         suffixes += count * (row.epochs * (train * training + val * evaluating) + test * evaluating)
     least = images / rate + suffixes / workers
-    shown = ", ".join(f"{fraction:g}: {1 / training:.0f}" for fraction, (training, _) in suffix.items())
+    shown = ", ".join(
+        f"{fraction:g}: {1 / training:.0f}" for fraction, (training, _) in suffix.items()
+    )
     return [
         f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. "
         f"Suffixes, training (images a second on one core, by fraction: {shown}), validation and test: "
@@ -271,7 +361,17 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
         both = [f"{tuned:.0f}", f"{tuned / own:.1f}"]
         if paired is not None:
             both = [f"{both[0]} ({paired:.0f})", f"{both[1]} ({paired / own:.1f})"]
-        cells = [row.name, str(row.epochs), seconds, both[0], shown, over, aims[0], both[1], aims[1]]
+        cells = [
+            row.name,
+            str(row.epochs),
+            seconds,
+            both[0],
+            shown,
+            over,
+            aims[0],
+            both[1],
+            aims[1],
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     warm = [f"{rows[key].name} {median(seconds):.0f} s" for key, seconds in measured.warm.items()]
     if warm:
@@ -291,28 +391,42 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
     listed = [(kind, "", runs) for kind, runs in measured.references.items()]
     listed += [(kind, ", two at once", runs) for kind, runs in measured.pairs.items()]
     for (style, fraction, augment, bf16), note, runs in listed:
-        columns = [[run["start_seconds"] for run in runs], [e for run in runs for e in run["epoch_seconds"]]]
+        columns = [
+            [run["start_seconds"] for run in runs],
+            [e for run in runs for e in run["epoch_seconds"]],
+        ]
         columns.append([run["test_seconds"] for run in runs])
         shown = " | ".join(", ".join(f"{seconds:.1f}" for seconds in column) for column in columns)
-        lines.append(f"| {style}{', bf16' if bf16 else ''}{note} | {fraction:g} | {augment} | {shown} |")
+        lines.append(
+            f"| {style}{', bf16' if bf16 else ''}{note} | {fraction:g} | {augment} | {shown} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def processor() -> str:
     """The processor's name, where the system tells."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 def main() -> None:
     """Measure the chosen rows and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", nargs="*", help=f"some of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results.md")
     arguments = parser.parse_args()
     if unknown := [row for row in arguments.rows if row not in ROWS]:
         parser.error(f"{unknown[0]} is not a row: choose from {', '.join(ROWS)}")
-    rows, work = {key: ROWS[key] for key in arguments.rows or ROWS}, Path(tempfile.mkdtemp(prefix="tvf-bench-"))
+    rows, work = (
+        {key: ROWS[key] for key in arguments.rows or ROWS},
+        Path(tempfile.mkdtemp(prefix="tvf-bench-")),
+    )
     try:
         arguments.out.write_text(report(rows, measure(rows, work), work))
         print(f"written: {arguments.out}")

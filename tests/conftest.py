@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +10,13 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
-from torch import nn
 
+from helpers import Outcome
 from tvf import cli
-from tvf.backbones import Backbone
-from tvf.freezing import group_by_modules
 
 # A loaded machine is slow, not wrong.
 settings.register_profile("tvf", deadline=None)
 settings.load_profile("tvf")
-ROOT = Path(__file__).parent.parent
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +24,9 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody is logged in to W&B, whatever the machine's owner is, no debug flag is set, and the store is empty."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # another test's W&B process, which it leaves in the environment
+    monkeypatch.delenv(
+        "WANDB_SERVICE", raising=False
+    )  # another test's W&B process, which it leaves in the environment
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # cli.train() sets it for good
     monkeypatch.delenv("TVF_DEBUG", raising=False)
@@ -64,7 +53,9 @@ def shell(
                 print(exit.code, file=sys.stderr)
         finally:
             torch.set_num_threads(threads)
-            for handler in {*logging.getLogger().handlers} - handlers:  # Hydra's, on streams that pytest closes
+            for handler in {
+                *logging.getLogger().handlers
+            } - handlers:  # Hydra's, on streams that pytest closes
                 logging.getLogger().removeHandler(handler)
                 handler.close()
         printed = capsys.readouterr()
@@ -85,26 +76,3 @@ def image_root(tmp_path: Path) -> Path:
             pixels[..., number] += 100
             Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "images"
-
-
-class SmallNet(nn.Module):
-    """Convolution, BatchNorm, twice, then a head: enough for freezing to have something to freeze."""
-
-    def __init__(self, num_classes: int = 3) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 8, 3, stride=2)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        hidden = self.bn1(self.conv1(images)).relu()
-        return self.head(self.bn2(self.conv2(hidden)).relu().mean((2, 3)))
-
-
-def small_backbone(num_classes: int = 3) -> Backbone:
-    """Four groups: bn2, conv2, bn1, conv1. The same weights at each call."""
-    torch.manual_seed(0)
-    module = SmallNet(num_classes)
-    return Backbone("small", module, "head", group_by_modules(module, [["bn2"], ["conv2"], ["bn1"], ["conv1"]]))

@@ -1,3 +1,30 @@
-"""tvf: how much of a pretrained vision network should train?"""
+"""tvf: how much of a pretrained vision network should train?
+
+The front door for Python, loaded name by name: `import tvf` waits for no library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvf.errors import InputError as InputError
+    from tvf.models import Backbone as Backbone
+    from tvf.models import FineTuneModel as FineTuneModel
+    from tvf.models import Group as Group
+    from tvf.models import group_by_modules as group_by_modules
 
 __version__ = "0.1.0"
+_ROOMS = {
+    "Backbone": "models",
+    "FineTuneModel": "models",
+    "Group": "models",
+    "InputError": "errors",
+    "group_by_modules": "models",
+}
+__all__ = ["Backbone", "FineTuneModel", "Group", "InputError", "group_by_modules"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"tvf.{_ROOMS[name]}"), name)

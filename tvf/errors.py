@@ -4,28 +4,45 @@ import difflib
 import math
 from collections.abc import Iterable
 
-RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}  # keys of a config that Hydra reads
+RESERVED = {
+    "_target_",
+    "_partial_",
+    "_convert_",
+    "_recursive_",
+    "_args_",
+}  # keys of a config that Hydra reads
 
 
 class InputError(ValueError):
     """A value that breaks a rule. The message names the value, the rule and the remedy."""
 
 
-def require_number(name: str, value: object, low: float, high: float = float("inf"), *, above: bool = False) -> None:
+def require_number(
+    name: str, value: object, low: float, high: float = float("inf"), *, above: bool = False
+) -> None:
     """Raise InputError unless `value` is a number in [low, high], or in (low, high] where `above` is set."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if (low < value if above else low <= value) and value <= high and math.isfinite(value):
             return
-    rule = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
+    rule = f"{'above' if above else 'of at least'} {low:g}" + (
+        f" and at most {high:g}" if high != float("inf") else ""
+    )
     raise InputError(f"{name}={value!r} is refused: it must be a finite number {rule}.")
 
 
 def require_count(name: str, value: object, low: int, high: int | None = None) -> None:
     """Raise InputError unless `value` is a whole number from `low` to `high`."""
-    if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and low <= value
+        and (high is None or value <= high)
+    ):
         return
     limit = "" if high is None else f" and at most {high}"
-    raise InputError(f"{name}={value!r} is refused: it must be a whole number of at least {low}{limit}.")
+    raise InputError(
+        f"{name}={value!r} is refused: it must be a whole number of at least {low}{limit}."
+    )
 
 
 def require_seed(name: str, value: object) -> None:

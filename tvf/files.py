@@ -47,7 +47,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_whole(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
+    write_whole(
+        path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode()
+    )
 
 
 def finite(value: Any) -> Any:
@@ -59,3 +61,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+LAST_CHECKPOINT = "checkpoints/last.pt"  # in a job's folder: what it goes on from
+BEST_WEIGHTS = "checkpoints/best.safetensors"  # in a job's folder: those that validation chose

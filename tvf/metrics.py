@@ -5,7 +5,11 @@ from typing import Any
 
 from tvf.errors import InputError, require_choice
 
-METRICS = {"accuracy": "acc", "macro_f1": "macro_f1", "auroc": "auroc"}  # what records call them, after val_ or test_
+METRICS = {
+    "accuracy": "acc",
+    "macro_f1": "macro_f1",
+    "auroc": "auroc",
+}  # what records call them, after val_ or test_
 WORDS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}  # what people call them
 
 
@@ -18,4 +22,6 @@ def require_metric(metric: object, classes: int | None = None) -> None:
     """Raise InputError unless `metric` is known, and defined for so many classes."""
     require_choice("data.metric", metric, tuple(METRICS))
     if metric == "auroc" and classes not in (None, 2):
-        raise InputError(f"data.metric=auroc is refused: it is for 2 classes, here are {classes}. Choose macro_f1.")
+        raise InputError(
+            f"data.metric=auroc is refused: it is for 2 classes, here are {classes}. Choose macro_f1."
+        )

@@ -1,74 +1,21 @@
-"""Labelled images, in memory as uint8, in three parts: train, val, test."""
+"""Labelled images in three splits, augmented views of them, and the order that they are trained in."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms, ViewRows
+from tvf.data.order import sample_order, split_batches
+from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
+from tvf.data.splits import DataSplits, Split
 
-import numpy as np
-from torch import Tensor
-
-from tvf.data.splits import subset
-from tvf.errors import require_choice, require_count, require_number, require_seed
-from tvf.metrics import require_metric
-
-SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images, uint8 [N, 3, S, S], and their classes, int64 [N].
-
-    `key` names what is in the images, where that is known more cheaply than by reading them all.
-    """
-
-    images: Tensor
-    labels: Tensor
-    key: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a job trains on (`train`), chooses by (`val`) and is judged on once, at the end (`test`)."""
-
-    classes: tuple[str, ...]
-    train: Labelled
-    val: Labelled
-    test: Labelled
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """What any data can be asked for; subclasses add `load(progress, store) -> Dataset`.
-
-    `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
-    jobs with different run seeds share their split. `val_fraction` of the training images become the val part.
-    `metric`, one of tvf.metrics.METRICS, chooses epochs and, at the end of a sweep, the fraction, on the val part.
-    `class_weights` "balanced" has all classes count alike in training, however many images they have.
-    """
-
-    image_size: int
-    batch_size: int = 32
-    limit: int | None = None
-    split_seed: int = 0
-    val_fraction: float = 0.2
-    metric: str = "accuracy"
-    class_weights: str | None = None
-
-    def __post_init__(self) -> None:
-        require_count("data.image_size", self.image_size, SMALLEST_IMAGE)
-        require_count("data.batch_size", self.batch_size, 1)
-        require_seed("data.split_seed", self.split_seed)
-        require_number("data.val_fraction", self.val_fraction, 0, 0.9, above=True)
-        require_metric(self.metric)
-        if self.class_weights is not None:
-            require_choice("data.class_weights", self.class_weights, ("balanced",))
-        if self.limit is not None:
-            require_count("data.limit", self.limit, 1)
-
-    def read_parts(
-        self, classes: Sequence[str], parts: Sequence[np.ndarray], read: Callable[[np.ndarray], Labelled]
-    ) -> Dataset:
-        """Cut train, val and test, given as sample numbers, to the limit; then read only what is left."""
-        return Dataset(tuple(classes), *(read(subset(part, self.limit, self.split_seed)) for part in parts))
+__all__ = [
+    "Augmentation",
+    "Cifar10",
+    "DataSource",
+    "DataSplits",
+    "Elpv",
+    "FlipsAndCrops",
+    "ImageFolder",
+    "Split",
+    "TorchvisionTransforms",
+    "ViewRows",
+    "sample_order",
+    "split_batches",
+]

@@ -13,11 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from tvf.content import describe, describe_files
-from tvf.data import Labelled
+from tvf.data.splits import Split
 from tvf.errors import InputError
-from tvf.store import Store
-from tvf.table import Column, StoreUnusable
+from tvf.store import ArraySpec, Store, StoreError, fingerprint, fingerprint_files
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ def read_images(
     max_megapixels: float = 100.0,
     progress: bool = False,
     store: Store | None = None,
-) -> Labelled:
+) -> Split:
     """Images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear. Grey ones get three channels.
 
     One of more than `max_megapixels` is refused before it is decoded. With a store they are decoded once, for as long
@@ -42,13 +40,17 @@ def read_images(
     label = "reading images" if progress else None
     if store is not None:
         try:
-            files = describe_files(paths)
+            files = fingerprint_files(paths)
         except OSError as error:
-            raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove it.") from error
-        key = describe([files, image_size, PIL.__version__, READING])
+            raise InputError(
+                f"{error.filename} cannot be read: {error.strerror}. Mend or remove it."
+            ) from error
+        key = fingerprint([files, image_size, PIL.__version__, READING])
         try:
-            entry = store.entry("pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"})
-            column = Column((3, image_size, image_size), torch.uint8)
+            entry = store.entry(
+                "pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"}
+            )
+            column = ArraySpec((3, image_size, image_size), torch.uint8)
             (images,) = entry.table(
                 "images",
                 len(paths),
@@ -56,20 +58,22 @@ def read_images(
                 lambda rows, wait: [_read(paths[rows], image_size, max_megapixels)],
                 label,
             ).tensors()
-            return Labelled(images, labels, key)
-        except StoreUnusable as error:
+            return Split(images, labels, key)
+        except StoreError as error:
             log.warning("store: decoded images are not kept: %s.", error)
     check_memory(len(paths), image_size)
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     bar = tqdm(parts, label, leave=False, disable=None if label else True)
-    return Labelled(torch.cat([_read(part, image_size, max_megapixels) for part in bar]), labels)
+    return Split(torch.cat([_read(part, image_size, max_megapixels) for part in bar]), labels)
 
 
 def _read(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
     known, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is asked instead
     try:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(lambda path: read_image(path, image_size, max_megapixels), paths))
+            images = list(
+                pool.map(lambda path: read_image(path, image_size, max_megapixels), paths)
+            )
     finally:
         Image.MAX_IMAGE_PIXELS = known
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -88,14 +92,20 @@ def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}. Mend or remove it.") from error
-    return np.asarray(ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR).convert("RGB"))
+        raise InputError(
+            f"{path} cannot be read as an image: {error}. Mend or remove it."
+        ) from error
+    return np.asarray(
+        ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR).convert("RGB")
+    )
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """Grey or RGB, 8 bits a channel; ValueError for what has no one way to be shown."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        return Image.fromarray(
+            ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        )
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits a channel (mode {image.mode}); save it with 8 or 16")
     if "A" in image.mode or "transparency" in image.info:

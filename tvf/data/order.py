@@ -10,7 +10,7 @@ def sample_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def split_batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Consecutive batches of `size`, the last one smaller; one sample left over joins the batch before it.
 
     (BatchNorm has no statistics of a single sample.)

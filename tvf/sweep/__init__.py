@@ -1,6 +1,20 @@
-"""A sweep: checked whole before its first job, told as a table after its last."""
+"""Many jobs: checked before the first, each in a process of its own, compared after the last."""
 
-from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, workers
-from tvf.sweep.results import how_to_go_on, show, where
+from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_rungs
+from tvf.sweep.launchers import default_workers
+from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
-__all__ = ["SweepCallback", "finish", "how_to_go_on", "interrupt", "launched", "show", "where", "workers"]
+__all__ = [
+    "SweepCallback",
+    "can_fork",
+    "default_workers",
+    "finish",
+    "interrupt",
+    "interruptible",
+    "launched",
+    "planned_rungs",
+    "read_grid",
+    "run_in_subprocess",
+    "wandb_sweep_yaml",
+]

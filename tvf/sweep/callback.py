@@ -3,13 +3,12 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,15 +18,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.live import Live
 
-from tvf.build import explain
+from tvf.config import explain_error
 from tvf.errors import InputError
-from tvf.record import STOPPED, call_failed, is_done, is_live, read_status
-from tvf.sweep.isolation import QUIET, can_isolate, stop_jobs
-from tvf.sweep.manifest import note_halving, refuse_others, write_manifest
-from tvf.sweep.results import report, watch
+from tvf.records import (
+    STOPPED,
+    check_same_configuration,
+    is_done,
+    is_running,
+    mark_failed,
+    note_halving,
+    read_status,
+    write_manifest,
+)
+from tvf.report import print_result, watch_status
+from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 
 if TYPE_CHECKING:
-    from tvf.sweep.halving import Plan
+    from tvf.sweep.halving import HalvingPlan
+
 
 HALVING = "hydra_plugins.tvf_halving.HalvingSweeper"
 
@@ -51,7 +59,7 @@ class Launched:
     jobs: frozenset[str]
     live: Live | None
     done_before: bool = False
-    plan: "Plan | None" = None
+    plan: "HalvingPlan | None" = None
 
 
 _launched: Launched | None = None
@@ -66,7 +74,9 @@ class SweepCallback(Callback):
         # Hydra turns a callback's exceptions into warnings; SystemExit is not one.
         try:
             if config.hydra.launcher.get("n_jobs") == 0:
-                raise InputError("hydra.launcher.n_jobs=0 is refused: how many jobs at once? -1 means one a core.")
+                raise InputError(
+                    "hydra.launcher.n_jobs=0 is refused: how many jobs at once? -1 means one a core."
+                )
             if config.hydra.launcher.get("n_jobs", 1) != 1:
                 config.hydra.overrides.task = longest_first(config)
             overrides = expand(config)
@@ -75,18 +85,25 @@ class SweepCallback(Callback):
             plan = None
             if config.hydra.sweeper.get("_target_") == HALVING:
                 # Of jobs that share a folder the first is launched.
-                first = {name: each for (name, _), each in zip(composed[::-1], overrides[::-1], strict=True)}
+                first = {
+                    name: each
+                    for (name, _), each in zip(composed[::-1], overrides[::-1], strict=True)
+                }
                 plan = plan_halving(config, {name: first[name] for name in jobs}, jobs)
             for name in jobs:
-                if (folder / name).exists() and not ((folder / name).is_dir() and os.access(folder / name, os.W_OK)):
-                    raise InputError(f"{folder / name} is in the way: it is no folder that can be written.")
-            refuse_others(folder, jobs)
+                if (folder / name).exists() and not (
+                    (folder / name).is_dir() and os.access(folder / name, os.W_OK)
+                ):
+                    raise InputError(
+                        f"{folder / name} is in the way: it is no folder that can be written."
+                    )
+            check_same_configuration(folder, jobs)
             arguments = [each for each in sys.argv[1:] if not each.startswith("hydra.sweep.dir=")]
             write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
             if plan:
                 note_halving(folder, plan.eta, plan.budgets)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
-            raise SystemExit(f"error: {explain(error)}") from None
+            raise SystemExit(f"error: {explain_error(error)}") from None
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(f"error: the sweep could not be checked: {error}") from None
@@ -95,7 +112,7 @@ class SweepCallback(Callback):
         if all(is_done(folder / name, job) for name, job in jobs.items()):
             _launched = Launched(folder, frozenset(jobs), None, done_before=True)
             raise SystemExit(0)
-        live = watch(folder) if sys.stdout.isatty() and can_isolate() else None
+        live = watch_status(folder) if sys.stdout.isatty() and can_fork() else None
         if live:
             os.environ[QUIET] = "1"  # workers inherit it
         _launched = Launched(folder, frozenset(jobs), live, plan=plan)
@@ -111,13 +128,15 @@ def planned_rungs() -> Iterator[list[list[str]]]:
     from tvf.sweep.halving import rungs
 
     if _launched is None or _launched.plan is None:
-        raise InputError("hydra/sweeper=halving needs hydra.callbacks.sweep, as conf/config.yaml has it.")
+        raise InputError(
+            "hydra/sweeper=halving needs hydra.callbacks.sweep, as conf/config.yaml has it."
+        )
     return rungs(_launched.plan)
 
 
 def interrupt() -> None:
     """Interrupt the jobs of the sweep that this process launched, if any, and wait until they have said so."""
-    if _launched and can_isolate():
+    if _launched and can_fork():
         stop_jobs(_launched.folder)
 
 
@@ -133,10 +152,12 @@ def finish(track: bool = True) -> bool:
     if done is None or not done.folder.is_dir():
         return False
     for job in done.jobs:
-        if read_status(done.folder / job).get("state") == "running" and not is_live(done.folder / job):
+        if read_status(done.folder / job).get("state") == "running" and not is_running(
+            done.folder / job
+        ):
             with suppress(OSError):  # of a disk that is full
-                call_failed(done.folder / job, job, STOPPED[1])
-    return report(done.folder, done.jobs, track=track and not done.done_before)
+                mark_failed(done.folder / job, job, STOPPED[1])
+    return print_result(done.folder, done.jobs, track=track and not done.done_before)
 
 
 def task_overrides(config: DictConfig) -> list[str]:
@@ -173,7 +194,9 @@ def longest_first(config: DictConfig) -> list[str]:
     return [*(first[key] for key in LONGEST_FIRST if key in first), *rest]
 
 
-def plan_halving(config: DictConfig, overrides: dict[str, list[str]], jobs: dict[str, dict[str, Any]]) -> "Plan":
+def plan_halving(
+    config: DictConfig, overrides: dict[str, list[str]], jobs: dict[str, dict[str, Any]]
+) -> "HalvingPlan":
     """The plan of hydra/sweeper=halving; InputError where these jobs cannot be halved."""
     from tvf.sweep.halving import make_plan
 
@@ -183,7 +206,11 @@ def plan_halving(config: DictConfig, overrides: dict[str, list[str]], jobs: dict
             f"hydra.sweep.subdir={sweep['subdir']} is refused with hydra/sweeper=halving: a job is launched several "
             "times, and must find its folder again. Leave it out."
         )
-    settings = {key: config.hydra.sweeper[key] for key in ("eta", "min_epochs") if key in config.hydra.sweeper}
+    settings = {
+        key: config.hydra.sweeper[key]
+        for key in ("eta", "min_epochs")
+        if key in config.hydra.sweeper
+    }
     return make_plan(Path(config.hydra.sweep.dir), overrides, jobs, **settings)
 
 
@@ -192,7 +219,7 @@ def compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, d
 
     Raises InputError, or Hydra's errors, for a wrong one.
     """
-    from tvf.check import check
+    from tvf.config import validate_config
 
     configs = []
     for number, overrides in enumerate(jobs):
@@ -203,19 +230,5 @@ def compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, d
             if "name" in job:
                 job.name = str(job.name)  # follows from the overrides, which are Hydra's
             del job["hydra"]
-        configs.append((folder, check(job)))
+        configs.append((folder, validate_config(job)))
     return configs
-
-
-def workers(accelerator: str, devices: Any = 1) -> int:
-    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none or none is wanted.
-
-    Jobs with several `devices`, a number or a list of them, take so many each; other values are for them to refuse.
-    """
-    each = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else devices
-    there = joblib.cpu_count()
-    if accelerator != "cpu":
-        import torch
-
-        there = torch.cuda.device_count() or there
-    return max(1, there // each) if isinstance(each, int) and each > 0 else there

@@ -14,10 +14,8 @@ from typing import Any
 
 from tvf.errors import InputError, require_count
 from tvf.metrics import METRICS, WORDS, metric_of
-from tvf.record import has_reached, is_done, is_live, read_status
-from tvf.sweep.comparison import judged_by, without_seeds
-from tvf.sweep.manifest import note_rung
-from tvf.sweep.records import read_history
+from tvf.records import has_reached, is_done, is_running, note_rung, read_history, read_status
+from tvf.report import judged_by, without_seeds
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HalvingPlan:
     """The sweep in `folder`: its candidates, by which metric they are judged, and after how many epochs.
 
     `configs` are the jobs', by the names of their folders.
@@ -69,19 +67,25 @@ def plan_budgets(candidates: int, epochs: int, eta: int = 2, min_epochs: int = 1
     require_count("hydra.sweeper.eta", eta, 2)
     require_count("hydra.sweeper.min_epochs", min_epochs, 1)
     if min_epochs > epochs:
-        raise InputError(f"hydra.sweeper.min_epochs={min_epochs} is refused: jobs have {epochs} epochs in all.")
+        raise InputError(
+            f"hydra.sweeper.min_epochs={min_epochs} is refused: jobs have {epochs} epochs in all."
+        )
     rungs = 1
     while eta**rungs <= candidates and min_epochs * eta**rungs <= epochs:
         rungs += 1
     return [-(-epochs // eta**left) for left in reversed(range(rungs))]
 
 
-def split_standings(standings: Sequence[Standing], eta: int = 2) -> tuple[list[Standing], list[Standing]]:
+def split_standings(
+    standings: Sequence[Standing], eta: int = 2
+) -> tuple[list[Standing], list[Standing]]:
     """Those that stay, one in `eta` and rounded up, and those that are dropped; each from the best to the worst.
 
     Of equal scores the one with fewer seconds is the better, then the one that comes first. What failed ranks last.
     """
-    ranked = sorted(standings, key=lambda each: (each.score is None, -(each.score or 0.0), each.seconds))
+    ranked = sorted(
+        standings, key=lambda each: (each.score is None, -(each.score or 0.0), each.seconds)
+    )
     kept = -(-len(ranked) // eta)
     return ranked[:kept], ranked[kept:]
 
@@ -92,15 +96,17 @@ def make_plan(
     configs: Mapping[str, dict[str, Any]],
     eta: int = 2,
     min_epochs: int = 1,
-) -> Plan:
+) -> HalvingPlan:
     """The plan for the jobs in `folder`, given by the names of their folders.
 
     Raises InputError where jobs cannot be halved: they must be judged alike, and after as many epochs.
     """
-    from tvf.parts import phases_of  # and with it torch, which a command's --help does not wait for
+    from tvf.config import build_phases
 
     if any(config["stop_after"] is not None for config in configs.values()):
-        raise InputError("stop_after is refused with hydra/sweeper=halving, which sets it itself: leave it out.")
+        raise InputError(
+            "stop_after is refused with hydra/sweeper=halving, which sets it itself: leave it out."
+        )
     lengths = {config["epochs"] for config in configs.values()}
     if len(lengths) > 1:
         told = ", ".join(map(str, sorted(lengths)))
@@ -108,8 +114,13 @@ def make_plan(
             f"epochs={told} is refused with hydra/sweeper=halving, which itself gives jobs more or fewer: choose one."
         )
     flat = without_seeds(list(configs.values()))
-    judged = [judged_by(metric_of(config), each) for config, each in zip(configs.values(), flat, strict=True)]
-    differing = {key for each in judged for key in {*each, *judged[0]} if each.get(key) != judged[0].get(key)}
+    judged = [
+        judged_by(metric_of(config), each)
+        for config, each in zip(configs.values(), flat, strict=True)
+    ]
+    differing = {
+        key for each in judged for key in {*each, *judged[0]} if each.get(key) != judged[0].get(key)
+    }
     if differing:
         raise InputError(
             f"{', '.join(sorted(differing))} cannot be swept with hydra/sweeper=halving: candidates are compared by "
@@ -117,38 +128,54 @@ def make_plan(
         )
     groups: dict[str, dict[str, list[str]]] = {}
     for name, each in zip(configs, flat, strict=True):
-        groups.setdefault(repr(sorted((key, repr(value)) for key, value in each.items())), {})[name] = overrides[name]
+        groups.setdefault(repr(sorted((key, repr(value)) for key, value in each.items())), {})[
+            name
+        ] = overrides[name]
     common = set.intersection(*map(set, overrides.values()))
     candidates = [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
     (epochs,) = lengths
-    least = 1 + max(sum(phase.epochs for phase in phases_of(config, 1)[:-1]) for config in configs.values())
+    least = 1 + max(
+        sum(phase.epochs for phase in build_phases(config, 1)[:-1]) for config in configs.values()
+    )
     budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, least))
     if least > 1 and len(budgets) == 1 < len(candidates):
         raise InputError(
             f"hydra/sweeper=halving has nothing to decide by before epoch {least} of {epochs}, when the recipe's last "
             "phase has begun in all jobs: raise epochs, or shorten the phases before it."
         )
-    return Plan(folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates, configs)
+    return HalvingPlan(
+        folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates, configs
+    )
 
 
 def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
     name, overrides = next(iter(jobs.items()))
-    told = [each for each in overrides if each not in common and each.partition("=")[0].lstrip("+") != "seed"]
+    told = [
+        each
+        for each in overrides
+        if each not in common and each.partition("=")[0].lstrip("+") != "seed"
+    ]
     return " ".join(told) or name
 
 
-def rungs(plan: Plan) -> Iterator[list[list[str]]]:
+def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
     """The overrides of the jobs to launch, rung by rung: who is in one follows from what the one before has left.
 
     Jobs that an earlier process has brought so far are not among them.
     """
     candidates = plan.candidates
-    log.info("Successive halving: %d candidates, until epoch %s.", len(candidates), ", ".join(map(str, plan.budgets)))
+    log.info(
+        "Successive halving: %d candidates, until epoch %s.",
+        len(candidates),
+        ", ".join(map(str, plan.budgets)),
+    )
     for budget in plan.budgets[:-1]:
         if jobs := _due(plan, candidates, budget):
             yield [[*job, f"stop_after={budget}"] for job in jobs]
         _wait(plan.folder, candidates)
-        kept, dropped = split_standings([read_standing(plan, each, budget) for each in candidates], plan.eta)
+        kept, dropped = split_standings(
+            [read_standing(plan, each, budget) for each in candidates], plan.eta
+        )
         log.info(
             "After epoch %d of %d, by validation %s: kept %s; dropped %s.",
             *(budget, plan.budgets[-1], WORDS[plan.metric], _listed(kept), _listed(dropped)),
@@ -163,17 +190,21 @@ def rungs(plan: Plan) -> Iterator[list[list[str]]]:
             [name for each in dropped for name in each.candidate.jobs],
         )
         staying = {id(each.candidate) for each in kept}
-        candidates = [each for each in candidates if id(each) in staying]  # as launched: what takes longest comes first
+        candidates = [
+            each for each in candidates if id(each) in staying
+        ]  # as launched: what takes longest comes first
     if jobs := _due(plan, candidates, plan.budgets[-1]):
         yield jobs
 
 
-def _due(plan: Plan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
+def _due(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
     """The overrides of the candidates' jobs that have not been trained for `budget` epochs, or do not say so."""
 
     def stands(name: str) -> bool:
         folder, config = plan.folder / name, plan.configs[name]
-        paused = read_status(folder).get("state") == "paused" and has_reached(folder, config | {"stop_after": budget})
+        paused = read_status(folder).get("state") == "paused" and has_reached(
+            folder, config | {"stop_after": budget}
+        )
         return paused or is_done(folder, config)
 
     return [job for each in candidates for name, job in each.jobs.items() if not stands(name)]
@@ -183,24 +214,28 @@ def _listed(standings: Sequence[Standing]) -> str:
     return ", ".join(map(str, standings)) or "none"
 
 
-def read_standing(plan: Plan, candidate: Candidate, budget: int) -> Standing:
+def read_standing(plan: HalvingPlan, candidate: Candidate, budget: int) -> Standing:
     """How `candidate` stands after `budget` epochs, by its jobs' files. A job with fewer, and not done, has failed."""
     key, scores, seconds = f"val_{METRICS[plan.metric]}", [], 0.0
     for name in candidate.jobs:
         epochs = read_history(plan.folder / name)[:budget]
         known = [epoch[key] for epoch in epochs if epoch.get(key) is not None]
-        whole = len(known) == budget or (known and read_status(plan.folder / name).get("state") == "done")
+        whole = len(known) == budget or (
+            known and read_status(plan.folder / name).get("state") == "done"
+        )
         scores.append(max(known) if whole else None)
         seconds += sum(epoch.get("epoch_seconds") or 0.0 for epoch in epochs)
     complete = [score for score in scores if score is not None]
     # Means of equal sums may differ in the last digit, which is not to decide.
-    return Standing(candidate, round(fmean(complete), 9) if len(complete) == len(scores) else None, seconds)
+    return Standing(
+        candidate, round(fmean(complete), 9) if len(complete) == len(scores) else None, seconds
+    )
 
 
 def _wait(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Wait for jobs that another process trains: the launcher has left them to it."""
     told = False
-    while live := [name for each in candidates for name in each.jobs if is_live(folder / name)]:
+    while live := [name for each in candidates for name in each.jobs if is_running(folder / name)]:
         if not told:
             log.info("Waiting for jobs that another process trains: %s.", ", ".join(live))
             told = True

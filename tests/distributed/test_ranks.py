@@ -1,0 +1,209 @@
+"""Jobs of several processes: what the ranks compute is what one process does, and none of them is left behind."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from torch import nn
+from torch.nn.functional import batch_norm
+
+from helpers import ROOT, forks
+from tvf.distributed import collectives
+from tvf.distributed.collectives import gather, global_batchnorm, reduce_gradients, share_of
+from tvf.distributed.ranks import start_ranks
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="forks and signals as Linux has them")
+SETUP = f"""
+import os, signal, sys, threading, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import psutil, torch
+from helpers import rank_jobs
+from tvf.distributed import ranks
+from tvf.distributed.ranks import start_ranks
+torch.set_num_threads(1)
+out = sys.argv[1]
+"""
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shares_are_the_batch_cut_evenly(count: int, world: int) -> None:
+    shares = [share_of(np.arange(count), rank, world) for rank in range(world)]
+    assert np.concatenate(shares).tolist() == list(range(count))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_one_rank_computes_as_without() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = gradient = torch.ones(2)
+    reduce_gradients(fabric, [parameter])
+    assert parameter.grad is gradient
+    assert gather(fabric, gradient) is gradient
+    with global_batchnorm(fabric):
+        assert (
+            batch_norm(torch.randn(2, 1), None, None, training=True)
+            .abs()
+            .allclose(torch.ones(2, 1), atol=0.1)
+        )
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_statistics_of_one_rank_are_torchs(
+    shape: tuple[int, ...], affine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Second derivatives aside, which are refused: output, gradients and running statistics, and the memory format."""
+    monkeypatch.setattr(collectives, "_gather_equal", lambda tensor: tensor[None])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    inputs = torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 4:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    found = []
+    for context in (
+        torch.enable_grad(),
+        global_batchnorm(cast(Any, SimpleNamespace(world_size=2))),
+    ):
+        layer: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](
+            3, affine=affine
+        )
+        layer, leaf = layer.double(), inputs.clone().requires_grad_()
+        with context:
+            result = layer(leaf)
+        result.square().mul(torch.arange(result.numel()).view(shape)).sum().backward()
+        assert result.stride() == leaf.stride()
+        found.append(
+            [result, leaf.grad, *(each.grad for each in layer.parameters()), *layer.buffers()]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@linux
+@pytest.mark.slow
+def test_ranks_compute_what_one_process_computes(tmp_path: Path) -> None:
+    process = forks.python(
+        SETUP
+        + """
+before = {**os.environ}
+with start_ranks(2, "helpers.rank_jobs:compare_all", {"out": out}):
+    rank_jobs.compare_all(out)
+assert os.environ == before
+assert not torch.distributed.is_initialized()
+assert not psutil.Process().children()
+
+try:  # another job of the same process
+    with start_ranks(2, "helpers.rank_jobs:communicate", {"out": out + "/second"}):
+        rank_jobs.communicate(out + "/second")
+except RuntimeError as error:
+    print("raised", error)
+assert os.environ == before
+assert not torch.distributed.is_initialized()
+assert not psutil.Process().children()
+
+try:
+    with start_ranks(3, "nobody:calls", {}):
+        print("never")
+except RuntimeError as error:
+    print("raised", error)
+try:
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with start_ranks(3, "helpers.rank_jobs:sleep", {"out": out}):
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+assert not psutil.Process().children()
+""",
+        str(tmp_path),
+        cwd=tmp_path,
+    )
+    (tmp_path / "second").mkdir()
+    printed = process.communicate(timeout=300)[0]
+    assert process.wait() == 0, printed
+    *noise, killed, failed, interrupted = (
+        line for line in printed.splitlines() if line.startswith(("raised", "int"))
+    )
+    assert not noise
+    assert (
+        killed
+        == "raised rank 1 of the job was killed by SIGKILL, as the system does when memory runs out"
+    )
+    assert failed in {f"raised rank {rank} of the job ended with code 1" for rank in (1, 2)}
+    assert "ModuleNotFoundError: No module named 'nobody'" in printed
+    assert interrupted == "interrupted"
+    assert "Initializing" not in printed
+    assert "Warning" not in printed
+
+    of_ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert of_ranks[0] == of_ranks[1]
+    for case, distances in of_ranks[0].items():
+        # torch's own BatchNorm is farther than 1e-5 from float64 in gradients here; ours is not.
+        within = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2}[case.split()[2]]
+        within = 1e-10 if case.startswith("lite0 1") else within  # 4 values a channel, 50 layers
+        for kind, distance in distances.items():
+            assert distance < (1e-5 if within > 1e-2 and kind == "buffers" else within), (
+                case,
+                kind,
+            )
+
+    results = [torch.load(tmp_path / "second" / f"rank{rank}.pt") for rank in (0, 1)]
+    for result in results:
+        assert result["gathered"] == [[0, 0, 0, 1], [1, 1], [0, 0], []]
+        assert result["integers"] == [0, 0, 1]
+        assert (result["sum"], result["broadcast"]) == (3, {"from": 0})
+        assert result["wrapped"] == "ModuleList"
+        assert result["gradients"] == [2, 1, 2]
+        assert result["unused"] is None
+        assert result["norm"] == pytest.approx(6)
+        assert torch.equal(*result["weights"])
+        assert result["single"].startswith("Expected more than 1 value per channel")
+
+
+@linux
+@pytest.mark.slow
+def test_no_rank_outlives_rank_0_and_none_is_waited_for_in_vain(tmp_path: Path) -> None:
+    """Rank 0 is killed; and rank 1 is, while rank 0 does not look."""
+    code = (
+        SETUP
+        + "ranks.PATIENCE = 0.5\nwith start_ranks(2, 'helpers.rank_jobs:sleep', {'out': out}): time.sleep(120)"
+    )
+    folders = [tmp_path / name for name in ("killed", "unaware")]
+    for folder in folders:
+        folder.mkdir()
+    killed, unaware = (forks.python(code, str(folder), cwd=folder) for folder in folders)
+    first, second = (_rank(folder) for folder in folders)
+
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)  # which ends when the last process that prints there has
+    assert not psutil.wait_procs([first], timeout=60)[1]
+
+    second.send_signal(signal.SIGTERM)
+    printed = unaware.communicate(timeout=60)[0]
+    assert unaware.wait() == 1
+    assert "rank 1 of the job was killed by SIGTERM: the job ends." in printed
+
+
+def _rank(folder: Path) -> psutil.Process:
+    """The rank that sleeps, once it does."""
+    deadline = time.monotonic() + 120
+    while not (folder / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return psutil.Process(int((folder / "pid").read_text()))
+
+
+def test_no_rank_but_this_process_starts_nothing() -> None:
+    before = psutil.Process().children()
+    with start_ranks(1, "nobody:calls", {}):
+        assert psutil.Process().children() == before

@@ -1,0 +1,139 @@
+"""Jobs on several devices, here two processes on the CPU: the numbers of one process, one record, one W&B run."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers import forks
+from helpers.jobs import metrics, summary
+
+# 39 images in batches of 16: shares of 8 and 8, and of 4 and 3.
+QUICK = (
+    "epochs=2",
+    "data.limit=39",
+    "data.image_size=32",
+    "data.batch_size=16",
+    "model.pct_unfreeze=0.25",
+)
+DDP = ("fabric=ddp", "fabric.accelerator=cpu")
+RICH = (
+    "mix=cutmix",
+    "optimizer.clip_norm=1.0",
+    "data.class_weights=balanced",
+    "average=ema",
+    "recipe=gradual",
+    "epochs=4",
+)
+
+
+def _train(*arguments: str, cwd: Path) -> tuple[str, int | None]:
+    process = forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), OMP_NUM_THREADS="1")
+    output, _ = process.communicate()
+    return output, process.returncode
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    """With a network in float64, whose rounding hides no difference; float32 has a test below."""
+    common = (*QUICK, "fabric.precision=64-true", "tracker=none", *RICH)
+    for name, fabric in (("one", ("fabric=cpu",)), ("two", DDP)):
+        output, code = _train(*fabric, *common, f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
+        assert code == 0, output
+        assert output.count("epoch 2/") == 1  # one rank speaks
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert two == {
+            key: value if value is None else pytest.approx(value, rel=1e-6)
+            for key, value in one.items()
+        }
+    one, two = summary(tmp_path / "one"), summary(tmp_path / "two")
+    assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-6)
+    for key in ("best_epoch", "val_confusion", "test_confusion", "trainable_params"):
+        assert two[key] == one[key]
+
+
+@pytest.mark.slow
+def test_each_job_of_a_multirun_has_ranks_one_record_and_one_wandb_run(tmp_path: Path) -> None:
+    """In float32, and with a store that all ranks of all jobs share."""
+    sweep = ("-m", "seed=1,2", "tracker.mode=offline", "store.mode=on")
+    for name, fabric in (("one", ("fabric=cpu", "hydra/launcher=basic")), ("two", DDP)):
+        output, code = _train(
+            *sweep, *QUICK, *fabric, f"hydra.sweep.dir={tmp_path / name}", cwd=tmp_path
+        )
+        assert code == 0, output
+    for two in (path.parent for path in (tmp_path / "two").glob("*/summary.json")):
+        seed = summary(two)["seed"]
+        (one,) = (
+            p.parent
+            for p in (tmp_path / "one").glob("*/summary.json")
+            if summary(p.parent)["seed"] == seed
+        )
+        for row, expected in zip(metrics(two), metrics(one), strict=True):
+            assert row == pytest.approx(expected, rel=1e-5)
+        assert len(list(two.glob("wandb/offline-run-*"))) == 1
+        assert summary(two)["prefix_images"] == 0  # what the jobs of one process had stored
+    assert len(list((tmp_path / "two").glob("*/summary.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    common = (
+        *QUICK,
+        *DDP,
+        "tracker=none",
+        "epochs=6",
+        "model.head_dropout=0.5",
+        "average=ema",
+        "threads=2",
+    )
+    output, code = _train(*common, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    assert code == 0, output
+    process = forks.train(
+        *(*common, f"hydra.run.dir={tmp_path / 'killed'}"),
+        cwd=tmp_path,
+        TVF_STORE=str(tmp_path / "store"),
+    )
+    file = tmp_path / "killed" / "metrics.jsonl"
+    while not (file.exists() and len(file.read_text().splitlines()) >= 2):
+        time.sleep(0.01)
+    (rank,) = (
+        each
+        for each in psutil.Process(process.pid).children()
+        if "tvf.distributed.ranks" in each.cmdline()
+    )
+    os.kill(rank.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate()
+    assert process.returncode == 1 and time.monotonic() - killed < 30
+    status = json.loads((tmp_path / "killed" / "status.json").read_text())
+    assert (
+        status["state"] == "failed" and "rank 1 of the job was killed by SIGKILL" in status["error"]
+    )
+    output, code = _train(*common, f"hydra.run.dir={tmp_path / 'killed'}", cwd=tmp_path)
+    assert code == 0 and "goes on after epoch" in output
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("fabric.devices=auto", "fabric.devices=auto is refused: write how many a job trains on"),
+        ("fabric.devices=0", "fabric.devices=0 is refused"),
+        (
+            "fabric=ddp fabric.accelerator=cpu fabric.devices=999",
+            "fabric.devices=999 is refused: this machine has ",
+        ),
+        ("+fabric.strategy=fsdp", "fabric.strategy=fsdp is refused: choose one of auto, ddp"),
+    ],
+)
+def test_devices_that_a_job_cannot_train_on_are_refused(
+    tmp_path: Path, wrong: str, message: str
+) -> None:
+    output, code = _train(*QUICK, "tracker=none", *wrong.split(), cwd=tmp_path)
+    assert code == 1 and f"error: {message}" in output and "Traceback" not in output

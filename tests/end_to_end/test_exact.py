@@ -1,0 +1,247 @@
+"""That the store changes nothing but the time: the same epochs with it and without it, and how often it computes."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import Outcome, forks
+from helpers.jobs import metrics, summary
+from tvf.data.augment import FlipsAndCrops, ViewRows
+
+Shell = Callable[..., Outcome]
+# 39 images: the last batch has 7, for which some libraries choose other kernels.
+QUICK = (
+    "epochs=3",
+    "data.limit=39",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "tracker=none",
+    "threads=1",
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["model.pct_unfreeze=0"], id="0"),
+        pytest.param(
+            ["model.pct_unfreeze=0.25", "augment=crop_flip"],
+            id="0.25 crop_flip",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["model.pct_unfreeze=0.5", "augment.views=2"],
+            id="0.5 two views",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["model.pct_unfreeze=1.0"], id="1.0", marks=pytest.mark.slow),
+        pytest.param(
+            ["model.pct_unfreeze=0.25", "augment=torchvision"],
+            id="0.25 torchvision",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["model.pct_unfreeze=0.5", "model.frozen_bn=batch"],
+            id="0.5 batch",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"],
+            id="0.25 recalibrate",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
+                "model.pct_unfreeze=0",
+                "fabric.precision=64-true",
+                "data.limit=17",
+                "data.image_size=32",
+            ],
+            id="0 in 64 bits",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_with_a_store_cold_and_warm_and_without_the_epochs_are_equal_bit_for_bit(
+    shell: Shell, tmp_path: Path, options: list[str]
+) -> None:
+    for name, mode in (("off", "off"), ("cold", "on"), ("warm", "on"), ("auto", "auto")):
+        outcome = shell(*QUICK, *options, f"store.mode={mode}", f"hydra.run.dir={name}")
+        assert outcome.code == 0, outcome.out + outcome.err
+    off = metrics(tmp_path / "off")
+    for name in ("cold", "warm", "auto"):
+        assert metrics(tmp_path / name) == off, name
+        assert summary(tmp_path / name)["test_loss"] == summary(tmp_path / "off")["test_loss"]
+    assert summary(tmp_path / "warm")["prefix_images"] == 0
+    approximations = ["2 views for 3 epochs"] if "augment.views=2" in options else []
+    assert summary(tmp_path / "cold")["approximations"] == approximations
+
+
+def test_each_distinct_image_goes_through_the_frozen_layers_once(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter, the formula of the docs, and the images that the first convolution really saw."""
+    seen = []
+    convolve = torch.conv2d
+
+    def counting(images: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if weight.shape[1] == 3:
+            seen.append(len(images))
+        return convolve(images, weight, *rest, **more)
+
+    monkeypatch.setattr(nn.functional, "conv2d", counting)
+    # So many that no view has fewer than 16 new images, which would be made up to 16.
+    arguments = (*QUICK, "data.limit=150", "model.pct_unfreeze=0.25", "store.mode=on")
+    assert shell(*arguments, "hydra.run.dir=cold").code == 0
+    cold = sum(seen)
+    seen.clear()
+    assert shell(*arguments, "hydra.run.dir=warm").code == 0
+    looked_at = sum(seen)  # images of the size check, the trace and its check, in both runs alike
+    rows = ViewRows(FlipsAndCrops(horizontal=0.5), 150)
+    distinct = sum(len(rows.new(view)) for view in (1, 2, 3))
+    assert 150 < distinct < 2 * 150
+    assert summary(tmp_path / "cold")["prefix_images"] == distinct + 150 + 150 == cold - looked_at
+
+
+@pytest.mark.slow
+def test_mixed_precision_is_named_and_close(shell: Shell, tmp_path: Path) -> None:
+    arguments = (*QUICK, "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
+    for mode in ("off", "on"):
+        assert shell(*arguments, f"store.mode={mode}", f"hydra.run.dir={mode}").code == 0
+    assert summary(tmp_path / "off")["approximations"] == ["precision bf16-mixed"]
+    assert "precision bf16-mixed" in summary(tmp_path / "on")["approximations"]
+    for one, other in zip(metrics(tmp_path / "on"), metrics(tmp_path / "off"), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+
+
+def test_a_store_of_half_precision_is_named_and_close(shell: Shell, tmp_path: Path) -> None:
+    arguments = (*QUICK, "model.pct_unfreeze=0")
+    assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
+    assert shell(*arguments, "store.mode=on", "store.dtype=float16", "hydra.run.dir=half").code == 0
+    assert summary(tmp_path / "half")["approximations"] == ["float16 store"]
+    for one, other in zip(metrics(tmp_path / "half"), metrics(tmp_path / "off"), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["train_loss"] != other["train_loss"]
+
+
+def test_recalibrated_statistics_make_another_model_than_the_pretrained_ones(
+    shell: Shell, tmp_path: Path
+) -> None:
+    for frozen_bn in ("eval", "recalibrate"):
+        arguments = (
+            *QUICK,
+            "model=transfer",
+            f"model.frozen_bn={frozen_bn}",
+            f"hydra.run.dir={frozen_bn}",
+        )
+        assert shell(*arguments).code == 0
+    assert metrics(tmp_path / "eval") != metrics(tmp_path / "recalibrate")
+
+
+@pytest.mark.slow
+def test_rows_that_two_threads_filled_serve_one_that_trains_with_one(
+    shell: Shell, tmp_path: Path
+) -> None:
+    arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
+    for name, threads in (("two", 2), ("one", 1)):
+        assert shell(*arguments, f"threads={threads}", f"hydra.run.dir={name}").code == 0
+    assert shell(*arguments, "threads=1", "store.mode=off", "hydra.run.dir=off").code == 0
+    assert summary(tmp_path / "one")["prefix_images"] == 0
+    for row, expected in zip(metrics(tmp_path / "one"), metrics(tmp_path / "off"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_store_that_cannot_take_more_costs_no_number(shell: Shell, tmp_path: Path) -> None:
+    """With room for the images of one part but for nothing else: a warning, and the same epochs."""
+    arguments = (*QUICK, "model.pct_unfreeze=0.5")
+    assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
+    outcome = shell(*arguments, "store.mode=on", "store.max_gb=0.0005", "hydra.run.dir=full")
+    assert outcome.code == 0
+    assert "store: train images are not kept from here on: " in outcome.out
+    assert metrics(tmp_path / "full") == metrics(tmp_path / "off")
+
+
+def _run(folder: Path, store: Path, *arguments: str) -> forks.Process:
+    kind = "sweep" if "-m" in arguments else "run"
+    return forks.train(
+        *arguments, f"hydra.{kind}.dir={folder}", cwd=folder.parent, TVF_STORE=str(store)
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_image_once(
+    tmp_path: Path,
+) -> None:
+    """Fractions × seeds with an optimizer each, two jobs at a time, in a cold store: images once per chain of cuts."""
+    grid = ("model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "optimizer.weight_decay=${seed}")
+    outputs = {}
+    for mode in ("on", "off"):
+        arguments = ("-m", *grid, *QUICK, "data.limit=100", f"store.mode={mode}")
+        process = _run(tmp_path / mode, tmp_path / "store", *arguments)
+        outputs[mode], _ = process.communicate()
+        assert process.returncode == 0, outputs[mode]
+    # store.mode is one of the overrides that the folders' names hash, so jobs are matched by what they did.
+    on, off = (
+        sorted(
+            json.dumps(metrics(path.parent)) for path in (tmp_path / mode).glob("*/metrics.jsonl")
+        )
+        for mode in ("on", "off")
+    )
+    assert on == off and len(set(on)) == 6
+    rows = ViewRows(FlipsAndCrops(horizontal=0.5), 100)
+    distinct = sum(len(rows.new(view)) for view in (1, 2, 3))
+    summaries = [summary(path.parent) for path in (tmp_path / "on").glob("*/summary.json")]
+    assert sum(each["prefix_images"] for each in summaries) == distinct + 100 + 100
+    # Two more cuts on the way: each image goes on from one to the next once.
+    assert sum(each["continued_images"] for each in summaries) == 2 * (distinct + 100 + 100)
+
+
+@pytest.mark.slow
+def test_a_job_killed_while_it_fills_the_store_is_done_again_with_what_it_left(
+    tmp_path: Path,
+) -> None:
+    arguments = (*QUICK, "data.limit=640", "model=transfer", "store.mode=on", "epochs=2")
+    killed = _run(tmp_path / "killed", tmp_path / "store", *arguments)
+    for _ in range(6000):
+        if len(list((tmp_path / "store" / "activations").rglob("*.done"))) >= 2:
+            break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = len(list((tmp_path / "store" / "activations").rglob("*.done")))
+    assert left >= 2 and not (tmp_path / "killed" / "summary.json").exists()
+    for name, mode in (("again", "on"), ("off", "off")):
+        process = _run(tmp_path / name, tmp_path / "store", *arguments, f"store.mode={mode}")
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert metrics(tmp_path / "again") == metrics(tmp_path / "off")
+    rows = ViewRows(FlipsAndCrops(horizontal=0.5), 640)
+    distinct = len(rows.new(1)) + len(rows.new(2))
+    assert summary(tmp_path / "again")["prefix_images"] == distinct + 393 + 640 - 128 * left
+
+
+def test_rows_count_each_image_of_the_views_once() -> None:
+    augment = FlipsAndCrops(horizontal=0.5, padding=1, seed=3)
+    images = torch.randint(
+        0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    rows, samples, table = ViewRows(augment, 50), np.arange(50), []
+    for view in range(1, 12):
+        new = rows.new(view)
+        table += list(augment(images[torch.from_numpy(new)], new, view))
+        assert rows.starts[view] == len(table)
+        expected = augment(images, samples, view)
+        assert all(
+            torch.equal(table[row], image)
+            for row, image in zip(rows.of_view(view), expected, strict=True)
+        )
+    distinct = {image.numpy().tobytes() for image in table}
+    assert len(distinct) == len(table) < 11 * 50

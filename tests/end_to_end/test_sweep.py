@@ -1,0 +1,311 @@
+"""Whole sweeps through the shell, in processes of their own; and the table that ends them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import ROOT, Outcome, forks
+from helpers.jobs import metrics
+from tvf.records.rows import COLUMNS, read_jobs
+from tvf.records.sweep import read_commands, read_configs, summary_run_id, write_manifest
+from tvf.report.terminal import print_result, print_status
+
+QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
+# A backbone that raises in its first training step for one fraction: after the W&B run has begun.
+FLAKY = """
+import torch
+from tvf.backbones import efficientnet_lite0
+
+def fail_in_training(module, inputs):
+    if module.training:
+        raise RuntimeError("the flaky backbone broke")
+
+def make(num_classes, pct, fails_at):
+    backbone = efficientnet_lite0(num_classes)
+    if pct == fails_at:
+        backbone.module.register_forward_pre_hook(fail_in_training)
+    return backbone
+"""
+
+
+@pytest.fixture(autouse=True)
+def wandb_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the settings that the machine's owner may have made."""
+    for key in [*os.environ]:
+        if key.startswith("WANDB"):
+            monkeypatch.delenv(key)
+
+
+def _sweep(folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """The exit code of a sweep in `folder`, and what it printed."""
+    process = forks.train(*arguments, *QUICK, f"hydra.sweep.dir={folder}", cwd=folder.parent)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def _sweep_of_its_own(folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """The same in a Python that starts for it."""
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *arguments,
+        *QUICK,
+        f"hydra.sweep.dir={folder}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    return done.returncode, done.stdout + done.stderr
+
+
+def _csv(sweep: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((sweep / "results.csv").read_text().splitlines()))
+
+
+def _metrics(sweep: Path) -> dict[str, list[dict[str, float]]]:
+    """Of each job folder the epochs, without times."""
+    return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Path) -> None:
+    """local with two workers, local in this process, basic: distinct W&B runs, equal numbers, one table."""
+    launchers = {
+        "two": (),
+        "one": ("hydra/launcher=local", "hydra.launcher.n_jobs=1"),
+        "basic": ("hydra/launcher=basic",),
+    }
+    metrics, ids = {}, []
+    for name, launcher in launchers.items():
+        sweep = _sweep if launcher else _sweep_of_its_own  # which the README's command is
+        code, output = sweep(
+            tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher
+        )
+        assert code == 0, output
+        metrics[name] = _metrics(tmp_path / name)
+        rows = _csv(tmp_path / name)
+        assert [(row["name"], row["state"], row["wandb_mode"]) for row in rows] == [
+            (f"{kind}-seed{seed}", "done", "offline")
+            for kind in ("transfer-learning", "fine-tuning-0.5")
+            for seed in (1, 2)
+        ]
+        ids += [row["wandb_run_id"] for row in rows]
+        on_disk = [path.name[-8:] for path in (tmp_path / name).glob("*/wandb/offline-run-*")]
+        assert sorted(on_disk) == sorted(row["wandb_run_id"] for row in rows)
+        for row in rows:
+            assert f" {row['name']} " in output
+            log = (tmp_path / name / row["folder"] / "job.log").read_text()
+            assert log.count("epoch 2/2") == 1
+        sweep_folder = tmp_path / name
+        sent = (
+            f"wandb sync {sweep_folder}/*/wandb/offline-run-* {sweep_folder}/wandb/offline-run-*\n"
+        )
+        assert sent in output and len(list(sweep_folder.glob("wandb/offline-run-*"))) == 1
+        assert (
+            f"report: {sweep_folder}/report.html" in output
+            and "with a validation accuracy of" in output
+        )
+    assert len(set(ids)) == 12
+    assert len(metrics["two"]) == 4
+    assert metrics["two"] == metrics["one"] == metrics["basic"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(
+    tmp_path: Path, launcher: str
+) -> None:
+    conf = tmp_path / "conf" / "backbone"
+    conf.mkdir(parents=True)
+    (conf / "flaky.yaml").write_text(
+        "_target_: flaky.make\npct: ${model.pct_unfreeze}\nfails_at: 0.5\n"
+    )
+    (tmp_path / "conf" / "flaky.py").write_text(FLAKY)
+    sweep = tmp_path / "sweep"
+    arguments = (
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "-m",
+        "backbone=flaky",
+        "model.pct_unfreeze=0,0.5,1.0",
+    )
+    code, output = _sweep(sweep, *arguments, f"hydra/launcher={launcher}")
+    assert code == 1, output
+    assert "fine-tuning-0.5 failed: RuntimeError: the flaky backbone broke" in output
+    rows = {row["name"]: row for row in read_jobs(sweep)}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        **{"fine-tuning-0": "done", "fine-tuning-0.5": "failed", "fine-tuning-1.0": "done"}
+    }
+    failed = sweep / rows["fine-tuning-0.5"]["folder"]
+    assert "Traceback" in (failed / "job.log").read_text()
+    (wandb_log,) = failed.glob("wandb/offline-run-*/logs/debug.log")
+    assert "got exitcode: 1" in wandb_log.read_text()
+    assert len(list(sweep.glob("*/wandb/offline-run-*"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(
+    tmp_path: Path, launcher: str
+) -> None:
+    code, output = _sweep(
+        tmp_path / "sweep",
+        *(
+            "-m",
+            "model.pct_unfreeze=0,0.25,1.0",
+            "name=job-of-${model.pct_unfreeze}",
+            "tracker=none",
+            "epochs=1",
+        ),
+        f"hydra/launcher={launcher}",
+    )
+    assert code == 0, output
+    found = {(row["name"], float(row["pct_unfreeze"])) for row in _csv(tmp_path / "sweep")}
+    assert found == {("job-of-0", 0.0), ("job-of-0.25", 0.25), ("job-of-1.0", 1.0)}
+
+
+@pytest.mark.slow
+def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    code, output = _sweep(
+        sweep,
+        "-m",
+        "model=transfer,finetune",
+        "model.pct_unfreeze=0.25,0.50",
+        "optimizer.lr=1e-3",
+        "tracker=none",
+    )
+    assert code == 0, output
+    assert [row["name"] for row in read_jobs(sweep)] == [
+        "transfer-learning",
+        "fine-tuning-0.25",
+        "fine-tuning-0.5",
+    ]
+    assert output.count("[transfer] epoch 2/2") == 1
+    assert "ignores model.pct_unfreeze" in output
+
+
+def test_a_wrong_fraction_anywhere_in_a_sweep_is_refused_before_its_first_job(
+    shell: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    refused = shell("-m", "model.pct_unfreeze=0,0.5,50", *QUICK, "hydra.sweep.dir=sweep")
+    assert refused.code == 1
+    assert (
+        refused.err
+        == "error: pct_unfreeze=50 is outside [0, 1]: it is a fraction, did you mean 0.5?\n"
+    )
+    assert not (tmp_path / "sweep").exists()
+
+
+def _job(sweep: Path, folder: str, state: str, **summary: Any) -> None:
+    (sweep / folder).mkdir(parents=True)
+    (sweep / folder / "status.json").write_text(
+        json.dumps({"name": folder, "state": state, "error": "E: why"})
+    )
+    if summary:
+        (sweep / folder / "summary.json").write_text(json.dumps(summary))
+
+
+def _set(job: Path, **values: Any) -> None:
+    status = json.loads((job / "status.json").read_text())
+    (job / "status.json").write_text(json.dumps(status | values))
+
+
+def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _job(tmp_path, "large", "done", pct_unfreeze=1.0, unfrozen_groups=["a", "b"], test_acc=0.5)
+    _job(tmp_path, "killed", "running")
+    _job(
+        tmp_path,
+        "small",
+        "done",
+        pct_unfreeze=0.25,
+        unfrozen_groups=["a"],
+        test_acc=0.75,
+        trainable_params=1234,
+    )
+    _set(tmp_path / "large", wandb_mode="offline")
+    assert print_result(tmp_path, frozenset({"large", "killed", "small", "late"})) is True
+    printed = capsys.readouterr().out
+    assert printed.index("small") < printed.index("large") < printed.index("interrupted")
+    for words in (
+        "1,234",
+        "0.750",
+        "killed interrupted: its process is gone",
+        "never started: late",
+        "wandb sync",
+    ):
+        assert words in printed
+    rows = _csv(tmp_path)
+    assert list(rows[0]) == COLUMNS
+    assert [(row["name"], row["unfrozen_groups"], row["state"]) for row in rows] == [
+        ("small", "a", "done"),
+        ("large", "a b", "done"),
+        ("killed", "", "interrupted"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job/summary.json", '{"pct_unfreeze": "x"}'),
+        ("job/config.json", '{"model": "a", "seed": [1], "epochs": {}}'),
+        ("job/config.json", '"a"'),
+        ("job/metrics.jsonl", "{}\n[]\n"),
+        ("sweep.json", '{"jobs": [], "commands": ["a"]}'),
+        ("sweep.json", '{"jobs": {"other": 3}, "commands": {}}'),
+    ],
+)
+def test_a_file_that_is_not_as_tvf_writes_it_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    _job(tmp_path, "good", "done", pct_unfreeze=0.5)
+    _job(tmp_path, "job", "done", pct_unfreeze=0.5)
+    (tmp_path / name).write_text(content)
+    print_status(tmp_path)
+    assert print_result(tmp_path, frozenset({"good"})) is False
+    assert "good" in capsys.readouterr().out and read_commands(tmp_path) == []
+
+
+@pytest.mark.parametrize("foreign", ["", "[]", '{"state": "done"', '{"status": "ok"}'])
+def test_a_folder_with_a_foreign_status_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], foreign: str
+) -> None:
+    _job(tmp_path, "good", "done", pct_unfreeze=0.5)
+    _job(tmp_path, "foreign", "done")
+    (tmp_path / "foreign" / "status.json").write_text(foreign)
+    assert print_result(tmp_path, frozenset({"good"})) is False
+    assert "foreign/status.json is not a job's status" in capsys.readouterr().err
+    assert [row["name"] for row in _csv(tmp_path)] == ["good"]
+
+
+def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, bn in (("a", "eval"), ("b", "batch")):
+        _job(tmp_path, folder, "done", pct_unfreeze=0.5)
+        (tmp_path / folder / ".hydra").mkdir()
+        overrides = f"- epochs=3\n- model.frozen_bn={bn}\n- seed=1\n"
+        (tmp_path / folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    print_result(tmp_path, frozenset())
+    printed = capsys.readouterr().out
+    assert "model.frozen_bn=eval" in printed and "model.frozen_bn=batch" in printed
+    assert "epochs=3" not in printed and "seed=1" not in printed
+
+
+def test_a_sweep_of_which_every_job_is_done_is_well(tmp_path: Path) -> None:
+    _job(tmp_path, "only", "done", pct_unfreeze=1.0)
+    assert print_result(tmp_path, frozenset({"only"})) is False
+
+
+def test_the_run_that_compares_the_jobs_keeps_its_id_when_the_sweep_goes_on(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"a": {"seed": 1}})
+    run = summary_run_id(tmp_path)
+    write_manifest(tmp_path, {"b": {"seed": 2}})
+    assert summary_run_id(tmp_path) == run and len(read_configs(tmp_path)) == 2

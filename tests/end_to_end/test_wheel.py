@@ -1,0 +1,112 @@
+"""The wheel by itself: with what it declares and nothing else, run from a folder that knows nothing of the checkout."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from helpers import ROOT
+
+NETWORK = """
+from torch import nn
+from tvf.backbones import Backbone
+from tvf.freezing import group_by_modules
+
+def make(num_classes, width):
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = nn.Sequential(nn.Conv2d(3, width, 3), *pool, nn.Linear(width, num_classes))
+    return Backbone("mine", net, "3", group_by_modules(net, [["0"]]))
+"""
+
+
+def link_requirements(site: Path, wheel: Distribution, extra: str) -> set[str]:
+    """Link the installed packages that `wheel` declares, and those that they do, into `site`; the names of all."""
+    linked, todo = {(wheel.name, extra)}, [(text, extra) for text in wheel.requires or []]
+    while todo:
+        text, extra = todo.pop()
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        package = distribution(requirement.name)
+        assert requirement.specifier.contains(package.version, prereleases=True), text
+        new = {(package.name, each) for each in ("", *requirement.extras)} - linked
+        linked |= new
+        todo += [(each, extra) for _, extra in new for each in package.requires or []]
+        # hydra_plugins is a folder that several packages put files into, the wheel among them.
+        parts = (
+            file.parts[: 2 if file.parts[0] == "hydra_plugins" else 1]
+            for file in package.files or []
+        )
+        for name in {str(Path(*each)) for each in parts if each[0] not in ("..", "__pycache__")}:
+            if not (site / name).exists():
+                (site / name).symlink_to(Path(str(package.locate_file(name))))
+    return {name for name, _ in linked}
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    shipped = {name for name in held if name.endswith(".yaml")}
+    assert shipped == {f"tvf/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert (
+        "hydra_plugins/tvf_halving.py" in held and "hydra_plugins/__init__.py" not in held
+    )  # others have plugins too
+
+    # Links instead of downloads: an install from nothing is how this environment has come about.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True)
+    (installed,) = tmp_path.glob("venv/lib/python*/site-packages/tvf-*.dist-info")
+    names = link_requirements(installed.parent, Distribution.at(installed), "demo")
+    assert {"torch", "wandb", "elpv-dataset"} < names and "pytest" not in names
+    empty = tmp_path / "empty"
+    (empty / "my_conf" / "backbone").mkdir(parents=True)
+    (empty / "my_conf" / "backbone" / "mine.yaml").write_text("_target_: network.make\nwidth: 4\n")
+    (empty / "my_conf" / "network.py").write_text(NETWORK)
+
+    def tvf(*arguments: str) -> str:
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("WANDB", "PYTHON"))
+        }
+        command = [str(tmp_path / "venv/bin/tvf"), "train", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=empty,
+            env=environment | {"NETRC": "/nowhere"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "[finetune pct=0.5] epoch 1/1" in tvf("epochs=1", "data.limit=64")
+    # A sweep's workers are fresh processes: they must find the user's file too.
+    mine = (
+        "--config-dir",
+        "./my_conf",
+        "-m",
+        "backbone=mine",
+        "seed=1,2",
+        "epochs=1",
+        "data.limit=64",
+        "tracker=none",
+    )
+    assert "Successive halving: 1 candidates" in tvf(*mine, "hydra/sweeper=halving")
+    summaries = [
+        json.loads(path.read_text()) for path in empty.glob("outputs/sweeps/*/*/summary.json")
+    ]
+    (report,) = empty.glob("outputs/sweeps/*/report.html")  # whose template the wheel has, too
+    assert "vegaEmbed" in report.read_text()
+    assert [summary["backbone"] for summary in summaries] == 2 * ["mine"]

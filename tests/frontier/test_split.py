@@ -1,0 +1,309 @@
+"""Cutting networks: prefix and suffix are the whole, whatever is frozen."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision import models
+
+from helpers import small_backbone
+from tvf.frontier.split import TracedModel
+from tvf.frontier.trace import TraceError
+from tvf.models.batchnorm import hold_frozen_batchnorm
+
+PIXELS = torch.randint(
+    0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+TORCHVISION = ["resnet18", "resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "vit_b_16"]
+TIMM = [
+    "tf_efficientnet_lite0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "mobilenetv3_small_100",
+    "regnety_002",
+]
+FAST = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
+
+
+class Normalised(nn.Module):
+    """A network that takes pixels, whose frozen BatchNorm layers stay in eval mode, as FineTuneModel's do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.module(pixels / 255 - 0.5)
+
+    def train(self, mode: bool = True) -> "Normalised":
+        super().train(mode)
+        if mode:
+            hold_frozen_batchnorm(self.module)
+        return self
+
+
+def _network(name: str) -> Normalised:
+    """Random weights, and BatchNorm statistics, scales and shifts that are not the initial ones."""
+    torch.manual_seed(0)
+    size = (
+        {"image_size": 64}
+        if name == "vit_b_16"
+        else {"img_size": 64}
+        if name.startswith("vit")
+        else {}
+    )
+    make: Callable[..., nn.Module] = timm.create_model if name in TIMM else models.get_model
+    network = make(name, **size)
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            nn.init.uniform_(layer.weight, 0.8, 1.2)
+            nn.init.normal_(layer.bias, 0, 0.1)
+            nn.init.normal_(layer.running_mean, 0, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return Normalised(network)
+
+
+def _boundaries(network: nn.Module) -> list[int]:
+    """After how many parameters, in the order of the forward pass, each block of layers begins."""
+    names = [name.split(".")[:4] for name, _ in network.named_parameters()]
+    return [i for i, path in enumerate(names) if i == 0 or path[:-1] != names[i - 1][:-1]]
+
+
+def _patterns(network: nn.Module) -> list[list[bool]]:
+    """Which parameters are frozen: everything before each boundary, and at random."""
+    count, drawn = len(list(network.parameters())), random.Random(0)
+    patterns = [[i < boundary for i in range(count)] for boundary in _boundaries(network)]
+    patterns += [
+        [drawn.random() < share for _ in range(count)] for share in (0.3, 0.7, 0.9, 0.97, 0.99)
+    ]
+    return [pattern if not all(pattern) else [*pattern[:-1], False] for pattern in patterns]
+
+
+def _gradients(network: nn.Module, output: Tensor) -> dict[str, Tensor]:
+    network.zero_grad()
+    (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in TORCHVISION + TIMM],
+)
+def test_prefix_then_suffix_is_the_whole_at_every_boundary_and_for_random_patterns(
+    name: str,
+) -> None:
+    """In eval mode outputs agree bit for bit and gradients to 1e-6; in training mode the parts are checked too."""
+    network = _network(name)
+    traces = {mode: TracedModel(network.train(mode), PIXELS) for mode in (True, False)}
+    depths = []
+    for frozen in _patterns(network):
+        for parameter, freeze in zip(network.parameters(), frozen, strict=True):
+            parameter.requires_grad_(not freeze)
+        network.train()
+        cut = traces[False].find_cut()
+        depths.append(cut.depth)
+        if len(depths) % 8 == 1:  # it runs both networks again
+            traces[True].check(traces[True].find_cut(), PIXELS)
+        prefix, suffix = traces[False].extract(None, cut), traces[False].extract(cut, None)
+        assert prefix is not None and suffix is not None
+        trained_before = {n for n, p in prefix.named_parameters() if p.requires_grad}
+        assert not trained_before
+        network.eval()
+        whole = network(PIXELS)
+        with torch.no_grad():
+            activations = prefix(PIXELS)
+            assert torch.equal(suffix(*[tensor.clone() for tensor in activations]), network(PIXELS))
+        assert [tuple(t.shape[1:]) for t in activations] == [layout.shape for layout in cut.layouts]
+        expected = _gradients(network, whole)
+        actual = _gradients(network, suffix(*activations))
+        assert actual.keys() == expected.keys()
+        for parameter, gradient in expected.items():
+            bound = 1e-6 * gradient.abs().max()
+            assert (actual[parameter] - gradient).abs().max() <= bound, parameter
+    assert max(depths) > min(depths)
+
+
+class Dropping(nn.Module):
+    """Layers, then something random or batch-dependent, then layers: nothing after it can be in a prefix."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.second, self.head = (
+            nn.Linear(12, 8),
+            middle,
+            nn.Linear(8, 8),
+            nn.Linear(8, 2),
+        )
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.second(self.middle(self.first(pixels.flatten(1) / 255).relu())))
+
+
+SMALL = torch.randint(
+    0, 256, (5, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+class DropPath(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return timm.layers.drop_path(x, 0.5, self.training)  # type: ignore[attr-defined]
+
+
+class FunctionalNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.mean, self.var, training=self.training)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.Dropout(0.5),
+        Functional(),
+        timm.layers.drop.DropPath(0.5),
+        DropPath(),
+        nn.BatchNorm1d(8),
+        FunctionalNorm(),
+    ],  # type: ignore[attr-defined]
+    ids=lambda middle: type(middle).__name__,
+)
+def test_what_is_random_or_uses_batch_statistics_is_never_in_the_prefix(middle: nn.Module) -> None:
+    network = Dropping(middle).train()
+    state = torch.get_rng_state()
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    cut = TracedModel(network, SMALL).find_cut()
+    assert cut.layouts[0].shape == (8,) and cut.weights == 12 * 8 + 8
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "middle", [nn.Dropout(0.0), nn.Identity(), nn.BatchNorm1d(8).eval(), nn.LayerNorm(8)]
+)
+def test_what_is_the_same_for_each_sample_every_time_is_in_the_prefix(middle: nn.Module) -> None:
+    network = Dropping(middle).train()
+    if isinstance(middle, nn.BatchNorm1d):
+        middle.eval()
+    everything_but_the_head = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    assert TracedModel(network, SMALL).find_cut().weights == everything_but_the_head
+
+
+def test_batchnorm_that_trains_is_not_in_the_prefix_of_evaluation_either() -> None:
+    """Without parameters and before anything that trains: its statistics move all the same."""
+    network = Dropping(nn.BatchNorm1d(8, affine=False)).train()
+    evaluation = TracedModel(network.eval(), SMALL)
+    network.train()
+    assert evaluation.find_cut().weights == 12 * 8 + 8
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_frozen_part_that_mixes_samples_is_noticed() -> None:
+    network = Dropping(Mixing()).train()
+    trace = TracedModel(network, SMALL)
+    with pytest.raises(TraceError, match="mixes the samples"):
+        trace.check(trace.find_cut(), SMALL)
+
+
+def test_a_network_that_does_not_trace_says_why() -> None:
+    with pytest.raises(TraceError, match="control flow"):
+        TracedModel(Dropping(Branching()).train(), SMALL)
+
+
+class InPlace(nn.Module):
+    """Writes into what the suffix reads too, which no separate copies can repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 8), nn.Linear(8, 2)
+        self.first.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        hidden = self.first(pixels.flatten(1) / 255)
+        before = self.head(hidden)
+        hidden.mul_(2)
+        return before + self.head(hidden)
+
+
+def test_parts_that_would_compute_something_else_are_refused() -> None:
+    network = InPlace().train()
+    trace = TracedModel(network, SMALL)
+    with pytest.raises(TraceError, match="something else"):
+        trace.check(trace.find_cut(), SMALL)
+
+
+def _cuts(fractions: list[int]) -> tuple[TracedModel, dict[int, Any]]:
+    """Cuts of one network with so many of its four groups frozen."""
+    module = small_backbone().module
+    network = Normalised(module)
+    trace = TracedModel(network.train(), PIXELS)
+    order = ["conv1", "bn1", "conv2", "bn2"]
+    cuts = {}
+    for count in fractions:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.partition(".")[0] not in order[:count])
+        network.train()
+        cuts[count] = trace.find_cut()
+    return trace, cuts
+
+
+def test_a_deeper_cut_continues_from_a_shallower_one_found_by_its_digests() -> None:
+    trace, cuts = _cuts([2, 3, 4])
+    other, again = _cuts([2])
+    assert again[2].digests == cuts[2].digests and again[2].key == cuts[2].key
+    found = other.locate(cuts[2].digests, again[2])
+    assert found is not None and found.nodes == again[2].nodes
+    assert trace.continues(cuts[2], cuts[4]) and not trace.continues(cuts[4], cuts[2])
+    assert trace.extract(cuts[4], cuts[2]) is None
+    to_shallow, on, to_deep = (
+        trace.extract(None, cuts[2]),
+        trace.extract(cuts[2], cuts[4]),
+        trace.extract(None, cuts[4]),
+    )
+    assert to_shallow is not None and on is not None and to_deep is not None
+    with torch.no_grad():
+        for one, other_way in zip(on(*to_shallow(PIXELS)), to_deep(PIXELS), strict=True):
+            assert torch.equal(one, other_way)
+
+
+def test_digests_follow_weights_statistics_and_structure() -> None:
+    def key(change: Callable[[Any], object]) -> str:
+        module: Any = small_backbone().module
+        change(module)
+        module.requires_grad_(False)
+        module.head.requires_grad_(True)
+        return TracedModel(Normalised(module).train(), PIXELS).find_cut().key
+
+    same = key(lambda module: None)
+    assert same == key(lambda module: module.head.weight.data.add_(1))
+    for change in (
+        lambda module: module.conv1.weight.data[0, 0, 0, 0].add_(1e-3),
+        lambda module: module.bn1.running_var[0].add_(1e-3),
+        lambda module: setattr(module.bn2, "eps", 1e-3),
+        lambda module: setattr(module.conv2, "stride", (1, 1)),
+    ):
+        assert key(change) != same

@@ -1,0 +1,193 @@
+"""Commands in processes of their own without the seconds that imports take: forks of one process that has done them.
+
+A fork has what a command started in a shell has: arguments, folder, environment, streams and a session of its own, and
+an interpreter that ends by itself. What it does not show: that the imports work, which is for those who start Python;
+and that nothing depends on the order of sets of strings, as forks of one process share the seed of its hashes.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+IMPORTED = (
+    "tvf.cli",
+    "tvf.job",
+    "tvf.data",
+    "tvf.training",
+    "timm",
+    "sklearn.model_selection",
+    "tvf.report.figure",
+    "tvf.report",
+)
+REQUEST_BYTES = 1 << 20
+
+
+class Process:
+    """A fork, as subprocess.Popen shows a process."""
+
+    def __init__(self, report: int, output: int | None) -> None:
+        self.returncode: int | None = None
+        self._report, self._output, self._said = os.fdopen(report, "rb"), output, b""
+        self.pid = int(self._report.readline())
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._report], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            with self._report:
+                self.returncode = int(self._report.readline())
+        return self.returncode
+
+    def read_line(self) -> str:
+        """The next line that it prints."""
+        assert self._output is not None
+        line = b""
+        while not line.endswith(b"\n") and (byte := os.read(self._output, 1)):
+            line += byte
+        self._said += line
+        return line.decode()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Wait for its end, and that of all processes that have its output; what they printed, errors among it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._output is not None:
+            left = None if deadline is None else max(0, deadline - time.monotonic())
+            if not select.select([self._output], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0, self._said)
+            if chunk := os.read(self._output, 65536):
+                self._said += chunk
+            else:
+                os.close(self._output)
+                self._output = None
+        self.wait(None if deadline is None else max(0, deadline - time.monotonic()))
+        return self._said.decode(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def train(*arguments: str, cwd: Path, terminal: int | None = None, **environment: str) -> Process:
+    """`python train.py ARGUMENTS`; the variables beside this process's own."""
+    script = str(ROOT / "train.py")
+    return _fork({"script": script, "argv": [script, *arguments]}, cwd, terminal, environment)
+
+
+def tvf(*arguments: str, cwd: Path, **environment: str) -> Process:
+    """`tvf ARGUMENTS`, as the installed command runs it."""
+    return python(
+        "import sys; from tvf.cli import main; sys.argv[0] = 'tvf'; main()",
+        *arguments,
+        cwd=cwd,
+        **environment,
+    )
+
+
+def python(code: str, *arguments: str, cwd: Path, **environment: str) -> Process:
+    """`python -c CODE ARGUMENTS`."""
+    return _fork({"code": code, "argv": ["-c", *arguments]}, cwd, None, environment)
+
+
+def _fork(
+    request: dict[str, Any], cwd: Path, terminal: int | None, environment: dict[str, str]
+) -> Process:
+    request |= {"cwd": str(cwd), "environment": os.environ | environment}
+    nothing, output = os.open(os.devnull, os.O_RDONLY), None
+    streams = [nothing, terminal, terminal]
+    if terminal is None:
+        output, streams[1] = os.pipe()
+        streams[2] = streams[1]
+    report, reporting = os.pipe()
+    message = json.dumps(request).encode()
+    assert len(message) < REQUEST_BYTES
+    socket.send_fds(_server()[0], [message], [*streams, reporting])
+    for each in {nothing, reporting, *([] if terminal is not None else streams[1:])}:
+        os.close(each)
+    return Process(report, output)
+
+
+@cache
+def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The process that forks, and what asks it; it ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = [sys.executable, __file__, str(theirs.fileno())]
+        return ours, subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+
+
+def _serve(asked: socket.socket) -> dict[str, Any]:
+    """Fork for each request until nobody is there to ask; what returns is a fork, with its request."""
+    children: dict[int, int] = {}
+    while True:
+        ready = select.select([asked], [], [], 0.02 if children else None)[0]
+        for child in [*children]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                with open(children.pop(child), "w") as report, contextlib.suppress(BrokenPipeError):
+                    print(os.waitstatus_to_exitcode(status), file=report, flush=True)
+        if not ready:
+            continue
+        message, files, _, _ = socket.recv_fds(asked, REQUEST_BYTES, 4)
+        if not message:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            os._exit(0)
+        child = os.fork()
+        if child == 0:
+            for number, file in enumerate(files[:3]):
+                os.dup2(file, number)
+            for each in {*files, *children.values()}:
+                os.close(each)
+            asked.close()
+            return json.loads(message)
+        for each in {*files[:3]}:
+            os.close(each)
+        children[child] = files[3]
+        os.write(files[3], f"{child}\n".encode())
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Be the process that the request asks for."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)  # type: ignore[union-attr]
+    sys.argv = request["argv"]
+    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [str(ROOT) if "script" in request else "", *filter(None, more)]
+    if "script" in request:
+        runpy.run_path(request["script"], run_name="__main__")
+    else:
+        sys.modules["__main__"] = module = ModuleType("__main__")
+        exec(request["code"], module.__dict__)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    # timm would import it, and it makes folders at its import, which the first fork that ends would remove from all.
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+    for each in IMPORTED:
+        importlib.import_module(each)
+    del sys.modules["wandb"]
+    sys.path[0] = ""
+    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,0 +1,144 @@
+"""Folders of sweeps as tvf leaves them, with scores that a test chooses: for what reads them."""
+
+import copy
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+
+from tvf.config import conf_dir
+from tvf.config.build import to_plain
+from tvf.records.sweep import write_manifest
+
+
+@cache
+def _base() -> str:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("config", ["tracker=none", "name=job"])
+    return json.dumps(to_plain(cfg))
+
+
+def base_config() -> dict[str, Any]:
+    """The config of a job with nothing overridden but the tracker."""
+    return json.loads(_base())
+
+
+def add_job(
+    sweep: Path,
+    fraction: float,
+    seed: int,
+    scores: Sequence[float] = (0.7, 0.8),
+    *,
+    state: str = "done",
+    epochs: int | None = None,
+    seconds: float | None = None,
+    changes: dict[str, Any] | None = None,
+    manifest: bool = True,
+    **summary: Any,
+) -> Path:
+    """A job whose validation accuracy is `scores`, epoch by epoch; `changes` are of its config, by dotted keys.
+
+    `state` may be waiting: then only sweep.json knows of it.
+    """
+    config = base_config() | {
+        "seed": seed,
+        "epochs": epochs or len(scores),
+        "name": f"fine-tuning-{fraction}-seed{seed}",
+    }
+    config["model"]["pct_unfreeze"] = fraction
+    overrides = [f"model.pct_unfreeze={fraction}", f"seed={seed}"]
+    for key, value in (changes or {}).items():
+        *nodes, last = key.split(".")
+        node = config
+        for each in nodes:
+            node = node[each]
+        node[last] = value
+        overrides.append(f"{key}={value}")
+    number = len(list(sweep.glob("*/status.json")))
+    folder = sweep / f"{config['name']}-{number:08x}"
+    if manifest:
+        write_manifest(
+            sweep,
+            {folder.name: copy.deepcopy(config)},
+            {"folder": str(sweep), "arguments": ["-m", "seed=1,2"]},
+        )
+    if state == "waiting":
+        return folder
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (folder / "config.json").write_text(json.dumps(config))
+    status = {
+        "state": state,
+        "name": config["name"],
+        "error": "RuntimeError: broke" if state == "failed" else None,
+    }
+    (folder / "status.json").write_text(
+        json.dumps(status | {"wandb_run_id": None, "wandb_mode": None})
+    )
+    lines = [
+        {
+            "epoch": number,
+            "train_loss": 0.5 / number,
+            "train_acc": min(score + 0.05, 1.0),
+            "val_loss": 0.6 / number,
+        }
+        | {
+            "val_acc": score,
+            "val_macro_f1": score - 0.1,
+            "val_auroc": score + 0.05,
+            "epoch_seconds": 1.0,
+        }
+        for number, score in enumerate(scores, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if state == "done":
+        best = max(scores)
+        given = {
+            **{
+                "name": config["name"],
+                "model": "finetune",
+                "backbone": "efficientnet_lite0",
+                "data": "elpv",
+            },
+            **{"seed": seed, "pct_unfreeze": fraction, "classes": ["functional", "defective"]},
+            **{
+                "unfrozen_groups": ["a"] * round(9 * fraction),
+                "trainable_params": 2562 + int(1e6 * fraction),
+            },
+            **{"total_params": 3373570, "epochs": len(scores), "metric": config["data"]["metric"]},
+            **{
+                "best_epoch": scores.index(best) + 1,
+                "val_loss": 0.4,
+                "val_acc": best,
+                "val_macro_f1": best - 0.1,
+            },
+            **{
+                "val_auroc": best + 0.05,
+                "val_recall": [best, best - 0.2],
+                "val_confusion": [[200, 70], [40, 83]],
+            },
+            **{
+                "test_loss": 0.45,
+                "test_acc": best - 0.02,
+                "test_macro_f1": best - 0.12,
+                "test_auroc": best + 0.03,
+            },
+            **{"test_recall": [best, best - 0.2], "test_confusion": [[350, 100], [60, 146]]},
+            **{
+                "train_seconds": 10 + 100 * fraction if seconds is None else seconds,
+                "prefix_seconds": 8.0,
+                "prefix_kept": True,
+            },
+            **{"images_per_second": 500 / (1 + fraction), "peak_memory_mb": 600 + 400 * fraction},
+            **{"wandb_run_id": None, "wandb_url": None, "approximations": []},
+            **{
+                "versions": {"python": "3.11", "torch": "2"},
+                "machine": {"host": "here", "cores": 2, "gpu": None},
+            },
+        }
+        (folder / "summary.json").write_text(json.dumps(given | summary))
+    return folder

@@ -1,0 +1,230 @@
+"""What a job keeps to go on from, and that going on from anywhere gives the epochs of a job that was never stopped."""
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import SmallNet, small_backbone
+from helpers.training import train
+from tvf.errors import InputError
+from tvf.job.checkpoint import Checkpoints
+from tvf.models.finetune import FineTuneModel
+from tvf.models.weights import is_readable, load_weights, save_weights
+from tvf.training.ema import ExponentialMovingAverage
+from tvf.training.loss import ImageMixing
+from tvf.training.optimizer import DiscriminativeOptimizer
+from tvf.training.phases import EarlyStopping, Phase
+from tvf.training.schedules import cosine
+from tvf.training.state import EpochResult
+from tvf.training.step import StepOptions
+
+
+class Dropping(SmallNet):
+    """With dropout before the head, which draws from torch's generator."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(images, 0.3, self.training))
+
+
+PHASES = (
+    Phase(2, 0),
+    Phase(3, 2, 0.005, 0.002, EarlyStopping(1)),
+    Phase(1, 1),
+)
+
+
+def _fit(
+    state: dict[str, Any] | None = None,
+    best: dict[str, Tensor] | None = None,
+    keep: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None,
+    metric: str = "accuracy",
+    phases: Sequence[Phase] = (Phase(3, 2),),
+    richly: bool = False,
+) -> tuple[list[EpochResult], dict[str, Tensor], dict[str, Tensor]]:
+    """The epochs, the last weights and the best ones. `best` are those on disk at the time of `state`."""
+    torch.manual_seed(1)
+    network = Dropping()
+    network.load_state_dict(small_backbone().module.state_dict())
+    model = FineTuneModel(replace(small_backbone(), module=network), 0.5)
+    history = [EpochResult(**row) for row in state["history"]] if state else []
+    best = dict(best or {})
+    train(
+        *(model, phases),
+        optimizer=DiscriminativeOptimizer(
+            torch.optim.Adam, 0.01, 0.001, clip_norm=1.0 if richly else None
+        ),
+        schedule=lambda optimizer, epochs, batches: cosine(
+            optimizer, epochs, batches, 0.3 if richly else 0.0
+        ),
+        ways=StepOptions(
+            8,
+            mix=ImageMixing("mixup", 0.4),
+            clip_norm=1.0,
+            average=ExponentialMovingAverage(0.5)(model),
+        )
+        if richly
+        else StepOptions(8),
+        metric=metric,
+        on_epoch=history.append,
+        on_best=lambda epoch: best.update(copy.deepcopy(model.state_dict())),
+        state=state,
+        save=lambda state: keep(copy.deepcopy(state), dict(best)) if keep else None,
+        due=lambda: keep is not None,
+    )
+    return (
+        [replace(epoch, epoch_seconds=0, images_per_second=0) for epoch in history],
+        model.state_dict(),
+        best,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"metric": "macro_f1"}, {"phases": PHASES}, {"phases": PHASES, "richly": True}],
+    ids=["direct", "macro_f1", "three phases", "three phases with all that has a state"],
+)
+def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)), **more)
+    assert {epoch.phase for epoch in history} == {*range(1, 1 + len(more.get("phases", "1")))}
+    # 33 images in batches of 8, the one left over joining the last, after which the epoch's end is saved.
+    assert [len(state["losses"]) for state, _ in kept] == len(history) * [1, 2, 3, 0]
+    checkpoints = Checkpoints(tmp_path, of="this")
+    for state, best_then in kept:
+        checkpoints.save(state)
+        torch.manual_seed(99)  # a new process's generators stand elsewhere
+        again, resumed, best_now = _fit(checkpoints.load(), best_then, **more)
+        assert again == history
+        assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+        assert all(torch.equal(best_now[name], best[name]) for name in best)
+
+
+def _saved(folder: Path) -> Checkpoints:
+    checkpoints = Checkpoints(folder, of="this")
+    for number in (1, 2):
+        checkpoints.save({"number": number, "weights": torch.arange(number * 100)})
+    return checkpoints
+
+
+def test_the_newest_state_comes_back_and_another_configurations_does_not(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path)
+    state = checkpoints.load()
+    assert (
+        state is not None
+        and state["number"] == 2
+        and torch.equal(state["weights"], torch.arange(200))
+    )
+    assert Checkpoints(tmp_path, of="other").load() is None
+    checkpoints.finish()
+    assert checkpoints.load() is None and not list(tmp_path.iterdir())
+
+
+class Trap:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def _posing(path: Path, content: bytes) -> None:
+    import hashlib
+
+    path.write_bytes(
+        b"tvf checkpoint 1\n" + hashlib.blake2b(content, digest_size=16).digest() + content
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "bit", "pickle", "posing pickle", "torch pickle"]
+)
+def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_run(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, trapped = _saved(tmp_path), tmp_path / "trapped"
+    content = checkpoints.last.read_bytes()
+    if damage == "empty":
+        checkpoints.last.write_bytes(b"")
+    elif damage == "cut":
+        checkpoints.last.write_bytes(content[:-100])
+    elif damage == "bit":
+        checkpoints.last.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    elif damage == "pickle":
+        checkpoints.last.write_bytes(pickle.dumps(Trap(trapped)))
+    elif damage == "posing pickle":
+        _posing(checkpoints.last, pickle.dumps(Trap(trapped)))
+    else:
+        torch.save({"of": "this", "state": Trap(trapped)}, tmp_path / "made")
+        _posing(checkpoints.last, (tmp_path / "made").read_bytes())
+    state = checkpoints.load()
+    assert state is not None and state["number"] == 1
+    assert "last.pt is damaged" in caplog.text and not trapped.exists()
+
+
+def test_weights_that_are_no_weights_or_another_networks_are_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "best.safetensors"
+    save_weights(nn.Linear(2, 3), path, 5)
+    weights = nn.Linear(2, 3)
+    load_weights(weights, path, 5)
+    with pytest.raises(InputError, match=r"best.safetensors is of epoch 5, not of 4"):
+        load_weights(weights, path, 4)
+    assert is_readable(path)
+    with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
+        load_weights(nn.Linear(2, 4), path, 5)
+    for content in (
+        pickle.dumps(Trap(tmp_path / "trapped")),
+        path.read_bytes()[:-1],
+        b"",
+        b"\xff" * 100,
+    ):
+        path.write_bytes(content)
+        assert not is_readable(path)
+        with pytest.raises(
+            InputError, match=r"best.safetensors does not hold this model's weights"
+        ):
+            load_weights(weights, path, 5)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    states: list[dict[str, Any]] = []
+    _fit(keep=lambda state, _: states.append(state))
+    for weights in (
+        {},
+        {"other": torch.zeros(1)},
+        {name: torch.zeros(1) for name in states[0]["model"]},
+    ):
+        with pytest.raises(InputError, match="another network"):
+            _fit(states[0] | {"model": weights})
+    frozen = {"module.conv1.weight", "module.bn1.weight"}
+    assert not frozen & states[0]["model"].keys() and "module.head.weight" in states[0]["model"]
+
+
+def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "folder", of="this")
+    for _ in range(2):
+        checkpoints.save({"number": 1})
+    assert caplog.text.count("cannot be written") == 1
+    assert checkpoints.load() is None
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), "often"])
+def test_intervals_out_of_range_are_refused(tmp_path: Path, minutes: Any) -> None:
+    with pytest.raises(InputError, match="checkpoint.every_minutes"):
+        Checkpoints(tmp_path, of="this", every_minutes=minutes)

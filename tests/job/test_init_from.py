@@ -1,0 +1,261 @@
+"""A job that goes on from the weights of an earlier one, and what it refuses to go on from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from helpers import Outcome, small_backbone
+from helpers.sweeps import base_config
+from tvf.config.build import build
+from tvf.config.validate import validate_config
+from tvf.errors import InputError
+from tvf.files import BEST_WEIGHTS, write_json
+from tvf.models.finetune import FineTuneModel
+from tvf.models.weights import check_not_own_weights, load_initial_weights, save_weights
+from tvf.records.sweep import sibling_configs, write_manifest
+
+Shell = Callable[..., Outcome]
+QUICK = (
+    "epochs=1",
+    "data.limit=12",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "tracker=none",
+    "model=transfer",
+)
+CLASSES = ("a", "b", "c")
+PIXELS = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+
+
+def _model(classes: int = 3, seed: int = 1) -> FineTuneModel:
+    model = FineTuneModel(small_backbone(classes), 0.5)
+    torch.manual_seed(seed)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape))
+    return model
+
+
+def _job(folder: Path, model: FineTuneModel, **summary: Any) -> str:
+    save_weights(model, folder / BEST_WEIGHTS, 2)
+    write_json(folder / "summary.json", {"backbone": "small", "classes": list(CLASSES)} | summary)
+    return str(folder)
+
+
+def _start(
+    model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES, **data: Any
+) -> None:
+    load_initial_weights(
+        model, origin, "small", classes, "module.head", {"_target_": "d", "split_seed": 0} | data
+    )
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(2, 2**31), bare=st.booleans())
+def test_a_model_that_starts_from_another_computes_what_that_did(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, bare: bool
+) -> None:
+    origin, model = _model(seed=seed), _model()
+    folder = _job(tmp_path_factory.mktemp("job"), origin)
+    _start(model, str(Path(folder) / BEST_WEIGHTS) if bare else folder)
+    assert torch.equal(model.eval()(PIXELS), origin.eval()(PIXELS))
+    assert all(
+        torch.equal(tensor, origin.state_dict()[name])
+        for name, tensor in model.state_dict().items()
+    )
+
+
+@pytest.mark.slow
+def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(
+    shell: Shell, tmp_path: Path
+) -> None:
+    slow = ("optimizer.lr=1e-12", "augment=none", "seed=5")
+    assert shell(*QUICK, "optimizer.lr=0.1", "hydra.run.dir=first").code == 0
+    outcome = shell(*QUICK, *slow, "model.init_from=first", "hydra.run.dir=second")
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert (
+        f"[transfer] starts from the weights in {tmp_path / 'first' / BEST_WEIGHTS}, epoch 1."
+        in outcome.out
+    )
+    first, second = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second")
+    )
+    assert second["val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["model"]["init_from"] == str(tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("origin", "summary", "told"),
+    [
+        (3, {"backbone": "large"}, "that job trained backbone=large, this one has small: choose"),
+        (3, {"classes": ["a", "c", "b"]}, "that job's classes are a, c, b, here they are a, b, c"),
+        (
+            4,
+            {},
+            r"its head is for 4 classes, here are 3 \(module.head.weight is \(4, 8\), here \(3, 8\)",
+        ),
+    ],
+)
+def test_a_job_of_other_classes_or_another_backbone_is_refused(
+    tmp_path: Path, origin: int, summary: dict[str, Any], told: str
+) -> None:
+    model = _model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=f"model.init_from={tmp_path} is refused: {told}"):
+        _start(model, _job(tmp_path, _model(origin), **summary))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = _job(tmp_path, _model())
+    write_json(
+        tmp_path / "config.json", {"data": {"_target_": "d", "split_seed": 0, "image_size": 32}}
+    )
+    _start(_model(), folder, image_size=64)
+    _start(_model(), folder, _target_="other", split_seed=1)  # other images
+    with pytest.raises(
+        InputError,
+        match="that job had data.split_seed=0, here it is 1: images that it has trained on",
+    ):
+        _start(_model(), folder, split_seed=1)
+    assert not caplog.text
+    _start(_model(), str(tmp_path / BEST_WEIGHTS), split_seed=1)
+    assert "does not say which images it was trained on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda state: state.pop("module.conv1.bias"),
+            "another backbone: the file lacks module.conv1.bias",
+        ),
+        (
+            lambda state: state.update(more=torch.zeros(1)),
+            "another backbone: the file has besides more",
+        ),
+        (
+            lambda state: state.update({"module.conv1.bias": torch.zeros(7)}),
+            r"another backbone: module.conv1.bias is \(7,\), here \(4,\)",
+        ),
+        (
+            lambda state: state.update(
+                {"module.head.weight": torch.zeros(9, 8), "module.head.bias": torch.zeros(9)}
+            ),
+            "its head is for 9 classes, here are 3",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_difference(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    state = dict(_model().state_dict())
+    change(state)
+    safetensors.torch.save_file(state, path := tmp_path / "some.safetensors")
+    with pytest.raises(InputError, match=told):
+        _start(_model(), str(path))
+
+
+def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
+    (path := tmp_path / "notes.txt").write_text("nothing of the kind")
+    with pytest.raises(InputError, match="is refused: it is no file of weights"):
+        _start(_model(), str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere", "there is no such file or folder"),
+        ("empty", f"that folder holds no {BEST_WEIGHTS}"),
+        ("unfinished", "that job is not done, so its best weights may still change"),
+        (3, "name a job's folder"),
+    ],
+)
+def test_a_sweep_is_refused_if_its_origin_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    save_weights(_model(), tmp_path / "unfinished" / BEST_WEIGHTS, 1)
+    config = base_config()
+    config["model"]["init_from"] = name
+    with pytest.raises(InputError, match=f"model.init_from={name} is refused: {told}"):
+        validate_config(OmegaConf.create(config))
+
+
+def test_the_shell_says_what_is_wrong_before_any_training(shell: Shell, tmp_path: Path) -> None:
+    for arguments in (["-m", "model.init_from=nowhere,elsewhere"], ["model.init_from=nowhere"]):
+        refused = shell(*arguments, *QUICK)
+        assert (
+            refused.code
+            and "error: model.init_from=nowhere is refused: there is no such"
+            in refused.out + refused.err
+        )
+    _job(tmp_path / "other", _model())
+    refused = shell(*QUICK, "model.init_from=other")
+    assert "that job trained backbone=small, this one has efficientnet_lite0" in refused.out
+    assert "epoch 1/" not in refused.out
+
+
+def test_a_jobs_own_folder_is_no_origin_and_keeps_its_weights(shell: Shell, tmp_path: Path) -> None:
+    _job(tmp_path / "own", _model())
+    refused = shell(*QUICK, "model.init_from=own", "hydra.run.dir=own")
+    assert "it lies in this job's own folder" in refused.out
+    assert (tmp_path / "own" / BEST_WEIGHTS).exists()
+    check_not_own_weights(str(tmp_path / "own"), tmp_path / "another")
+    check_not_own_weights(None, tmp_path / "own")
+
+
+def test_only_jobs_from_the_same_weights_share_frozen_layers(tmp_path: Path) -> None:
+    jobs = {
+        str(number): {
+            "model": {"pct_unfreeze": 0, "frozen_bn": "eval", "init_from": origin, "number": number}
+        }
+        for number, origin in enumerate([None, "/a", "/a", "/b"])
+    }
+    write_manifest(tmp_path, jobs)
+    assert [
+        [each["model"]["number"] for each in sibling_configs(tmp_path, job)]
+        for job in jobs.values()
+    ] == [*([0], [1, 2], [1, 2], [3])]
+
+
+def test_making_a_model_over_a_backbone_leaves_its_weights(tmp_path: Path) -> None:
+    backbone = small_backbone()
+    before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    node = {
+        "_target_": "tvf.models.FineTuneModel",
+        "pct_unfreeze": 0.5,
+        "init_from": _job(tmp_path, _model()),
+    }
+    build(node, "model", backbone=backbone)
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items()
+    )
+
+
+@pytest.mark.slow
+def test_a_job_whose_origin_has_become_another_is_another_job(shell: Shell, tmp_path: Path) -> None:
+    assert shell(*QUICK, "hydra.run.dir=first").code == 0
+    arguments = (*QUICK, "epochs=2", "model.init_from=first", "hydra.run.dir=second")
+    assert shell(*arguments, "stop_after=1").code == 0
+    path = tmp_path / "first" / BEST_WEIGHTS
+    state = safetensors.torch.load_file(path)
+    path.unlink()
+    safetensors.torch.save_file({name: value * 2 for name, value in state.items()}, path)
+    outcome = shell(*arguments)
+    assert (
+        outcome.code == 1
+        and "holds another configuration: init_from_content was" in outcome.out + outcome.err
+    )

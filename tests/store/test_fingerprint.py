@@ -1,0 +1,110 @@
+"""Content keys: equal for equal things, other for whatever computes something else."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tvf.data.augment import FlipsAndCrops
+from tvf.store.fingerprint import FingerprintError, fingerprint, fingerprint_layers
+
+
+def scaled(by: float) -> Callable[[float], float]:
+    return lambda value: value * by
+
+
+def with_default(by: float) -> Callable[..., float]:
+    def scale(value: float, by: float = by) -> float:
+        return value * by
+
+    return scale
+
+
+LAMBDAS = [lambda value: value + 1, lambda value: value + 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (scaled(1), scaled(2)),
+        (with_default(1), with_default(2)),
+        LAMBDAS,
+        (partial(scaled, 1), partial(scaled, 2)),
+        ({"a": 1}, {"a": True}),
+        ([1, [2, 3]], [[1, 2], 3]),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (nn.Dropout(0.1), nn.Dropout(0.2)),
+        (FlipsAndCrops(horizontal=0.1), FlipsAndCrops(horizontal=0.2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_computes_something_else_has_another_key(one: Any, other: Any) -> None:
+    assert fingerprint(one) == fingerprint(one)
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_subclass_without_fields_of_its_own_is_known_by_what_it_holds() -> None:
+    class Shifted(FlipsAndCrops):
+        def __init__(self, by: int) -> None:
+            super().__init__()
+            object.__setattr__(self, "by", by)
+
+    assert "by" not in {field.name for field in dataclasses.fields(Shifted)}
+    assert fingerprint(Shifted(1)) == fingerprint(Shifted(1)) != fingerprint(Shifted(2))
+
+
+def test_the_code_of_a_base_class_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files; the class in the second stays what it is while its base changes."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key(base: str) -> str:
+        (tmp_path / "base_of_layer.py").write_text(
+            f"from torch import nn\nclass Base(nn.Module):\n    by = {base}\n"
+        )
+        (tmp_path / "layer_on_base.py").write_text(
+            "import base_of_layer\nclass Layer(base_of_layer.Base):\n    pass\n"
+        )
+        for name in ("base_of_layer", "layer_on_base"):
+            sys.modules.pop(name, None)
+            spec = importlib.util.find_spec(name)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, name, module)
+            spec.loader.exec_module(module)
+        return fingerprint(sys.modules["layer_on_base"].Layer())
+
+    assert key("1") == key("1") != key("22")
+
+
+def test_what_cannot_be_told_from_its_content_has_no_key() -> None:
+    for value in (object(), iter([])):
+        with pytest.raises(FingerprintError, match="cannot be told"):
+            fingerprint(value)
+    layer = nn.Linear(1, 1)
+    layer.register_forward_hook(lambda *_: None)
+    with pytest.raises(FingerprintError, match="hooks"):
+        fingerprint(layer)
+
+
+def test_layers_have_one_key_whatever_the_part_left_out_holds() -> None:
+    def network(first: float, last: float) -> nn.Module:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+        for value, layer in zip((first, last), net, strict=True):
+            for parameter in layer.parameters():
+                nn.init.constant_(parameter, value)
+        return net
+
+    key = fingerprint_layers(network(1, 1), without="1")
+    assert (
+        key
+        == fingerprint_layers(network(1, 2), without="1")
+        != fingerprint_layers(network(2, 1), without="1")
+    )
+    assert fingerprint_layers(network(1, 1), without="") != key

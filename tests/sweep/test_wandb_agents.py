@@ -1,0 +1,220 @@
+"""The YAML for `wandb sweep`: expanded by the code of W&B's own agent, and run as the agent would run it."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb import wandb_agent
+
+from helpers import Outcome
+from tvf import cli
+
+QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
+
+
+@pytest.fixture
+def expand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[list[str]]]:
+    """`expand(text)`: the commands that an agent starts for the sweep, one a job."""
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **others: Any) -> None:
+            started.append(command)
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
+
+    def run(text: str) -> list[list[str]]:
+        with monkeypatch.context() as patch:
+            for variable in (
+                "WANDB_DIR",
+                "WANDB_SWEEP_ID",
+                "WANDB_RUN_ID",
+                "WANDB_SWEEP_PARAM_PATH",
+            ):  # which it sets
+                patch.setenv(variable, str(tmp_path))
+            return agents_commands(text)
+
+    def agents_commands(text: str) -> list[list[str]]:
+        config = yaml.safe_load(text)
+        agent = wandb_agent.Agent(api=None, queue=None, sweep_id="abc")
+        agent._sweep_command = config["command"]
+        parameters = config["parameters"]
+        for number, values in enumerate(product(*(each["values"] for each in parameters.values()))):
+            args = {
+                key: {"value": as_sent(value)}
+                for key, value in zip(parameters, values, strict=True)
+            }
+            agent._command_run(
+                {"run_id": f"run{number}", "program": config["program"], "args": args}
+            )
+        return started
+
+    return run
+
+
+@pytest.fixture
+def describe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], str]:
+    """`describe(["seed=1,2"])`: what `tvf wandb-sweep seed=1,2` prints."""
+
+    def run(overrides: list[str]) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tvf", "wandb-sweep", *overrides])
+        cli.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+Expand = Callable[[str], list[list[str]]]
+Describe = Callable[[list[str]], str]
+
+
+def as_sent(value: Any) -> Any:
+    """W&B's service stores values as JSON, in which whole numbers lose their point."""
+    value = json.loads(json.dumps(value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def test_without_overrides_the_usual_fractions_vary(expand: Expand, describe: Describe) -> None:
+    text = describe([])
+    config = yaml.safe_load(text)
+    assert (config["method"], config["metric"]) == ("grid", {"name": "val_acc", "goal": "maximize"})
+    assert expand(text) == [
+        ["/usr/bin/env", "tvf", "train", f"model.pct_unfreeze={pct}"]
+        for pct in ("0", "0.25", "0.5", "1")
+    ]
+
+
+def test_lists_vary_and_the_rest_stands_in_each_command(expand: Expand, describe: Describe) -> None:
+    text = describe(
+        ["seed=1,2,3", "epochs=2", "model.pct_unfreeze=0,0.5", "+optimizer.algorithm.amsgrad=true"]
+    )
+    assert expand(text) == [
+        [
+            "/usr/bin/env",
+            "tvf",
+            "train",
+            "epochs=2",
+            "+optimizer.algorithm.amsgrad=true",
+            f"seed={seed}",
+            fraction,
+        ]
+        for seed in (1, 2, 3)
+        for fraction in ("model.pct_unfreeze=0", "model.pct_unfreeze=0.5")
+    ]
+
+
+def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
+    expand: Expand, describe: Describe, shell: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    _, second = expand(describe(["seed=1,2", "model.pct_unfreeze=0.25", *QUICK]))
+    outcome = shell(*second[3:], "hydra.run.dir=job", "tracker=none")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "job" / "summary.json").read_text())
+    assert (summary["seed"], summary["pct_unfreeze"]) == (2, 0.25)
+    assert (summary["epochs"], summary["name"]) == (1, "fine-tuning-0.25-seed2")
+
+
+# As the shell gives them, and what the job's config has: the spellings that an agent, YAML and JSON get wrong.
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("threads=null,2", [None, 2]),
+        ("optimizer.lr=1e-5,0.1", [1e-5, 0.1]),
+        ("channels_last=true,False", [True, False]),
+        ("project='a, b',c", ["a, b", "c"]),
+        ('project="a b","it\'s"', ["a b", "it's"]),
+        ("project=yes,on", ["yes", "on"]),
+        (r"project=a\,b,c", ["a,b", "c"]),
+        ("tracker.tags=[a,b],[c]", [["a", "b"], ["c"]]),
+        ("tracker.entity=${project},x${seed}", ["tvf", "x1337"]),
+    ],
+)
+def test_values_reach_the_job_as_they_were_meant(
+    expand: Expand,
+    describe: Describe,
+    shell: Callable[..., Outcome],
+    override: str,
+    values: list[Any],
+) -> None:
+    commands = expand(describe([override, "model.pct_unfreeze=0.5"]))
+    got = []
+    for command in commands:
+        outcome = shell(*command[3:], "--cfg", "job", "--resolve")
+        assert outcome.code == 0, outcome.err
+        node = yaml.safe_load(outcome.out)
+        for key in override.partition("=")[0].split("."):
+            node = node[key]
+        got.append(node)
+    assert got == values
+
+
+def test_the_head_names_the_commands_and_the_projects_jobs(describe: Describe) -> None:
+    text = describe(["seed=1,2,3", "project=mine"])
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("# 12 jobs")
+    for command in ("wandb login", "wandb sweep sweep.yaml", "wandb agent ENTITY/mine/ID"):
+        assert command in "\n".join(head)
+    assert yaml.safe_load(text)["project"] == "mine"
+
+
+def test_the_metric_to_maximise_is_the_datas(describe: Describe) -> None:
+    assert yaml.safe_load(describe(["data.metric=auroc"]))["metric"]["name"] == "val_auroc"
+
+
+@pytest.mark.parametrize(("model", "varied"), [("finetune", True), ("transfer", False)])
+def test_fractions_vary_for_the_model_that_has_them(
+    describe: Describe, model: str, varied: bool
+) -> None:
+    parameters = yaml.safe_load(describe([f"model={model}", "seed=1,2"]))["parameters"]
+    assert ("model.pct_unfreeze" in parameters) == varied
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["seed"], "seed cannot be read"),
+        (["seed=1,,2"], "seed=1,,2 cannot be read"),
+        (["tracker.tags=[a,b"], "tracker.tags=[a,b cannot be read"),
+        (["seed=interval(1,4)"], "seed=value,value"),
+        (["seed=1", "seed=2"], "seed is given twice"),
+        (["seed=1,2", "seed=3"], "seed is given twice"),
+        (["-m", "seed=1,2"], "-m is refused"),
+        (["+experiment=smoke,cifar10"], "+experiment=smoke,cifar10 is refused"),
+        (["hydra/launcher=local,basic"], "fix one value"),
+        (["model.pct_unfreeze=0.5"], "nothing varies"),
+        (["model=transfer"], "nothing varies"),
+        (["model=transfer,finetune"], "model=transfer is refused"),
+        (
+            ["model=transfer", "model.pct_unfreeze=0.5,1"],
+            "model.pct_unfreeze=0 trains the head alone",
+        ),
+        (["model.pct_unfreeze=0,25"], "did you mean 0.25?"),
+        (
+            ["model.direction=top,block:a", "model.pct_unfreeze=0,1"],
+            "once for each fraction, which they ignore",
+        ),
+        (["model.direction=block:a"], "nothing varies"),
+        (["seed=1,-1"], "seed=-1 is refused"),
+        (["epochs=0"], "epochs=0 is refused"),
+        (["typo=1"], "typo"),
+        (["tracker=none"], "tracker=none is refused: W&B would never hear"),
+        (
+            ["hydra.run.dir=x", "seed=1,2"],
+            "hydra.run.dir=x is refused: each job has a folder of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_a_sweep_is_refused_with_a_remedy(
+    describe: Describe, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        describe(overrides)

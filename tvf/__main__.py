@@ -1,0 +1,5 @@
+"""`python -m tvf` is the command `tvf`."""
+
+from tvf.cli import main
+
+main()

@@ -1,0 +1,42 @@
+"""Devices, and the processes of a job that trains on several of them."""
+
+from tvf.distributed.collectives import (
+    RankStrategy,
+    gather,
+    global_batchnorm,
+    reduce_gradients,
+    share_of,
+)
+from tvf.distributed.devices import (
+    claim_gpus,
+    count_devices,
+    describe_machine,
+    keep_freed_memory,
+    library_versions,
+    peak_memory_mb,
+    reset_peak_memory,
+    return_freed_memory,
+    set_threads,
+    single_thread,
+)
+from tvf.distributed.ranks import die_with_parent, start_ranks
+
+__all__ = [
+    "RankStrategy",
+    "claim_gpus",
+    "count_devices",
+    "describe_machine",
+    "die_with_parent",
+    "gather",
+    "global_batchnorm",
+    "keep_freed_memory",
+    "library_versions",
+    "peak_memory_mb",
+    "reduce_gradients",
+    "reset_peak_memory",
+    "return_freed_memory",
+    "set_threads",
+    "share_of",
+    "single_thread",
+    "start_ranks",
+]

@@ -1,0 +1,11 @@
+"""One job from its validated config to its summary."""
+
+from tvf.job.checkpoint import Checkpoints
+from tvf.job.run import run_job
+from tvf.job.setup import JobContext
+
+__all__ = [
+    "Checkpoints",
+    "JobContext",
+    "run_job",
+]

@@ -1,0 +1,151 @@
+"""sweep.json: the configs of a sweep's jobs, so that each of them knows what the others will need."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tvf.config import flatten, result_config
+from tvf.errors import InputError
+from tvf.files import read_json, write_json
+
+# What two jobs must have in common for their images to pass through the same frozen layers.
+SHARED = ("backbone", "data", "augment", "fabric", "channels_last", "store")
+
+
+def write_manifest(
+    folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None
+) -> None:
+    """Note the configs of jobs by the names of their folders, and the command, beside what the sweep had before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.json"
+    with FileLock(folder / ".lock"):
+        commands = read_commands(folder)
+        if command and command not in commands:
+            commands = [*commands, command]
+        manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
+        if is_halving(folder):  # what is launched once more is not dropped any more
+            dropped = {
+                name: epochs for name, epochs in read_dropped(folder).items() if name not in configs
+            }
+            manifest["halving"] |= {"dropped": dropped}
+        write_json(path, manifest)
+
+
+def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
+    """Note that the sweep in `folder` is one of successive halving, and after how many epochs it decides."""
+    with FileLock(folder / ".lock"):
+        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
+        write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
+
+
+def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
+    """Note how successive halving has decided after a rung, and the folders of the jobs that go on no more."""
+    with FileLock(folder / ".lock"):
+        manifest = read_json(folder / "sweep.json")
+        halving = manifest["halving"]
+        halving["rungs"].append(rung)
+        halving["dropped"] |= dict.fromkeys(dropped, rung["epochs"])
+        write_json(folder / "sweep.json", manifest)
+
+
+def is_halving(folder: Path) -> bool:
+    """Whether the sweep in `folder` is one of successive halving."""
+    return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
+
+
+def read_dropped(folder: Path) -> dict[str, int]:
+    """The folders of the jobs that successive halving has dropped, and after how many epochs."""
+    halving = read_json(folder / "sweep.json").get("halving")
+    dropped = halving.get("dropped") if isinstance(halving, dict) else None
+    if not isinstance(dropped, dict):
+        return {}
+    return {name: epochs for name, epochs in dropped.items() if isinstance(epochs, int)}
+
+
+def summary_run_id(folder: Path) -> str:
+    """The id of the run that compares the jobs at their tracker: made once, so that a sweep that goes on has one."""
+    return _summary(folder, {"id": secrets.token_hex(4)})["id"]
+
+
+def note_summary(folder: Path, mode: str | None) -> None:
+    """Note how the run that compares the jobs was logged, for whoever sends what has not arrived."""
+    _summary(folder, {}, {"mode": mode})
+
+
+def summary_mode(folder: Path) -> str | None:
+    """How the run that compares the jobs was logged; None if it was not."""
+    summary = read_json(folder / "sweep.json").get("summary")
+    return summary.get("mode") if isinstance(summary, dict) else None
+
+
+def _summary(
+    folder: Path, new: dict[str, Any], changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    path = folder / "sweep.json"
+    with FileLock(folder / ".lock"):
+        manifest = read_json(path)
+        held = manifest.get("summary")
+        summary = new | (held if isinstance(held, dict) else {}) | (changes or {})
+        if summary != held:
+            write_json(path, manifest | {"summary": summary})
+    return summary
+
+
+def read_commands(folder: Path) -> list[dict[str, Any]]:
+    """The commands that the sweep in `folder` was started and widened by: each its folder and its arguments."""
+    commands = read_json(folder / "sweep.json").get("commands")
+    if isinstance(commands, list) and all(
+        isinstance(c, dict) and {"folder", "arguments"} <= c.keys() for c in commands
+    ):
+        return commands
+    return []
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of the jobs of the sweep in `folder`, by the names of their folders."""
+    jobs = read_json(folder / "sweep.json").get("jobs")
+    return (
+        {name: job for name, job in jobs.items() if isinstance(job, dict)}
+        if isinstance(jobs, dict)
+        else {}
+    )
+
+
+def check_same_configuration(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """InputError if a job's folder holds the results of another configuration, with the difference."""
+    for name, config in configs.items():
+        held = read_json(folder / name / "config.json")
+        there, now = (flatten(result_config(each)) for each in (held, config))
+        differences = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+        if held and differences:
+            shown = ", ".join(
+                f"{key} was {there.get(key)}, is {now.get(key)}" for key in differences[:5]
+            )
+            raise InputError(
+                f"{folder / name} holds another configuration: {shown} ({len(differences)} in all). Choose another "
+                "folder with hydra.sweep.dir= or hydra.run.dir=, or remove that one."
+            )
+
+
+def sibling_configs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configs of the sweep's jobs that share frozen layers with `config`'s and are neither done nor dropped."""
+    dropped = read_dropped(folder)
+    return [
+        job
+        for name, job in read_configs(folder).items()
+        if name not in dropped
+        and _shared(job) == _shared(config)
+        and read_json(folder / name / "status.json").get("state") != "done"
+    ]
+
+
+def _shared(config: dict[str, Any]) -> list[Any]:
+    model = config.get("model") or {}
+    frozen_bn = model.get("frozen_bn")
+    nodes = [config.get(key) for key in SHARED]
+    if frozen_bn != "recalibrate":  # whose statistics are means over batches
+        nodes = [{**node, "batch_size": None} if isinstance(node, dict) else node for node in nodes]
+    nodes = [{**node, "class_weights": None} if isinstance(node, dict) else node for node in nodes]
+    return [*nodes, frozen_bn, model.get("init_from")]

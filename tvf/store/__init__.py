@@ -1,0 +1,29 @@
+"""What has been computed once, kept on disk for every job: fingerprints, memory-mapped tables, a budget."""
+
+from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError
+from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries
+from tvf.store.fingerprint import (
+    FingerprintError,
+    fingerprint,
+    fingerprint_files,
+    fingerprint_layers,
+    numeric_environment,
+)
+
+__all__ = [
+    "ArraySpec",
+    "ArrayTable",
+    "Entry",
+    "FingerprintError",
+    "MORE_ROOM",
+    "Store",
+    "StoreError",
+    "StoreOptions",
+    "clear_store",
+    "fingerprint",
+    "fingerprint_files",
+    "fingerprint_layers",
+    "format_bytes",
+    "list_entries",
+    "numeric_environment",
+]

@@ -1,0 +1,43 @@
+"""Phases, steps and scores: everything between a batch and an epoch."""
+
+from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
+from tvf.training.loop import fit
+from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
+from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state, learning_rates
+from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
+from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
+from tvf.training.scores import require_both_classes
+from tvf.training.state import STATE_KEYS, EpochResult, PhaseSetup, best_epoch, holds_best
+from tvf.training.step import StepOptions, evaluate
+
+__all__ = [
+    "CrossEntropyLoss",
+    "Direct",
+    "DiscriminativeOptimizer",
+    "EarlyStopping",
+    "EpochResult",
+    "ExponentialMovingAverage",
+    "Gradual",
+    "ImageMixing",
+    "LpFt",
+    "Phase",
+    "PhaseSetup",
+    "Phases",
+    "STATE_KEYS",
+    "STEPS",
+    "StepOptions",
+    "balanced_weights",
+    "best_epoch",
+    "carry_optimizer_state",
+    "cosine",
+    "evaluate",
+    "fit",
+    "holds_best",
+    "learning_rates",
+    "make_schedule",
+    "no_average",
+    "no_mixing",
+    "one_cycle",
+    "plateau",
+    "require_both_classes",
+]
