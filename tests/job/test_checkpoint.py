@@ -1,4 +1,4 @@
-"""What a job keeps to go on from, and that going on from anywhere gives the epochs of a job that was never stopped."""
+"""Checkpoints: a job resumed from any of them equals one that was never stopped."""
 
 import copy
 import pickle
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from helpers import SmallNet, small_backbone
 from helpers.training import train
 from tvf.errors import InputError
-from tvf.job.checkpoint import Checkpoints
+from tvf.job.checkpoint import MAGIC, OLD_MAGIC, Checkpoints
 from tvf.models.finetune import FineTuneModel
 from tvf.models.weights import is_readable, load_weights, save_weights
 from tvf.training.ema import ExponentialMovingAverage
+from tvf.training.loop import LoopOptions
 from tvf.training.loss import ImageMixing
 from tvf.training.optimizer import DiscriminativeOptimizer
 from tvf.training.phases import EarlyStopping, Phase
@@ -40,7 +41,7 @@ PHASES = (
 )
 
 
-def _fit(
+def _train(
     state: dict[str, Any] | None = None,
     best: dict[str, Tensor] | None = None,
     keep: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None,
@@ -48,35 +49,29 @@ def _fit(
     phases: Sequence[Phase] = (Phase(3, 2),),
     richly: bool = False,
 ) -> tuple[list[EpochResult], dict[str, Tensor], dict[str, Tensor]]:
-    """The epochs, the last weights and the best ones. `best` are those on disk at the time of `state`."""
+    """The epochs, the last weights and the best; `best` are those on disk at the time of `state`."""
     torch.manual_seed(1)
     network = Dropping()
     network.load_state_dict(small_backbone().module.state_dict())
     model = FineTuneModel(replace(small_backbone(), module=network), 0.5)
     history = [EpochResult(**row) for row in state["history"]] if state else []
     best = dict(best or {})
+    steps = StepOptions(8, seed=1)
+    if richly:
+        mix, average = ImageMixing("mixup", 0.4), ExponentialMovingAverage(0.5)(model)
+        steps = StepOptions(8, seed=1, mix=mix, clip_norm=1.0, average=average)
+    warmup = 0.3 if richly else 0.0
     train(
-        *(model, phases),
-        optimizer=DiscriminativeOptimizer(
-            torch.optim.Adam, 0.01, 0.001, clip_norm=1.0 if richly else None
-        ),
-        schedule=lambda optimizer, epochs, batches: cosine(
-            optimizer, epochs, batches, 0.3 if richly else 0.0
-        ),
-        ways=StepOptions(
-            8,
-            mix=ImageMixing("mixup", 0.4),
-            clip_norm=1.0,
-            average=ExponentialMovingAverage(0.5)(model),
-        )
-        if richly
-        else StepOptions(8),
-        metric=metric,
+        model,
+        phases,
+        optimizer=DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001),
+        schedule=lambda optimizer, epochs, batches: cosine(optimizer, epochs, batches, warmup),
+        steps=steps,
+        options=LoopOptions(metric=metric),
         on_epoch=history.append,
         on_best=lambda epoch: best.update(copy.deepcopy(model.state_dict())),
         state=state,
-        save=lambda state: keep(copy.deepcopy(state), dict(best)) if keep else None,
-        due=lambda: keep is not None,
+        save=(lambda state: keep(copy.deepcopy(state), dict(best))) if keep else None,
     )
     return (
         [replace(epoch, epoch_seconds=0, images_per_second=0) for epoch in history],
@@ -90,32 +85,32 @@ def _fit(
     [{}, {"metric": "macro_f1"}, {"phases": PHASES}, {"phases": PHASES, "richly": True}],
     ids=["direct", "macro_f1", "three phases", "three phases with all that has a state"],
 )
-def test_going_on_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
+def test_resuming_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
     tmp_path: Path, more: dict[str, Any]
 ) -> None:
     kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-    history, weights, best = _fit(keep=lambda state, best: kept.append((state, best)), **more)
+    history, weights, best = _train(keep=lambda state, best: kept.append((state, best)), **more)
     assert {epoch.phase for epoch in history} == {*range(1, 1 + len(more.get("phases", "1")))}
-    # 33 images in batches of 8, the one left over joining the last, after which the epoch's end is saved.
+    # 33 images in batches of 8; the last one joins the fourth batch, whose end is the epoch's.
     assert [len(state["losses"]) for state, _ in kept] == len(history) * [1, 2, 3, 0]
-    checkpoints = Checkpoints(tmp_path, of="this")
+    checkpoints = Checkpoints(tmp_path, configuration="this")
     for state, best_then in kept:
         checkpoints.save(state)
         torch.manual_seed(99)  # a new process's generators stand elsewhere
-        again, resumed, best_now = _fit(checkpoints.load(), best_then, **more)
+        again, resumed, best_now = _train(checkpoints.load(), best_then, **more)
         assert again == history
         assert all(torch.equal(resumed[name], weights[name]) for name in weights)
         assert all(torch.equal(best_now[name], best[name]) for name in best)
 
 
 def _saved(folder: Path) -> Checkpoints:
-    checkpoints = Checkpoints(folder, of="this")
+    checkpoints = Checkpoints(folder, configuration="this")
     for number in (1, 2):
         checkpoints.save({"number": number, "weights": torch.arange(number * 100)})
     return checkpoints
 
 
-def test_the_newest_state_comes_back_and_another_configurations_does_not(tmp_path: Path) -> None:
+def test_the_newest_state_is_loaded_but_not_that_of_another_configuration(tmp_path: Path) -> None:
     checkpoints = _saved(tmp_path)
     state = checkpoints.load()
     assert (
@@ -123,8 +118,8 @@ def test_the_newest_state_comes_back_and_another_configurations_does_not(tmp_pat
         and state["number"] == 2
         and torch.equal(state["weights"], torch.arange(200))
     )
-    assert Checkpoints(tmp_path, of="other").load() is None
-    checkpoints.finish()
+    assert Checkpoints(tmp_path, configuration="other").load() is None
+    checkpoints.delete()
     assert checkpoints.load() is None and not list(tmp_path.iterdir())
 
 
@@ -138,18 +133,16 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def _posing(path: Path, content: bytes) -> None:
+def _disguise(path: Path, content: bytes) -> None:
     import hashlib
 
-    path.write_bytes(
-        b"tvf checkpoint 1\n" + hashlib.blake2b(content, digest_size=16).digest() + content
-    )
+    path.write_bytes(MAGIC + hashlib.blake2b(content, digest_size=16).digest() + content)
 
 
 @pytest.mark.parametrize(
     "damage", ["empty", "cut", "bit", "pickle", "posing pickle", "torch pickle"]
 )
-def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_run(
+def test_a_damaged_or_foreign_file_is_replaced_by_the_one_before_and_never_run(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints, trapped = _saved(tmp_path), tmp_path / "trapped"
@@ -163,16 +156,25 @@ def test_of_a_damaged_or_foreign_file_the_one_before_it_is_taken_and_nothing_is_
     elif damage == "pickle":
         checkpoints.last.write_bytes(pickle.dumps(Trap(trapped)))
     elif damage == "posing pickle":
-        _posing(checkpoints.last, pickle.dumps(Trap(trapped)))
+        _disguise(checkpoints.last, pickle.dumps(Trap(trapped)))
     else:
         torch.save({"of": "this", "state": Trap(trapped)}, tmp_path / "made")
-        _posing(checkpoints.last, (tmp_path / "made").read_bytes())
+        _disguise(checkpoints.last, (tmp_path / "made").read_bytes())
     state = checkpoints.load()
     assert state is not None and state["number"] == 1
     assert "last.pt is damaged" in caplog.text and not trapped.exists()
 
 
-def test_weights_that_are_no_weights_or_another_networks_are_refused_by_name(
+def test_checkpoints_of_an_older_version_are_not_resumed_and_kept(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path)
+    content = checkpoints.last.read_bytes().replace(MAGIC, OLD_MAGIC)
+    checkpoints.last.write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.pt was written by an older version of tvf"):
+        checkpoints.load()
+    assert checkpoints.last.read_bytes() == content
+
+
+def test_files_that_hold_no_weights_or_another_networks_are_errors_with_their_name(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "best.safetensors"
@@ -199,16 +201,16 @@ def test_weights_that_are_no_weights_or_another_networks_are_refused_by_name(
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_state_of_another_network_is_refused() -> None:
+def test_a_state_of_another_network_is_an_error() -> None:
     states: list[dict[str, Any]] = []
-    _fit(keep=lambda state, _: states.append(state))
+    _train(keep=lambda state, _: states.append(state))
     for weights in (
         {},
         {"other": torch.zeros(1)},
         {name: torch.zeros(1) for name in states[0]["model"]},
     ):
-        with pytest.raises(InputError, match="another network"):
-            _fit(states[0] | {"model": weights})
+        with pytest.raises(InputError, match="a different network"):
+            _train(states[0] | {"model": weights})
     frozen = {"module.conv1.weight", "module.bn1.weight"}
     assert not frozen & states[0]["model"].keys() and "module.head.weight" in states[0]["model"]
 
@@ -217,7 +219,7 @@ def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    checkpoints = Checkpoints(tmp_path / "file" / "folder", of="this")
+    checkpoints = Checkpoints(tmp_path / "file" / "folder", configuration="this")
     for _ in range(2):
         checkpoints.save({"number": 1})
     assert caplog.text.count("cannot be written") == 1
@@ -227,4 +229,4 @@ def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), "often"])
 def test_intervals_out_of_range_are_refused(tmp_path: Path, minutes: Any) -> None:
     with pytest.raises(InputError, match="checkpoint.every_minutes"):
-        Checkpoints(tmp_path, of="this", every_minutes=minutes)
+        Checkpoints(tmp_path, configuration="this", every_minutes=minutes)

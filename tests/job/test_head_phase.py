@@ -1,7 +1,8 @@
-"""Which jobs may share a phase of the head alone, and that what they take is what was trained."""
+"""Which jobs share a phase that trains the head alone, and that they take what was trained."""
 
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,69 +10,56 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import small_backbone
-from helpers.sweeps import base_config
-from helpers.training import DATA, FABRIC, train
-from tvf.config import build_phases
+from helpers import training
+from helpers.training import DATA, small_config, small_context, train
 from tvf.data.splits import Split
-from tvf.files import BEST_WEIGHTS
-from tvf.job.head_phase import HeadPhase, head_phase
-from tvf.job.setup import Job, JobContext
-from tvf.models.finetune import FineTuneModel
+from tvf.job.head_phase import HeadPhase, open_head_phase
+from tvf.job.setup import build_job
 from tvf.models.weights import load_weights, save_weights
 from tvf.store.disk import Store
+from tvf.training.phases import EarlyStopping, LpFt
 
 
-def _phase(
-    folder: Path, pct: float = 0.5, more: Job | None = None, **changes: Any
-) -> HeadPhase | None:
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def _phase(folder: Path, pct: float = 0.5, **changes: Any) -> HeadPhase | None:
     """The head phase of a job whose config differs in `changes` (node__key=value)."""
-    config = base_config()
-    config["recipe"] = {"_target_": "tvf.training.LpFt"}
-    config["epochs"], config["model"]["pct_unfreeze"] = 6, pct
-    for key, value in changes.items():
-        *nodes, last = key.split("__")
-        node = config
-        for each in nodes:
-            node = node[each]
-        node[last] = value
-    torch.manual_seed(config["seed"])
-    backbone = small_backbone()
-    with torch.no_grad():
-        backbone.module.head.weight.normal_()  # type: ignore[union-attr]
-    model = FineTuneModel(backbone, pct)
-    phases = build_phases(config, len(model.trained_groups))
-    parts = Job(FABRIC, Store(folder / "store", 10**9), DATA, 8, backbone, model, phases)
-    return head_phase(
-        config,
-        JobContext(folder, None, False, {}),
-        replace(parts, data=more.data) if more else parts,
-    )
+    lp_ft = {"_target_": "tvf.training.LpFt"}
+    config = small_config(**({"recipe": lp_ft, "epochs": 6, "model__pct_unfreeze": pct} | changes))
+    job = build_job(config, small_context(folder), Store(folder / "store", 10**9))
+    return open_head_phase(job.head_phase, job.phases.store, job.phases.model)
 
 
-def _key(folder: Path, *args: Any, **changes: Any) -> str | None:
-    phase = _phase(folder, *args, **changes)
-    return phase.key if phase else None
+def _fingerprint(folder: Path, pct: float = 0.5, **changes: Any) -> str | None:
+    phase = _phase(folder, pct, **changes)
+    return phase.fingerprint if phase else None
 
 
-def test_what_trains_later_and_at_what_rates_makes_no_other_head_phase(tmp_path: Path) -> None:
-    own = _key(tmp_path)
+def test_what_trains_later_and_how_does_not_change_the_head_phase(tmp_path: Path) -> None:
+    own = _fingerprint(tmp_path)
     assert own is not None
-    assert own == _key(tmp_path, 0.25) == _key(tmp_path, 1.0)
+    assert own == _fingerprint(tmp_path, 0.25) == _fingerprint(tmp_path, 1.0)
     for changes in (
         {"optimizer__backbone_lr": 0.5},
         {"optimizer__layer_decay": 0.5},
-        {"recipe__lr": 0.1, "recipe__backbone_lr": 0.1},
-        {"epochs": 7},  # half of which are the head's, as of six
+        {"recipe": {"_target_": "tvf.training.LpFt", "lr": 0.1, "backbone_lr": 0.1}},
+        {"epochs": 7},  # half of which are for the head, as of six
         {"name": "other"},
         {"tracker__mode": "offline"},
         {"store__max_gb": 1},
     ):
-        assert _key(tmp_path, **changes) == own, changes
+        assert _fingerprint(tmp_path, **changes) == own, changes
 
 
-def test_all_that_the_head_depends_on_does(tmp_path: Path) -> None:
-    own = _key(tmp_path)
+def test_everything_the_head_depends_on_changes_its_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = _fingerprint(tmp_path)
     for changes in (
         {"seed": 2},
         {"epochs": 8},
@@ -95,75 +83,71 @@ def test_all_that_the_head_depends_on_does(tmp_path: Path) -> None:
         {"channels_last": False},
         {"threads": 2},
     ):
-        assert _key(tmp_path, **changes) not in (own, None), changes
-    phase = _phase(tmp_path)
-    assert phase is not None
+        assert _fingerprint(tmp_path, **changes) not in (own, None), changes
     images = DATA.val.images.clone()
     images[0, 0, 0, 0] += 1
-    other = replace(DATA, val=Split(images, DATA.val.labels))
-    assert _key(
-        tmp_path, 0.5, Job(FABRIC, None, other, 8, small_backbone(), phase.model, ())
-    ) not in (own, None)
+    monkeypatch.setattr(training, "DATA", replace(DATA, val=Split(images, DATA.val.labels)))
+    assert _fingerprint(tmp_path) not in (own, None)
 
 
-def test_code_of_the_users_counts_by_its_file(
+def test_a_users_own_code_counts_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     keys = []
     for scale in (1, 2):
         (tmp_path / "mine.py").write_text(
-            f"from tvf.training import CrossEntropyLoss as Objective\nclass Loss(Objective):\n    scale = {scale}\n"
+            "from tvf.training import CrossEntropyLoss\n"
+            f"class Loss(CrossEntropyLoss):\n    scale = {scale}\n"
         )
         sys.modules.pop("mine", None)
         importlib.invalidate_caches()
-        keys.append(_key(tmp_path, loss={"_target_": "mine.Loss", "label_smoothing": 0.0}))
-    assert None not in keys and len({*keys, _key(tmp_path)}) == 3
+        keys.append(_fingerprint(tmp_path, loss={"_target_": "mine.Loss", "label_smoothing": 0.0}))
+    assert None not in keys and len({*keys, _fingerprint(tmp_path)}) == 3
 
 
-def test_a_recipe_that_begins_with_groups_or_ends_with_the_head_shares_nothing(
+def test_recipes_without_a_head_phase_at_the_start_share_nothing(
     tmp_path: Path,
 ) -> None:
-    assert _key(tmp_path, recipe={"_target_": "tvf.training.Direct"}) is None
+    assert _fingerprint(tmp_path, recipe={"_target_": "tvf.training.Direct"}) is None
     halves = [{"share": 0.5}, {"share": 0.5, "fraction": 0}]
-    assert _key(tmp_path, recipe={"_target_": "tvf.training.Phases", "phases": halves}) is None
+    assert (
+        _fingerprint(tmp_path, recipe={"_target_": "tvf.training.Phases", "phases": halves}) is None
+    )
 
 
-def test_only_who_goes_on_within_the_phase_holds_it(tmp_path: Path) -> None:
+def test_only_a_job_that_resumes_within_the_phase_holds_it(tmp_path: Path) -> None:
     for phase, keeps in ((1, False), (0, True)):
         one, other = _phase(tmp_path), _phase(tmp_path)
         assert one and other
         with one, other:
             one.hold({"phase": phase})
             other.hold({"phase": 0})  # in vain, if one has it
-            assert [each.holds for each in (one, other)] == [keeps, not keeps]
+            assert [one.holds, other.holds] == [keeps, not keeps]
 
 
 @pytest.mark.parametrize("best_epoch", [1, 2])
-def test_what_is_taken_is_what_was_kept_and_the_rest_is_the_takers(
+def test_what_is_taken_is_what_was_kept_and_the_rest_is_the_takers_own(
     tmp_path: Path, best_epoch: int
 ) -> None:
-    """Between jobs of other fractions; the best epoch may lie before the last."""
+    """Between jobs of different fractions; the best epoch may be before the last."""
     giver, taker = _phase(tmp_path / "giver", 0.25), _phase(tmp_path / "giver", 1.0)
     assert giver and taker
     taker.model.module.conv1.weight.data.add_(1.0)  # type: ignore[union-attr]  # as its own weights may be
     states: list[dict[str, Any]] = []
-    place = JobContext(tmp_path / "giver", None, False, {})
+    given_weights, taken_weights = tmp_path / "given", tmp_path / "taken"
     with giver:
-        assert giver.take(place, "accuracy") is None
-        phases = build_phases(
-            base_config() | {"epochs": 4, "recipe": {"_target_": "tvf.training.LpFt"}}, 1
-        )
-        train(giver.model, phases, on_phase=states.append, on_epoch=lambda epoch: None)
+        assert giver.take(given_weights, "accuracy") is None
+        phases = LpFt()(4, 1, EarlyStopping())
+        train(giver.model, phases, on_phase=states.append)
         (state,) = states
         for row in state["history"]:
             row["val_acc"] = float(row["epoch"] == best_epoch)
-        save_weights(giver.model, place.folder / BEST_WEIGHTS, best_epoch)
-        giver.keep(state | {"spent": {"train_seconds": 3.0, "prefix_images": 5}}, place)
+        save_weights(giver.model, given_weights, best_epoch)
+        giver.keep(state | {"spent": {"train_seconds": 3.0, "prefix_images": 5}}, given_weights)
     own = {name: value.clone() for name, value in taker.model.state_dict().items()}
-    other = JobContext(tmp_path / "taker", None, False, {})
     with taker:
-        taken = taker.take(other, "accuracy")
+        taken = taker.take(taken_weights, "accuracy")
     assert taken is not None and taken["history"] == state["history"]
     assert taken["spent"] == {"train_seconds": 3.0, "prefix_images": 0, "continued_images": 0}
     parameters = {name for name, _ in taker.model.named_parameters()}
@@ -172,7 +156,7 @@ def test_what_is_taken_is_what_was_kept_and_the_rest_is_the_takers(
         from_giver = "head" in name or name not in parameters
         assert torch.equal(value, state["model"][name] if from_giver else own[name]), name
     assert all(torch.equal(value, own[name]) for name, value in taker.model.state_dict().items())
-    load_weights(taker.model, other.folder / BEST_WEIGHTS, best_epoch)
+    load_weights(taker.model, taken_weights, best_epoch)
     for name, value in taker.model.state_dict().items():
         from_giver = "head" in name or name not in parameters
         assert torch.equal(value, giver.model.state_dict()[name] if from_giver else own[name]), name

@@ -1,3 +1,5 @@
+"""The training loop: what an epoch computes, what decides it, and how it resumes."""
+
 import dataclasses
 from typing import Any
 
@@ -16,6 +18,7 @@ from tvf.data.order import sample_order, split_batches
 from tvf.errors import InputError
 from tvf.frontier.inputs import InputPipeline
 from tvf.models.finetune import FineTuneModel
+from tvf.training.loop import LoopOptions
 from tvf.training.optimizer import DiscriminativeOptimizer
 from tvf.training.phases import Phase
 from tvf.training.state import EpochResult, best_epoch
@@ -26,48 +29,57 @@ def _set_up(model: FineTuneModel) -> Any:
     return FABRIC.setup_module(model)
 
 
-def _fit(seed: int = 1, epochs: int = 3, augment_seed: int = 0, **more: Any) -> list[EpochResult]:
+def _epochs(
+    seed: int = 1,
+    epochs: int = 3,
+    augment_seed: int = 0,
+    stop_after: int | None = None,
+    **how: Any,
+) -> list[EpochResult]:
+    """The epochs of a small model, without their times."""
     history: list[EpochResult] = []
     train(
-        *(FineTuneModel(small_backbone(), 0.5), [Phase(epochs, 2)]),
+        FineTuneModel(small_backbone(), 0.5),
+        [Phase(epochs, 2)],
         schedule=lambda optimizer: CosineAnnealingLR(optimizer, epochs),
         augment=FlipsAndCrops(horizontal=0.5, seed=augment_seed),
-        seed=seed,
-        on_epoch=lambda epoch: history.append(
-            dataclasses.replace(epoch, epoch_seconds=0, images_per_second=0)
-        ),
-        **more,
+        steps=StepOptions(8, seed=seed),
+        options=LoopOptions(stop_after=stop_after),
+        on_epoch=history.append,
+        **how,
     )
-    return history
+    return [dataclasses.replace(e, epoch_seconds=0, images_per_second=0) for e in history]
 
 
 def test_the_same_seeds_give_the_same_epochs_bit_for_bit() -> None:
-    assert _fit() == _fit()
+    assert _epochs() == _epochs()
 
 
-def test_training_that_stops_goes_on_from_its_state_as_if_it_had_not() -> None:
+def test_training_resumed_from_a_state_equals_training_that_never_stopped() -> None:
     states: list[dict[str, Any]] = []
-    assert [each.epoch for each in _fit(stop_after=2, save=states.append)] == [1, 2]
-    assert _fit(stop_after=2, state=states[-1]) == []
-    assert _fit(stop_after=9, state=states[-1]) == _fit()[2:]
-    assert [each.epoch for each in _fit(stop_after=3)] == [1, 2, 3]
+    assert [e.epoch for e in _epochs(stop_after=2, save=states.append)] == [1, 2]
+    assert _epochs(stop_after=2, state=states[-1]) == []
+    assert _epochs(stop_after=9, state=states[-1]) == _epochs()[2:]
+    assert [e.epoch for e in _epochs(stop_after=3)] == [1, 2, 3]
 
 
-def test_the_run_seed_and_the_augment_seed_each_change_the_course() -> None:
-    assert _fit(seed=1) != _fit(seed=2)
-    assert _fit(augment_seed=0) != _fit(augment_seed=1)
+def test_the_seed_and_the_augment_seed_each_change_the_epochs() -> None:
+    assert _epochs(seed=1) != _epochs(seed=2)
+    assert _epochs(augment_seed=0) != _epochs(augment_seed=1)
 
 
-def test_a_longer_run_begins_as_a_shorter_one_does_where_rates_agree() -> None:
-    assert [e.train_loss for e in _fit(epochs=3)][:1] == [e.train_loss for e in _fit(epochs=1)]
+def test_a_longer_run_starts_like_a_shorter_one_while_their_rates_agree() -> None:
+    assert [e.train_loss for e in _epochs(epochs=3)][:1] == [
+        e.train_loss for e in _epochs(epochs=1)
+    ]
 
 
 def test_the_scheduler_moves_both_rates_once_an_epoch() -> None:
-    history = _fit(epochs=2)
+    history = _epochs(epochs=2)
     assert [(e.lr_head, e.lr_backbone) for e in history] == [(0.01, 0.001), (0.005, 0.0005)]
 
 
-def test_training_that_diverges_is_stopped_with_a_word() -> None:
+def test_diverging_training_is_an_error() -> None:
     model = FineTuneModel(small_backbone(), 1.0)
     with pytest.raises(InputError, match="training diverged"):
         train(model, [Phase(3, 4)], optimizer=DiscriminativeOptimizer(torch.optim.SGD, 1e30, 1e30))
@@ -96,7 +108,7 @@ def test_the_metric_chooses_the_epoch() -> None:
 
 
 def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
-    """Same weights and data: tvf's epoch against a loop written out. Training sees view 1, validation no view."""
+    """tvf's epoch against a loop written out; training sees view 1, validation no view."""
     augment = FlipsAndCrops(horizontal=0.5, padding=2, seed=3)
     ours, theirs = (FineTuneModel(small_backbone(), 0.5) for _ in range(2))
     build = DiscriminativeOptimizer(torch.optim.SGD, 0.1, 0.01)
@@ -105,9 +117,8 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
         ours,
         [Phase(1, 2)],
         optimizer=build,
-        ways=StepOptions(16),
+        steps=StepOptions(16, seed=5),
         augment=augment,
-        seed=5,
         on_epoch=seen.append,
     )
 

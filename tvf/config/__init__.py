@@ -5,21 +5,28 @@ from typing import TYPE_CHECKING, Any
 from tvf.config.build import (
     DISK_FULL,
     build,
+    build_part,
     build_phases,
-    check_node,
     conf_dir,
     explain_error,
     resolve_target,
+    target_node,
     to_plain,
 )
 from tvf.config.identity import (
-    WITHOUT_EFFECT,
+    NOTHING,
+    Config,
+    affects,
+    explain_ignored,
     flatten,
-    ignored_options,
+    frozen_layers_config,
+    head_phase_config,
     is_transfer,
     known_fraction,
+    modern_options,
     result_config,
     selection_name,
+    validation_config,
 )
 from tvf.config.names import job_folder, job_name
 
@@ -27,24 +34,31 @@ if TYPE_CHECKING:
     from tvf.config.validate import validate_config as validate_config
 
 __all__ = [
+    "NOTHING",
+    "Config",
     "DISK_FULL",
-    "WITHOUT_EFFECT",
+    "affects",
     "build",
+    "build_part",
     "build_phases",
-    "check_node",
     "conf_dir",
     "explain_error",
+    "explain_ignored",
     "flatten",
-    "ignored_options",
+    "frozen_layers_config",
+    "head_phase_config",
     "is_transfer",
     "job_folder",
     "job_name",
     "known_fraction",
+    "modern_options",
     "resolve_target",
     "result_config",
     "selection_name",
+    "target_node",
     "to_plain",
     "validate_config",
+    "validation_config",
 ]
 
 

@@ -1,4 +1,4 @@
-"""From a config node with a `_target_` to the object it names; keys that the target does not take are refused."""
+"""From a config node with a `_target_` to the object it names; keys it does not take are errors."""
 
 import errno
 import inspect
@@ -11,67 +11,129 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-if TYPE_CHECKING:
-    from tvf.training import Phase
-
+from tvf.config.identity import LEGACY_TARGETS, SELECTION, Config, is_transfer
 from tvf.errors import RESERVED, InputError, unknown_key
 
 if TYPE_CHECKING:
-    pass
+    from tvf.training import Phase
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's part of it
+# Options that stand in a node and that the job acts on, not the node's target.
+JOB_OPTIONS = {"model": ("init_from",), "optimizer": ("clip_norm",)}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of a user's quota
 
 
-def build(node: Mapping[str, Any], name: str, **more: Any) -> Any:
-    """Build what `node` describes, passing `more` beside its own keys.
+def build_part(config: Config, name: str, **supplied: Any) -> Any:
+    """Build the node `name` of a job's config; see `build`."""
+    return build(target_node(config, name), name, **supplied)
 
-    `more` reaches the target as it is, so it may hold tensors and modules. With `_partial_: true` in the node the
-    result is a function still to be called. Raises InputError for a target that cannot be imported, a key that the
-    target does not take, or a required one that is missing.
+
+def build_phases(config: Config, groups: int) -> "tuple[Phase, ...]":
+    """The phases of a job that trains `groups` groups.
+
+    InputError if they do not add up to its epochs.
     """
-    check_node(node, name, more)
+    stopping = build_part(config, "early_stopping")
+    return build_part(config, "recipe")(config["epochs"], groups, stopping)
+
+
+def target_node(config: Config, name: str) -> dict[str, Any]:
+    """The node as its target takes it, without what the job handles or the model ignores."""
+    node = {k: v for k, v in config[name].items() if k not in JOB_OPTIONS.get(name, ())}
+    if name == "model" and "_target_" in node:
+        if is_transfer(node):
+            node = {key: value for key, value in node.items() if key not in SELECTION}
+        if node.get("frozen_bn") == "recalibrate":  # the job sets the statistics before it trains
+            node["frozen_bn"] = "eval"
+    return node
+
+
+def build(node: Config, name: str, **supplied: Any) -> Any:
+    """Build what `node` describes, passing `supplied` beside its own keys.
+
+    `supplied` reaches the target as it is, so it may hold tensors and modules. With
+    `_partial_: true` in the node the result is a function still to be called. Raises InputError for
+    a target that cannot be imported, a key it does not take, or a required key that is missing.
+    """
+    check_node(node, name, supplied)
     make = _instantiate({**node, "_partial_": True})
-    return make if node.get("_partial_") else make(**more)
+    return make if node.get("_partial_") else make(**supplied)
 
 
-def check_node(node: Mapping[str, Any], name: str, more: Iterable[str] = ()) -> None:
-    """Check the keys of `node`, and of the nodes in it, against the signatures of their targets."""
+def check_node(
+    node: Config, name: str, supplied: Iterable[str] = (), known: Iterable[str] = ()
+) -> None:
+    """Check the keys of `node`, and of the nodes in it, against the signatures of their targets.
+
+    `supplied` are arguments that come from the code, `known` further keys to suggest for a typo.
+    """
     if "_target_" not in node:
         raise InputError(f"{name} has no _target_: it must name the function or class to build.")
+    target = resolve_target(node, name)
     try:
-        parameters = inspect.signature(resolve_target(node, name)).parameters
-    except InputError:
-        raise
+        parameters = inspect.signature(target).parameters
     except ValueError as error:
         raise InputError(
-            f"{name}._target_={node['_target_']!r} does not say what it takes: wrap it in Python."
+            f"{name}._target_={node['_target_']!r} has no signature to check: wrap it in a Python "
+            "function."
         ) from error
     for key in node:
-        if key in more:
+        if key in supplied:
             raise InputError(
-                f"{name}.{key} is not an option: tvf itself gives it to {node['_target_']}."
+                f"{name}.{key} is not an option: tvf passes it to {node['_target_']} itself."
             )
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        options = [*(key for key in parameters if key not in supplied), *known]
         for key in node:
             if key not in parameters and key not in RESERVED:
-                raise unknown_key(
-                    f"{name}.{key}", [p for p in parameters if p not in more], f"{name}."
-                )
-    given = {*node, *more}
-    for key, parameter in parameters.items():
-        optional = parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        )
-        if not optional and key not in given and not node.get("_partial_"):
-            raise InputError(f"{name}.{key} is missing: {node['_target_']} needs it.")
+                raise unknown_key(f"{name}.{key}", options, f"{name}.")
+    _check_required(node, name, parameters, supplied)
     for key, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
             check_node(value, f"{name}.{key}")
 
 
+def _check_required(
+    node: Config,
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    supplied: Iterable[str],
+) -> None:
+    if node.get("_partial_"):
+        return
+    given = {*node, *supplied}
+    for key, parameter in parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not variadic and parameter.default is parameter.empty and key not in given:
+            raise InputError(f"{name}.{key} is missing: {node['_target_']} needs it.")
+
+
+def resolve_target(node: Config, name: str) -> Callable[..., Any]:
+    """The function or class that `node` names. InputError if it cannot be imported."""
+    path = node["_target_"]
+    if path in LEGACY_TARGETS:
+        raise InputError(f"{name}._target_={path!r} is called {LEGACY_TARGETS[path]} now.")
+    try:
+        target = get_object(path)
+    except Exception as error:
+        reason = str(error.__cause__ or error)
+        raise InputError(
+            f"{name}._target_={path!r} cannot be imported ({reason}). Write module.name; the "
+            "module can be in the working directory or in the folder given with --config-dir."
+        ) from error
+    if not callable(target):
+        raise InputError(f"{name}._target_={path!r} is not a function or class.")
+    return target
+
+
+def _instantiate(node: Config) -> Any:
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
+
+
 def to_plain(node: DictConfig) -> dict[str, Any]:
-    """The node as plain data; InputError where a value is missing or refers to none."""
+    """The node as plain data; InputError where a value is missing or refers to nothing."""
     try:
         values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -80,51 +142,30 @@ def to_plain(node: DictConfig) -> dict[str, Any]:
 
 
 def explain_error(error: Exception) -> str:
-    """An error from composing or building a config, as a person should read it: what is wrong and what to do."""
+    """An error from composing or building a config in words: what is wrong and what to do."""
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} has no value: give one with {error.full_key}=..."
+        return f"{error.full_key} has no value: set it with {error.full_key}=..."
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"{error}. What is finished is kept: make room, and give the command again."
+        return f"{error}. Finished jobs are kept: free some space and rerun the command."
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"the output folder cannot be written ({error}): choose another with hydra.run.dir= or hydra.sweep.dir=."
-    if (
-        isinstance(cause, OmegaConfBaseException)
-        and cause.parent_node is not None
-        and "not in struct" in str(cause)
-    ):
-        parent, dot, _ = (cause.full_key or "").rpartition(".")
-        return str(unknown_key(str(cause.full_key), map(str, cause.parent_node), parent + dot))
+        return (
+            f"cannot write to the output folder ({error}): choose another with hydra.run.dir= or "
+            "hydra.sweep.dir=."
+        )
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        if "not in struct" in str(cause):
+            parent, dot, _ = (cause.full_key or "").rpartition(".")
+            known = map(str, cause.parent_node)
+            return str(unknown_key(str(cause.full_key), known, parent + dot))
     if isinstance(error, OverrideParseException):
         reason = next(iter(str(error).splitlines()[1:]), "").strip()
-        hint = (
-            "Write key=value, and quote a value with spaces, accents or ~ twice: 'key=\"value\"'."
+        return (
+            f"cannot parse {error.override} ({reason}). Write key=value, and quote a value with "
+            "spaces, accents or ~ twice: 'key=\"value\"'."
         )
-        return f"{error.override} cannot be read ({reason}). {hint}"
     text = str(error).partition("\nConfig search path")[0].strip()
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
-
-
-def resolve_target(node: Mapping[str, Any], name: str) -> Callable[..., Any]:
-    """The function or class that `node` names. InputError if it cannot be imported."""
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        reason = str(error.__cause__ or error)
-        raise InputError(
-            f"{name}._target_={node['_target_']!r} cannot be imported ({reason}). Write module.name; the module may "
-            "lie in the working directory or in the folder given with --config-dir."
-        ) from error
-    if not callable(target):
-        raise InputError(f"{name}._target_={node['_target_']!r} is not a function or class.")
-    return target
-
-
-def _instantiate(node: Mapping[str, Any]) -> Any:
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        raise (error.__cause__ or error) from None
 
 
 def conf_dir() -> Path:
@@ -132,9 +173,3 @@ def conf_dir() -> Path:
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
-
-
-def build_phases(config: Mapping[str, Any], groups: int) -> "tuple[Phase, ...]":
-    """The phases of a job that trains `groups` groups; InputError if they do not add up to its epochs."""
-    stopping = build(config["early_stopping"], "early_stopping")
-    return build(config["recipe"], "recipe")(config["epochs"], groups, stopping)

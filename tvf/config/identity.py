@@ -1,85 +1,255 @@
-"""From a config node with a `_target_` to the object it names; keys that the target does not take are refused."""
+"""What each option of a job affects: the one table that resuming, comparing and sharing read.
+
+An option that a YAML in conf/ has and this table lacks fails a test. Options of a user's own affect
+whatever any option of their node does.
+"""
 
 from collections.abc import Mapping
+from enum import Flag, auto
 from typing import Any
 
-# What a sweep over both models may name, and transfer learning ignores.
-IGNORED_BY_TRANSFER = ("model.pct_unfreeze", "model.unit", "model.direction", "model.train")
-# What a model whose trained layers are named ignores.
-IGNORED_BY_NAMES = ("model.pct_unfreeze", "model.unit")
+Config = Mapping[str, Any]
 
 
-def is_transfer(model: Mapping[str, Any]) -> bool:
-    """Whether the node `model` trains the head alone, and so ignores IGNORED_BY_TRANSFER."""
-    return str(model["_target_"]).endswith("TransferModel")
+class Affects(Flag):
+    """What changes with an option."""
+
+    NOTHING = 0
+    NUMBERS = auto()  # losses, scores and weights of the job
+    VALIDATION_IMAGES = auto()  # which images choose, and by which metric
+    FROZEN_LAYERS = auto()  # the activations of frozen layers, or the store that holds them
+    HEAD_PHASE = auto()  # the head after a phase that trains it alone
 
 
-def selection_name(model: Mapping[str, Any]) -> str | None:
-    """What the node `model` trains, for names: bottom-0.5, block-layer3, train; None for the deepest fraction."""
-    direction = str(model.get("direction") or "top")
-    if is_transfer(model):
-        return None
-    if model.get("train") is not None:
-        return "train"
-    if direction[:6] in ("block:", "block="):
-        return f"block-{direction[6:]}"
-    return None if direction == "top" else f"{direction}-{model.get('pct_unfreeze')}"
+NOTHING, NUMBERS = Affects.NOTHING, Affects.NUMBERS
+TRAINING = Affects.NUMBERS | Affects.HEAD_PHASE
+PIXELS = TRAINING | Affects.FROZEN_LAYERS
+IMAGES = PIXELS | Affects.VALIDATION_IMAGES
 
-
-def ignored_options(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options that the node `model` may have and makes no use of."""
-    if is_transfer(model):
-        return IGNORED_BY_TRANSFER
-    return IGNORED_BY_NAMES if (selection_name(model) or "").startswith(("train", "block-")) else ()
-
-
-def known_fraction(model: Mapping[str, Any]) -> float | None:
-    """The node's pct_unfreeze; None where names say what trains: it takes the network to know their share."""
-    if not is_transfer(model) and ignored_options(model):
-        return None
-    fraction = model.get("pct_unfreeze") or 0
-    return float(fraction) if isinstance(fraction, int) else fraction
-
-
-WITHOUT_EFFECT = ("checkpoint", "project", "stop_after", "tracker")  # on a job's numbers
-# What was done where a record is older than the option that it does not name.
-LEGACY_DEFAULTS = {
-    "data": {"metric": "accuracy", "class_weights": None},
-    "model": {"direction": "top", "train": None, "head_dropout": 0.0, "init_from": None},
-    "optimizer": {"decay_all": True, "layer_decay": None, "clip_norm": None},
+OPTIONS: dict[str, Affects] = {
+    "name": NOTHING,
+    "project": NOTHING,
+    "epochs": NUMBERS,
+    "stop_after": NOTHING,
+    "seed": TRAINING,
+    "threads": TRAINING,
+    "channels_last": PIXELS,
+    "checkpoint._target_": NOTHING,
+    "checkpoint.every_minutes": NOTHING,
+    "model._target_": TRAINING,
+    "model.pct_unfreeze": NUMBERS,
+    "model.unit": NUMBERS,
+    "model.direction": NUMBERS,
+    "model.groups": NUMBERS,
+    "model.train": NUMBERS,
+    "model.head_dropout": TRAINING,
+    "model.frozen_bn": PIXELS,
+    "model.init_from": PIXELS,
+    "init_from_content": PIXELS,  # the file's fingerprint, which `validate_config` adds
+    "recipe._target_": NUMBERS,
+    "recipe.head_epochs": NUMBERS,
+    "recipe.head_patience": NUMBERS,
+    "recipe.lr": NUMBERS,
+    "recipe.backbone_lr": NUMBERS,
+    "recipe.epochs_each": NUMBERS,
+    "recipe.phases": NUMBERS,
+    "early_stopping._target_": NUMBERS,
+    "early_stopping.patience": NUMBERS,
+    "early_stopping.min_delta": NUMBERS,
+    "backbone._target_": PIXELS,
+    "backbone.name": PIXELS,
+    "backbone.weights": PIXELS,
+    "backbone.grouping": PIXELS,
+    "backbone.pretrained": PIXELS,
+    "backbone.coarse": PIXELS,
+    "backbone.options": PIXELS,
+    "backbone.mean": PIXELS,
+    "backbone.std": PIXELS,
+    "data._target_": IMAGES,
+    "data.root": IMAGES,
+    "data.task": IMAGES,
+    "data.limit": IMAGES,
+    "data.split_seed": IMAGES,
+    "data.val_fraction": IMAGES,
+    "data.test_fraction": IMAGES,
+    "data.validate_on": IMAGES,
+    "data.metric": TRAINING | Affects.VALIDATION_IMAGES,
+    "data.image_size": PIXELS,
+    "data.max_megapixels": PIXELS,
+    "data.batch_size": TRAINING,
+    "data.class_weights": TRAINING,
+    "data.download": NOTHING,
+    "augment._target_": PIXELS,
+    "augment.horizontal": PIXELS,
+    "augment.vertical": PIXELS,
+    "augment.padding": PIXELS,
+    "augment.transforms": PIXELS,
+    "augment.views": PIXELS,
+    "augment.seed": PIXELS,
+    "mix._target_": TRAINING,
+    "mix.kind": TRAINING,
+    "mix.alpha": TRAINING,
+    "loss._target_": TRAINING,
+    "loss.label_smoothing": TRAINING,
+    "optimizer._target_": TRAINING,
+    "optimizer.algorithm._target_": TRAINING,
+    "optimizer.algorithm._partial_": TRAINING,
+    "optimizer.algorithm.momentum": TRAINING,
+    "optimizer.lr": TRAINING,
+    "optimizer.backbone_lr": NUMBERS,
+    "optimizer.layer_decay": NUMBERS,
+    "optimizer.weight_decay": TRAINING,
+    "optimizer.decay_all": TRAINING,
+    "optimizer.clip_norm": TRAINING,
+    "optimizer.fused": TRAINING,
+    "scheduler._target_": TRAINING,
+    "scheduler._partial_": TRAINING,
+    "scheduler.factor": TRAINING,
+    "scheduler.patience": TRAINING,
+    "scheduler.min_delta": TRAINING,
+    "scheduler.warmup": TRAINING,
+    "scheduler.rising": TRAINING,
+    "scheduler.start": TRAINING,
+    "scheduler.end": TRAINING,
+    "average._target_": TRAINING,
+    "average.decay": TRAINING,
+    "fabric._target_": PIXELS,
+    "fabric.accelerator": PIXELS,
+    "fabric.devices": PIXELS,
+    "fabric.strategy": PIXELS,
+    "fabric.precision": PIXELS,
+    "store._target_": PIXELS,
+    "store.dtype": PIXELS,
+    "store.dir": Affects.FROZEN_LAYERS,
+    "store.mode": Affects.FROZEN_LAYERS,
+    "store.max_gb": NOTHING,
+    "tracker._target_": NOTHING,
+    "tracker.project": NOTHING,
+    "tracker.entity": NOTHING,
+    "tracker.mode": NOTHING,
+    "tracker.tags": NOTHING,
+    "tracker.timeout": NOTHING,
 }
-LEGACY_NODES = {
-    "recipe": {"_target_": "tvf.training.Direct"},
-    "early_stopping": {
-        "_target_": "tvf.training.EarlyStopping",
-        "patience": None,
-        "min_delta": 0.0,
-    },
-    "mix": {"_target_": "tvf.training.no_mixing"},
-    "loss": {"_target_": "tvf.training.CrossEntropyLoss", "label_smoothing": 0.0},
-    "average": {"_target_": "tvf.training.no_average"},
+
+# The targets of configs from before the modules moved into rooms, by what they are called now.
+LEGACY_TARGETS = {
+    "tvf.average.Ema": "tvf.training.ExponentialMovingAverage",
+    "tvf.average.none": "tvf.training.no_average",
+    "tvf.backbones.efficientnet_lite0": "tvf.models.efficientnet_lite0",
+    "tvf.backbones.resnet": "tvf.models.resnet",
+    "tvf.backbones.timm_backbone": "tvf.models.timm_backbone",
+    "tvf.checkpoint.Checkpoints": "tvf.job.Checkpoints",
+    "tvf.data.cifar10.Cifar10": "tvf.data.Cifar10",
+    "tvf.data.elpv.Elpv": "tvf.data.Elpv",
+    "tvf.data.image_folder.ImageFolder": "tvf.data.ImageFolder",
+    "tvf.data.views.Augment": "tvf.data.FlipsAndCrops",
+    "tvf.data.views.Transforms": "tvf.data.TorchvisionTransforms",
+    "tvf.objective.Mix": "tvf.training.ImageMixing",
+    "tvf.objective.Objective": "tvf.training.CrossEntropyLoss",
+    "tvf.objective.unmixed": "tvf.training.no_mixing",
+    "tvf.optim.TwoRates": "tvf.training.DiscriminativeOptimizer",
+    "tvf.recipes.Direct": "tvf.training.Direct",
+    "tvf.recipes.EarlyStopping": "tvf.training.EarlyStopping",
+    "tvf.recipes.Gradual": "tvf.training.Gradual",
+    "tvf.recipes.LpFt": "tvf.training.LpFt",
+    "tvf.recipes.Phases": "tvf.training.Phases",
+    "tvf.schedules.cosine": "tvf.training.cosine",
+    "tvf.schedules.one_cycle": "tvf.training.one_cycle",
+    "tvf.schedules.plateau": "tvf.training.plateau",
+    "tvf.tracking.NoTracker": "tvf.records.NoTracker",
+    "tvf.tracking.WandbTracker": "tvf.records.WandbTracker",
+}
+# What a job did whose config is older than the option.
+LEGACY_DEFAULTS: dict[str, Any] = {
+    "average._target_": "tvf.training.no_average",
+    "data.class_weights": None,
+    "data.metric": "accuracy",
+    "early_stopping._target_": "tvf.training.EarlyStopping",
+    "early_stopping.min_delta": 0.0,
+    "early_stopping.patience": None,
+    "loss._target_": "tvf.training.CrossEntropyLoss",
+    "loss.label_smoothing": 0.0,
+    "mix._target_": "tvf.training.no_mixing",
+    "model.direction": "top",
+    "model.groups": None,
+    "model.head_dropout": 0.0,
+    "model.init_from": None,
+    "model.train": None,
+    "optimizer.clip_norm": None,
+    "optimizer.decay_all": True,
+    "optimizer.layer_decay": None,
+    "recipe._target_": "tvf.training.Direct",
 }
 
+# What says which layers train: transfer learning has no use for any of it, and named layers none
+# for a fraction.
+SELECTION = ("pct_unfreeze", "unit", "direction", "groups", "train")
+FRACTION = ("pct_unfreeze", "unit")
 
-def result_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that a job's numbers depend on: not who is told of them, or where its store lies."""
-    store = {
-        key: value
-        for key, value in config.get("store", {}).items()
-        if key not in ("dir", "mode", "max_gb")
+
+def affects(key: str) -> Affects:
+    """What the option with this dotted key affects; of an unknown one, all that its node does."""
+    if key in OPTIONS:
+        return OPTIONS[key]
+    node = key.partition(".")[0]
+    union = Affects.NOTHING
+    for known, effect in OPTIONS.items():
+        if known.partition(".")[0] == node:
+            union |= effect
+    return union
+
+
+def result_config(config: Config) -> dict[str, Any]:
+    """The options that a job's numbers depend on, by dotted key; equal ones, equal jobs."""
+    return select_options(config, Affects.NUMBERS)
+
+
+def validation_config(config: Config) -> dict[str, Any]:
+    """What the scores of two jobs must have in common to be compared: images and metric."""
+    return select_options(config, Affects.VALIDATION_IMAGES)
+
+
+def head_phase_config(config: Config) -> dict[str, Any]:
+    """What a phase that trains the head alone depends on, besides its own length and rates."""
+    return select_options(config, Affects.HEAD_PHASE)
+
+
+def frozen_layers_config(config: Config) -> dict[str, Any]:
+    """What two jobs must have in common for frozen layers to compute the same for both."""
+    options = select_options(config, Affects.FROZEN_LAYERS)
+    if options.get("model.frozen_bn") == "recalibrate":  # its statistics are means over batches
+        options["data.batch_size"] = (config.get("data") or {}).get("batch_size")
+    return options
+
+
+def select_options(config: Config, effect: Affects) -> dict[str, Any]:
+    """The options of `config` that affect `effect`, by dotted key, in today's spelling."""
+    return {key: value for key, value in modern_options(config).items() if effect in affects(key)}
+
+
+def modern_options(config: Config) -> dict[str, Any]:
+    """All options by dotted key; an older config's in today's spelling, with what it did not say."""
+    options = {
+        key: LEGACY_TARGETS.get(value, value) if key.endswith("_target_") else value
+        for key, value in flatten(config).items()
     }
-    rest = LEGACY_NODES | {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    for name, values in LEGACY_DEFAULTS.items():
-        if isinstance(node := config.get(name), dict):
-            rest[name] = {**values, **node}
-    if isinstance(model := config.get("model"), dict):
-        rest["model"]["direction"] = model.get("direction") or "top"
-    return rest | {"store": store}
+    nodes = {key.partition(".")[0] for key in options}
+    for key, value in LEGACY_DEFAULTS.items():
+        node = key.partition(".")[0]
+        if key not in options and (node in nodes or node not in ("data", "model", "optimizer")):
+            options[key] = value
+    direction = options.get("model.direction") or "top"
+    if str(direction).startswith("block"):
+        options["model.groups"] = [direction[len("block:") :]]
+        direction = "top"
+    if "model.direction" in options:
+        options["model.direction"] = direction
+    return options
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a nested config by their dotted keys."""
-    if not isinstance(node, dict):
+    if not isinstance(node, Mapping):
         return {prefix: node}
     dot = f"{prefix}." if prefix else ""
     return {
@@ -87,3 +257,52 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
         for name, item in node.items()
         for key, value in flatten(item, dot + str(name)).items()
     }
+
+
+def is_transfer(model: Config) -> bool:
+    """Whether the node `model` trains the head alone, and so ignores SELECTION."""
+    return str(model["_target_"]).endswith("TransferModel")
+
+
+def selection_name(model: Config) -> str | None:
+    """What the node `model` trains, for names: bottom-0.5, groups-layer3, train.
+
+    None for transfer learning and the deepest fraction, which are the usual cases.
+    """
+    if is_transfer(model):
+        return None
+    if model.get("train") is not None:
+        return "train"
+    if model.get("groups") is not None:
+        return f"groups-{'+'.join(map(str, model['groups']))}"
+    direction = str(model.get("direction") or "top")
+    if direction.startswith("block"):  # configs from before model.groups
+        return f"groups-{direction[len('block:') :]}"
+    return None if direction == "top" else f"{direction}-{model.get('pct_unfreeze')}"
+
+
+def ignored_options(model: Config) -> tuple[str, ...]:
+    """The keys that the node `model` may have and makes no use of."""
+    if is_transfer(model):
+        return SELECTION
+    return FRACTION if (selection_name(model) or "").startswith(("train", "groups-")) else ()
+
+
+def explain_ignored(name: str, model: Config) -> str | None:
+    """A line about the options that are given and ignored; None if there are none."""
+    given = [key for key in ignored_options(model) if model.get(key) is not None]
+    if not given:
+        return None
+    reason = "model=transfer trains the head alone"
+    if not is_transfer(model):
+        named = "train" if model.get("train") is not None else "groups"
+        reason = f"model.{named} names what trains"
+    return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."
+
+
+def known_fraction(model: Config) -> float | None:
+    """The node's pct_unfreeze; None where layers are named: only the network tells their share."""
+    if not is_transfer(model) and ignored_options(model):
+        return None
+    fraction = model.get("pct_unfreeze") or 0
+    return float(fraction) if isinstance(fraction, int) else fraction

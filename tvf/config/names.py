@@ -1,4 +1,4 @@
-"""What a job and its folder are called: config.yaml asks for these while Hydra composes it."""
+"""What a job and its folder are called: conf/config.yaml asks for these while Hydra composes it."""
 
 import hashlib
 import re
@@ -6,44 +6,48 @@ import re
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tvf.config.identity import WITHOUT_EFFECT, ignored_options, is_transfer, selection_name
+from tvf.config.identity import NOTHING, affects, ignored_options, is_transfer, selection_name
 
 
 def job_name(*, _root_: DictConfig) -> str:
-    """transfer-learning, fine-tuning-0.5 or fine-tuning-block-layer3, with the seed where the shell names one."""
+    """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
+
+    With the seed where the shell names one.
+    """
     model = _root_.model
     if is_transfer(model):
         name = "transfer-learning"
-    elif special := selection_name(model):
-        name = f"fine-tuning-{special}"
+    elif selection := selection_name(model):
+        name = f"fine-tuning-{selection}"
+    elif "pct_unfreeze" in model:
+        name = f"fine-tuning-{model.pct_unfreeze}"
     else:
-        name = (
-            f"fine-tuning-{model.pct_unfreeze}"
-            if "pct_unfreeze" in model
-            else model._target_.rpartition(".")[2]
-        )
-    named = any(override.partition("=")[0].lstrip("+") == "seed" for override in _overrides(_root_))
+        name = model._target_.rpartition(".")[2]
+    named = any(_key(override) == "seed" for override in _overrides(_root_))
     return name + (f"-seed{_root_.seed}" if named else "")
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """The job's name and a hash of its overrides, whatever their order: jobs of one name lie apart.
+    """The job's name and a hash of its overrides in any order, so that jobs of one name are apart.
 
-    A fraction does not count where the model ignores it, nor what numbers do not depend on.
+    Overrides that the model ignores or that affect nothing do not count.
     """
-    ignored = ignored_options(_root_.model)
-    keys = {override: override.partition("=")[0].lstrip("+") for override in _overrides(_root_)}
+    ignored = {f"model.{key}" for key in ignored_options(_root_.model)}
     counting = sorted(
-        o
-        for o, key in keys.items()
-        if key not in ignored and key.partition(".")[0] not in WITHOUT_EFFECT
+        override
+        for override in _overrides(_root_)
+        if _key(override) not in ignored and affects(_key(override)) != NOTHING
     )
     digest = hashlib.sha256("\n".join(counting).encode()).hexdigest()[:8]
     return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
 def _overrides(root: DictConfig) -> list[str]:
-    """The task's overrides: from the config itself while Hydra composes it, from Hydra once the job runs."""
+    """The overrides: in the config itself while Hydra composes it, in Hydra once the job runs."""
     if "hydra" in root:
         return list(root.hydra.overrides.task)
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

@@ -1,4 +1,7 @@
-"""Every mistake in a job's config that can be known without reading images or weights: a sweep can be refused whole."""
+"""Checks a job's config for every mistake that shows without reading images or weights.
+
+A sweep can so be turned down as a whole, before its first job trains.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +11,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from tvf.config.build import build, build_phases, check_node, to_plain
+from tvf.config.build import (
+    JOB_OPTIONS,
+    build_part,
+    build_phases,
+    check_node,
+    target_node,
+    to_plain,
+)
 from tvf.config.identity import ignored_options, is_transfer
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
@@ -17,52 +27,71 @@ from tvf.errors import (
     require_bool,
     require_choice,
     require_count,
+    require_number,
     require_seed,
     unknown_key,
 )
 from tvf.models import (
-    FROZEN_BN,
+    FROZEN_BN_OPTIONS,
     UNITS,
-    check_choice,
     check_direction,
     check_dropout,
     check_fraction,
+    check_group_names,
     check_patterns,
+    check_selection,
     find_weights,
 )
 from tvf.store import fingerprint_files
 from tvf.training import make_schedule
 
 NODES = (
-    *(
-        "model",
-        "recipe",
-        "early_stopping",
-        "backbone",
-        "data",
-        "augment",
-        "mix",
-        "loss",
-        "optimizer",
-        "scheduler",
-    ),
-    *("average", "fabric", "store", "checkpoint", "tracker"),
+    "model",
+    "recipe",
+    "early_stopping",
+    "backbone",
+    "data",
+    "augment",
+    "mix",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "average",
+    "fabric",
+    "store",
+    "checkpoint",
+    "tracker",
 )
-STRATEGIES = ("auto", "ddp")  # of training on several devices there is one way
 VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last")
-# What the code, not the YAML, gives to a target.
+# Arguments that a target gets from the code, not from its YAML.
 SUPPLIED_BY_CODE = {
-    **{"model": ("backbone",), "backbone": ("num_classes",), "loss": ("class_weights",)},
-    **{"checkpoint": ("folder", "of"), "scheduler": ("optimizer", "epochs", "batches")},
+    "model": ("backbone",),
+    "backbone": ("num_classes",),
+    "loss": ("class_weights",),
+    "checkpoint": ("folder", "configuration"),
+    "scheduler": ("optimizer", "epochs", "batches"),
 }
+STRATEGIES = ("auto", "ddp")  # there is one way to train on several devices
 
 
 def validate_config(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain data, if every key is known and every value that can be checked by itself is right.
+    """The resolved config as plain data, with every key known and every single value checked.
 
     Raises InputError with the key, its value, the rule and the remedy.
     """
     config = to_plain(cfg)
+    _check_values(config)
+    for name in NODES:
+        supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
+        check_node(target_node(config, name), name, supplied, known)
+    _normalise_model(config["model"])
+    if (origin := config["model"].get("init_from")) is not None:  # the file may change later
+        config["init_from_content"] = fingerprint_files([find_weights(origin)])
+    _check_parts(config)
+    return config
+
+
+def _check_values(config: dict[str, Any]) -> None:
     for key in config:
         if key not in (*NODES, *VALUES):
             raise unknown_key(str(key), (*NODES, *VALUES))
@@ -76,54 +105,57 @@ def validate_config(cfg: DictConfig) -> dict[str, Any]:
         if config[key] is not None:
             require_count(key, config[key], 1)
     count_devices(config["fabric"].get("devices"))
-    if (strategy := config["fabric"].get("strategy", "auto")) not in STRATEGIES:
-        raise InputError(
-            f"fabric.strategy={strategy} is refused: choose one of {', '.join(STRATEGIES)}."
-        )
-    for name in NODES:
-        check_node(config[name], name, SUPPLIED_BY_CODE.get(name, ()))
-    _check_model(config["model"])
-    if (origin := config["model"].get("init_from")) is not None:  # the file may become another
-        config["init_from_content"] = fingerprint_files([find_weights(origin)])
-    for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
-        build(config[name], name)
-    head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
-    build_phases(config, groups=0 if head_alone else 1)
-    make_schedule(
-        build(config["scheduler"], "scheduler"),
-        torch.optim.SGD([torch.zeros(1)]),
-        config["epochs"],
-        batches=2,
-    )
-    build(config["checkpoint"], "checkpoint", folder=Path(), of="")
-    augment = build(config["augment"], "augment")
-    if not isinstance(augment, Augmentation):
-        raise InputError(
-            f"augment._target_={config['augment']['_target_']!r} is refused: it makes no tvf Views."
-        )
-    size = config["data"].get("image_size")
-    if isinstance(size, int):
-        with single_thread():
-            augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)
-    return config
+    require_choice("fabric.strategy", config["fabric"].get("strategy", "auto"), STRATEGIES)
 
 
-def _check_model(model: dict[str, Any]) -> None:
-    """Check the node, and bring it into the form that records keep: what it ignores is null, paths are absolute."""
+def _normalise_model(model: dict[str, Any]) -> None:
+    """Check the node, and bring it into the form that records keep.
+
+    Options it ignores become null, and paths absolute.
+    """
     if not is_transfer(model):
-        if model.get("direction") is not None:
-            model["direction"] = check_direction(model["direction"])
-            check_choice(model["direction"], model.get("train"))
-        if model.get("train") is not None:
-            check_patterns(model["train"])
-    model |= {key.removeprefix("model."): None for key in ignored_options(model)}
+        _check_selection(model)
+    model |= dict.fromkeys(ignored_options(model))
     if model.get("pct_unfreeze") is not None:
         check_fraction(model["pct_unfreeze"])
-    for key, choices in (("unit", UNITS), ("frozen_bn", FROZEN_BN)):
-        if model.get(key) is not None:
-            require_choice(f"model.{key}", model[key], choices)
+    if model.get("unit") is not None:
+        require_choice("model.unit", model["unit"], UNITS)
+    if model.get("frozen_bn") is not None:
+        require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
     if model.get("init_from") is not None:
         find_weights(model["init_from"])
         model["init_from"] = os.path.abspath(Path(model["init_from"]).expanduser())
+
+
+def _check_selection(model: dict[str, Any]) -> None:
+    if model.get("direction") is not None:
+        check_direction(model["direction"])
+    if model.get("groups") is not None:
+        model["groups"] = check_group_names(model["groups"])
+    if model.get("train") is not None:
+        check_patterns(model["train"])
+    direction = model.get("direction") or "top"
+    check_selection(direction, model.get("groups"), model.get("train"))
+
+
+def _check_parts(config: dict[str, Any]) -> None:
+    """Build what can be built at once, so that its own checks run."""
+    for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
+        build_part(config, name)
+    if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
+        require_number("optimizer.clip_norm", clip_norm, 0, above=True)
+    head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
+    build_phases(config, groups=0 if head_alone else 1)
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    make_schedule(build_part(config, "scheduler"), optimizer, config["epochs"], batches=2)
+    build_part(config, "checkpoint", folder=Path(), configuration="")
+    augment = build_part(config, "augment")
+    if not isinstance(augment, Augmentation):
+        target = config["augment"]["_target_"]
+        raise InputError(f"augment._target_={target!r} must make a tvf.data.Augmentation.")
+    size = config["data"].get("image_size")
+    if isinstance(size, int):
+        with single_thread():
+            augment(torch.zeros(1, 3, size, size, dtype=torch.uint8), np.arange(1), 1)

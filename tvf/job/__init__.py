@@ -4,8 +4,4 @@ from tvf.job.checkpoint import Checkpoints
 from tvf.job.run import run_job
 from tvf.job.setup import JobContext
 
-__all__ = [
-    "Checkpoints",
-    "JobContext",
-    "run_job",
-]
+__all__ = ["Checkpoints", "JobContext", "run_job"]

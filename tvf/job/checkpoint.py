@@ -1,6 +1,6 @@
-"""What a job keeps of itself: its weights, and all that it needs to go on after it was stopped at any moment.
+"""Checkpoints: everything a job needs to resume after it was stopped at any moment.
 
-Nothing in these files is executed by reading them: weights are safetensors, checkpoints are loaded `weights_only`.
+Nothing in these files is executed by reading them: they are loaded with `weights_only`.
 """
 
 import hashlib
@@ -13,41 +13,49 @@ from typing import Any
 
 import torch
 
-from tvf.errors import require_number
+from tvf.errors import InputError, require_number
 from tvf.files import LAST_CHECKPOINT, write_whole
+from tvf.models import is_readable
+from tvf.training import STATE_KEYS, holds_best
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"tvf checkpoint 1\n"
+MAGIC = b"tvf checkpoint 2\n"
+OLD_MAGIC = b"tvf checkpoint 1\n"  # from before the modules moved into rooms
 DIGEST = 16  # bytes
 
 
 class Checkpoints:
-    """The last two states of a job in `folder`; the older one is for when the newer one is damaged.
+    """The last two states of a job in `folder`; the older one is used if the newer one is damaged.
 
-    `of` names the configuration: states of another one are as good as none. `every_minutes`: how long an epoch may
-    train until its middle is saved too.
+    Checkpoints of another `configuration`, a fingerprint, are ignored. An epoch that takes longer
+    than `every_minutes` is saved in between, as often.
     """
 
-    def __init__(self, folder: Path, of: str, every_minutes: float = 10.0) -> None:
+    def __init__(self, folder: Path, configuration: str, every_minutes: float = 10.0) -> None:
         require_number("checkpoint.every_minutes", every_minutes, 0, above=True)
         self.last, self.previous = folder / Path(LAST_CHECKPOINT).name, folder / "previous.pt"
-        self._of, self._seconds, self._saved = of, 60 * every_minutes, time.monotonic()
+        self._configuration, self._seconds = configuration, 60 * every_minutes
+        self._saved = time.monotonic()
         self._warned = False
 
     def due(self) -> bool:
-        """Whether the last save is longer ago than it should be."""
+        """Whether the last checkpoint is older than `every_minutes`."""
         return time.monotonic() - self._saved >= self._seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep `state`: tensors, numbers, strings, and lists, tuples and dicts of them. Where it cannot: a warning."""
+        """Keep `state`: tensors, numbers, strings, and containers of them.
+
+        Logs a warning where it cannot be written.
+        """
         self._saved = time.monotonic()
         buffer = io.BytesIO()
-        torch.save({"of": self._of, "state": state}, buffer)
+        torch.save({"of": self._configuration, "state": state}, buffer)
         content, new = buffer.getbuffer(), self.last.with_suffix(".new")
+        digest = hashlib.blake2b(content, digest_size=DIGEST).digest()
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(new, MAGIC, hashlib.blake2b(content, digest_size=DIGEST).digest(), content)
+            write_whole(new, MAGIC, digest, content)
             if self.last.exists():
                 self.last.replace(self.previous)
             new.replace(self.last)
@@ -55,36 +63,50 @@ class Checkpoints:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "%s cannot be written (%s): the job goes on without it.",
+                    "cannot write %s (%s): the job continues without checkpoints.",
                     self.last,
                     error.strerror,
                 )
 
     def load(self) -> dict[str, Any] | None:
-        """The last state that is whole and of this configuration; None if there is none."""
+        """The last whole state of this configuration; None if there is none.
+
+        InputError for a checkpoint of an older tvf, which cannot be continued.
+        """
         damaged = False
         for path in (self.last, self.previous):
             try:
                 held = _read(path)
             except FileNotFoundError:
                 continue
+            except InputError:
+                raise
             except (OSError, ValueError) as error:
-                log.warning(
-                    "%s is damaged (%s): going on from the one before it, if there is one.",
-                    path,
-                    error,
-                )
+                log.warning("%s is damaged (%s): trying the one before it.", path, error)
                 damaged = True
                 with suppress(OSError):
-                    path.unlink()  # else it would be the one before the next
+                    path.unlink()  # or the next save would make it the previous one
                 continue
-            return held["state"] if held["of"] == self._of else None
+            return held["state"] if held["of"] == self._configuration else None
         if damaged:
-            log.warning("No checkpoint is whole: the job starts anew.")
+            log.warning("no checkpoint is intact: the job restarts from scratch.")
         return None
 
-    def finish(self) -> None:
-        """The job is done: nothing has to go on from here."""
+    def load_usable(self, name: str, metric: str, best_weights: Path) -> dict[str, Any] | None:
+        """As `load`, but with a warning and None for a state that the job cannot resume from."""
+        state = self.load()
+        if state is None:
+            return None
+        if not STATE_KEYS | {"spent"} <= state.keys():
+            log.warning("%s is no job's checkpoint: %s restarts from scratch.", self.last, name)
+            return None
+        if not holds_best(state, metric) and not is_readable(best_weights):
+            log.warning("%s: cannot read its best weights: it restarts from scratch.", name)
+            return None
+        return state
+
+    def delete(self) -> None:
+        """The job is done: there is nothing left to resume."""
         for path in (self.last, self.previous):
             path.unlink(missing_ok=True)
 
@@ -92,13 +114,18 @@ class Checkpoints:
 def _read(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     start = len(MAGIC) + DIGEST
+    if content.startswith(OLD_MAGIC):
+        raise InputError(
+            f"{path} was written by an older version of tvf, whose checkpoints this "
+            "version cannot resume: finish the job with that version, or delete its folder to train it again."
+        )
     if not content.startswith(MAGIC):
-        raise ValueError("it is not a checkpoint of tvf")
+        raise ValueError("not a checkpoint of tvf")
     if hashlib.blake2b(content[start:], digest_size=DIGEST).digest() != content[len(MAGIC) : start]:
-        raise ValueError("its checksum is wrong")
+        raise ValueError("wrong checksum")
     try:
         held = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
         return {"of": held["of"], "state": dict(held["state"])}
-    except Exception as error:  # what torch makes of a file that was made to look like one of ours
+    except Exception as error:  # whatever torch makes of a file that only looks like one of ours
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(reason) from error

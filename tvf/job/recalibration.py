@@ -1,4 +1,4 @@
-"""New statistics for frozen BatchNorm layers, from one pass over the training images."""
+"""Sets the statistics of frozen BatchNorm layers anew, from one pass over the training images."""
 
 import logging
 from typing import Any
@@ -24,39 +24,40 @@ log = logging.getLogger(__name__)
 
 
 def recalibrate(
-    fabric: Fabric, module: FineTuneModel, part: Split, batch_size: int, store: Store | None
+    fabric: Fabric, module: FineTuneModel, split: Split, batch_size: int, store: Store | None
 ) -> None:
-    """Set the statistics of the frozen BatchNorm layers from one pass over `part`, without augmentation.
+    """Set the statistics of the frozen BatchNorm layers from `split`, without augmentation.
 
-    With a store the statistics are kept for all jobs that start from the same weights and freeze the same layers.
+    With a store they are kept for all jobs that start from the same weights and freeze the same
+    layers. `module` is the model as Fabric set it up.
     """
     model: Any = module.module
     layers = frozen_batchnorm(model.module)
-
-    def run() -> None:
-        for samples in split_batches(np.arange(len(part)), batch_size):
-            module(fabric.to_device(part.images[torch.from_numpy(samples)]))
-
-    def statistics(rows: slice, wait: bool) -> list[Tensor]:
-        recalibrate_batchnorm(model, layers.values(), run)
-        return [value[None] for value in values]
-
     values = [value for layer in layers.values() for value in layer.buffers()]
     if not values:
         return
+
+    def run() -> None:
+        for samples in split_batches(np.arange(len(split)), batch_size):
+            module(fabric.to_device(split.images[torch.from_numpy(samples)]))
+
+    def compute(rows: slice, wait: bool) -> list[Tensor]:
+        recalibrate_batchnorm(model, layers.values(), run)
+        return [value[None] for value in values]
+
     if store is None:
-        statistics(slice(0, 1), True)
+        compute(slice(0, 1), True)
         return
     try:
-        pixels = [part.key or part.images, model.mean, model.std]
+        pixels = [split.fingerprint or split.images, model.mean, model.std]
         network = [fingerprint_layers(model.module, without=model.head), list(layers)]
-        key = fingerprint([pixels, network, batch_size, numeric_environment(fabric, model)])
+        environment = numeric_environment(fabric, model)
+        key = fingerprint([pixels, network, batch_size, environment])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})
-        columns = [ArraySpec(tuple(value.shape), value.dtype) for value in values]
-        for value, kept in zip(
-            values, entry.table("batchnorm", 1, columns, statistics).tensors(), strict=True
-        ):
-            value.copy_(kept[0])
+        specs = [ArraySpec(tuple(value.shape), value.dtype) for value in values]
+        kept = entry.table("batchnorm", 1, specs, compute).tensors()
+        for value, table in zip(values, kept, strict=True):
+            value.copy_(table[0])
     except (FingerprintError, StoreError) as error:
-        log.warning("store: BatchNorm statistics are not kept: %s.", error)
-        statistics(slice(0, 1), True)
+        log.warning("store: not caching BatchNorm statistics: %s.", error)
+        compute(slice(0, 1), True)

@@ -1,48 +1,34 @@
-"""One job, from its config to its record: check, build, fit, test. Below it nothing sees the config."""
+"""One job from top to bottom: resume or start, train epoch by epoch, test once, record it all."""
 
-import dataclasses
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
 
-from tvf.config import (
-    build,
-    ignored_options,
-    is_transfer,
-    known_fraction,
-    result_config,
-    selection_name,
-    validate_config,
-)
+from tvf.config import Config, build_part, result_config
 from tvf.distributed import (
-    count_devices,
     describe_machine,
     library_versions,
     peak_memory_mb,
     return_freed_memory,
-    start_ranks,
 )
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
-from tvf.job.head_phase import head_phase
-from tvf.job.setup import Job, JobContext, PhaseBuilder, build_job, claim_devices
+from tvf.job.head_phase import HeadPhase, open_head_phase
+from tvf.job.setup import Job, JobContext, build_job, open_job, open_run
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
     check_not_own_weights,
     count_parameters,
     describe_model,
-    is_readable,
-    load_initial_weights,
     load_weights,
     save_weights,
 )
@@ -57,334 +43,253 @@ from tvf.records import (
     mark_failed,
     mark_paused,
 )
-from tvf.store import Store
-from tvf.training import STATE_KEYS, EpochResult, evaluate, fit, holds_best
+from tvf.training import EpochResult, TrainingLoop, evaluate
 
 log = logging.getLogger(__name__)
 
-SPENT = (
-    "train_seconds",
-    "prefix_seconds",
-    "prefix_images",
-    "continued_images",
-)  # added up over attempts
-TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # what a tracker gets as points
+TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # sent to the tracker as a point
 
 
-def run_job(cfg: DictConfig, context: JobContext) -> dict[str, Any] | None:
-    """Train and test one configuration, leave its record in the job's folder, and return its summary.
+def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
+    """Train and test a job, leave its record in its folder, and return its summary.
 
-    Returns None where the folder's job is done, pauses at `stop_after` or, in a sweep, is in the hands of another
-    process: jobs of a sweep that differ only in what the model ignores share a folder, and are trained once. Raises
-    InputError for a mistake in the config or the data, if the folder holds another configuration, or if another process
-    trains in the folder of a job by itself. Whatever else is raised, status.json says so.
+    None if there is nothing to do, if it pauses at `stop_after`, or if another process of the sweep
+    trains it: jobs that differ only in what the model ignores share a folder and are trained once.
+    Raises InputError for a mistake that shows only with images or weights, if the folder holds
+    another configuration, or if another process trains in the folder of a single job. Whatever is
+    raised, status.json says so.
     """
-    lock = FileLock(context.folder / LOCK)
-    try:
-        lock.acquire(timeout=1)  # who only asks whether it is held has it for a moment
-    except Timeout:
-        if context.sweep is None:
-            raise InputError(
-                f"another process trains in {context.folder}: choose another hydra.run.dir."
-            ) from None
-        log.info("%s: another process trains this job.", cfg.name)
-        return None
-    try:
-        return _run_alone(cfg, context)
-    finally:
-        lock.release()
-
-
-def _run_alone(cfg: DictConfig, context: JobContext) -> dict[str, Any] | None:
-    try:
-        config = validate_config(cfg)
-        check_not_own_weights(config["model"].get("init_from"), context.folder)
-    except Exception as error:
-        mark_failed(context.folder, str(cfg.get("name")), failure_reason(error))
-        raise
-    ignored = [
-        key for key in ignored_options(config["model"]) if OmegaConf.select(cfg, key) is not None
-    ]
-    if ignored:
-        what = "model=transfer trains the head alone"
-        if not is_transfer(config["model"]):
-            what = f"model.{'direction' if config['model'].get('train') is None else 'train'} names what trains"
-        log.info("%s: %s and ignores %s.", config["name"], what, ", ".join(ignored))
-    checkpoints = _checkpoints(config, context)
-    if is_done(context.folder, config):
-        log.info("%s: done already (%s).", config["name"], context.folder)
-        checkpoints.finish()
-        return None
-    if has_reached(context.folder, config):
-        log.info(
-            "%s: trained for stop_after=%d epochs already.", config["name"], config["stop_after"]
+    folder, name, metric = context.folder, config["name"], metric_of(config)
+    with _locked(context) as locked:
+        if not locked:
+            log.info("%s: another process is training this job.", name)
+            return None
+        try:
+            check_not_own_weights(config["model"].get("init_from"), folder)
+        except InputError as error:
+            mark_failed(folder, name, failure_reason(error))
+            raise
+        fingerprint = hashlib.sha256(json.dumps(result_config(config), sort_keys=True).encode())
+        checkpoints: Checkpoints = build_part(
+            config,
+            "checkpoint",
+            folder=folder / "checkpoints",
+            configuration=fingerprint.hexdigest(),
         )
-        mark_paused(context.folder)
-        return None
-    check_same_configuration(context.folder.parent, {context.folder.name: config})
-    for folder in (context.folder, context.folder / "checkpoints"):
-        remove_leftovers(folder)
-    state = checkpoints.load()
-    if state and not STATE_KEYS | {"spent"} <= state.keys():
-        log.warning(
-            "%s is no checkpoint of a job, so %s starts anew.", checkpoints.last, config["name"]
+        if is_done(folder, config):
+            log.info("%s: already done (%s).", name, folder)
+            checkpoints.delete()
+            return None
+        if has_reached(folder, config):
+            log.info("%s: already trained to stop_after=%d.", name, config["stop_after"])
+            mark_paused(folder)
+            return None
+        check_same_configuration(folder.parent, {folder.name: config})
+        for leftovers in (folder, folder / "checkpoints"):
+            remove_leftovers(leftovers)
+        state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
+        record = JobRecord(folder, name, config, state["history"] if state else ())
+        try:
+            # The record's context is inside the run's, which may wait for a network at its end.
+            with record, open_run(config, context, record) as run, record:
+                with open_job(config, context) as job:
+                    summary = train_job(job, record, run, checkpoints, state)
+                if summary is not None:
+                    checkpoints.delete()
+        finally:
+            return_freed_memory()
+        return summary and summary | {"wandb_mode": run.mode}
+
+
+def train_job(
+    job: Job, record: JobRecord, run: Run, checkpoints: Checkpoints, state: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Train and test `job`, from `state` on if there is one; its summary, None if it pauses."""
+    tag, best_weights = job.phases.tag, record.folder / BEST_WEIGHTS
+    _log_start(job, state)
+    for row in record.metrics:  # epochs of an earlier attempt, which the tracker may lack
+        run.log(row, step=row["epoch"])
+    with _head_phase(job) as head:
+        state = job.phases.fabric.broadcast(state)
+        if head and state is not None:
+            head.hold(state)
+        elif head and (state := head.take(best_weights, job.loop.metric, tag)):
+            log.info("%s takes epochs 1 to %d from another job.", tag, len(state["history"]))
+            job.costs.restart()
+            for row in state["history"]:
+                record.log(row)
+                run.log(row, step=row["epoch"])
+        if state is not None:
+            job.costs.add_earlier(state["spent"])
+
+        def checkpoint() -> dict[str, Any]:
+            return loop.state_dict() | {"spent": job.costs.total()}
+
+        def save_if_due() -> None:
+            if checkpoints.due():
+                checkpoints.save(checkpoint())
+
+        loop = TrainingLoop(
+            job.phases.fabric,
+            job.phases.model,
+            job.phases,
+            job.steps,
+            job.loop,
+            state=state,
+            after_batch=save_if_due,
         )
-        state = None
-    if (
-        state
-        and not holds_best(state, metric_of(config))
-        and not is_readable(context.folder / BEST_WEIGHTS)
-    ):
-        log.warning("%s: its best weights cannot be read, so it starts anew.", config["name"])
-        state = None
-    record = JobRecord(context.folder, config["name"], config, state["history"] if state else ())
-    try:
-        with record:  # once more within the tracker's context
-            return _run(config, context, record, checkpoints, state)
-    finally:
-        return_freed_memory()
-
-
-def _checkpoints(config: dict[str, Any], context: JobContext) -> Checkpoints:
-    """The checkpoints of this very configuration in the job's folder."""
-    of = hashlib.sha256(json.dumps(result_config(config), sort_keys=True).encode()).hexdigest()
-    return build(config["checkpoint"], "checkpoint", folder=context.folder / "checkpoints", of=of)
-
-
-def _run(
-    config: dict[str, Any],
-    context: JobContext,
-    record: JobRecord,
-    checkpoints: Checkpoints,
-    state: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    facts = {
-        "model": context.choices["model"],
-        "backbone": config["backbone"].get("name", context.choices["backbone"]),
-        "data": context.choices["data"],
-        "seed": config["seed"],
-        "pct_unfreeze": known_fraction(config["model"]),
-    }
-    tracker = build(config["tracker"], "tracker")
-    group = context.sweep.name if context.sweep else None
-    context = claim_devices(context, config["fabric"])
-    with ExitStack() as afterwards:
-        with tracker.start(
-            context.folder, config["name"], group, facts | {"config": config}, record.run_id
-        ) as run:
-            record.tracked(run)
-            afterwards.callback(
-                record.tracked, run
-            )  # what the tracker could not send is known once it has finished
-            # Within the tracker's context, whose end may have to wait for a network.
-            with record, build(config["store"], "store").open() as store:
-                with _other_ranks(config, context):
-                    summary = _train(config, facts, context, record, run, store, checkpoints, state)
-            if summary is None:
-                return None
-            checkpoints.finish()
-    return summary | {"wandb_mode": run.mode}
-
-
-def _train(
-    config: dict[str, Any],
-    facts: dict[str, Any],
-    context: JobContext,
-    record: JobRecord,
-    run: Run,
-    store: Store | None,
-    checkpoints: Checkpoints,
-    state: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    def report(metrics: dict[str, Any]) -> None:
-        record.log(metrics)
-        run.log(metrics, step=metrics["epoch"])
-
-    tag = _tag(config, facts, context.choices.get("recipe"), in_sweep=context.sweep is not None)
-    for metrics in record.metrics:  # of an earlier attempt, which the tracker may never have got
-        run.log(metrics, step=metrics["epoch"])
-    parts = build_job(config, context, store)
-    if facts["pct_unfreeze"] is None:
-        facts["pct_unfreeze"] = parts.model.pct_unfreeze
-    _start_from(config, facts["backbone"], parts, tag)
-    log.info("%s %s", tag, describe_model(parts.model, parts.backbone))
-    if facts["pct_unfreeze"] and not parts.model.trained_groups:
-        log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(parts.backbone.groups))
-    if state:
-        log.info("%s goes on after epoch %d of an earlier attempt.", tag, len(state["history"]))
-    scores = _fit_and_test(config, context, parts, report, tag, checkpoints, state)
-    if scores is None:
+        if loop.is_best:  # checkpointed, but stopped before its weights were written
+            _save_best(job, loop, best_weights)
+        for epoch in loop:
+            record.log(asdict(epoch))
+            run.log(asdict(epoch), step=epoch.epoch)
+            _log_epoch(job, epoch)
+            checkpoints.save(checkpoint())
+            if loop.is_best:  # after the checkpoint, which can give these weights again
+                _save_best(job, loop, best_weights)
+            if head and loop.phase_is_over and not loop.is_over:
+                head.keep(checkpoint(), best_weights)
+    if not loop.is_over:
         record.paused()
-        log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), config["epochs"])
+        log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
-    tested = {"epoch": scores["best_epoch"]} | {key: scores[key] for key in TESTED}
-    run.log(tested, step=config["epochs"] + 1)
-    parts.model.unfreeze()
-    summary = {"name": config["name"], **facts} | {
-        "classes": list(parts.data.classes),
-        "unfrozen_groups": [group.name for group in parts.model.trained_groups],
-        "trainable_params": count_parameters(
-            p for p in parts.model.parameters() if p.requires_grad
-        ),
-        "total_params": count_parameters(parts.model.parameters()),
-        "epochs": config["epochs"],
-        **scores,
-        "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
-        "peak_memory_mb": peak_memory_mb(parts.fabric.device),
-        "wandb_run_id": run.id,
-        "wandb_url": run.url,
-        "versions": library_versions(),
-        "machine": describe_machine(parts.fabric.device),
-    }
+    summary = _summarise(job, record, run, test_job(job, loop, best_weights))
     record.done(summary)
-    run.summarise(summary)
-    log.info("%s test_loss %.4f test_acc %.3f (weights of epoch %d)", tag, *_of(scores))
+    run.log(
+        {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}, job.epochs + 1
+    )
+    run.set_summary(summary)
+    log.info(
+        "%s test_loss %.4f test_acc %.3f (weights of epoch %d)",
+        tag,
+        summary["test_loss"],
+        summary["test_acc"],
+        summary["best_epoch"],
+    )
     return summary
 
 
-def _start_from(config: dict[str, Any], backbone: str, parts: Job, tag: str) -> None:
-    if (origin := config["model"].get("init_from")) is not None:
-        head = f"module.{parts.model.head}"
-        weights = load_initial_weights(
-            parts.model, origin, backbone, parts.data.classes, head, config["data"]
-        )
-        log.info("%s starts from the weights in %s.", tag, weights)
-
-
-def _other_ranks(config: dict[str, Any], context: JobContext) -> AbstractContextManager[None]:
-    """In here the other ranks of a job on several devices train along; see tvf.distributed.ranks."""
-    devices, sweep = (
-        count_devices(config["fabric"]["devices"]),
-        str(context.sweep) if context.sweep else None,
-    )
-    rest = {
-        "folder": str(context.folder),
-        "sweep": sweep,
-        "choices": context.choices,
-        "devices": context.devices,
+def test_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any]:
+    """Score validation and test with the best epoch's weights: the only look at the test images."""
+    best, training = loop.best, job.costs.total()
+    assert best is not None, "a job has at least one epoch"
+    phases = job.phases
+    phases.fabric.barrier()  # rank 0 has written the weights
+    load_weights(phases.model, best_weights, best.epoch)
+    pipeline, scores = phases.pipeline_of(best.phase - 1), {}
+    # Validation once more, for the scores by class that an epoch's line has no room for.
+    for name, split in (("val", phases.data.val), ("test", phases.data.test)):
+        inputs, size = pipeline.evaluate(name), job.steps.batch_size
+        scores |= evaluate(phases.fabric, inputs, split.labels, size).named(name)
+    total = job.costs.total()
+    return {
+        "metric": job.loop.metric,
+        "best_epoch": best.epoch,
+        "best_phase": best.phase,
+        **scores,
+        **total,
+        "train_seconds": training["train_seconds"],
+        "prefix_seconds": training["prefix_seconds"],
+        "prefix_kept": phases.prefix_kept,
+        "test_seconds": total["train_seconds"] - training["train_seconds"],
+        "approximations": phases.approximations,
     }
-    arguments = {"config": config, **rest}
-    return (
-        start_ranks(devices, "tvf.job.run:train_along", arguments) if devices > 1 else nullcontext()
-    )
 
 
-def train_along(
-    config: dict[str, Any],
+def follow_job(
+    config: Config,
     folder: str,
     sweep: str | None,
     choices: dict[str, str],
     devices: list[int] | None,
 ) -> None:
-    """What the other ranks of a job do: train with rank 0, which has the record, the tracker and the checkpoints."""
+    """What the other ranks of a job do: train along with rank 0, which keeps all records."""
     context = JobContext(
-        Path(folder),
-        Path(sweep) if sweep else None,
+        folder=Path(folder),
+        sweep=Path(sweep) if sweep else None,
         parallel=True,
         choices=choices,
         devices=devices,
     )
-    with build(config["store"], "store").open() as store:
-        parts = build_job(config, context, store)
-        _start_from(config, config["backbone"].get("name", choices["backbone"]), parts, "")
-        _fit_and_test(config, context, parts, lambda metrics: None, "", None, None)
+    with build_part(config, "store").open() as store:
+        job = build_job(config, context, store)
+        phases = job.phases
+        state = phases.fabric.broadcast(None)
+        loop = TrainingLoop(phases.fabric, phases.model, phases, job.steps, job.loop, state)
+        for _ in loop:
+            pass
+        if loop.is_over:
+            test_job(job, loop, context.folder / BEST_WEIGHTS)
 
 
-def _fit_and_test(
-    config: dict[str, Any],
-    context: JobContext,
-    parts: Job,
-    report: Callable[[dict[str, Any]], None],
-    tag: str,
-    checkpoints: Checkpoints | None,
-    state: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    """Train and test. Other ranks than 0 have no checkpoints, and are given the state to go on from."""
-    model, best_weights, metric = parts.model, context.folder / BEST_WEIGHTS, metric_of(config)
-    chooses = "" if metric == "accuracy" else f" val_{METRICS[metric]} %.3f"
+@contextmanager
+def _locked(context: JobContext) -> Iterator[bool]:
+    """Lock the job's folder; whether that worked. InputError if not, for a single job."""
+    lock = FileLock(context.folder / LOCK)
+    try:
+        lock.acquire(timeout=1)  # whoever checks if it is held, holds it for a moment
+    except Timeout:
+        if context.sweep is None:
+            raise InputError(
+                f"another process is training in {context.folder}: choose another hydra.run.dir."
+            ) from None
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
-    def on_epoch(epoch: EpochResult) -> None:
-        report(dataclasses.asdict(epoch))
-        log.info(
-            "%s epoch %d/%d train_loss %.4f train_acc %.3f val_loss %.4f val_acc %.3f" + chooses,
-            *(tag, epoch.epoch, config["epochs"]),
-            *(epoch.train_loss, epoch.train_acc, epoch.val_loss, epoch.val_acc),
-            *([epoch.score(metric)] if chooses else []),
-        )
 
-    start = time.perf_counter()
-    stages = PhaseBuilder(config, context, parts, tag)
-    state = parts.fabric.broadcast(state)
-    with head_phase(config, context, parts) or nullcontext() as head:
-        if head and state is not None:
-            head.hold(state)
-        elif head and (state := head.take(context, metric, tag)):
-            for row in state["history"]:
-                report(row)
-            log.info(
-                "%s epochs 1 to %d, of the head alone, are another job's.",
-                tag,
-                len(state["history"]),
-            )
-            start = time.perf_counter()  # its seconds are among those that were spent
-        earlier = state["spent"] if state else dict.fromkeys(SPENT, 0)
+def _head_phase(job: Job) -> Any:
+    phases = job.phases
+    head: HeadPhase | None = open_head_phase(job.head_phase, phases.store, phases.model)
+    return head or nullcontext()
 
-        def spent() -> dict[str, float]:
-            now = stages.spent() | {"train_seconds": time.perf_counter() - start}
-            return {key: earlier[key] + now[key] for key in SPENT}
 
-        def with_costs(state: dict[str, Any]) -> dict[str, Any]:
-            return state | {"spent": spent()}
+def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
+    assert loop.best is not None
+    with job.steps.averaged():
+        save_weights(job.phases.model, path, loop.best.epoch)
 
-        best = fit(
-            *(parts.fabric, model, parts.phases, stages.start, stages.ways),
-            seed=config["seed"],
-            metric=metric,
-            on_epoch=on_epoch,
-            on_best=lambda epoch: (
-                save_weights(model, best_weights, epoch.epoch) if checkpoints else None
-            ),
-            on_phase=lambda state: head.keep(with_costs(state), context) if head else None,
-            progress=not context.parallel,
-            state=state,
-            save=lambda state: checkpoints.save(with_costs(state)) if checkpoints else None,
-            due=lambda: checkpoints is not None and checkpoints.due(),
-            stop_after=config["stop_after"],
-        )
-    if best is None:
-        return None
-    trained, training = time.perf_counter(), spent()
-    parts.fabric.barrier()  # rank 0 has written the weights
-    load_weights(model, best_weights, best.epoch)
-    feed = stages.feed_of(best.phase - 1)
-    # Once more of validation, for what epochs have no room for: scores by class.
-    val = evaluate(parts.fabric, feed.evaluate("val"), parts.data.val.labels, parts.batch_size)
-    test = evaluate(parts.fabric, feed.evaluate("test"), parts.data.test.labels, parts.batch_size)
+
+def _log_start(job: Job, state: dict[str, Any] | None) -> None:
+    tag, model = job.phases.tag, job.phases.model
+    log.info("%s %s", tag, describe_model(model, job.backbone))
+    if job.facts["pct_unfreeze"] and not model.trained_groups:
+        log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(job.backbone.groups))
+    if state:
+        log.info("%s resumes after epoch %d.", tag, len(state["history"]))
+
+
+def _log_epoch(job: Job, epoch: EpochResult) -> None:
+    metric = job.loop.metric
+    line = (
+        f"{job.phases.tag} epoch {epoch.epoch}/{job.epochs} "
+        f"train_loss {epoch.train_loss:.4f} train_acc {epoch.train_acc:.3f} "
+        f"val_loss {epoch.val_loss:.4f} val_acc {epoch.val_acc:.3f}"
+    )
+    if metric != "accuracy":
+        line += f" val_{METRICS[metric]} {epoch.score(metric):.3f}"
+    log.info("%s", line)
+
+
+def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> dict[str, Any]:
+    model, device = job.phases.model, job.phases.fabric.device
+    model.unfreeze()
     return {
-        "metric": metric,
-        "best_epoch": best.epoch,
-        "best_phase": best.phase,
-        **val.named("val"),
-        **test.named("test"),
-        **spent(),
-        **{key: training[key] for key in ("train_seconds", "prefix_seconds")},
-        "prefix_kept": stages.prefix_kept,
-        "test_seconds": time.perf_counter() - trained,
-        "approximations": stages.approximations,
+        "name": job.name,
+        **job.facts,
+        "classes": list(job.phases.data.classes),
+        "unfrozen_groups": [group.name for group in model.trained_groups],
+        "trainable_params": count_parameters(p for p in model.parameters() if p.requires_grad),
+        "total_params": count_parameters(model.parameters()),
+        "epochs": job.epochs,
+        **scores,
+        "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
+        "peak_memory_mb": peak_memory_mb(device),
+        "wandb_run_id": run.id,
+        "wandb_url": run.url,
+        "versions": library_versions(),
+        "machine": describe_machine(device),
     }
-
-
-def _tag(config: dict[str, Any], facts: dict[str, Any], recipe: str | None, in_sweep: bool) -> str:
-    """What a job's lines begin with: [finetune pct=0.5 lp_ft], in a sweep with the seed where the name has it."""
-    words = [facts["model"]]
-    if not is_transfer(config["model"]):
-        words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
-    if recipe not in (None, "direct"):
-        words.append(recipe)
-    if in_sweep and config["name"].endswith(f"seed{facts['seed']}"):
-        words.append(f"seed={facts['seed']}")
-    return f"[{' '.join(words)}]"
-
-
-def _of(scores: dict[str, Any]) -> tuple[float, float, int]:
-    return scores["test_loss"], scores["test_acc"], scores["best_epoch"]

@@ -1,18 +1,33 @@
-"""From a job's config, as plain data, to what it trains: its parts, its phases, and what each phase trains with."""
+"""Where the config ends: from plain, validated values to everything that a job trains with.
 
+Nothing below `build_job` sees the config.
+"""
+
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch.optim import Optimizer
 
-from tvf.config import build, build_phases
-from tvf.data import DataSplits, split_batches
+from tvf.config import (
+    Config,
+    build_part,
+    build_phases,
+    head_phase_config,
+    is_transfer,
+    known_fraction,
+    resolve_target,
+    selection_name,
+    target_node,
+)
+from tvf.data import DataSource, DataSplits
 from tvf.distributed import (
     RankStrategy,
     claim_gpus,
@@ -20,34 +35,52 @@ from tvf.distributed import (
     keep_freed_memory,
     reset_peak_memory,
     set_threads,
+    start_ranks,
 )
 from tvf.errors import InputError
-from tvf.frontier import InputPipeline, SiblingJobs, open_pipeline
+from tvf.job.origin import check_origin
+from tvf.job.phases import CostMeter, JobPhases, Sibling
 from tvf.job.recalibration import recalibrate
 from tvf.metrics import metric_of
-from tvf.models import Backbone, FineTuneModel, check_image_size, needs_batches, preserve_freezing
-from tvf.records import sibling_configs
-from tvf.store import Store
+from tvf.models import (
+    Backbone,
+    FineTuneModel,
+    check_image_size,
+    load_initial_weights,
+    needs_batches,
+    preserve_freezing,
+)
+from tvf.records import JobRecord, Run, sibling_configs
+from tvf.store import (
+    FingerprintError,
+    Store,
+    fingerprint,
+    fingerprint_layers,
+    numeric_environment,
+)
 from tvf.training import (
-    Phase,
-    PhaseSetup,
+    LoopOptions,
     StepOptions,
     balanced_weights,
-    carry_optimizer_state,
-    make_schedule,
     require_both_classes,
+    training_modules,
 )
 
 log = logging.getLogger(__name__)
 
+# Nodes whose code trains a head. A user's own code counts by its file, as everywhere in the store.
+CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
+# A user's own model class might do anything to the backbone it is built over, so only these are
+# built for siblings.
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 
 @dataclass(frozen=True)
 class JobContext:
-    """Where a job runs: its folder; the sweep's and whether others run beside it; the names of its options.
+    """Where a job runs: its folder, the sweep's, whether others run at the same time.
 
-    `devices` are the GPUs that it has claimed, where others run beside it on a machine with several.
+    `choices` are the names of the config options chosen, by group. `devices` are the GPUs that the
+    job has claimed, where others run beside it on a machine with several.
     """
 
     folder: Path
@@ -59,221 +92,263 @@ class JobContext:
 
 @dataclass(frozen=True)
 class Job:
-    """What a job trains: all that its config names, built."""
+    """Everything that a job trains with, and what its summary says of it.
 
-    fabric: Fabric
-    store: Store | None
-    data: DataSplits
-    batch_size: int
-    backbone: Backbone
-    model: FineTuneModel
-    phases: tuple[Phase, ...]
-
-
-def build_job(config: dict[str, Any], context: JobContext, store: Store | None) -> Job:
-    """Build all of it, images and weights included. Raises InputError."""
-    keep_freed_memory()
-    fabric = build_fabric(
-        config["fabric"] | ({"devices": context.devices} if context.devices else {})
-    )
-    set_threads(
-        config["threads"],
-        fabric.device,
-        in_sweep=context.sweep is not None,
-        ranks=fabric.world_size,
-    )
-    reset_peak_memory(fabric.device)
-    options = build(config["data"], "data")
-    data = options.load(progress=not context.parallel, store=store)
-    require_both_classes(metric_of(config), data.val.labels)
-    torch.manual_seed(config["seed"])  # the new head, and dropout
-    backbone = build(config["backbone"], "backbone", num_classes=len(data.classes))
-    check_image_size(backbone, options.image_size)
-    model = build(config["model"], "model", backbone=backbone)
-    single = needs_batches(model.train()) or model.frozen_bn == "recalibrate"
-    if single and min(options.batch_size, len(data.train)) == 1:
-        raise InputError(
-            "BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit)."
-        )
-    if config["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
-    phases = build_phases(config, len(model.trained_groups))
-    return Job(fabric, store, data, options.batch_size, backbone, model, phases)
-
-
-def claim_devices(context: JobContext, node: dict[str, Any]) -> JobContext:
-    """The context with the GPUs that this job takes, where jobs run side by side on a machine with several.
-
-    Raises InputError where the machine has not as many devices.
+    `head_phase` is the fingerprint of its first phase, if that trains the head alone and other jobs
+    can share it.
     """
-    gpus = 0 if node.get("accelerator") == "cpu" else torch.cuda.device_count()
-    count, there = count_devices(node["devices"]), gpus or os.cpu_count() or 1
-    if count > there:
-        what = "GPUs" if gpus else "cores, and no GPU that it may use"
+
+    name: str
+    facts: dict[str, Any]
+    backbone: Backbone
+    phases: JobPhases
+    steps: StepOptions
+    loop: LoopOptions
+    costs: CostMeter
+    head_phase: str | None
+
+
+def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
+    """Build every part of a job, images and weights included. Raises InputError."""
+    fabric = _build_fabric(config, context)
+    source = build_part(config, "data")
+    data = source.load(progress=not context.parallel, store=store)
+    require_both_classes(metric_of(config), data.val.labels)
+    backbone, model = _build_network(config, source, data)
+    facts = job_facts(config, context)
+    if facts["pct_unfreeze"] is None:
+        facts["pct_unfreeze"] = model.pct_unfreeze
+    tag = _tag(config, context, facts)
+    _load_initial_weights(config, model, facts["backbone"], data, tag)
+
+    start = time.perf_counter()
+    module: Any = fabric.setup_module(model)
+    phases = build_phases(config, len(model.trained_groups))
+    if config["model"].get("frozen_bn") == "recalibrate":
+        # All that is frozen at the start, before anything copies the model.
+        model.unfreeze(phases[0].groups)
+        recalibrate(fabric, module, data.train, source.batch_size, store)
+    steps = _build_steps(config, source.batch_size, model, data)
+    job_phases = JobPhases(
+        phases=phases,
+        fabric=fabric,
+        model=model,
+        module=module,
+        data=data,
+        augment=build_part(config, "augment"),
+        optimizer=build_part(config, "optimizer"),
+        scheduler=build_part(config, "scheduler"),
+        batch_size=source.batch_size,
+        store=store,
+        siblings=_build_siblings(config, context, backbone, model),
+        mixed=steps.mix is not None,
+        show_progress=not context.parallel,
+        tag=tag,
+    )
+    return Job(
+        name=config["name"],
+        facts=facts,
+        backbone=backbone,
+        phases=job_phases,
+        steps=steps,
+        loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
+        costs=CostMeter(job_phases, start),
+        head_phase=_head_phase_fingerprint(config, job_phases),
+    )
+
+
+@contextmanager
+def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator[Run]:
+    """The tracker's run of this job, noted in its record, until the context ends."""
+    tracker, group = build_part(config, "tracker"), context.sweep.name if context.sweep else None
+    told = job_facts(config, context) | {"config": config}
+    with tracker.start(context.folder, config["name"], group, told, record.run_id) as run:
+        record.tracked(run)
+        yield run
+    record.tracked(run)  # what could not be sent is known once the run has finished
+
+
+@contextmanager
+def open_job(config: Config, context: JobContext) -> Iterator[Job]:
+    """The job, with its store open, and its other ranks running where it has several devices."""
+    context = claim_devices(config, context)
+    with build_part(config, "store").open() as store, _other_ranks(config, context):
+        yield build_job(config, context, store)
+
+
+def claim_devices(config: Config, context: JobContext) -> JobContext:
+    """The context with the GPUs that this job takes, where jobs run side by side on several.
+
+    Raises InputError where the machine has too few devices.
+    """
+    gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
+    count, available = count_devices(config["fabric"]["devices"]), gpus or os.cpu_count() or 1
+    if count > available:
+        what = "GPUs" if gpus else "cores, and no usable GPU"
         raise InputError(
-            f"fabric.devices={count} is refused: this machine has {there} {what}. Choose fewer."
+            f"fabric.devices={count} must be at most {available}: this machine has {available} "
+            f"{what}."
         )
     if context.parallel and gpus > 1:
         return replace(context, devices=claim_gpus(count))
     return context
 
 
-def build_fabric(node: dict[str, Any]) -> Fabric:
-    """Lightning Fabric, for one device or, within `tvf.distributed`, for this process's one of several."""
-    more: dict[str, Any] = {}
+def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
+    """What tells a job from others. The fraction is None where only the network tells it."""
+    return {
+        "model": context.choices["model"],
+        "backbone": config["backbone"].get("name", context.choices["backbone"]),
+        "data": context.choices["data"],
+        "seed": config["seed"],
+        "pct_unfreeze": known_fraction(config["model"]),
+    }
+
+
+def _build_fabric(config: Config, context: JobContext) -> Fabric:
+    """Lightning Fabric, for one device or, among the ranks of a job, for this process's.
+
+    Threads and memory of the process are set up with it.
+    """
+    keep_freed_memory()
+    node = target_node(config, "fabric")
+    if context.devices:
+        node["devices"] = context.devices
+    strategy: dict[str, Any] = {}
     if count_devices(node["devices"]) > 1:
-        more["strategy"] = RankStrategy()
-        node = {key: value for key, value in node.items() if key != "strategy"}
+        strategy["strategy"] = RankStrategy()
+        node.pop("strategy", None)
     try:
-        fabric = build(node, "fabric", **more)
+        fabric = build_part({"fabric": node}, "fabric", **strategy)
         fabric.launch()
-        return fabric
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"fabric cannot be set up: {error}. fabric=cpu with its defaults runs everywhere."
         ) from error
+    in_sweep = context.sweep is not None
+    set_threads(config["threads"], fabric.device, in_sweep=in_sweep, ranks=fabric.world_size)
+    reset_peak_memory(fabric.device)
+    return fabric
 
 
-class PhaseBuilder:
-    """Begins the phases of a job: sets the model up, then freezes it and builds for each phase what it trains with."""
-
-    def __init__(self, config: dict[str, Any], context: JobContext, parts: Job, tag: str) -> None:
-        self._config, self._place, self._parts, self._tag = config, context, parts, tag
-        self._feeds: list[InputPipeline] = []
-        self._index: int | None = None  # of the phase whose feed is the last
-        self._module: Any = parts.fabric.setup_module(parts.model)
-        if (
-            parts.model.frozen_bn == "recalibrate"
-        ):  # all that is frozen at the start, before anything takes a copy of it
-            parts.model.unfreeze(parts.phases[0].groups)
-            recalibrate(parts.fabric, self._module, parts.data.train, parts.batch_size, parts.store)
-        optimizer, data = build(config["optimizer"], "optimizer"), parts.data
-        weights = (
-            balanced_weights(data.train.labels, data.classes)
-            if config["data"].get("class_weights")
-            else None
+def _build_network(
+    config: Config, source: DataSource, data: DataSplits
+) -> tuple[Backbone, FineTuneModel]:
+    torch.manual_seed(config["seed"])  # the new head's weights, and dropout
+    backbone = build_part(config, "backbone", num_classes=len(data.classes))
+    check_image_size(backbone, source.image_size)
+    model = build_part(config, "model", backbone=backbone)
+    batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
+    if batchwise and min(source.batch_size, len(data.train)) == 1:
+        raise InputError(
+            "BatchNorm layers cannot train on single images: raise data.batch_size (or data.limit)."
         )
-        average = build(config["average"], "average")
-        self.ways = StepOptions(
-            parts.batch_size,
-            build(config["loss"], "loss", class_weights=weights),
-            build(config["mix"], "mix"),
-            getattr(optimizer, "clip_norm", None),
-            average(parts.model) if average else None,
+    if config["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    return backbone, model
+
+
+def _build_steps(
+    config: Config, batch_size: int, model: FineTuneModel, data: DataSplits
+) -> StepOptions:
+    weights = None
+    if config["data"].get("class_weights"):
+        weights = balanced_weights(data.train.labels, data.classes)
+    average = build_part(config, "average")
+    return StepOptions(
+        batch_size=batch_size,
+        seed=config["seed"],
+        loss=build_part(config, "loss", class_weights=weights),
+        mix=build_part(config, "mix"),
+        clip_norm=config["optimizer"].get("clip_norm"),
+        average=average(model) if average else None,
+    )
+
+
+def _build_siblings(
+    config: Config, context: JobContext, backbone: Backbone, model: FineTuneModel
+) -> list[Sibling]:
+    """The unfinished jobs of the sweep whose images pass through the same frozen layers."""
+    configs = sibling_configs(context.sweep, config) if context.sweep else []
+    configs = [other for other in configs if other["model"]["_target_"] in OWN_MODELS]
+    nodes = [other["model"] for other in configs]
+    siblings = []
+    with preserve_freezing(model):
+        for index, node in enumerate(nodes):
+            if node in nodes[:index]:
+                continue
+            try:
+                other = build_part({"model": node}, "model", backbone=backbone)
+                count = len(other.trained_groups)
+                alike = [each for each in configs if each["model"] == node]
+                siblings.append(Sibling(other, [build_phases(each, count) for each in alike]))
+            except InputError:  # for the other job to report
+                continue
+    return siblings
+
+
+def _load_initial_weights(
+    config: Config, model: FineTuneModel, backbone: str, data: DataSplits, tag: str
+) -> None:
+    if (init_from := config["model"].get("init_from")) is None:
+        return
+    check_origin(init_from, backbone, data.classes, config["data"])
+    weights = load_initial_weights(model, init_from, f"module.{model.head}")
+    log.info("%s starts from the weights in %s.", tag, weights)
+
+
+def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
+    """What the head is after a first phase that trains it alone; None if it cannot be shared."""
+    first, store = phases.phases[0], phases.store
+    if store is None or len(phases.phases) == 1 or first.groups or phases.fabric.world_size > 1:
+        return None
+    data, model = phases.data, phases.model
+    nodes = {name: config[name] for name in CODE}
+    nodes["algorithm"] = config["optimizer"].get("algorithm", {})
+    options = json.dumps(head_phase_config(config), sort_keys=True)
+    stopping = first.stopping
+    schedule = [first.lr, first.epochs, stopping.patience, stopping.min_delta]
+    images = [[split.fingerprint or split.images, split.labels] for split in (data.train, data.val)]
+    environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
+    try:
+        code = [resolve_target(node, name) for name, node in nodes.items() if "_target_" in node]
+        network = [
+            fingerprint_layers(model.module, without=model.head),
+            dict(model.state_dict()),
+        ]
+        return fingerprint(
+            [options, schedule, images, network, environment, training_modules(), code]
         )
-        self._optimizer = optimizer
-
-    def start(self, index: int, before: Optimizer | None) -> PhaseSetup:
-        """Freeze the model as the phase does, and build its feed, optimizer and schedule. See `tvf.training.loop`."""
-        parts, phase = self._parts, self._parts.phases[index]
-        parts.model.unfreeze(phase.groups)
-        if len(parts.phases) > 1:
-            names = ", ".join(["head", *(group.name for group in parts.model.unfrozen_groups)])
-            limit, plural = (
-                "at most " if phase.stopping.patience else "",
-                "" if phase.epochs == 1 else "s",
-            )
-            numbers = (index + 1, len(parts.phases), limit, phase.epochs, plural)
-            log.info("%s phase %d/%d: %s%d epoch%s of %s", self._tag, *numbers, names)
-        self._index, feed = index, self._open(index)
-        head, groups = parts.model.head_parameters(), parts.model.unfrozen_parameters()
-        optimizer = self._optimizer(head, groups, phase.lr, phase.backbone_lr)
-        if before is not None:
-            carry_optimizer_state(before, optimizer)
-        count = sum(
-            1 for _ in split_batches(torch.arange(len(parts.data.train)).numpy(), parts.batch_size)
-        )
-        schedule = make_schedule(
-            build(self._config["scheduler"], "scheduler"), optimizer, phase.epochs, count
-        )
-        wrapped: Any = parts.fabric.setup_optimizers(optimizer)
-        return PhaseSetup(feed, wrapped, schedule)
-
-    def feed_of(self, index: int) -> InputPipeline:
-        """The feed of a phase, for the weights that the model has now."""
-        if index != self._index:  # whose prefix is another, or has moved since
-            self._parts.model.unfreeze(self._parts.phases[index].groups)
-            self._index = index
-            self._open(index)
-        return self._feeds[-1]
-
-    def _open(self, index: int) -> InputPipeline:
-        parts = self._parts
-        feed = open_pipeline(
-            *(parts.fabric, self._module, parts.data, build(self._config["augment"], "augment")),
-            epochs=epochs_of(parts.phases, index),
-            store=parts.store,
-            sharing=list(self._sharing(index)),
-            mixed=self.ways.mix is not None,
-            show=not self._place.parallel,
-            tag=self._tag,
-        )
-        self._feeds.append(feed)
-        return feed
-
-    def spent(self) -> dict[str, float]:
-        """Seconds in the prefix, and the images that went through it, in all phases."""
-        keys = ("prefix_seconds", "prefix_images", "continued_images")
-        return {key: sum(getattr(feed, key) for feed in self._feeds) for key in keys}
-
-    @property
-    def prefix_kept(self) -> bool:
-        """Whether the store has what the prefixes gave, for other jobs too."""
-        used = [feed for feed in self._feeds if feed.prefix_seconds]
-        return bool(used) and all(feed.prefix_kept for feed in used)
-
-    @property
-    def approximations(self) -> list[str]:
-        """What is not exact in some phase."""
-        views, epochs = self._feeds[0].augment.views, self._config["epochs"]
-        few = (
-            [f"{views} views for {epochs} epochs"]
-            if isinstance(views, int) and views < epochs
-            else []
-        )
-        return list(
-            dict.fromkeys([*few, *(each for feed in self._feeds for each in feed.approximations)])
-        )
-
-    def _sharing(self, index: int) -> Iterator[SiblingJobs]:
-        """How jobs that pass through the same frozen layers in these epochs freeze the backbone, and how many do."""
-        backbone, own = self._parts.backbone, set(epochs_of(self._parts.phases, index))
-        jobs = sibling_configs(self._place.sweep, self._config) if self._place.sweep else []
-        with preserve_freezing(self._parts.model):
-            for node, jobs_alike in _alike(jobs):
-                counts: list[int] = []
-                try:
-                    other = build(node, "model", backbone=backbone)
-                    for job in jobs_alike:
-                        phases = build_phases(job, len(other.trained_groups))
-                        at_once = (i for i in range(len(phases)) if own & {*epochs_of(phases, i)})
-                        counts += {phases[i].groups for i in at_once}
-                except InputError:  # the other job's matter
-                    continue
-                for groups in dict.fromkeys(counts):
-                    yield SiblingJobs(_freezing(other, groups), counts.count(groups))
+    except FingerprintError as error:
+        log.warning("store: not caching the phase that trains the head alone: %s.", error)
+        return None
 
 
-def epochs_of(phases: Sequence[Phase], index: int) -> range:
-    """The epochs of a phase, from 1, if none before it ends early."""
-    before = sum(phase.epochs for phase in phases[:index])
-    return range(before + 1, before + phases[index].epochs + 1)
+def _other_ranks(config: Config, context: JobContext) -> AbstractContextManager[None]:
+    """Within the context, the other ranks of a job on several devices train along."""
+    count = count_devices(config["fabric"]["devices"])
+    if count == 1:
+        return nullcontext()
+    arguments = {
+        "config": dict(config),
+        "folder": str(context.folder),
+        "sweep": str(context.sweep) if context.sweep else None,
+        "choices": context.choices,
+        "devices": context.devices,
+    }
+    return start_ranks(count, "tvf.job.run:follow_job", arguments)
 
 
-def _alike(jobs: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each model node of the jobs, and those that have it."""
-    # Building a model of the user's own over this backbone might do anything to it.
-    nodes = [job["model"] for job in jobs if job["model"]["_target_"] in OWN_MODELS]
-    for index, node in enumerate(nodes):
-        if node not in nodes[:index]:
-            yield node, [job for job in jobs if job["model"] == node]
-
-
-def _freezing(model: FineTuneModel, groups: int) -> Any:
-    def freeze() -> None:
-        model.unfreeze(groups)
-        model.train()
-
-    return freeze
+def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
+    """What a job's log lines open with: [finetune pct=0.5 lp_ft], in a sweep with the seed."""
+    words = [facts["model"]]
+    if not is_transfer(config["model"]):
+        words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
+    recipe = context.choices.get("recipe")
+    if recipe not in (None, "direct"):
+        words.append(recipe)
+    if context.sweep and config["name"].endswith(f"seed{facts['seed']}"):
+        words.append(f"seed={facts['seed']}")
+    return f"[{' '.join(words)}]"

@@ -1,17 +1,15 @@
 """sweep.json: the configs of a sweep's jobs, so that each of them knows what the others will need."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from tvf.config import flatten, result_config
+from tvf.config import Config, frozen_layers_config, result_config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
-
-# What two jobs must have in common for their images to pass through the same frozen layers.
-SHARED = ("backbone", "data", "augment", "fabric", "channels_last", "store")
 
 
 def write_manifest(
@@ -113,39 +111,31 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     )
 
 
-def check_same_configuration(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:
     """InputError if a job's folder holds the results of another configuration, with the difference."""
     for name, config in configs.items():
         held = read_json(folder / name / "config.json")
-        there, now = (flatten(result_config(each)) for each in (held, config))
-        differences = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
-        if held and differences:
-            shown = ", ".join(
-                f"{key} was {there.get(key)}, is {now.get(key)}" for key in differences[:5]
-            )
+        before, now = result_config(held), result_config(config)
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if held and differing:
+            changes = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing[:5]]
             raise InputError(
-                f"{folder / name} holds another configuration: {shown} ({len(differences)} in all). Choose another "
-                "folder with hydra.sweep.dir= or hydra.run.dir=, or remove that one."
+                f"{folder / name} holds another configuration: {', '.join(changes)} "
+                f"({len(differing)} in all). Choose another folder with hydra.sweep.dir= or "
+                "hydra.run.dir=, or delete that one."
             )
 
 
-def sibling_configs(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The configs of the sweep's jobs that share frozen layers with `config`'s and are neither done nor dropped."""
-    dropped = read_dropped(folder)
+def sibling_configs(folder: Path, config: Config) -> list[dict[str, Any]]:
+    """The configs of the sweep's jobs that share frozen layers with `config`'s.
+
+    Jobs that are done or were dropped do not count.
+    """
+    dropped, shared = read_dropped(folder), frozen_layers_config(config)
     return [
         job
         for name, job in read_configs(folder).items()
         if name not in dropped
-        and _shared(job) == _shared(config)
+        and frozen_layers_config(job) == shared
         and read_json(folder / name / "status.json").get("state") != "done"
     ]
-
-
-def _shared(config: dict[str, Any]) -> list[Any]:
-    model = config.get("model") or {}
-    frozen_bn = model.get("frozen_bn")
-    nodes = [config.get(key) for key in SHARED]
-    if frozen_bn != "recalibrate":  # whose statistics are means over batches
-        nodes = [{**node, "batch_size": None} if isinstance(node, dict) else node for node in nodes]
-    nodes = [{**node, "class_weights": None} if isinstance(node, dict) else node for node in nodes]
-    return [*nodes, frozen_bn, model.get("init_from")]

@@ -1,9 +1,11 @@
 """Phases, steps and scores: everything between a batch and an epoch."""
 
+from types import ModuleType
+
 from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
-from tvf.training.loop import fit
+from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
-from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state, learning_rates
+from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state
 from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
 from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
 from tvf.training.scores import require_both_classes
@@ -19,6 +21,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "Gradual",
     "ImageMixing",
+    "LoopOptions",
     "LpFt",
     "Phase",
     "PhaseSetup",
@@ -26,18 +29,35 @@ __all__ = [
     "STATE_KEYS",
     "STEPS",
     "StepOptions",
+    "TrainingLoop",
     "balanced_weights",
     "best_epoch",
     "carry_optimizer_state",
     "cosine",
     "evaluate",
-    "fit",
     "holds_best",
-    "learning_rates",
     "make_schedule",
     "no_average",
     "no_mixing",
     "one_cycle",
     "plateau",
     "require_both_classes",
+    "training_modules",
 ]
+
+
+def training_modules() -> list[ModuleType]:
+    """The modules of this room, whose code decides what training makes of its inputs."""
+    from tvf.training import (
+        ema,
+        loop,
+        loss,
+        optimizer,
+        phases,
+        schedules,
+        scores,
+        state,
+        step,
+    )
+
+    return [ema, loop, loss, optimizer, phases, schedules, scores, state, step]

@@ -1,97 +1,156 @@
-"""The loop: phases of epochs of training and validation, keeping the weights that validate best.
+"""The training loop: an iterator over epochs, through all phases of a job.
 
-Everything random in it is a pure function of seeds and positions: sample order of (seed, epoch), pixels of
-(augment seed, view = epoch, sample). Only dropout, where a network has it, draws from torch's generator.
+Everything random is a pure function of seeds and positions: sample order of (seed, epoch), pixels
+of (augment seed, view = epoch, image). Only dropout draws from torch's generator.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch.optim import Optimizer
-from tqdm import tqdm
 
 from tvf.data import sample_order, split_batches
 from tvf.errors import InputError
+from tvf.frontier import EpochInputs
 from tvf.models import FineTuneModel
+from tvf.progress import progress_bar
 from tvf.training.optimizer import learning_rates
-from tvf.training.phases import Phase
-from tvf.training.state import EpochResult, PhaseSetup, TrainState, best_epoch, holds_best
+from tvf.training.state import (
+    EpochResult,
+    PhaseBuilder,
+    TrainState,
+    best_epoch,
+    holds_best,
+    load_trained_weights,
+    trained_weights,
+)
 from tvf.training.step import StepOptions, evaluate, sum_batches, train_step
 
 
-def fit(
-    fabric: Fabric,
-    model: FineTuneModel,
-    phases: Sequence[Phase],
-    start: Callable[[int, Optimizer | None], PhaseSetup],
-    ways: StepOptions,
-    *,
-    seed: int,
-    metric: str = "accuracy",
-    on_epoch: Callable[[EpochResult], None],
-    on_best: Callable[[EpochResult], None] = lambda epoch: None,
-    on_phase: Callable[[dict[str, Any]], None] = lambda state: None,
-    progress: bool = False,
-    state: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] = lambda state: None,
-    due: Callable[[], bool] = lambda: False,
-    stop_after: int | None = None,
-) -> EpochResult | None:
-    """Train `model` through its phases and return the best epoch by `metric`.
+@dataclass(frozen=True)
+class LoopOptions:
+    """`metric` chooses the best epoch; the loop ends before its time after epoch `stop_after`."""
 
-    `start(index, optimizer)` begins a phase: it freezes the model, on the device, and builds what it trains with; the
-    optimizer of the phase before, if there was one, has what it has gathered. `on_epoch` is called after each epoch,
-    and `on_best` where the model then holds the weights of the best so far. In between `save` is given all that is
-    needed to go on from there as `state`; whenever `due` says so, after a batch as well; `on_phase` is given it at the
-    end of each phase but the last. None is returned if epochs are left after the one numbered `stop_after`, the last
-    that is trained. Raises InputError when a loss is no longer a finite number.
+    metric: str = "accuracy"
+    stop_after: int | None = None
+    show_progress: bool = False
+
+
+class TrainingLoop:
+    """`for result in loop:` trains an epoch per turn and yields its result.
+
+    In the body the model holds the epoch's weights, `state_dict()` everything needed to resume, and
+    `is_best`, `phase_is_over` and `is_over` say where training stands. `state` continues an earlier
+    loop. `after_batch` is called after every batch but an epoch's last, between which and the body
+    nothing happens that is worth saving. Iterating raises InputError when a loss is not finite.
     """
-    course = TrainState(fabric, model, phases, start, ways, metric)
-    if state is not None:
-        course.restore(state)
-        if (best := best_epoch(course.history, metric)) and holds_best(state, metric):
-            with ways.averaged():
-                on_best(best)
-    while not course.is_over():
-        if stop_after is not None and len(course.history) >= stop_after:
-            return None
-        course.go_on()
-        began, number = time.perf_counter(), len(course.history) + 1
-        feed, optimizer = course.stage.feed, course.stage.optimizer
-        labels, val_labels = feed.data.train.labels, feed.data.val.labels
-        training = feed.train(number)
-        ready, parts = (
-            time.perf_counter(),
-            list(split_batches(sample_order(seed, number, len(labels)), ways.batch_size)),
-        )
-        left, rates = parts[len(course.losses) :], learning_rates(optimizer)
-        for samples in tqdm(
-            left, f"epoch {number}", leave=False, disable=None if progress else True
-        ):
-            rates, draws = learning_rates(optimizer), (seed, number, len(course.losses))
-            course.add(*train_step(fabric, feed, training, optimizer, ways, samples, draws))
-            course.stage.schedule.after_batch()
-            if due() and len(course.losses) < len(parts):
-                save(course.state())
-        train_loss, train_acc = (
-            sum_batches(course.losses) / len(labels),
-            sum_batches(course.hits) / len(labels),
-        )
-        if not math.isfinite(train_loss):
-            raise InputError(
-                f"training diverged: train_loss is {train_loss} in epoch {number}. Lower the rates."
-            )
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: FineTuneModel,
+        builder: PhaseBuilder,
+        steps: StepOptions,
+        options: LoopOptions | None = None,
+        state: dict[str, Any] | None = None,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fabric, self._model, self._builder, self._steps = fabric, model, builder, steps
+        self._options, self._after_batch = options or LoopOptions(), after_batch
+        self._start(state)
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        stop_after = self._options.stop_after
+        while not self.is_over and (stop_after is None or len(self.history) < stop_after):
+            if self.phase_is_over:
+                self._start_next_phase()
+            result = self._train_epoch()
+            self.is_best = result.better_than(self.best, self._options.metric)
+            self._state.setup.schedule.after_epoch(result.score(self._options.metric))
+            self._keep_best_of_phase(result)
+            self.history.append(result)
+            self._state.losses, self._state.hits = [], []
+            yield result
+
+    @property
+    def history(self) -> list[EpochResult]:
+        """The epochs that are over."""
+        return self._state.history
+
+    @property
+    def best(self) -> EpochResult | None:
+        """The best epoch so far."""
+        return best_epoch(self.history, self._options.metric)
+
+    @property
+    def phase_is_over(self) -> bool:
+        """Whether the phase has had its epochs, or its patience has run out."""
+        phase = self._builder.phases[self._state.phase]
+        number = self._state.phase + 1
+        scores = [e.score(self._options.metric) for e in self.history if e.phase == number]
+        return len(scores) == phase.epochs or phase.stopping.ends(scores)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left."""
+        return self._state.phase + 1 == len(self._builder.phases) and self.phase_is_over
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume from here, as `state` takes it."""
+        return self._state.state_dict()
+
+    def _start(self, state: dict[str, Any] | None) -> None:
+        """Set up the first phase, or the one that `state` is in, with the weights that it had."""
+        metric = self._options.metric
+        # A checkpoint is written before the best weights, which a stop may have prevented.
+        self.is_best = bool(state and state["history"] and holds_best(state, metric))
+        first: Any = None  # set up below: a phase's inputs may follow from the weights
+        self._state = TrainState(self._fabric, self._model, self._steps.average, first)
+        if state is not None:
+            self._state.load_progress(state)
+        self._state.setup = self._builder.start(self._state.phase, None)
+        if state is not None:
+            self._state.load_setup(state)
+
+    def _start_next_phase(self) -> None:
+        """Start from the last weights of the previous phase or, if it could stop early, its best."""
+        if self._state.best_of_phase is not None:
+            load_trained_weights(self._model, self._state.best_of_phase)
+            if self._steps.average:
+                self._steps.average.reset()
+        self._state.best_of_phase = None
+        self._state.phase += 1
+        self._state.setup = self._builder.start(self._state.phase, self._state.setup.optimizer)
+
+    def _keep_best_of_phase(self, result: EpochResult) -> None:
+        if self._builder.phases[self._state.phase].stopping.patience is None:
+            return
+        earlier = [epoch for epoch in self.history if epoch.phase == result.phase]
+        metric = self._options.metric
+        if result.better_than(best_epoch(earlier, metric), metric):
+            with self._steps.averaged():
+                weights = trained_weights(self._model)
+                self._state.best_of_phase = {name: w.clone() for name, w in weights.items()}
+
+    def _train_epoch(self) -> EpochResult:
+        start, number = time.perf_counter(), len(self.history) + 1
+        setup, steps = self._state.setup, self._steps
+        data = setup.pipeline.data
+        inputs = setup.pipeline.train(number)
+        ready = time.perf_counter()
+        images, rates = self._train_batches(number, inputs)
+        train_loss = sum_batches(self._state.losses) / len(data.train)
+        train_acc = sum_batches(self._state.hits) / len(data.train)
+        _check_finite("train_loss", train_loss, number)
         trained = time.perf_counter()
-        with ways.averaged():
-            val = evaluate(fabric, feed.evaluate("val"), val_labels, ways.batch_size)
-        if not math.isfinite(val.loss):
-            raise InputError(
-                f"training diverged: val_loss is {val.loss} after epoch {number}. Lower the rates."
-            )
-        epoch = EpochResult(
+        with steps.averaged():
+            val_inputs = setup.pipeline.evaluate("val")
+            val = evaluate(self._fabric, val_inputs, data.val.labels, steps.batch_size)
+        _check_finite("val_loss", val.loss, number)
+        return EpochResult(
             epoch=number,
             train_loss=train_loss,
             train_acc=train_acc,
@@ -99,22 +158,39 @@ def fit(
             val_acc=val.acc,
             lr_head=rates[0],
             lr_backbone=rates[1],
-            epoch_seconds=time.perf_counter() - began,
-            images_per_second=sum(map(len, left)) / (trained - ready),
+            epoch_seconds=time.perf_counter() - start,
+            images_per_second=images / (trained - ready),
             val_macro_f1=val.macro_f1,
             val_auroc=val.auroc,
-            phase=course.phase + 1,
+            phase=self._state.phase + 1,
         )
-        is_best = epoch.better_than(best_epoch(course.history, metric), metric)
-        course.stage.schedule.after_epoch(epoch.score(metric))
-        on_epoch(epoch)
-        course.finish(epoch)
-        save(course.state())
-        if is_best:  # after the state, which can give them again: they never are of an epoch that it does not know
-            with ways.averaged():
-                on_best(epoch)
-        if course.phase_is_over() and not course.is_over():
-            on_phase(course.state())
-    best = best_epoch(course.history, metric)
-    assert best is not None, "a phase has one epoch at least"
-    return best
+
+    def _train_batches(
+        self, number: int, inputs: EpochInputs
+    ) -> tuple[int, tuple[float, float | None]]:
+        """Train on what is left of the epoch; how many images that was, and the last rates."""
+        setup, steps, state = self._state.setup, self._steps, self._state
+        order = sample_order(steps.seed, number, len(setup.pipeline.data.train))
+        batches = list(split_batches(order, steps.batch_size))
+        left = batches[len(state.losses) :]
+        rates = learning_rates(setup.optimizer)
+        label = f"epoch {number}" if self._options.show_progress else None
+        with progress_bar(label, len(left)) as advance:
+            for samples in left:
+                rates = learning_rates(setup.optimizer)
+                draws = (steps.seed, number, len(state.losses))
+                loss, hits = train_step(self._fabric, setup, inputs, steps, samples, draws)
+                state.losses.append(loss)
+                state.hits.append(hits)
+                setup.schedule.after_batch()
+                advance(1)
+                if len(state.losses) < len(batches):
+                    self._after_batch()
+        return sum(map(len, left)), rates
+
+
+def _check_finite(name: str, loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"training diverged: {name} is {loss} in epoch {epoch}. Lower the learning rates."
+        )

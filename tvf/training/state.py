@@ -1,12 +1,9 @@
-"""What a job keeps of itself: its weights, and all that it needs to go on after it was stopped at any moment.
-
-Nothing in these files is executed by reading them: weights are safetensors, checkpoints are loaded `weights_only`.
-"""
+"""Where training stands: finished epochs, the current one, and everything needed to resume."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,42 +15,36 @@ from tvf.errors import InputError
 from tvf.frontier import InputPipeline
 from tvf.metrics import METRICS
 from tvf.models import FineTuneModel
+from tvf.training.ema import WeightAverage
 from tvf.training.phases import Phase
 from tvf.training.schedules import Schedule
-from tvf.training.step import StepOptions
 
-
-def random_states() -> dict[str, Any]:
-    """The states of all generators that training may draw from: torch's, Python's and numpy's."""
-    numpy: Any = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    states["numpy"] = (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:])
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put all generators where they were."""
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-# What `save` is given.
+# The keys of `TrainState.state_dict`.
 STATE_KEYS = {
-    *("history", "losses", "hits", "phase", "model", "best", "average"),
-    *("optimizer", "scheduler", "precision", "random"),
+    "history",
+    "losses",
+    "hits",
+    "phase",
+    "model",
+    "best",
+    "average",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "random",
 }
-OTHER_NETWORK = "the job's checkpoint is of another network, though of the same config: remove its folder checkpoints/."
+OTHER_NETWORK = (
+    "the job's checkpoint is of a different network, although the config is the same: delete its "
+    "folder checkpoints/."
+)
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One line of metrics.jsonl. `epoch` and `phase` count from 1; the rates are those of the epoch's last step."""
+    """One line of metrics.jsonl.
+
+    `epoch` and `phase` count from 1; the learning rates are those of the epoch's last step.
+    """
 
     epoch: int
     train_loss: float
@@ -69,123 +60,88 @@ class EpochResult:
     phase: int = 1
 
     def score(self, metric: str) -> float:
-        """Of the validation images, by a metric of METRICS."""
+        """The validation score by one of METRICS."""
         return getattr(self, f"val_{METRICS[metric]}")
 
     def better_than(self, other: "EpochResult | None", metric: str = "accuracy") -> bool:
-        """By the validation metric, then by validation loss; of equals the earlier one stands."""
-        return other is None or (self.score(metric), -self.val_loss) > (
-            other.score(metric),
-            -other.val_loss,
-        )
+        """By the validation metric, then by validation loss; of equals the earlier one wins."""
+        if other is None:
+            return True
+        return (self.score(metric), -self.val_loss) > (other.score(metric), -other.val_loss)
 
 
 @dataclass(frozen=True)
 class PhaseSetup:
-    """What a phase trains with, built at its start: a module that freezes as the phase does is set up already."""
+    """What a phase trains with. A model that is frozen as the phase freezes it belongs to it."""
 
-    feed: InputPipeline
+    pipeline: InputPipeline
     optimizer: Optimizer
     schedule: Schedule
 
 
-class TrainState:
-    """Where training stands: the epochs that are over, what is known of the one that runs, and the phase."""
+class PhaseBuilder(Protocol):
+    """Knows a job's phases, and sets each of them up when it starts."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        model: FineTuneModel,
-        phases: Sequence[Phase],
-        start: Callable[[int, Optimizer | None], PhaseSetup],
-        ways: StepOptions,
-        metric: str,
-    ) -> None:
-        self._fabric, self._model, self._phases, self._start = fabric, model, phases, start
-        self._ways, self._metric = ways, metric
-        self.history: list[EpochResult] = []
-        self.losses: list[Tensor] = []
-        self.hits: list[Tensor] = []
-        self.phase, self._stage = 0, None
-        self._best: dict[str, Tensor] | None = None  # of this phase, where it may stop early
+    phases: tuple[Phase, ...]
 
-    @property
-    def stage(self) -> PhaseSetup:
-        if self._stage is None:
-            self._stage = self._start(self.phase, None)
-        return self._stage
+    def start(self, index: int, previous: Optimizer | None) -> PhaseSetup:
+        """Freeze the model as phase `index` does, and build what it trains with.
 
-    def is_over(self) -> bool:
-        """Whether there is no other epoch."""
-        return self.phase + 1 == len(self._phases) and self.phase_is_over()
-
-    def go_on(self) -> None:
-        """Before an epoch: if it is a phase's first, begin that.
-
-        It begins with the last weights of the phase before, or, if that could stop early, with its best.
+        `previous` is the optimizer of the phase before, whose momenta and steps are carried over.
         """
-        if not self.phase_is_over():
-            return
-        if self._best is not None:
-            _load_trained(self._model, self._best)
-            if self._ways.average:
-                self._ways.average.reset()
-        before, self._best = self.stage.optimizer, None
-        self.phase += 1
-        self._stage = self._start(self.phase, before)
+        ...
 
-    def add(self, loss: Tensor, hits: Tensor) -> None:
-        """A batch is over."""
-        self.losses.append(loss)
-        self.hits.append(hits)
 
-    def finish(self, epoch: EpochResult) -> None:
-        """The epoch is over; the model still holds its weights."""
-        within = [each for each in self.history if each.phase == epoch.phase]
-        stops = self._phases[self.phase].stopping.patience is not None
-        if stops and epoch.better_than(best_epoch(within, self._metric), self._metric):
-            with self._ways.averaged():
-                self._best = {name: value.clone() for name, value in _trained(self._model).items()}
-        self.history.append(epoch)
-        self.losses, self.hits = [], []
+@dataclass
+class TrainState:
+    """The state of a job between two batches.
 
-    def state(self) -> dict[str, Any]:
-        """All that is needed to go on from here."""
-        average = self._ways.average
+    `losses` and `hits` are those of the batches of the epoch that runs; `best_of_phase` holds the
+    best weights of a phase that may stop early.
+    """
+
+    fabric: Fabric
+    model: FineTuneModel
+    average: WeightAverage | None
+    setup: PhaseSetup
+    phase: int = 0
+    history: list[EpochResult] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    best_of_phase: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume: tensors, numbers, strings, and containers of them."""
         return {
-            "history": list(map(asdict, self.history)),
+            "history": [asdict(epoch) for epoch in self.history],
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "hits": torch.stack(self.hits) if self.hits else torch.empty(0),
             "phase": self.phase,
-            "model": _trained(self._model),
-            "best": self._best,
-            "average": average.state_dict() if average else None,
-            "optimizer": self.stage.optimizer.state_dict(),
-            "scheduler": self.stage.schedule.scheduler.state_dict(),
-            "precision": self._fabric.strategy.precision.state_dict(),  # a scale of losses, in float16
+            "model": trained_weights(self.model),
+            "best": self.best_of_phase,
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.setup.optimizer.state_dict(),
+            "scheduler": self.setup.schedule.scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # float16's loss scale
             "random": random_states(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there. The phase begins with the weights that it had, from which its feed may follow."""
+    def load_progress(self, state: dict[str, Any]) -> None:
+        """Take over the epochs, the phase and the weights; the phase can then be set up."""
         self.history = [EpochResult(**row) for row in state["history"]]
-        self.losses, self.hits = (
-            [*self._fabric.to_device(state[key])] for key in ("losses", "hits")
-        )
-        self.phase, self._best = state["phase"], state["best"]
-        _load_trained(self._model, state["model"])
-        self.stage.optimizer.load_state_dict(state["optimizer"])
-        self.stage.schedule.scheduler.load_state_dict(state["scheduler"])
-        if self._ways.average:
-            self._ways.average.load_state_dict(state["average"])
-        self._fabric.strategy.precision.load_state_dict(state["precision"])
-        set_random_states(state["random"])
+        self.losses = [*self.fabric.to_device(state["losses"])]
+        self.hits = [*self.fabric.to_device(state["hits"])]
+        self.phase, self.best_of_phase = state["phase"], state["best"]
+        load_trained_weights(self.model, state["model"])
 
-    def phase_is_over(self) -> bool:
-        """Whether the phase has had its epochs, or its patience is at an end."""
-        phase = self._phases[self.phase]
-        scores = [each.score(self._metric) for each in self.history if each.phase == self.phase + 1]
-        return len(scores) == phase.epochs or phase.stopping.ends(scores)
+    def load_setup(self, state: dict[str, Any]) -> None:
+        """Take over the state of the optimizer, the schedule, the average and the generators."""
+        self.setup.optimizer.load_state_dict(state["optimizer"])
+        self.setup.schedule.scheduler.load_state_dict(state["scheduler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        set_random_states(state["random"])
 
 
 def best_epoch(history: Iterable[EpochResult], metric: str = "accuracy") -> EpochResult | None:
@@ -197,31 +153,52 @@ def best_epoch(history: Iterable[EpochResult], metric: str = "accuracy") -> Epoc
 
 
 def holds_best(state: dict[str, Any], metric: str = "accuracy") -> bool:
-    """Whether the weights in a state of `fit` are the best so far, or no epoch is over: else they are in their file."""
+    """Whether the weights in a state are the best so far, or no epoch is over.
+
+    Otherwise the best weights are in a file of their own.
+    """
     history = [EpochResult(**row) for row in state["history"]]
     return not history or (best_epoch(history, metric) is history[-1] and not len(state["losses"]))
 
 
-def _trained(model: FineTuneModel) -> dict[str, Tensor]:
-    """The weights that train in some phase, and every buffer: what never does follows from the config."""
-    frozen = _frozen(model)
+def trained_weights(model: FineTuneModel) -> dict[str, Tensor]:
+    """The weights that train in some phase, and every buffer. The rest follows from the config."""
+    frozen = _always_frozen(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-def _load_trained(model: FineTuneModel, weights: dict[str, Tensor]) -> None:
+def load_trained_weights(model: FineTuneModel, weights: dict[str, Tensor]) -> None:
+    """Put `trained_weights` of an earlier attempt into `model`; InputError if they do not fit."""
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # of other shapes
+    except RuntimeError as error:  # shapes differ
         raise InputError(OTHER_NETWORK) from error
-    if unexpected or {*missing} - _frozen(model):
+    if unexpected or {*missing} - _always_frozen(model):
         raise InputError(OTHER_NETWORK)
 
 
-def _frozen(model: FineTuneModel) -> set[str]:
+def _always_frozen(model: FineTuneModel) -> set[str]:
     trained = {f"module.{name}" for group in model.trained_groups for name in group.parameters}
+    head = f"module.{model.head}."
     names = (name for name, _ in model.named_parameters())
-    return {
-        name
-        for name in names
-        if name not in trained and not name.startswith(f"module.{model.head}.")
-    }
+    return {name for name in names if name not in trained and not name.startswith(head)}
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all generators that training may draw from: torch's, Python's and numpy's."""
+    numpy: Any = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    states["numpy"] = (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:])
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put all generators back to where they were."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,123 @@
+"""What each option affects: every option of every YAML, and what is read off the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from helpers import ROOT
+from tvf.config.identity import (
+    LEGACY_TARGETS,
+    NOTHING,
+    OPTIONS,
+    Affects,
+    affects,
+    flatten,
+    frozen_layers_config,
+    head_phase_config,
+    modern_options,
+    result_config,
+    selection_name,
+    validation_config,
+)
+
+CONF = ROOT / "conf"
+CHOICES = sorted(
+    path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_")
+)
+
+
+def _config(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_option_of_every_yaml_is_in_the_table(choice: Path) -> None:
+    group = "+experiment" if choice.parent.name == "experiment" else choice.parent.name
+    root = ["data.root=."] if choice.stem == "image_folder" else []
+    keys = flatten(_config(f"{group}={choice.stem}", *root))
+    missing = sorted(key for key in keys if key not in OPTIONS)
+    assert not missing, f"add to OPTIONS in tvf/config/identity.py: {', '.join(missing)}"
+
+
+def test_an_option_that_yaml_does_not_have_affects_all_that_its_node_does() -> None:
+    assert affects("optimizer.algorithm.betas") == Affects.NUMBERS | Affects.HEAD_PHASE
+    assert affects("data.sensor") == affects("data._target_")
+    assert Affects.VALIDATION_IMAGES not in affects("backbone.width")
+    assert affects("tracker.note") == NOTHING
+
+
+def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> None:
+    plain = result_config(_config("seed=1"))
+    for override in (
+        "name=x",
+        "project=x",
+        "tracker=none",
+        "stop_after=1",
+        "store.dir=x",
+        "store.mode=off",
+        "store.max_gb=1",
+        "checkpoint.every_minutes=1",
+    ):
+        assert result_config(_config("seed=1", override)) == plain, override
+    for override in ("epochs=9", "data.limit=9", "store.dtype=float16", "model.groups=[a]"):
+        assert result_config(_config("seed=1", override)) != plain, override
+
+
+def test_batch_size_changes_frozen_layers_only_where_their_statistics_are_recalibrated() -> None:
+    def shared(*overrides: str) -> dict[str, Any]:
+        return frozen_layers_config(_config(*overrides))
+
+    assert shared() == shared("data.batch_size=9") == shared("model.pct_unfreeze=1", "seed=3")
+    assert shared() != shared("data.image_size=64")
+    recalibrated = "model.frozen_bn=recalibrate"
+    assert shared(recalibrated) != shared(recalibrated, "data.batch_size=9")
+
+
+def test_scores_are_compared_on_the_same_images_and_metric() -> None:
+    plain = validation_config(_config())
+    assert plain == validation_config(_config("data.batch_size=9", "data.image_size=64"))
+    for override in ("data.limit=9", "data.split_seed=2", "data.metric=macro_f1"):
+        assert validation_config(_config(override)) != plain, override
+
+
+def test_a_head_phase_does_not_depend_on_what_trains_later() -> None:
+    plain = head_phase_config(_config())
+    later = ("model.pct_unfreeze=1", "optimizer.backbone_lr=1", "epochs=9", "recipe=lp_ft")
+    assert head_phase_config(_config(*later)) == plain
+    assert head_phase_config(_config("optimizer.lr=1")) != plain
+
+
+def test_configs_from_before_the_modules_moved_equal_those_of_today() -> None:
+    today = _config("model.pct_unfreeze=null", "model.groups=[layer3]")
+    former = {target: old for old, target in LEGACY_TARGETS.items()}
+
+    def age(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        aged = {key: age(value) for key, value in node.items()}
+        if "_target_" in aged:
+            aged["_target_"] = former.get(aged["_target_"], aged["_target_"])
+        return aged
+
+    old = age(today)
+    assert old["optimizer"]["_target_"] == "tvf.optim.TwoRates"
+    del old["model"]["groups"]
+    for direction in ("block:layer3", "block=layer3"):
+        old["model"]["direction"] = direction
+        assert selection_name(old["model"]) == "groups-layer3"
+        assert modern_options(old) == flatten(today)
+        assert result_config(old) == result_config(today)
+
+
+def test_a_config_that_is_older_than_an_option_has_what_was_done_then() -> None:
+    today = _config()
+    old = {key: value for key, value in today.items() if key not in ("recipe", "mix", "average")}
+    old["data"] = {key: value for key, value in today["data"].items() if key != "metric"}
+    old["optimizer"] = {k: v for k, v in today["optimizer"].items() if k != "clip_norm"}
+    assert result_config(old) == result_config(today)
