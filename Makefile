@@ -1,4 +1,5 @@
-# make sweep: the main job, from nothing.   make test: every test, from nothing.   make bench: see docs/performance.md.
+# make sweep: sets up .venv and runs the README's sweep.   make test: sets up .venv and runs every test.
+# make bench: see docs/performance.md.
 PYTHON ?= python3
 
 .PHONY: sweep test test-fast lint bench
@@ -11,7 +12,7 @@ PYTHON ?= python3
 sweep: .venv/installed
 	.venv/bin/python train.py -m model=finetune model.pct_unfreeze=0,0.25,0.5,1.0
 
-# Two tests at a time, of one thread each.
+# Two tests at a time, with one thread each.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 test: .venv/installed
@@ -25,6 +26,6 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 
-# About 40 minutes on two cores: leave the machine alone meanwhile.
+# About 40 minutes on two cores; run nothing else meanwhile.
 bench: .venv/installed
 	.venv/bin/python bench/run.py

@@ -1,7 +1,8 @@
-"""A sweep that is killed again and again and resumed until it is done, against one that never was.
+"""A sweep killed and resumed again and again until it is done, against an uninterrupted one.
 
-Every kill is a SIGKILL to all processes of the sweep, at a random moment. Exits with 0 if both sweeps left the same
-epochs, scores and weights, times aside. docs/reliability.md has the figures of `python bench/kills.py --kills 50`.
+Every kill is a SIGKILL to all processes of the sweep, at a random moment. Exits with 0 if both
+sweeps have the same epochs, scores and weights, except for times. docs/reliability.md has the
+figures of `python bench/kills.py --kills 50`.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,26 @@ SWEEP = (
     "model.pct_unfreeze=0,0.25,0.5,1.0",
     "data.image_size=64",
     "checkpoint.every_minutes=0.01",
+    "tracker=none",
+    "augment=crop_flip",
+    "scheduler=cosine",
 )
-SWEEP += ("tracker=none", "augment=crop_flip", "scheduler=cosine")
-# What depends on time, on memory, and on what the store held already.
-LOOSE = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images")
+# These depend on time, on memory, and on what was already in the store.
+NOT_COMPARED = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images")
 
 
-def start(arguments: list[str], store: Path) -> subprocess.Popen[bytes]:
-    """A tvf command in a process group of its own."""
+@dataclass
+class Tally:
+    """How often the sweep was started and killed, and killed while a job ran; its seconds."""
+
+    starts: int = 0
+    kills: int = 0
+    kills_at_work: int = 0
+    seconds: float = 0.0
+
+
+def start_command(arguments: list[str], store: Path) -> subprocess.Popen[bytes]:
+    """Start a tvf command in its own process group."""
     code = "import sys; from tvf.cli import main; sys.argv[0] = 'tvf'; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -41,29 +55,58 @@ def start(arguments: list[str], store: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def works(sweep: Path, since: float) -> bool:
-    """Whether a job that began after `since` has not ended yet."""
+def is_at_work(sweep: Path, since: float) -> bool:
+    """Whether a job that began after `since` is still running."""
     begun = [path for path in sweep.glob("*/status.json") if path.stat().st_mtime > since]
     return any(json.loads(path.read_text())["state"] == "running" for path in begun)
 
 
-def results(sweep: Path) -> dict[str, Any]:
-    """Of each job its summary, its epochs and a digest of its weights, without what is loose."""
-    found = {}
+def read_results(sweep: Path) -> dict[str, Any]:
+    """Per job: a digest of its weights, its summary and its epochs, without NOT_COMPARED."""
+    results = {}
     for path in sorted(sweep.glob("*/summary.json")):
+        job = path.parent
         rows = [json.loads(path.read_text())]
-        rows += [
-            json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()
-        ]
-        weights = hashlib.sha256(
-            (path.parent / "checkpoints" / "best.safetensors").read_bytes()
-        ).hexdigest()
-        kept = [
-            {k: v for k, v in row.items() if k not in LOOSE and not k.endswith("_seconds")}
+        rows += [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        weights = (job / "checkpoints" / "best.safetensors").read_bytes()
+        compared = [
+            {k: v for k, v in row.items() if k not in NOT_COMPARED and not k.endswith("_seconds")}
             for row in rows
         ]
-        found[path.parent.name] = [weights, *kept]
-    return found
+        results[job.name] = [hashlib.sha256(weights).hexdigest(), *compared]
+    return results
+
+
+def run_with_kills(sweep: list[str], folder: Path, store: Path, kills: int, seed: int) -> Tally:
+    """Run a sweep in `folder`, killing it `kills` times at random moments, until it is done."""
+    moments, tally, begun = random.Random(seed), Tally(), time.perf_counter()
+    arguments = ["train", *sweep, f"hydra.sweep.dir={folder}"]
+    while True:
+        started, tally.starts = time.time(), tally.starts + 1
+        process = start_command(arguments, store)
+        try:
+            if tally.kills >= kills:
+                process.wait()
+            elif moments.random() < 0.2:  # while it starts
+                process.wait(timeout=moments.uniform(0, 6))
+            else:
+                while process.poll() is None and not is_at_work(folder, started):
+                    time.sleep(0.01)
+                process.wait(timeout=moments.uniform(0, 4))
+        except subprocess.TimeoutExpired:
+            tally.kills_at_work += is_at_work(folder, started)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            tally.kills += 1
+        if process.returncode == 0:
+            tally.seconds = time.perf_counter() - begun
+            return tally
+        if process.returncode > 0:
+            raise SystemExit(
+                f"attempt {tally.starts} ended with {process.returncode} without being killed"
+            )
+        if (folder / "sweep.json").exists():
+            arguments = ["resume", str(folder)]
 
 
 def main() -> None:
@@ -73,58 +116,37 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--limit", type=int, default=100, help="images of each part")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--limit", type=int, default=100, help="images per split")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
-    draw, killed, at_work, attempts = random.Random(options.seed), 0, 0, 0
-    with tempfile.TemporaryDirectory(prefix="tvf-kills-") as folder:
-        work = Path(folder)
-        sweep = [*SWEEP, f"epochs={options.epochs}", f"data.limit={options.limit}"]
+    sweep = [*SWEEP, f"epochs={options.epochs}", f"data.limit={options.limit}"]
+    with tempfile.TemporaryDirectory(prefix="tvf-kills-") as name:
+        work = Path(name)
+        whole, killed = work / "whole", work / "killed"
         begun = time.perf_counter()
-        whole = start(["train", *sweep, f"hydra.sweep.dir={work / 'whole'}"], work / "store")
-        if whole.wait():
-            raise SystemExit("the sweep that nobody kills failed")
-        alone = time.perf_counter() - begun
-        arguments = ["train", *sweep, f"hydra.sweep.dir={work / 'killed'}"]
-        begun = time.perf_counter()
-        while True:
-            started, attempts = time.time(), attempts + 1
-            process = start(arguments, work / "store of the killed")
-            try:
-                if killed >= options.kills:
-                    process.wait()
-                elif draw.random() < 0.2:  # while it starts
-                    process.wait(timeout=draw.uniform(0, 6))
-                else:
-                    while process.poll() is None and not works(work / "killed", started):
-                        time.sleep(0.01)
-                    process.wait(timeout=draw.uniform(0, 4))
-            except subprocess.TimeoutExpired:
-                at_work += works(work / "killed", started)
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                killed += 1
-            if process.returncode == 0:
-                break
-            if process.returncode > 0:
-                raise SystemExit(
-                    f"attempt {attempts} ended with {process.returncode} without having been killed"
-                )
-            if (work / "killed" / "sweep.json").exists():
-                arguments = ["resume", str(work / "killed")]
-        took, one, other = (
-            time.perf_counter() - begun,
-            results(work / "whole"),
-            results(work / "killed"),
+        uninterrupted = start_command(
+            ["train", *sweep, f"hydra.sweep.dir={whole}"], store=work / "store"
         )
-        epochs = sum(len(rows) - 2 for rows in one.values())
-        print(
-            f"{len(one)} jobs, {epochs} epochs; unkilled {alone:.0f} s; {killed} kills ({at_work} of them while jobs "
-            f"ran), {attempts} starts, {took:.0f} s"
+        if uninterrupted.wait():
+            raise SystemExit("the uninterrupted sweep failed")
+        seconds = time.perf_counter() - begun
+        tally = run_with_kills(
+            sweep,
+            killed,
+            store=work / "store of the killed",
+            kills=options.kills,
+            seed=options.seed,
         )
-        if one != other or len(one) != 4:
-            raise SystemExit("the two sweeps differ")
-        print("the two sweeps are equal: every epoch, score and weight")
+        expected, found = read_results(whole), read_results(killed)
+    epochs = sum(len(rows) - 2 for rows in expected.values())
+    print(
+        f"{len(expected)} jobs, {epochs} epochs; unkilled {seconds:.0f} s; {tally.kills} kills "
+        f"({tally.kills_at_work} of them while jobs ran), {tally.starts} starts, "
+        f"{tally.seconds:.0f} s"
+    )
+    if expected != found or len(expected) != 4:
+        raise SystemExit("the two sweeps differ")
+    print("the two sweeps are equal: every epoch, score and weight")
 
 
 if __name__ == "__main__":

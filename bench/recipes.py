@@ -1,6 +1,7 @@
-"""What each option of docs/recipes.md did on the default data: a sweep of all options over seeds, as a Markdown table.
+"""Measures every option of docs/recipes.md: a sweep over options and seeds, as a Markdown table.
 
-Differences are paired by seed with `direct`, the job without any option. Two cores: about 15 minutes with its defaults.
+Differences to `direct`, the job without any option, are paired by seed. With its defaults it takes
+about 15 minutes on two cores.
 """
 
 import argparse
@@ -10,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tvf.records.rows import read_jobs
+from tvf.records import Row, read_jobs
 from tvf.report.statistics import estimate, paired_difference
 
 ROOT = Path(__file__).parent.parent
 BASE = ("model.pct_unfreeze=0.25", "epochs=6", "tracker=none")
-# Each option: what it chooses from groups, and its values.
+# Per option: the choices it makes in config groups, and the values it sets.
 OPTIONS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
     "direct": ({}, {}),
     "recipe=lp_ft": ({"recipe": "lp_ft"}, {}),
@@ -23,7 +24,7 @@ OPTIONS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
     "recipe=gradual": ({"recipe": "gradual"}, {}),
     "optimizer.layer_decay=0.4": ({}, {"optimizer.layer_decay": 0.4}),
     "model.direction=bottom": ({}, {"model.direction": "bottom"}),
-    "model.direction=block:blocks.6": ({}, {"model.direction": "block:blocks.6"}),
+    "model.groups=[blocks.6]": ({}, {"model.groups": ["blocks.6"]}),
     "model.train=bn": ({}, {"model.train": "bn"}),
     "model.head_dropout=0.2": ({}, {"model.head_dropout": 0.2}),
     "early_stopping=patience": ({"early_stopping": "patience"}, {}),
@@ -43,20 +44,79 @@ OPTIONS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
 
 
 def write_options(folder: Path) -> list[str]:
-    """One YAML for each option, which Hydra sweeps over like an experiment; their names, in order."""
+    """Write one YAML per option for Hydra to sweep over, like experiments; their names."""
     names = []
     for number, (groups, values) in enumerate(OPTIONS.values()):
-        lines = ["# @package _global_", *(["defaults:"] if groups else [])]
+        lines = ["# @package _global_"]
+        if groups:
+            lines.append("defaults:")
         lines += [f"  - override /{group}: {option}" for group, option in groups.items()]
         for key, value in values.items():
             node, name = key.split(".")
-            lines += [
-                f"{node}:",
-                f"  {name}: {str(value).lower() if isinstance(value, bool) else value}",
-            ]
+            text = str(value).lower() if isinstance(value, bool) else value
+            lines += [f"{node}:", f"  {name}: {text}"]
         names.append(f"o{number:02d}")
         (folder / f"{names[-1]}.yaml").write_text("\n".join([*lines, ""]))
     return names
+
+
+def run_sweep(options: argparse.Namespace) -> list[str]:
+    """Sweep all options over the seeds; the names of the options' YAML files."""
+    with tempfile.TemporaryDirectory(prefix="tvf-recipes-") as config_dir:
+        folder = Path(config_dir, "option")
+        folder.mkdir()
+        names = write_options(folder)
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "-m",
+            "--config-dir",
+            config_dir,
+            *BASE,
+            f"+option={','.join(names)}",
+            f"seed={options.seeds}",
+            f"hydra.sweep.dir={options.folder}",
+            *options.overrides,
+        ]
+        subprocess.run(command, check=True, env=os.environ)
+    return names
+
+
+def read_rows(folder: Path, names: list[str]) -> dict[str, dict[int, Row]]:
+    """The sweep's jobs, by option and seed."""
+    rows: dict[str, dict[int, Row]] = {name: {} for name in names}
+    prefix = "+option="
+    for row in read_jobs(folder):
+        name = next(text for text in row["overrides"] if text.startswith(prefix))
+        rows[name.removeprefix(prefix)][row["seed"]] = row
+    return rows
+
+
+def print_table(names: list[str], rows: dict[str, dict[int, Row]]) -> None:
+    """Print means over seeds, and the differences to the first option."""
+    accuracies = {
+        name: {seed: row["val_acc"] for seed, row in jobs.items()} for name, jobs in rows.items()
+    }
+    titles = [
+        "option",
+        "validation accuracy",
+        "minus direct (95 % interval)",
+        "test accuracy",
+        "seconds",
+    ]
+    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    for name, option in zip(names, OPTIONS, strict=True):
+        jobs = list(rows[name].values())
+        val, test = (estimate([row[key] for row in jobs]) for key in ("val_acc", "test_acc"))
+        seconds = estimate([row["train_seconds"] - row["prefix_seconds"] for row in jobs]).mean
+        paired = paired_difference(name, names[0], accuracies) if name != names[0] else None
+        difference = ""
+        if paired and paired.estimate.low is not None and paired.estimate.high is not None:
+            interval = f"{paired.estimate.low:+.3f} to {paired.estimate.high:+.3f}"
+            difference = f"{paired.estimate.mean:+.3f} ({interval})"
+        val_text = f"{val.mean:.3f} ± {val.sd or 0:.3f}"
+        test_text = f"{test.mean:.3f} ± {test.sd or 0:.3f}"
+        print(f"| `{option}` | {val_text} | {difference} | {test_text} | {seconds:.1f} |")
 
 
 def main() -> None:
@@ -68,60 +128,16 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         default="outputs/sweeps/recipes",
-        help="of the sweep, which goes on where it was",
+        help="of the sweep, which resumes if it was interrupted",
     )
     parser.add_argument(
-        "overrides", nargs="*", help="data.limit=64 data.image_size=32, for a quick look"
+        "overrides",
+        nargs="*",
+        help="for all jobs: data.limit=64 data.image_size=32 for a quick look",
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tvf-recipes-") as name:
-        folder = Path(name, "option")
-        folder.mkdir()
-        names = write_options(folder)
-        sweep = [
-            f"+option={','.join(names)}",
-            f"seed={options.seeds}",
-            f"hydra.sweep.dir={options.folder}",
-        ]
-        command = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "-m",
-            "--config-dir",
-            name,
-            *BASE,
-            *sweep,
-        ]
-        subprocess.run([*command, *options.overrides], check=True, env=os.environ)
-    rows = {name: {} for name in names}
-    for row in read_jobs(Path(options.folder)):
-        chosen = next(
-            each.partition("=")[2] for each in row["overrides"] if each.startswith("+option=")
-        )
-        rows[chosen][row["seed"]] = row
-    accuracies = {
-        name: {seed: row["val_acc"] for seed, row in found.items()} for name, found in rows.items()
-    }
-    titles = [
-        "option",
-        "validation accuracy",
-        "minus direct (95 % interval)",
-        "test accuracy",
-        "seconds",
-    ]
-    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
-    for name, option in zip(names, OPTIONS, strict=True):
-        found = list(rows[name].values())
-        val, test = (estimate([row[key] for row in found]) for key in ("val_acc", "test_acc"))
-        seconds = estimate([row["train_seconds"] - row["prefix_seconds"] for row in found]).mean
-        paired = paired_difference(name, names[0], accuracies) if name != names[0] else None
-        told = ""
-        if paired and paired.estimate.low is not None and paired.estimate.high is not None:
-            told = f"{paired.estimate.mean:+.3f} ({paired.estimate.low:+.3f} to {paired.estimate.high:+.3f})"
-        scores = " | ".join(
-            [f"{val.mean:.3f} ± {val.sd or 0:.3f}", told, f"{test.mean:.3f} ± {test.sd or 0:.3f}"]
-        )
-        print(f"| `{option}` | {scores} | {seconds:.1f} |")
+    names = run_sweep(options)
+    print_table(names, read_rows(Path(options.folder), names))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Two training loops to measure tvf against: what they do is what tvf does, how they do it is how others would.
+"""Two training loops to compare tvf with: the same work, done as others would do it.
 
-`plain` is the tutorials' way: a DataLoader with two workers, torchvision transforms on PIL images, the default memory
-format, the default Adam. `tuned` is what a good engineer makes of it in an afternoon: images decoded once and held in
-memory as uint8, flips on whole batches, channels_last, fused Adam, the frozen part under no_grad.
+`plain` is what tutorials do: a DataLoader with two workers, torchvision transforms on PIL images,
+the default memory format, the default Adam. `tuned` is what a good engineer makes of it in an
+afternoon: images decoded once and kept in memory as uint8, flips on whole batches, channels_last,
+fused Adam, frozen layers under no_grad.
 
-Prints one line of JSON: seconds to the first batch, of each epoch with its validation, of the test; and the scores.
+Prints one line of JSON: seconds to the first batch, of each epoch with its validation, and of the
+test; and the scores.
 """
 
 import time
@@ -26,16 +28,16 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from tvf.models.backbones import efficientnet_lite0
+from tvf.models import efficientnet_lite0  # noqa: E402
 
 SIZE, BATCH, LR, BACKBONE_LR, WEIGHT_DECAY = 128, 32, 1e-3, 1e-4, 1e-4
-# The modules of the nine groups in the order of the forward pass; `trained` counts from the end.
+# The modules of the nine groups in forward order; TRAINED counts from the end.
 STAGES = [["conv_stem", "bn1"], *([f"blocks.{i}"] for i in range(7)), ["conv_head", "bn2"]]
 TRAINED = {0.0: 0, 0.25: 2, 0.5: 4, 1.0: 9}
 
 
 def split() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """All images, their labels, and the sample numbers of train, val and test: the parts that tvf makes."""
+    """All images, their labels, and the indices of train, val and test, split as in tvf."""
     images, probability, kind = load_dataset()
     strata = 2 * np.rint(probability * 3).astype(int) + (kind == "mono")
     rest, test = train_test_split(
@@ -53,7 +55,10 @@ def split() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 
 
 def freeze(network: Any, fraction: float) -> tuple[list[list[str]], list[nn.Parameter]]:
-    """Freeze all but the deepest groups and the head; the frozen stages and the backbone parameters that train."""
+    """Freeze all but the deepest groups and the head.
+
+    Returns the frozen stages, and the backbone parameters that train.
+    """
     for parameter in network.parameters():
         parameter.requires_grad = False
     for parameter in network.classifier.parameters():
@@ -67,7 +72,7 @@ def freeze(network: Any, fraction: float) -> tuple[list[list[str]], list[nn.Para
 
 
 def train_mode(network: Any, frozen: list[list[str]]) -> None:
-    """Training mode, but frozen BatchNorm layers keep their statistics."""
+    """Set training mode, with frozen BatchNorm layers in eval mode."""
     network.train()
     for name in (name for stage in frozen for name in stage):
         for layer in network.get_submodule(name).modules():
@@ -76,7 +81,7 @@ def train_mode(network: Any, frozen: list[list[str]]) -> None:
 
 
 class Cells(Dataset):
-    """PIL images with their transforms, as the tutorials have it."""
+    """PIL images with their transforms, as in tutorials."""
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, samples: np.ndarray, transform: Any
@@ -88,20 +93,20 @@ class Cells(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sample = self.samples[index]
-        return self.transform(Image.fromarray(self.images[sample]).convert("RGB")), int(
-            self.labels[sample]
-        )
+        image = Image.fromarray(self.images[sample]).convert("RGB")
+        return self.transform(image), int(self.labels[sample])
 
 
 def plain_loaders(flip: bool) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Loaders of train, val and test."""
-    images, labels, parts = split()
+    images, labels, splits = split()
     common = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     augment = [transforms.RandomHorizontalFlip()] if flip else []
     still = transforms.Compose([transforms.Resize(SIZE), *common])
     moving = transforms.Compose([transforms.Resize(SIZE), *augment, *common])
     train, val, test = (
-        Cells(images, labels, part, moving if i == 0 else still) for i, part in enumerate(parts)
+        Cells(images, labels, samples, moving if i == 0 else still)
+        for i, samples in enumerate(splits)
     )
     return (
         DataLoader(train, BATCH, shuffle=True, num_workers=2),
@@ -129,24 +134,25 @@ class InMemory:
 
 def tuned_loaders(flip: bool) -> list[InMemory]:
     """Batches of train, val and test."""
-    images, labels, parts = split()
+    images, labels, splits = split()
     resize = transforms.Resize(SIZE)
     loaded = []
-    for i, part in enumerate(parts):
-        pixels = np.stack([np.asarray(resize(Image.fromarray(images[sample]))) for sample in part])
+    for i, samples in enumerate(splits):
+        resized = [np.asarray(resize(Image.fromarray(images[sample]))) for sample in samples]
+        pixels = np.stack(resized)
         tensor = (
             torch.from_numpy(pixels)[:, None]
             .expand(-1, 3, -1, -1)
             .contiguous(memory_format=torch.channels_last)
         )
         loaded.append(
-            InMemory(tensor, torch.from_numpy(labels[part]), flip and i == 0, shuffle=i == 0)
+            InMemory(tensor, torch.from_numpy(labels[samples]), flip and i == 0, shuffle=i == 0)
         )
     return loaded
 
 
 def tuned_forward(network: Any, frozen: list[list[str]]) -> Any:
-    """The network's forward pass with its frozen part under no_grad."""
+    """The network's forward pass with its frozen layers under no_grad."""
     names = [name for stage in STAGES for name in stage]
     count = sum(map(len, frozen))
     before = nn.Sequential(*(network.get_submodule(name) for name in names[:count]))
@@ -163,7 +169,7 @@ def tuned_forward(network: Any, frozen: list[list[str]]) -> Any:
 def run(
     style: str, fraction: float, epochs: int, seed: int, flip: bool, bf16: bool
 ) -> dict[str, Any]:
-    """Train, validate after each epoch, test once with the weights that validated best."""
+    """Train, validate after each epoch, and test once with the best weights by validation."""
     torch.manual_seed(seed)
     network: Any = efficientnet_lite0(2).module
     frozen, unfrozen = freeze(network, fraction)
@@ -234,12 +240,12 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     flip = arguments.augment == "flips"
-    print(
-        json.dumps(
-            run(
-                *(arguments.style, arguments.fraction, arguments.epochs, arguments.seed),
-                flip,
-                arguments.bf16,
-            )
-        )
+    result = run(
+        style=arguments.style,
+        fraction=arguments.fraction,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        flip=flip,
+        bf16=arguments.bf16,
     )
+    print(json.dumps(result))

@@ -1,10 +1,11 @@
-"""tvf against two reference loops, side by side: writes bench/results.md. `make bench` runs it, in about 40 minutes.
+"""Compares tvf with two reference loops and writes bench/results.md. `make bench` takes 40 minutes.
 
-Each row of the table is a set of jobs. A reference loop shares nothing between jobs, so its time for a set is the sum
-of its jobs': one of each kind runs for two epochs, and its time for more epochs is that of its start, so many times
-its median epoch, and its test. (The tuned loop is measured two at a time as well, a thread each: a person who runs
-many jobs may think of that.) tvf's time is that of the whole command from the shell, store and start included, with an
-empty store unless the row says warm. Short rows are measured three times, the loops between; medians count.
+Each row of the table is a set of jobs. A reference loop shares nothing between jobs, so its time
+for a set is the sum over its jobs. One job of each kind runs for two epochs; its time for more
+epochs is that of its start, its median epoch times their number, and its test. (The tuned loop is
+also measured two at a time, with one thread each: somebody with many jobs may run it like that.)
+tvf's time is that of the whole command from the shell, with start-up and an empty store, unless the
+row says warm. Short rows are measured three times, alternating with the loops; medians count.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from typing import Any
 import torch
 from reference import split
 
-from tvf.data.augment import FlipsAndCrops, ViewRows
-from tvf.models.backbones import efficientnet_lite0
+from tvf.data import FlipsAndCrops, ViewRows
+from tvf.models import efficientnet_lite0
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
-REFERENCE_EPOCHS = 2  # of each reference loop, of which the median stands for all
+REFERENCE_EPOCHS = 2  # measured of each reference loop; their median stands for every epoch
 COMMON = ("data.image_size=128", "tracker=none")
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
@@ -37,9 +38,10 @@ SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
 
 @dataclass(frozen=True)
 class Row:
-    """A set of jobs: tvf's arguments, and how many jobs of each fraction the reference loops have to run.
+    """A set of jobs: tvf's arguments, and the number of jobs per fraction for the reference loops.
 
-    `run_epochs`: what tvf itself runs, where that is less; the rest is projected as it is for the loops.
+    `aims` are the speed-ups to reach over the plain and the tuned loop. `run_epochs` is the number
+    of epochs that tvf itself runs, if that is less; the rest is projected as for the loops.
     """
 
     name: str
@@ -55,65 +57,79 @@ class Row:
 
 ROWS = {
     "head": Row(
-        "head only, one job, views = epochs", ("model=transfer",), {0.0: 1}, (3, 2), rounds=3
+        name="head only, one job, views = epochs",
+        arguments=("model=transfer",),
+        jobs={0.0: 1},
+        aims=(3, 2),
+        rounds=3,
     ),
     "none": Row(
-        "head only, one job, augment=none",
-        ("model=transfer", "augment=none"),
-        {0.0: 1},
-        (8, 5),
-        "none",
+        name="head only, one job, augment=none",
+        arguments=("model=transfer", "augment=none"),
+        jobs={0.0: 1},
+        aims=(8, 5),
+        augment="none",
         rounds=3,
     ),
     "nine": Row(
-        "head only, 9 jobs (3 seeds × 3 rates)",
-        ("-m", "model=transfer", SEEDS, RATES),
-        {0.0: 9},
-        (15, 9),
+        name="head only, 9 jobs (3 seeds × 3 learning rates)",
+        arguments=("-m", "model=transfer", SEEDS, RATES),
+        jobs={0.0: 9},
+        aims=(15, 9),
     ),
     "full": Row(
-        "pct_unfreeze 1.0, one job", ("model.pct_unfreeze=1.0",), {1.0: 1}, (1.6, 1.0), run_epochs=2
+        name="pct_unfreeze 1.0, one job",
+        arguments=("model.pct_unfreeze=1.0",),
+        jobs={1.0: 1},
+        aims=(1.6, 1.0),
+        run_epochs=2,
     ),
     "quarter": Row(
-        "fractions 0 and 0.25 × 3 seeds × 3 rates",
-        ("-m", "model.pct_unfreeze=0,0.25", SEEDS, RATES),
-        {0.0: 9, 0.25: 9},
-        (8, 5),
+        name="fractions 0 and 0.25 × 3 seeds × 3 learning rates",
+        arguments=("-m", "model.pct_unfreeze=0,0.25", SEEDS, RATES),
+        jobs={0.0: 9, 0.25: 9},
+        aims=(8, 5),
     ),
     "sweep": Row(
-        "fractions 0, 0.25, 0.5, 1.0 × 3 seeds",
-        ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", SEEDS),
-        dict.fromkeys(FRACTIONS, 3),
-        (3.5, 2.2),
+        name="fractions 0, 0.25, 0.5, 1.0 × 3 seeds",
+        arguments=("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", SEEDS),
+        jobs=dict.fromkeys(FRACTIONS, 3),
+        aims=(3.5, 2.2),
         epochs=4,
     ),
     "bf16": Row(
-        "fractions 0, 0.25, 0.5, 1.0 × 1 seed, bf16",
-        ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", "seed=1", "fabric.precision=bf16-mixed"),
-        dict.fromkeys(FRACTIONS, 1),
-        None,
+        name="fractions 0, 0.25, 0.5, 1.0 × 1 seed, bf16",
+        arguments=(
+            "-m",
+            "model.pct_unfreeze=0,0.25,0.5,1.0",
+            "seed=1",
+            "fabric.precision=bf16-mixed",
+        ),
+        jobs=dict.fromkeys(FRACTIONS, 1),
+        aims=None,
         epochs=2,
         bf16=True,
     ),
 }
 
-Kind = tuple[str, float, str, bool]  # of a reference run: style, fraction, augment, bf16
+Kind = tuple[str, float, str, bool]  # a kind of reference run: style, fraction, augment, bf16
 
 
 @dataclass
 class Measured:
-    """Seconds of tvf's commands by row, and what the reference loops printed."""
+    """Seconds of tvf's commands by row, and the output of the reference loops by kind.
+
+    `pairs` are runs of two loops at once, with one thread each.
+    """
 
     tvf: dict[str, list[float]] = field(default_factory=dict)
     warm: dict[str, list[float]] = field(default_factory=dict)
     references: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
-    pairs: dict[Kind, list[dict[str, Any]]] = field(
-        default_factory=dict
-    )  # two at once, a thread each
+    pairs: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, Any]]:
-    """Reference runs as processes of their own: one with all cores, or several at once that share them."""
+    """Run a reference loop as a process that uses all cores, or several at once that share them."""
     style, fraction, augment, bf16 = kind
     threads = max(1, (os.cpu_count() or 1) // at_once)
     command = [
@@ -122,16 +138,15 @@ def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, A
         style,
         "--fraction",
         str(fraction),
-    ]
-    command += [
         "--augment",
         augment,
         "--epochs",
         str(epochs),
         "--threads",
         str(threads),
-        *(["--bf16"] if bf16 else []),
     ]
+    if bf16:
+        command.append("--bf16")
     start = time.perf_counter()
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)
@@ -139,27 +154,24 @@ def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, A
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError(f"{' '.join(command)} failed")
-    found = [json.loads(text.splitlines()[-1]) for text in printed]
-    for run in found:
-        own = (run["start_seconds"], *run["epoch_seconds"], run["test_seconds"])
-        run["exit_seconds"] = max(0.0, time.perf_counter() - start - sum(own))
-    print(f"{kind}{f' {at_once} at once' if at_once > 1 else ''}: {found}", flush=True)
-    return found
+    runs = [json.loads(text.splitlines()[-1]) for text in printed]
+    for run in runs:
+        measured = run["start_seconds"] + sum(run["epoch_seconds"]) + run["test_seconds"]
+        run["exit_seconds"] = max(0.0, time.perf_counter() - start - measured)
+    print(f"{kind}{f' {at_once} at once' if at_once > 1 else ''}: {runs}", flush=True)
+    return runs
 
 
 def run_tvf(row: Row, store: Path, folder: Path) -> float:
-    """Seconds of one tvf command."""
-    place, epochs = (
-        f"hydra.{'sweep' if '-m' in row.arguments else 'run'}.dir={folder}",
-        row.run_epochs or row.epochs,
-    )
+    """Run one tvf command; its seconds, projected to all epochs if it ran fewer."""
+    mode = "sweep" if "-m" in row.arguments else "run"
     command = [
         sys.executable,
         str(ROOT / "train.py"),
         *row.arguments,
         *COMMON,
-        f"epochs={epochs}",
-        place,
+        f"epochs={row.run_epochs or row.epochs}",
+        f"hydra.{mode}.dir={folder}",
     ]
     start = time.perf_counter()
     subprocess.run(
@@ -172,18 +184,18 @@ def run_tvf(row: Row, store: Path, folder: Path) -> float:
     seconds = time.perf_counter() - start
     print(f"tvf {row.name}: {seconds:.1f} s", flush=True)
     if row.run_epochs:
-        epoch = median(each["epoch_seconds"] for each in metrics(folder))
-        seconds += (row.epochs - row.run_epochs) * epoch
+        epoch_seconds = median(epoch["epoch_seconds"] for epoch in read_epochs(folder))
+        seconds += (row.epochs - row.run_epochs) * epoch_seconds
     return seconds
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a job."""
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a job, from its metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def measure(rows: dict[str, Row], work: Path) -> Measured:
-    """Run it all: in each round of a row its loops, as far as they are not known yet, and tvf."""
+    """Run everything: in each round of a row, its loops where they are still needed, then tvf."""
     measured = Measured()
     for key, row in rows.items():
         for number in range(row.rounds):
@@ -195,25 +207,20 @@ def measure(rows: dict[str, Row], work: Path) -> Measured:
                         runs += run_reference(kind, REFERENCE_EPOCHS)
                     elif number == 1:  # a short row's loops once more, between its commands
                         runs += run_reference(kind, 1)
-                    if (
-                        style == "tuned"
-                        and sum(row.jobs.values()) > 1
-                        and kind not in measured.pairs
-                    ):
+                    several = sum(row.jobs.values()) > 1
+                    if style == "tuned" and several and kind not in measured.pairs:
                         measured.pairs[kind] = run_reference(kind, REFERENCE_EPOCHS, at_once=2)
             store = work / key / f"store-{number}"
-            measured.tvf.setdefault(key, []).append(
-                run_tvf(row, store, work / key / f"cold-{number}")
-            )
+            cold = run_tvf(row, store, work / key / f"cold-{number}")
+            measured.tvf.setdefault(key, []).append(cold)
             if row.rounds > 1:
-                measured.warm.setdefault(key, []).append(
-                    run_tvf(row, store, work / key / f"warm-{number}")
-                )
+                warm = run_tvf(row, store, work / key / f"warm-{number}")
+                measured.warm.setdefault(key, []).append(warm)
     return measured
 
 
-def projected(runs: list[dict[str, Any]], epochs: int) -> float:
-    """Seconds of a reference loop for so many epochs."""
+def project_seconds(runs: list[dict[str, Any]], epochs: int) -> float:
+    """Seconds of a reference loop for this number of epochs."""
     once = sum(
         median(run[key] for run in runs)
         for key in ("start_seconds", "test_seconds", "exit_seconds")
@@ -222,59 +229,60 @@ def projected(runs: list[dict[str, Any]], epochs: int) -> float:
 
 
 def reference_seconds(row: Row, style: str, measured: Measured) -> float:
-    """Seconds of a reference loop for all jobs of a row, one after another."""
+    """Seconds of a reference loop for all jobs of a row, run one after another."""
     runs = {
         fraction: measured.references[style, fraction, row.augment, row.bf16]
         for fraction in row.jobs
     }
     return sum(
-        count * projected(runs[fraction], row.epochs) for fraction, count in row.jobs.items()
+        count * project_seconds(runs[fraction], row.epochs) for fraction, count in row.jobs.items()
     )
 
 
 def paired_seconds(row: Row, measured: Measured) -> float:
-    """Seconds of the tuned loop for all jobs of a row, two at a time."""
+    """Seconds of the tuned loop for all jobs of a row, run two at a time."""
     runs = {
         fraction: measured.pairs["tuned", fraction, row.augment, row.bf16] for fraction in row.jobs
     }
     return sum(
-        count * projected(runs[fraction], row.epochs) / 2 for fraction, count in row.jobs.items()
+        count * project_seconds(runs[fraction], row.epochs) / 2
+        for fraction, count in row.jobs.items()
     )
 
 
-def jobs_of(folder: Path, fraction: float) -> list[dict[str, Any]]:
-    """The summaries of a sweep's jobs with this fraction, with their epochs as `history`."""
-    found = []
+def read_summaries(folder: Path, fraction: float) -> list[dict[str, Any]]:
+    """The summaries of a sweep's jobs at this fraction, with their epochs as `history`."""
+    summaries = []
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text())
         if summary["pct_unfreeze"] == fraction:
-            found.append(summary | {"history": metrics(path.parent)})
-    return found
+            summaries.append(summary | {"history": read_epochs(path.parent)})
+    return summaries
 
 
-def scores(folder: Path, measured: Measured) -> list[str]:
-    """Validation accuracy, best of the first epochs: the sweep's three seeds against one of each loop."""
+def score_lines(folder: Path, measured: Measured) -> list[str]:
+    """Best validation accuracy of the first epochs: the sweep's seeds against one of each loop."""
     lines = [
         "| fraction | tvf, mean ± sd of 3 seeds | plain, 1 seed | tuned, 1 seed |",
         "|---|---|---|---|",
     ]
     for fraction in FRACTIONS:
         own = [
-            max(e["val_acc"] for e in job["history"][:REFERENCE_EPOCHS])
-            for job in jobs_of(folder, fraction)
+            max(epoch["val_acc"] for epoch in job["history"][:REFERENCE_EPOCHS])
+            for job in read_summaries(folder, fraction)
         ]
-        others = [
+        plain, tuned = (
             measured.references[style, fraction, "flips", False][0]["val_acc"]
             for style in ("plain", "tuned")
-        ]
+        )
         lines.append(
-            f"| {fraction:g} | {mean(own):.3f} ± {stdev(own):.3f} | {others[0]:.3f} | {others[1]:.3f} |"
+            f"| {fraction:g} | {mean(own):.3f} ± {stdev(own):.3f} | {plain:.3f} | {tuned:.3f} |"
         )
     return lines
 
 
-def prefix_rate() -> float:
-    """Images a second that all cores together push through EfficientNet-Lite0 without its head, for evaluation."""
+def prefix_speed() -> float:
+    """Images per second through EfficientNet-Lite0 without its head, in eval mode on all cores."""
     network: Any = efficientnet_lite0(2).module.eval().to(memory_format=torch.channels_last)
     images = torch.rand(32, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -287,9 +295,12 @@ def prefix_rate() -> float:
     return len(images) / median(times)
 
 
-def suffix_rates(row: Row, work: Path) -> dict[float, tuple[float, float]]:
-    """Seconds an image, training and evaluating, of a job by itself with one thread and a store that has everything."""
-    rates = {}
+def suffix_seconds(row: Row, work: Path) -> dict[float, tuple[float, float]]:
+    """Seconds per image in training and in evaluation, by fraction.
+
+    Each is from a single job with one thread, whose prefix is all in the store.
+    """
+    seconds = {}
     for fraction in row.jobs:
         folder = work / f"alone-{fraction}"
         command = [
@@ -298,93 +309,75 @@ def suffix_rates(row: Row, work: Path) -> dict[float, tuple[float, float]]:
             f"model.pct_unfreeze={fraction}",
             *COMMON,
             "threads=1",
+            "epochs=1",
+            "seed=1",
+            f"hydra.run.dir={folder}",
         ]
-        command += ["epochs=1", "seed=1", f"hydra.run.dir={folder}"]
         environment = os.environ | {"TVF_STORE": str(work / "sweep" / "store-0")}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         summary = json.loads((folder / "summary.json").read_text())
-        rates[fraction] = (
-            1 / metrics(folder)[0]["images_per_second"],
+        seconds[fraction] = (
+            1 / read_epochs(folder)[0]["images_per_second"],
             summary["test_seconds"] / len(split()[2][2]),
         )
-    return rates
+    return seconds
 
 
-def bound(row: Row, work: Path, seconds: float) -> list[str]:
-    """The docs' formula from rates measured here, each by itself: of the prefix, and of each fraction's suffix."""
+def bound_lines(row: Row, work: Path, seconds: float) -> list[str]:
+    """The formula of docs/performance.md, with prefix and suffixes measured separately."""
     train, val, test = map(len, split()[2])
-    workers, rate, suffix = os.cpu_count() or 1, prefix_rate(), suffix_rates(row, work)
+    workers, speed, suffix = os.cpu_count() or 1, prefix_speed(), suffix_seconds(row, work)
     rows = ViewRows(FlipsAndCrops(horizontal=0.5), train)
     images = sum(len(rows.new(view + 1)) for view in range(row.epochs)) + val + test
     suffixes = 0.0
     for fraction, count in row.jobs.items():
         training, evaluating = suffix[fraction]
         suffixes += count * (row.epochs * (train * training + val * evaluating) + test * evaluating)
-    least = images / rate + suffixes / workers
+    least = images / speed + suffixes / workers
     shown = ", ".join(
         f"{fraction:g}: {1 / training:.0f}" for fraction, (training, _) in suffix.items()
     )
     return [
-        f"{images:.0f} images through the prefix, at {rate:.0f} a second on all cores: {images / rate:.0f} s. "
-        f"Suffixes, training (images a second on one core, by fraction: {shown}), validation and test: "
-        f"{suffixes:.0f} s on one core.",
-        f"So {workers} workers need at least {least:.0f} s. The command took {seconds:.0f} s: {least / seconds:.0%} "
-        "of the bound.",
+        f"{images:.0f} images through the prefix, at {speed:.0f} per second on all cores: "
+        f"{images / speed:.0f} s. Suffixes, training (images per second on one core, by fraction: "
+        f"{shown}), validation and test: {suffixes:.0f} s on one core.",
+        f"So {workers} workers need at least {least:.0f} s. The command took {seconds:.0f} s: "
+        f"the bound is {least / seconds:.0%} of that.",
     ]
 
 
-def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
-    """bench/results.md."""
+def work_line(key: str, row: Row, measured: Measured) -> str:
+    """The row of the main table: seconds, and the factors over both loops."""
+    tuned, own = reference_seconds(row, "tuned", measured), median(measured.tvf[key])
+    plain = None if row.bf16 else reference_seconds(row, "plain", measured)
+    aims = [f"≥ {aim:g}" for aim in row.aims] if row.aims else ["", ""]
+    tuned_text, tuned_factor = f"{tuned:.0f}", f"{tuned / own:.1f}"
+    if sum(row.jobs.values()) > 1:
+        paired = paired_seconds(row, measured)
+        tuned_text += f" ({paired:.0f})"
+        tuned_factor += f" ({paired / own:.1f})"
+    own_text = f"{own:.0f}"
+    if row.rounds > 1:
+        own_text += f" ({', '.join(f'{seconds:.0f}' for seconds in measured.tvf[key])})"
+    if row.run_epochs:
+        own_text += f", from {row.run_epochs} epochs"
+    cells = [
+        row.name,
+        str(row.epochs),
+        "" if plain is None else f"{plain:.0f}",
+        tuned_text,
+        own_text,
+        "" if plain is None else f"{plain / own:.1f}",
+        aims[0],
+        tuned_factor,
+        aims[1],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def reference_lines(measured: Measured) -> list[str]:
+    """The table of all reference runs."""
     lines = [
-        "# tvf against two reference loops",
-        "",
-        "Written by `bench/run.py`: ELPV at 128 pixels, EfficientNet-Lite0, batch 32, float32 unless a row says bf16; "
-        "every epoch with its validation, every job with its test.",
-        f"Machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}.",
-        f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind, projected (start + epochs × median epoch + test) "
-        "and summed over the jobs; in brackets two of the tuned loop at a time, a thread each. tvf: whole commands, "
-        "cold store; median where there are several.",
-        "",
-        "| work | epochs | plain, s | tuned, s | tvf, s (each) | over plain | aim | over tuned | aim |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for key, row in rows.items():
-        tuned, own = reference_seconds(row, "tuned", measured), median(measured.tvf[key])
-        plain = None if row.bf16 else reference_seconds(row, "plain", measured)
-        aims = [f"≥ {aim:g}" for aim in row.aims] if row.aims else ["", ""]
-        seconds, over = ("", "") if plain is None else (f"{plain:.0f}", f"{plain / own:.1f}")
-        each = ", ".join(f"{one:.0f}" for one in measured.tvf[key]) if row.rounds > 1 else ""
-        shown = f"{own:.0f}" + (f" ({each})" if each else "")
-        shown += f", from {row.run_epochs} epochs" if row.run_epochs else ""
-        paired = paired_seconds(row, measured) if sum(row.jobs.values()) > 1 else None
-        both = [f"{tuned:.0f}", f"{tuned / own:.1f}"]
-        if paired is not None:
-            both = [f"{both[0]} ({paired:.0f})", f"{both[1]} ({paired / own:.1f})"]
-        cells = [
-            row.name,
-            str(row.epochs),
-            seconds,
-            both[0],
-            shown,
-            over,
-            aims[0],
-            both[1],
-            aims[1],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    warm = [f"{rows[key].name} {median(seconds):.0f} s" for key, seconds in measured.warm.items()]
-    if warm:
-        lines += ["", f"With a warm store: {', '.join(warm)}."]
-    if "sweep" in rows:
-        folder = work / "sweep" / "cold-0"
-        lines += ["", "## Scores after two epochs (validation accuracy, the better epoch)", ""]
-        lines += [*scores(folder, measured), "", "## The sweep and its bound", ""]
-        lines += bound(rows["sweep"], work, measured.tvf["sweep"][0])
-    lines += [
-        "",
-        "## Reference runs",
-        "",
         "| loop | fraction | augment | start, s | epochs, s | test, s |",
         "|---|---|---|---|---|---|",
     ]
@@ -393,28 +386,55 @@ def report(rows: dict[str, Row], measured: Measured, work: Path) -> str:
     for (style, fraction, augment, bf16), note, runs in listed:
         columns = [
             [run["start_seconds"] for run in runs],
-            [e for run in runs for e in run["epoch_seconds"]],
+            [seconds for run in runs for seconds in run["epoch_seconds"]],
+            [run["test_seconds"] for run in runs],
         ]
-        columns.append([run["test_seconds"] for run in runs])
         shown = " | ".join(", ".join(f"{seconds:.1f}" for seconds in column) for column in columns)
-        lines.append(
-            f"| {style}{', bf16' if bf16 else ''}{note} | {fraction:g} | {augment} | {shown} |"
-        )
+        loop = f"{style}{', bf16' if bf16 else ''}{note}"
+        lines.append(f"| {loop} | {fraction:g} | {augment} | {shown} |")
+    return lines
+
+
+def render_results(rows: dict[str, Row], measured: Measured, work: Path) -> str:
+    """The text of bench/results.md."""
+    lines = [
+        "# tvf against two reference loops",
+        "",
+        "Written by `bench/run.py`: ELPV at 128 pixels, EfficientNet-Lite0, batch 32, float32 "
+        "unless a row says bf16; every epoch includes its validation, every job its test.",
+        f"Machine: {processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}.",
+        f"Reference loops: {REFERENCE_EPOCHS} epochs of each kind of job, projected (start + "
+        "epochs × median epoch + test) and summed over the jobs; in brackets, two jobs of the "
+        "tuned loop at a time, one thread each. tvf: whole commands with an empty store; the "
+        "median where there are several.",
+        "",
+        "| work | epochs | plain, s | tuned, s | tvf, s (each) | over plain | aim | over tuned "
+        "| aim |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [work_line(key, row, measured) for key, row in rows.items()]
+    warm = [f"{rows[key].name} {median(seconds):.0f} s" for key, seconds in measured.warm.items()]
+    if warm:
+        lines += ["", f"With a warm store: {', '.join(warm)}."]
+    if "sweep" in rows:
+        folder = work / "sweep" / "cold-0"
+        lines += ["", "## Scores after two epochs (validation accuracy, the better epoch)", ""]
+        lines += [*score_lines(folder, measured), "", "## The sweep and its bound", ""]
+        lines += bound_lines(rows["sweep"], work, measured.tvf["sweep"][0])
+    lines += ["", "## Reference runs", "", *reference_lines(measured)]
     return "\n".join(lines) + "\n"
 
 
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    names = [
-        line
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+def processor_name() -> str:
+    """The processor's name, or its architecture if the system does not know the name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line for line in lines if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 def main() -> None:
-    """Measure the chosen rows and write the report."""
+    """Measure the chosen rows and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -423,12 +443,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [row for row in arguments.rows if row not in ROWS]:
         parser.error(f"{unknown[0]} is not a row: choose from {', '.join(ROWS)}")
-    rows, work = (
-        {key: ROWS[key] for key in arguments.rows or ROWS},
-        Path(tempfile.mkdtemp(prefix="tvf-bench-")),
-    )
+    rows = {key: ROWS[key] for key in arguments.rows or ROWS}
+    work = Path(tempfile.mkdtemp(prefix="tvf-bench-"))
     try:
-        arguments.out.write_text(report(rows, measure(rows, work), work))
+        arguments.out.write_text(render_results(rows, measure(rows, work), work))
         print(f"written: {arguments.out}")
     finally:
         shutil.rmtree(work)
