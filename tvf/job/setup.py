@@ -294,7 +294,7 @@ def _load_initial_weights(
 ) -> None:
     if (init_from := config["model"].get("init_from")) is None:
         return
-    check_origin(init_from, backbone, data.classes, config["data"])
+    check_origin(init_from, backbone, data.classes, config)
     weights = load_initial_weights(model, init_from, f"module.{model.head}")
     log.info("%s starts from the weights in %s.", tag, weights)
 

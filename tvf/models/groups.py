@@ -1,12 +1,12 @@
-"""Which part of a backbone trains: ordered groups, deepest first, and which of them are unfrozen.
+"""Which part of a backbone trains: its layers as ordered groups, deepest first, and a selection of them.
 
-Freezing has two halves. Parameters stop moving through `requires_grad`; BatchNorm layers also carry running
-statistics, which `module.train()` would go on updating, so `hold_frozen_batchnorm` puts those layers back in eval mode.
+A fraction of the groups from either end, groups by name, or parameters by name.
 """
 
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,25 +17,63 @@ from torch import nn
 from tvf.errors import InputError, require_choice
 
 UNITS = ("groups", "params")
-BLOCK = re.compile(r"block[:=](.+)")
-DIRECTIONS = (
-    "top (the deepest groups), bottom (those next to the pixels) or block:<group> (that one alone)"
-)
+DIRECTIONS = ("top", "bottom")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A layer, or several, that freeze and train as one: a name for people and full parameter names."""
+    """Layers that freeze and train together: a name for people, and full parameter names."""
 
     name: str
     parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What trains besides the head: `train` if given, else `groups` if given, else a fraction.
+
+    `pct_unfreeze` is the fraction, `unit` what it counts ("groups" or "params"), `direction` the end
+    that it counts from: "top" is next to the head, "bottom" next to the pixels. `groups` are names of
+    groups; `train` is a regular expression, or several, that matches names of parameters.
+    """
+
+    pct_unfreeze: float | None = None
+    unit: str | None = "groups"
+    direction: str = "top"
+    groups: Sequence[str] | None = None
+    train: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+        check_selection(self.direction, self.groups, self.train)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether names, not a fraction, say what trains."""
+        return self.groups is not None or self.train is not None
+
+
+def select_layers(
+    module: nn.Module, groups: Sequence[Group], selection: Selection
+) -> tuple[Group, ...]:
+    """The groups of a backbone that a selection trains, in the order of `groups`, deepest first.
+
+    InputError for names that the backbone does not have.
+    """
+    if selection.train is not None:
+        return match_groups(module, groups, selection.train)
+    if selection.groups is not None:
+        return pick_groups(groups, selection.groups)
+    fraction = check_fraction(selection.pct_unfreeze)
+    return select_groups(module, groups, fraction, selection.unit, selection.direction)
 
 
 def check_fraction(value: object) -> float:
     """Return `value` as a fraction; InputError unless it is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
-            f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in [0, 1]."
+            f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in "
+            "[0, 1]."
         )
     if math.isnan(value) or not 0 <= value <= 1:
         hint = f", did you mean {value / 100:g}?" if 2 <= value <= 100 else "."
@@ -44,43 +82,66 @@ def check_fraction(value: object) -> float:
 
 
 def check_direction(value: object) -> str:
-    """Return `value` as top, bottom or block:<group>, however it is spelled; InputError if it is none of them."""
-    if isinstance(value, str):
-        if value in ("top", "bottom"):
-            return value
-        if block := BLOCK.fullmatch(value):
-            return f"block:{block[1]}"
-    raise InputError(f"model.direction={value!r} is refused: choose {DIRECTIONS}.")
+    """Return `value` if it is "top" or "bottom", else raise InputError."""
+    if value not in DIRECTIONS:
+        raise InputError(
+            f"model.direction={value!r} must be top (the deepest groups) or bottom (those next to "
+            "the pixels). To train single groups, name them: model.groups=[layer3]."
+        )
+    return str(value)
+
+
+def check_group_names(value: object) -> list[str]:
+    """Return `value` as a list of group names; InputError unless it is one, without repeats."""
+    names: list[Any] = (
+        [*value] if isinstance(value, Sequence) and not isinstance(value, str) else []
+    )
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            f"model.groups={value!r} must be a list of group names, such as [layer3]; tvf groups "
+            "shows them. null trains a fraction of the groups."
+        )
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"model.groups={names} must name each group once, but repeats {repeated[0]}."
+        )
+    return names
 
 
 def check_patterns(value: object) -> list[str]:
-    """Return `value`, a regular expression or several, as a list; InputError for what is none or does not compile."""
+    """Return `value`, a regular expression or several, as a list; InputError if one is invalid."""
     patterns: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
     if not patterns:
         raise InputError(
-            "model.train=[] is refused: name what trains, or null for a fraction of the groups."
+            "model.train=[] must name what trains; null trains a fraction of the groups."
         )
     for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise InputError(
+                f"model.train={pattern!r} must be a regular expression for parameter names, such as "
+                "'bn'."
+            )
         try:
-            if not isinstance(pattern, str) or not pattern:
-                raise InputError(
-                    f"model.train={pattern!r} is refused: give regular expressions of parameter names, such as 'bn'."
-                )
             re.compile(pattern)
         except re.error as error:
             raise InputError(
-                f"model.train={pattern!r} is no regular expression ({error}): write a \\ before a character that "
-                "stands for itself."
+                f"model.train={pattern!r} is not a valid regular expression ({error}): escape "
+                "special characters with \\."
             ) from error
     return patterns
 
 
-def check_choice(direction: str, train: object) -> None:
-    """InputError if both a direction and names say what trains."""
-    if train is not None and direction != "top":
+def check_selection(direction: str, groups: object, train: object) -> None:
+    """InputError if more than one of them says what trains."""
+    given = {
+        "direction": direction if direction != "top" else None,
+        "groups": groups,
+        "train": train,
+    }
+    named = [f"model.{key}={value}" for key, value in given.items() if value is not None]
+    if len(named) > 1:
         raise InputError(
-            f"model.direction={direction} and model.train={train} are refused together: each says what trains, choose "
-            "one of them."
+            f"{' and '.join(named)} cannot be combined: each says what trains, so choose one of them."
         )
 
 
@@ -100,87 +161,84 @@ def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tupl
 
 
 def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Every parameter outside the head must be in exactly one group; InputError names those that are not."""
+    """Check that the groups partition the parameters outside the head; InputError names the others."""
     listed = [name for group in groups for name in group.parameters]
-    expected = [name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")]
-    twice = (
-        sorted({name for name in listed if listed.count(name) > 1})
-        if len(set(listed)) < len(listed)
-        else []
-    )
-    for names, trouble in [
-        (sorted(set(expected) - set(listed)), "belong to no group"),
-        (
-            sorted(set(listed) - set(expected)),
-            "are in a group, but in the head or not in the backbone",
-        ),
-        (twice, "are in more than one group"),
-    ]:
+    expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
+    unknown = "are in a group, but in the head or not in the backbone"
+    repeated = {name for name, count in Counter(listed).items() if count > 1}
+    for names, trouble in (
+        (expected - {*listed}, "belong to no group"),
+        ({*listed} - expected, unknown),
+        (repeated, "are in more than one group"),
+    ):
         if names:
+            shown = ", ".join(sorted(names)[:5])
             raise InputError(
-                f"backbone groups: these parameters {trouble}: {', '.join(names[:5])} ({len(names)} in all)."
+                f"backbone groups: these parameters {trouble}: {shown} ({len(names)} in all)."
             )
 
 
 def select_groups(
     module: nn.Module,
     groups: Sequence[Group],
-    pct: float | None,
+    pct: float,
     unit: str | None = "groups",
     direction: str = "top",
 ) -> tuple[Group, ...]:
-    """The groups that train, in the order of `groups`, which stand deepest first.
+    """The groups that a fraction trains, in the order of `groups`, deepest first.
 
-    direction "top": a beginning of `groups`; "bottom": as many from their end; "block:<name>": that group alone, as in
-    surgical fine-tuning (Lee et al. 2023), whatever the fraction. InputError for a name that no group has.
+    direction "top": the first of `groups`; "bottom": as many from their end.
     unit "groups": `round(pct * len(groups))` of them, Python's round (half to even).
     unit "params": the fewest that hold at least `pct` of the backbone's parameters.
     """
-    direction = check_direction(direction)
-    if block := BLOCK.fullmatch(direction):
-        names = [group.name for group in groups]
-        if block[1] not in names:
-            near = difflib.get_close_matches(block[1], names, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(
-                f"model.direction={direction} names no group of this backbone.{hint} Its groups are {', '.join(names)}."
-            )
-        return (groups[names.index(block[1])],)
     pct = check_fraction(pct)
     require_choice("model.unit", unit, UNITS)
-    if direction == "bottom":
+    if check_direction(direction) == "bottom":
         return select_groups(module, groups[::-1], pct, unit)[::-1]
     if unit == "groups":
         return tuple(groups[: round(pct * len(groups))])
-    sizes = [
-        sum(module.get_parameter(name).numel() for name in group.parameters) for group in groups
-    ]
+    sizes = [_size(module, group) for group in groups]
     wanted, count = pct * sum(sizes), 0
     while sum(sizes[:count]) < wanted:
         count += 1
     return tuple(groups[:count])
 
 
-def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
-    """`groups` with those parameters alone whose names one of `patterns` is found in (`re.search`).
+def pick_groups(groups: Sequence[Group], names: object) -> tuple[Group, ...]:
+    """The groups with these names, in the order of `groups`, whatever the order of the names.
 
-    A group of which only a part is left is called name(part). InputError for a pattern that is found in no name.
+    Surgical fine-tuning (Lee et al. 2023) trains a single group. InputError for an unknown name.
     """
-    names, found = [name for group in groups for name in group.parameters], set()
+    wanted, known = check_group_names(names), [group.name for group in groups]
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(
+                f"model.groups={wanted}: this backbone has no group {name}.{hint} Its groups are "
+                f"{', '.join(known)}."
+            )
+    return tuple(group for group in groups if group.name in wanted)
+
+
+def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
+    """`groups` reduced to the parameters whose names match one of `patterns` (`re.search`).
+
+    A group that is reduced is called name(part). InputError for a pattern without a match.
+    """
+    names, matched = [name for group in groups for name in group.parameters], set()
     for pattern in check_patterns(patterns):
         matching = {name for name in names if re.search(pattern, name)}
         if not matching:
-            some = ", ".join(
-                dict.fromkeys(group.parameters[0] for group in groups if group.parameters)
-            )
+            first = [group.parameters[0] for group in groups if group.parameters]
             raise InputError(
-                f"model.train={pattern!r} is refused: it must be found in the name of a parameter outside the head. "
-                f"Some of the {len(names)} names: {some}."
+                f"model.train={pattern!r} must match the name of a parameter outside the head. Some "
+                f"of the {len(names)} names: {', '.join(dict.fromkeys(first))}."
             )
-        found |= matching
+        matched |= matching
     chosen = []
     for group in groups:
-        own = tuple(name for name in group.parameters if name in found)
+        own = tuple(name for name in group.parameters if name in matched)
         if own:
             chosen.append(group if own == group.parameters else Group(f"{group.name}(part)", own))
     return tuple(chosen)
@@ -195,7 +253,7 @@ def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
 
 @contextmanager
 def preserve_freezing(module: nn.Module) -> Iterator[None]:
-    """Whatever is frozen or put into another mode inside is as it was afterwards."""
+    """Restore what is frozen, and every layer's mode, when the context ends."""
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -210,36 +268,34 @@ def preserve_freezing(module: nn.Module) -> Iterator[None]:
 def tabulate_groups(
     module: nn.Module,
     groups: Sequence[Group],
-    unit: str | None = "groups",
+    selection: Selection,
     fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
-    direction: str = "top",
-    train: object = None,
 ) -> str:
-    """A Markdown table: of each fraction the groups that train and how many parameters they have.
+    """A Markdown table: for each fraction the groups that train, and how many parameters they have.
 
-    One row, with the share of the groups that train, where `direction` or `train` names what does.
+    A selection by names has a single row, with the share of the groups that train.
     """
-    check_choice(check_direction(direction), train)
-    named = None
-    if train is not None:
-        named = match_groups(module, groups, train)
-    elif BLOCK.fullmatch(direction):
-        named = select_groups(module, groups, None, direction=direction)
+    if selection.is_named:
+        named = select_layers(module, groups, selection)
+        chosen = [(group_share(named, groups), named)]
+    else:
+        unit, direction = selection.unit, selection.direction
+        chosen = [(f, select_groups(module, groups, f, unit, direction)) for f in fractions]
     rows = [
         "| `pct_unfreeze` | groups that train, besides the head | parameters |",
         "|---|---|---|",
     ]
-    for pct in fractions if named is None else [group_share(named, groups)]:
-        chosen = named if named is not None else select_groups(module, groups, pct, unit, direction)
-        size = sum(
-            module.get_parameter(name).numel() for group in chosen for name in group.parameters
-        )
-        rows.append(
-            f"| {pct:g} | {', '.join(group.name for group in chosen) or 'none'} | {size:,} |"
-        )
+    for fraction, trained in chosen:
+        names = ", ".join(group.name for group in trained) or "none"
+        size = sum(_size(module, group) for group in trained)
+        rows.append(f"| {fraction:g} | {names} | {size:,} |")
     return "\n".join(rows)
 
 
 def group_share(trained: Sequence[Group], groups: Sequence[Group]) -> float:
     """The share of a backbone's groups that train at least in part, to four digits."""
     return round(len(trained) / max(len(groups), 1), 4)
+
+
+def _size(module: nn.Module, group: Group) -> int:
+    return sum(module.get_parameter(name).numel() for name in group.parameters)

@@ -1,0 +1,53 @@
+"""Whether a job may start from another job's weights: by what that job has recorded of itself."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tvf.config import Config, modern_options
+from tvf.errors import InputError
+from tvf.files import read_json
+from tvf.models import find_weights, shorten
+
+log = logging.getLogger(__name__)
+
+# How a data set's images are split.
+SPLIT = ("data.split_seed", "data.val_fraction", "data.test_fraction", "data.validate_on")
+
+
+def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: Config) -> None:
+    """InputError unless the job that `model.init_from` names had this backbone and these classes.
+
+    Nor may it have split the same images differently: it may have trained on what is to validate or
+    test this job. A bare file does not say, so there is a warning.
+    """
+    folder = Path(init_from).expanduser()
+    if not folder.is_dir():
+        log.warning(
+            "%s does not say which images it was trained on: do not validate or test on them.",
+            find_weights(init_from),
+        )
+        return
+    summary, prefix = (
+        read_json(folder / "summary.json"),
+        f"model.init_from={init_from} does not fit",
+    )
+    if summary.get("backbone") != backbone:
+        raise InputError(
+            f"{prefix}: that job trained backbone={summary.get('backbone')}, this one trains "
+            f"{backbone}. Choose that backbone or another job."
+        )
+    if summary.get("classes") != list(classes):
+        raise InputError(
+            f"{prefix}: that job's classes are {shorten(summary.get('classes'))}, this one's are "
+            f"{shorten(classes)}."
+        )
+    theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
+    if any(theirs.get(key) != ours.get(key) for key in ("data._target_", "data.root")):
+        return  # other images
+    for key in SPLIT:
+        if theirs.get(key) != ours.get(key):
+            raise InputError(
+                f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so it "
+                "may have trained on images that validate or test this one. Use the same value."
+            )
