@@ -140,7 +140,7 @@ def head_phase(config: dict[str, Any], context: JobContext, parts: Job) -> HeadP
             *LOOP,
             *(resolve_target(node, name) for name, node in nodes.items() if "_target_" in node),
         ]
-        images = [[part.key or part.images, part.labels] for part in (data.train, data.val)]
+        images = [[s.fingerprint or s.images, s.labels] for s in (data.train, data.val)]
         network = [fingerprint_layers(model.module, without=model.head), dict(model.state_dict())]
         around = [numeric_environment(parts.fabric, model), torch.get_num_threads()]
         key = fingerprint(

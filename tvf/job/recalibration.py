@@ -48,7 +48,7 @@ def recalibrate(
         statistics(slice(0, 1), True)
         return
     try:
-        pixels = [part.key or part.images, model.mean, model.std]
+        pixels = [part.fingerprint or part.images, model.mean, model.std]
         network = [fingerprint_layers(model.module, without=model.head), list(layers)]
         key = fingerprint([pixels, network, batch_size, numeric_environment(fabric, model)])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})
