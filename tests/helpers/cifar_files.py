@@ -23,7 +23,7 @@ class Images:
 
 
 def draw_images(count: int, seed: int) -> Images:
-    """Return noise images whose mean colour depends on the class: learnable, but not in one epoch."""
+    """Return noise whose mean colour depends on the class: learnable, but not in one epoch."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % 10)
     colours = np.random.default_rng(0).uniform(-90, 90, (10, 3))[labels]

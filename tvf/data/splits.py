@@ -25,7 +25,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The images to train on, to choose epochs by (`val`) and to judge a job on at the end (`test`)."""
+    """Images to train on, to choose epochs by (`val`), and to judge a job by once (`test`)."""
 
     classes: tuple[str, ...]
     train: Split

@@ -22,7 +22,7 @@ from tvf.distributed import (
     set_threads,
 )
 from tvf.errors import InputError
-from tvf.frontier import InputPipeline, SiblingJobs, open_pipeline
+from tvf.frontier import CacheOptions, InputPipeline, SiblingJobs, open_pipeline
 from tvf.job.recalibration import recalibrate
 from tvf.metrics import metric_of
 from tvf.models import Backbone, FineTuneModel, check_image_size, needs_batches, preserve_freezing
@@ -201,15 +201,16 @@ class PhaseBuilder:
 
     def _open(self, index: int) -> InputPipeline:
         parts = self._parts
-        feed = open_pipeline(
-            *(parts.fabric, self._module, parts.data, build(self._config["augment"], "augment")),
+        augment = build(self._config["augment"], "augment")
+        options = CacheOptions(
             epochs=epochs_of(parts.phases, index),
             store=parts.store,
-            sharing=list(self._sharing(index)),
+            siblings=list(self._sharing(index)),
             mixed=self.ways.mix is not None,
-            show=not self._place.parallel,
-            tag=self._tag,
+            show_progress=not self._place.parallel,
         )
+        uncached = InputPipeline(parts.fabric, self._module, parts.data, augment)
+        feed = open_pipeline(uncached, options, self._tag)
         self._feeds.append(feed)
         return feed
 
