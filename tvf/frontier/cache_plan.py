@@ -116,9 +116,9 @@ class CachePlan:
     def reason_not_to_cache(
         self, point: CachePoint, store: Store, source: str, epochs: range
     ) -> str | None:
-        """Return why caching a cut does not pay over `epochs` of its jobs; None if it does.
+        """Return why a cut is not worth caching for `epochs` of its jobs; None if it is.
 
-        Counts one job more than is known.
+        Counts one job more than is known, since most people run again.
         """
         rows = ViewRows(self.augment, len(self.split))
         views = [self.augment.view_of(epoch) for epoch in epochs]
@@ -143,7 +143,7 @@ class CachePlan:
         return "recomputing is faster than caching"
 
     def _select_points(self, store: Store, source: str, epochs: range) -> "CachePlan":
-        """Drop the points that do not pay, and add cuts that the store has from earlier jobs."""
+        """Drop points that are not worth caching, and add cuts that earlier jobs cached."""
         points = {
             point.cut.fingerprint: point
             for point in self.points[:-1]
@@ -184,5 +184,6 @@ def view_name(view: int) -> str:
 def array_spec(layout: TensorLayout, dtype: torch.dtype | None) -> ArraySpec:
     """Return how the store keeps a tensor of a cut; `dtype` replaces float32 unless it is None."""
     shape = (*layout.shape[1:], layout.shape[0]) if layout.channels_last else layout.shape
-    rounds = dtype is not None and layout.dtype == torch.float32
-    return ArraySpec(shape, dtype if rounds else layout.dtype)
+    if dtype is None or layout.dtype != torch.float32:
+        dtype = layout.dtype
+    return ArraySpec(shape, dtype)
