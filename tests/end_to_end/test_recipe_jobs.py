@@ -42,7 +42,7 @@ def test_with_and_without_a_store_the_epochs_of_all_phases_are_equal_bit_for_bit
         assert outcome.code == 0, outcome.out + outcome.err
         if recipe == ["mix=mixup"] and mode == "on":
             assert (
-                "store: train not kept, since mixed images are new ones in each epoch; val, test kept"
+                "store: train not cached: mixup/cutmix images change every epoch; val, test cached"
                 in outcome.out
             )
     off, warm = metrics(tmp_path / "off"), summary(tmp_path / "warm")
