@@ -169,7 +169,7 @@ def _job_context() -> "JobContext":
 
 
 def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
-    """Run the job in a process of its own; if that dies silently, write the reason to its record."""
+    """Run the job in a process of its own; if that dies silently, record the reason."""
     name = str(cfg.get("name"))
     try:
         code = run_in_subprocess(lambda: _run(cfg, context), context.folder / "job.log")

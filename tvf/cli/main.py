@@ -117,7 +117,7 @@ def status(folder: Path) -> None:
     default="html",
     show_default=True,
     type=click.Choice(["html", "md", "csv", "json", "png"]),
-    help="html: one page; md: a table; csv and json: all numbers; png: the main chart, also as SVG.",
+    help="html: a page; md: a table; csv, json: all numbers; png: the main chart, also as SVG.",
 )
 @click.option(
     "--output",
