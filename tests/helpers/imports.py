@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "tvf"
 GROUND_ROOM, GROUND = "ground", ("errors", "files", "metrics", "progress")
 # From the lowest room up: a room imports from those before it. The ground is modules, not a folder.
-ROOMS = (
+ROOMS: tuple[str, ...] = (
     GROUND_ROOM,
     "store",
     "models",
