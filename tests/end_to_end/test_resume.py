@@ -25,7 +25,7 @@ QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=no
 ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
 BREAKING = f"""
 import os, signal, sys, time
-from tvf.backbones import efficientnet_lite0
+from tvf.models import efficientnet_lite0
 
 ENDS = {ENDS}
 
