@@ -180,21 +180,20 @@ def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Non
 @_errors_as_messages()
 def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print a Markdown table of the groups that each fraction of the chosen backbone trains."""
-    from tvf.models import tabulate_groups
+    from tvf.models import Selection, tabulate_groups
 
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
     cfg = compose(overrides, config_dir)
     backbone = build(to_plain(cfg.backbone), "backbone", num_classes=1)
     model = to_plain(cfg.model)
-    table = tabulate_groups(
-        backbone.module,
-        backbone.groups,
-        model.get("unit") or "groups",
+    selection = Selection(
+        unit=model.get("unit") or "groups",
         direction=model.get("direction") or "top",
+        groups=model.get("groups"),
         train=model.get("train"),
     )
-    print(table)
+    print(tabulate_groups(backbone.module, backbone.groups, selection))
 
 
 @_errors_as_messages()

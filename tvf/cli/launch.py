@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,9 +23,17 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf.config import DISK_FULL, conf_dir, explain_error, job_folder, job_name
+from tvf.config import (
+    DISK_FULL,
+    conf_dir,
+    explain_error,
+    explain_ignored,
+    job_folder,
+    job_name,
+    to_plain,
+)
 from tvf.errors import InputError
-from tvf.records import is_running, mark_failed, read_status
+from tvf.records import failure_reason, is_running, mark_failed, read_status
 from tvf.report import result_location, resume_hint
 from tvf.sweep import (
     can_fork,
@@ -144,6 +152,9 @@ def _task(cfg: DictConfig) -> None:
                 print(resume_hint(context.folder))
             raise SystemExit(1)
     elif can_fork():
+        from tvf.job import import_libraries
+
+        import_libraries(str(cfg.backbone.get("_target_")))
         try:
             _run_in_own_process(cfg, context)
         except KeyboardInterrupt:
@@ -194,7 +205,7 @@ def _run(cfg: DictConfig, context: "JobContext") -> int:
     from tvf.job import run_job
 
     try:
-        summary = run_job(cfg, context)
+        summary = run_job(_checked_config(cfg, context), context)
     except InputError as error:
         log.error("error: %s", error, exc_info=_debugging())
         return BAD_INPUT
@@ -216,6 +227,23 @@ def _run(cfg: DictConfig, context: "JobContext") -> int:
         elif read_status(context.folder).get("state") == "paused":
             print(resume_hint(context.folder))
     return 0
+
+
+def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
+    """The job's config as plain, validated values. A mistake in it is recorded as well."""
+    from tvf.config import validate_config
+
+    name = str(cfg.get("name"))
+    try:
+        config = validate_config(cfg)
+        note = explain_ignored(name, to_plain(cfg.model))
+    except Exception as error:
+        if not is_running(context.folder):
+            mark_failed(context.folder, name, failure_reason(error))
+        raise
+    if note:
+        log.info("%s", note)
+    return config
 
 
 def _debugging() -> bool:

