@@ -222,7 +222,7 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
             r"data.root=/a/côté cannot be read .*quote a value",
         ),
         (["optimizer.lr=inf"], r"optimizer.lr=inf is refused"),
-        (["fabric.devices=-1"], r"fabric.devices=-1 is refused: write how many"),
+        (["fabric.devices=-1"], r"fabric.devices=-1 must be the number of devices"),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"],
             r"backbone.std=0 is refused",

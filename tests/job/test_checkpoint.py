@@ -57,9 +57,7 @@ def _fit(
     best = dict(best or {})
     train(
         *(model, phases),
-        optimizer=DiscriminativeOptimizer(
-            torch.optim.Adam, 0.01, 0.001, clip_norm=1.0 if richly else None
-        ),
+        optimizer=DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001),
         schedule=lambda optimizer, epochs, batches: cosine(
             optimizer, epochs, batches, 0.3 if richly else 0.0
         ),

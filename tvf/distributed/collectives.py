@@ -181,7 +181,7 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises by given global statistics; only `backward` knows that they depend on all inputs."""
+    """Normalises by given global statistics; `backward` knows that they depend on all inputs."""
 
     @staticmethod
     def forward(
