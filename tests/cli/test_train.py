@@ -199,7 +199,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
             r"data.root=/a/côté cannot be read .*quote a value",
         ),
         (["optimizer.lr=inf"], r"optimizer.lr=inf must be a finite number above 0"),
-        (["fabric.devices=-1"], r"fabric.devices=-1 is refused: write how many"),
+        (["fabric.devices=-1"], r"fabric.devices=-1 must be the number of devices"),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"],
             r"backbone.std=0 must be a finite number above 0",
