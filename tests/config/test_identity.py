@@ -25,7 +25,7 @@ from tvf.config.identity import (
 
 CONF = ROOT / "conf"
 CHOICES = sorted(
-    path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_")
+    path.relative_to(CONF) for path in CONF.glob("*/*.yaml")
 )
 
 
