@@ -238,7 +238,7 @@ def test_the_tutorials_command_makes_its_runs_and_trains_transfer_once_for_all_f
         "model=transfer,finetune",
         f"model.pct_unfreeze={fractions}",
     ]
-    # One epoch, otherwise like the tutorial. The basic launcher stays in this process, in which
+    # Like the tutorial, but for one epoch. The basic launcher stays in this process, in which
     # CIFAR-10's checksums are patched.
     arguments += [
         "epochs=1",
