@@ -17,9 +17,9 @@ from tvf import cli
 from tvf.records.job import LOCK
 from tvf.records.rows import read_sweep
 from tvf.report import terminal as results
-from tvf.report.charts import COLOURS, MORE_COLOURS, colours
 from tvf.report.formats import FORMATS, render_report
 from tvf.report.html import render_html
+from tvf.report.palette import COLOURS, MORE_COLOURS, colours
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_numbers_that_are_none_and_epochs_that_are_torn_cost_only_themselves(swe
     (broken / "metrics.jsonl").write_text('{"epoch": 1, "val_acc": NaN, "val_loss": 1.0}\n{"epo')
     page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
     assert (
-        "does not count" in page
+        "is not counted: its scores are not finite" in page
         and "NaN" not in page.partition('id="charts"')[2].partition("</script>")[0]
     )
 
@@ -184,7 +184,7 @@ def test_a_format_that_there_is_not_is_refused(
 def test_without_a_config_jobs_are_named_as_left_out(sweep: Path) -> None:
     for path in sweep.glob("*/config.json"):
         path.write_text("{}")
-    assert "10 of 10 jobs have no config that can be read" in render_html(
+    assert "10 of 10 jobs are not shown: their config is unreadable" in render_html(
         [sweep], read_sweep(sweep), []
     )
 
@@ -296,7 +296,7 @@ def test_the_summary_of_a_sweep_whose_tracker_fails_costs_no_exit_code(
     def fail(folder: Path) -> None:
         raise RuntimeError("the tracker broke")
 
-    monkeypatch.setattr("tvf.report.wandb_summary.log_summary", fail)
+    monkeypatch.setattr("tvf.report.terminal.log_summary", fail)
     assert results.print_result(sweep, frozenset(), track=True) is False
     assert "the sweep's summary is not logged: the tracker broke" in capsys.readouterr().out
 

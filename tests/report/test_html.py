@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from helpers.sweeps import add_job
 from tvf.records.rows import read_sweep
-from tvf.report.charts import COLOURS
 from tvf.report.formats import render_report, write_files
+from tvf.report.palette import COLOURS
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +131,7 @@ def test_every_chart_is_drawn_with_titles_on_its_axes(reader: Reader) -> None:
             4 + 13,
             ["fraction of the groups that trains (pct_unfreeze)", "validation accuracy"],
         ),
-        "cost": (4 + 3, ["training, own seconds of a job (logarithmic)", "validation accuracy"]),
+        "cost": (4 + 3, ["own training seconds per job (log scale)", "validation accuracy"]),
         "curves": (2 * 4 * 2 * 4, ["epoch", "accuracy"]),
         "losses": (2 * 4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
         "differences": (6, ["difference in validation accuracy, paired by seed"]),

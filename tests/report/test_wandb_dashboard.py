@@ -296,7 +296,7 @@ def test_a_server_without_workspaces_is_told_in_words(
     ("environment", "told"),
     [
         ({}, "Log in with: wandb login."),
-        ({"WANDB_API_KEY": "short"}, "wandb login --relogin takes another key"),
+        ({"WANDB_API_KEY": "short"}, "Use another key with: wandb login --relogin."),
     ],
 )
 def test_a_missing_or_malformed_login_is_told(environment: dict[str, str], told: str) -> None:

@@ -123,7 +123,7 @@ def report(arguments: list[str]) -> None:
 def dashboard(arguments: list[str]) -> None:
     """Save a workspace and a report of a sweep's runs at W&B, and print where they are."""
     from tvf.records import read_sweep
-    from tvf.report import compare, publish_dashboard, render_markdown, test_sentence
+    from tvf.report import compare, publish_dashboard, render_markdown, describe_test_score
 
     folder, others = sweep_folder("dashboard", arguments)
     if others:
@@ -145,7 +145,7 @@ def dashboard(arguments: list[str]) -> None:
         config = comparison.configurations[0].jobs[0]["config"]
         for url in publish_dashboard(
             *(config["project"], folder.name, comparison.score_key),
-            recommendation=f"{comparison.choice.text} {test_sentence(comparison)}".strip(),
+            recommendation=f"{comparison.choice.text} {describe_test_score(comparison)}".strip(),
             table=render_markdown([folder], comparisons).partition("\n\n")[2],
             entity=config["tracker"].get("entity"),
             auroc=any(row["val_auroc"] is not None for row in tracked),
