@@ -154,36 +154,31 @@ def paired_differences(comparison: Comparison) -> alt.LayerChart:
     return alt.layer(zero, intervals, means).properties(height=row_height * len(values))
 
 
-def configure(chart: Any, font: str) -> Any:
-    """Style text, axes and legends, in the page as in pictures."""
-    text = {
-        "labelColor": INK,
-        "titleColor": INK,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
+def chart_config(font: str) -> dict[str, Any]:
+    """The style of text, axes and legends, on the page as in pictures."""
+    text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
+    return {
+        "font": font,
+        "axis": {
+            **text,
+            "titleFontWeight": "normal",
+            "domainColor": INK,
+            "tickColor": INK,
+            "gridColor": INK,
+            "gridOpacity": 0.15,
+        },
+        "legend": {
+            **text,
+            "orient": "bottom",
+            "symbolSize": 90,
+            "symbolOpacity": 1,
+            "symbolBaseFillColor": INK,
+            "symbolBaseStrokeColor": INK,
+        },
+        "view": {"stroke": None},
     }
-    return (
-        chart.properties(background="transparent")
-        .configure(font=font)
-        .configure_axis(
-            domainColor=INK,
-            tickColor=INK,
-            gridColor=INK,
-            gridOpacity=0.15,
-            titleFontWeight="normal",
-            **text,
-        )
-        .configure_legend(
-            orient="bottom",
-            symbolSize=90,
-            symbolOpacity=1,
-            symbolBaseFillColor=INK,
-            symbolBaseStrokeColor=INK,
-            **text,
-        )
-        .configure_view(stroke=None)
-    )
 
 
 def _page_specification(chart: alt.LayerChart) -> dict[str, Any]:
-    return configure(chart.properties(width="container"), "system-ui, sans-serif").to_dict()
+    specification = chart.properties(width="container", background="transparent").to_dict()
+    return specification | {"config": chart_config("system-ui, sans-serif")}

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from tvf.report.charts import configure, score_by_cost, score_by_fraction
+from tvf.report.charts import chart_config, score_by_cost, score_by_fraction
 from tvf.report.comparison import Comparison
 from tvf.report.encodings import INK, Palette
 from tvf.report.palette import colours
@@ -15,9 +15,7 @@ from tvf.report.palette import colours
 WIDTH, HEIGHT = 380, 300  # of one chart without its axes, in pixels of 1/72 inch
 PPI = 200  # of the PNG
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with vl_convert
-LEGEND_COLUMNS = 12  # before further fractions go onto another line
-FRACTION_CAPTION = "filled: mean with 95 % interval; open: one seed"
-COST_CAPTION = "ringed: Pareto front"
+LEGEND_COLUMNS = 12  # of fractions, before the legend continues on the next line
 
 
 def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
@@ -32,36 +30,60 @@ def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
 
 
 def _specification(comparisons: Sequence[Comparison]) -> str:
+    """The figure in Vega-Lite. The page's own ink is black here."""
     palette = colours(
         configuration.fraction
         for comparison in comparisons
         for configuration in comparison.configurations
     )
-    rows = [_draw_row(comparison, palette) for comparison in comparisons] or [_note("No jobs.", "")]
-    figure = alt.vconcat(*rows, spacing=40).resolve_scale(color="independent", shape="independent")
-    figure = configure(figure, FONT).configure_title(color=INK, anchor="start", fontSize=14)
-    figure.config.legend.columns = LEGEND_COLUMNS
-    figure.config.legend.symbolLimit = 0
-    specification = figure.properties(background="white", padding=12).to_dict()
-    return json.dumps(specification).replace(INK, "black")
+    config = chart_config(FONT)
+    config["legend"] |= {"columns": LEGEND_COLUMNS, "symbolLimit": 0}  # no limit: all fractions
+    config["title"] = {"color": INK, "anchor": "start", "fontSize": 14}
+    rows = [_row(comparison, palette) for comparison in comparisons]
+    datasets: dict[str, Any] = {}
+    for row in rows:
+        for chart in row.get("hconcat", ()):
+            datasets |= chart.pop("datasets")
+    figure = {
+        "$schema": alt.SCHEMA_URL,
+        "config": config,
+        "background": "white",
+        "padding": 12,
+        "datasets": datasets,
+        "vconcat": rows or [_note("No jobs.", title="")],
+        "spacing": 40,
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+    }
+    return json.dumps(figure).replace(INK, "black")
 
 
-def _draw_row(comparison: Comparison, palette: Palette) -> Any:
+def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
     if not any(configuration.val for configuration in comparison.configurations):
         return _note("No finished jobs.", comparison.title)
-    by_fraction = _place(score_by_fraction(comparison, palette), FRACTION_CAPTION)
-    by_cost = _place(score_by_cost(comparison, palette), COST_CAPTION)
-    row = alt.hconcat(by_fraction, by_cost, spacing=30)
-    return row.properties(title=comparison.title) if comparison.title else row
+    by_fraction = score_by_fraction(comparison, palette)
+    by_cost = score_by_cost(comparison, palette)
+    charts = [
+        _chart(by_fraction, "filled: mean with 95 % interval; open: one seed"),
+        _chart(by_cost, "ringed: Pareto front"),
+    ]
+    return {"title": comparison.title, "hconcat": charts, "spacing": 30}
 
 
-def _place(chart: alt.LayerChart, caption: str) -> alt.LayerChart:
-    title = alt.TitleParams(caption, fontSize=11, fontWeight="normal", anchor="end")
-    return chart.properties(width=WIDTH, height=HEIGHT, title=title)
+def _chart(chart: alt.LayerChart, caption: str) -> dict[str, Any]:
+    title = {"text": caption, "fontSize": 11, "fontWeight": "normal", "anchor": "end"}
+    specification = chart.to_dict()
+    for key in ("$schema", "config"):  # belong to the figure
+        del specification[key]
+    return specification | {"title": title, "width": WIDTH, "height": HEIGHT}
 
 
-def _note(text: str, title: str) -> alt.Chart:
-    """A row with nothing to draw."""
-    values = alt.InlineData(values=[{"text": text}])
-    note = alt.Chart(values).mark_text(fontSize=13, color=INK).encode(text="text:N")
-    return note.properties(title=title, width=2 * WIDTH, height=60)
+def _note(text: str, title: str) -> dict[str, Any]:
+    """A row without charts."""
+    return {
+        "title": title,
+        "width": 2 * WIDTH,
+        "height": 60,
+        "data": {"values": [{"text": text}]},
+        "mark": {"type": "text", "fontSize": 13, "color": INK},
+        "encoding": {"text": {"field": "text"}},
+    }
