@@ -8,6 +8,7 @@ from tvf.report.comparison import Comparison
 from tvf.report.curves import learning_curves
 from tvf.report.encodings import (
     INK,
+    LayeredChart,
     Palette,
     colour,
     fraction_title,
@@ -25,7 +26,7 @@ LONG_PAIR = 25  # characters from which on the two labels of a pair stand on lin
 
 def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str, Any]]:
     """The page's charts by name, as specifications; charts without data are left out."""
-    charts: dict[str, alt.LayerChart] = {}
+    charts: dict[str, LayeredChart] = {}
     configurations = comparison.configurations
     if any(configuration.val for configuration in configurations):
         charts["score"] = score_by_fraction(comparison, palette)
@@ -39,7 +40,7 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
     return {name: _page_specification(chart) for name, chart in charts.items()}
 
 
-def score_by_fraction(comparison: Comparison, palette: Palette) -> alt.LayerChart:
+def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
     """Mean scores with intervals, joined by a line, and a point for each seed."""
     means = mean_points(comparison)
     x = alt.X(
@@ -67,7 +68,7 @@ def score_by_fraction(comparison: Comparison, palette: Palette) -> alt.LayerChar
     )
 
 
-def score_by_cost(comparison: Comparison, palette: Palette) -> alt.LayerChart:
+def score_by_cost(comparison: Comparison, palette: Palette) -> LayeredChart:
     """Mean scores by training seconds; the Pareto front is ringed and joined by a line."""
     means = [point for point in mean_points(comparison) if point["seconds"]]
     x = alt.X(
@@ -106,7 +107,7 @@ def _means(base: alt.Chart, comparison: Comparison, palette: Palette) -> alt.Cha
     )
 
 
-def paired_differences(comparison: Comparison) -> alt.LayerChart:
+def paired_differences(comparison: Comparison) -> LayeredChart:
     """The mean difference of each pair with its interval, and a line at zero."""
     values = [
         {
@@ -179,6 +180,6 @@ def chart_config(font: str) -> dict[str, Any]:
     }
 
 
-def _page_specification(chart: alt.LayerChart) -> dict[str, Any]:
+def _page_specification(chart: LayeredChart) -> dict[str, Any]:
     specification = chart.properties(width="container", background="transparent").to_dict()
     return specification | {"config": chart_config("system-ui, sans-serif")}

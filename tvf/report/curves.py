@@ -6,15 +6,13 @@ from typing import Any
 import altair as alt
 
 from tvf.report.comparison import Comparison
-from tvf.report.encodings import Palette, colour, identity, shape
+from tvf.report.encodings import LayeredChart, Palette, colour, identity, shape
 
 MAX_TICKS = 10  # on the axis of epochs
 MAX_SINGLE_LINES = 100  # with more jobs, only means are drawn
 
 
-def learning_curves(
-    comparison: Comparison, palette: Palette, key: str, word: str
-) -> alt.LayerChart:
+def learning_curves(comparison: Comparison, palette: Palette, key: str, word: str) -> LayeredChart:
     """Means over seeds by epoch, dashed for training; thin lines are single seeds.
 
     `key` is the score's name in records without its prefix (acc, loss), `word` its name in text.

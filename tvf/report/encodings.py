@@ -12,6 +12,7 @@ from tvf.report.configuration import Configuration, own_seconds
 from tvf.report.palette import shapes
 
 Palette = dict[float, str]  # colours by fraction
+LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
 
 

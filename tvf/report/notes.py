@@ -37,7 +37,7 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
         f"Successive halving: {len(dropped)} of {len(configurations)} configurations were dropped "
         f"after {after} of {epochs} epochs, by their validation scores at that point. Intervals, "
         "differences and the recommendation cover only the configurations that were kept because "
-        "they led. A full sweep may give another result: a slow starter could have won."
+        "they led. They are not those of a full sweep, in which a slow starter might have won."
     )
 
 

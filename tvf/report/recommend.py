@@ -195,10 +195,8 @@ def _limits_of_evidence(
         )
     for group in named:
         if missing := len(group.jobs) - len(group.done):
-            sentences.append(
-                f"{missing} of {len(group.jobs)} jobs of {group} are not counted: "
-                "they are not done."
-            )
+            jobs = f"{missing} of {len(group.jobs)} jobs"
+            sentences.append(f"Not counted (not done): {jobs} of {group}.")
     return sentences
 
 
