@@ -155,7 +155,7 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
         last_words = "sys.exit(3)" if how == "exit" else reasons[how]
         assert all(words in written for words in ("trains", "on the way out", last_words))
         assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
-    assert "to go on with what is not done: tvf resume sweep" in output
+    assert "to finish it: tvf resume sweep" in output
     (tmp_path / "mended").touch()
     before = results(tmp_path / "sweep")
     code, output = tvf("resume", "sweep", cwd=tmp_path)

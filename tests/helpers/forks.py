@@ -29,7 +29,7 @@ IMPORTED = (
     "tvf.training",
     "timm",
     "sklearn.model_selection",
-    "tvf.report.figure",
+    "tvf.report.charts",
     "tvf.report",
 )
 REQUEST_BYTES = 1 << 20

@@ -368,7 +368,7 @@ def test_the_survivor_is_chosen_and_the_comparison_says_what_it_is_not(
     rows = read_sweep(tmp_path)
     (comparison,) = compare(rows)
     assert comparison.choice.chosen is not None and comparison.choice.chosen.label == "0.5"
-    assert "it is what successive halving has left" in comparison.choice.text
+    assert "the only configuration that successive halving kept" in comparison.choice.text
     assert f"paused: {3 * len(seeds)} of {4 * len(seeds)} jobs." in comparison.notes
     note = "Successive halving: 3 of 4 configurations were dropped after 1 of 3 epochs"
     for text in (
@@ -402,7 +402,7 @@ def test_what_is_launched_once_more_is_not_dropped_any_more(
     write_manifest(tmp_path, {row["folder"]: row["config"]})
     assert row["folder"] not in read_dropped(tmp_path) and len(read_dropped(tmp_path)) == 2
     assert not print_result(tmp_path, frozenset([row["folder"]]))
-    assert "to go on with what is not done: tvf resume" in capsys.readouterr().out
+    assert "to finish it: tvf resume" in capsys.readouterr().out
 
 
 QUICK = (
@@ -448,7 +448,8 @@ def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_pat
     process = forks.tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path, **surroundings)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "goes on after epoch" in output and "it is what successive halving has left" in output
+    assert "goes on after epoch" in output
+    assert "the only configuration that successive halving kept" in output
     dropped = read_dropped(sweep)
     assert (
         len(first) == 2
@@ -491,7 +492,7 @@ def test_a_job_by_itself_pauses_and_goes_on(tmp_path: Path) -> None:
     output = train("stop_after=2", "hydra.run.dir=job")
     assert (
         "pauses after epoch 2 of 4" in output
-        and "give its command again with hydra.run.dir=" in output
+        and "repeat the command with hydra.run.dir=" in output
     )
     again = train("stop_after=1", "hydra.run.dir=job")
     assert "trained for stop_after=1 epochs already" in again and "groups train" not in again
