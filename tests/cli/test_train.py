@@ -250,7 +250,7 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
         ),
         (["optimizer.fused=maybe"], r"optimizer.fused='maybe' is refused"),
         (["model.frozen_bn=recalibrate", "data.batch_size=1"], r"cannot train on single images"),
-        (["-m", "hydra.launcher.n_jobs=0"], r"n_jobs=0 is refused"),
+        (["-m", "hydra.launcher.n_jobs=0"], r"n_jobs=0 must be the number"),
         (["-m", "model.unit=groups,foo"], r"model.unit='foo' is refused"),
         (["-m", "model.pct_unfreeze=0,0.5,25"], r"did you mean 0.25\?"),
         (["-m", "model=finetune,nope"], r"Could not find 'model/nope'"),

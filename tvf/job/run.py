@@ -237,7 +237,7 @@ def _train(
         "machine": describe_machine(parts.fabric.device),
     }
     record.done(summary)
-    run.summarise(summary)
+    run.set_summary(summary)
     log.info("%s test_loss %.4f test_acc %.3f (weights of epoch %d)", tag, *_of(scores))
     return summary
 

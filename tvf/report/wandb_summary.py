@@ -45,7 +45,7 @@ def _log(run: Run, comparisons: Sequence[Comparison]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         figure = Path(temporary) / "comparison.png"
         figure.write_bytes(draw_figure(comparisons, "png"))
-        run.show(
+        run.log_media(
             {
                 "configurations": _table(comparisons, tables.overview),
                 "differences": _table(comparisons, tables.differences),
@@ -57,7 +57,7 @@ def _log(run: Run, comparisons: Sequence[Comparison]) -> None:
     if len(comparisons) == 1 and (chosen := comparisons[0].choice.chosen):
         told |= {"pct_unfreeze": chosen.fraction, "configuration": chosen.label}
         told |= {"score": chosen.val.mean} if chosen.val else {}
-    run.summarise(told)
+    run.set_summary(told)
 
 
 def _table(comparisons: Sequence[Comparison], rows: Any) -> list[dict[str, Any]]:
