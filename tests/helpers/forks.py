@@ -191,8 +191,8 @@ def _become(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    # timm would import wandb, which creates folders when imported: the first fork to end would remove
-    # them for all others.
+    # timm would import wandb, which creates folders when imported: the first fork to end would
+    # remove them for all others.
     sys.modules["wandb"] = None  # type: ignore[assignment]
     for module in IMPORTED:
         importlib.import_module(module)
