@@ -138,7 +138,7 @@ def test_real_runs_have_all_keys(
 
     monkeypatch.setattr(tracking.NoTracker, "start", started)
     monkeypatch.setattr(run, "log", lambda self, metrics, step: note("history", metrics))
-    monkeypatch.setattr(run, "summarise", lambda self, values: note("summary", values))
+    monkeypatch.setattr(run, "set_summary", lambda self, values: note("summary", values))
     outcome = shell(
         "epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker=none"
     )

@@ -51,7 +51,7 @@ def _log_comparisons(run: Run, comparisons: Sequence[Comparison]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         figure = Path(temporary) / "comparison.png"
         figure.write_bytes(draw_figure(comparisons, "png"))
-        run.show(
+        run.log_media(
             {
                 "configurations": _table(comparisons, tables.overview),
                 "differences": _table(comparisons, tables.differences),
@@ -59,7 +59,7 @@ def _log_comparisons(run: Run, comparisons: Sequence[Comparison]) -> None:
             },
             {"comparison": figure},
         )
-    run.summarise(_summary(comparisons))
+    run.set_summary(_summary(comparisons))
 
 
 def _summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
