@@ -200,6 +200,7 @@ def groups(arguments: list[str]) -> None:
                 backbone.groups,
                 unit,
                 direction=direction,
+                names=model.get("groups"),
                 train=model.get("train"),
             )
         )

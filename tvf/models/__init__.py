@@ -1,4 +1,4 @@
-"""Pretrained backbones, their groups of layers, and which of them train."""
+"""Pretrained backbones, their groups of layers, and the models that train some of them."""
 
 from tvf.models.backbones import (
     Backbone,
@@ -7,7 +7,12 @@ from tvf.models.backbones import (
     resnet,
     timm_backbone,
 )
-from tvf.models.batchnorm import FROZEN_BN, frozen_batchnorm, needs_batches, recalibrate_batchnorm
+from tvf.models.batchnorm import (
+    FROZEN_BN_OPTIONS,
+    frozen_batchnorm,
+    needs_batches,
+    recalibrate_batchnorm,
+)
 from tvf.models.finetune import (
     FineTuneModel,
     TransferModel,
@@ -18,10 +23,11 @@ from tvf.models.finetune import (
 from tvf.models.groups import (
     UNITS,
     Group,
-    check_choice,
     check_direction,
     check_fraction,
+    check_group_names,
     check_patterns,
+    check_selection,
     group_by_modules,
     preserve_freezing,
     tabulate_groups,
@@ -37,18 +43,19 @@ from tvf.models.weights import (
 
 __all__ = [
     "Backbone",
-    "FROZEN_BN",
+    "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
     "TransferModel",
     "UNITS",
-    "check_choice",
     "check_direction",
     "check_dropout",
     "check_fraction",
+    "check_group_names",
     "check_image_size",
     "check_not_own_weights",
     "check_patterns",
+    "check_selection",
     "count_parameters",
     "describe_model",
     "efficientnet_lite0",

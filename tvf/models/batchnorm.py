@@ -1,7 +1,7 @@
-"""Which part of a backbone trains: ordered groups, deepest first, and which of them are unfrozen.
+"""What frozen BatchNorm layers do: freezing parameters alone does not freeze a BatchNorm layer.
 
-Freezing has two halves. Parameters stop moving through `requires_grad`; BatchNorm layers also carry running
-statistics, which `module.train()` would go on updating, so `hold_frozen_batchnorm` puts those layers back in eval mode.
+It also carries running statistics, which training mode updates and does not use. So frozen layers
+are put back into eval mode, unless a model is to behave like a plain training loop.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,32 +10,33 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-FROZEN_BN = ("eval", "batch", "recalibrate")
+FROZEN_BN = ("eval", "batch")  # of a model
+FROZEN_BN_OPTIONS = (*FROZEN_BN, "recalibrate")  # of a job: eval, after `recalibrate_batchnorm`
 
 
 def needs_batches(module: nn.Module) -> bool:
-    """Whether a BatchNorm layer is in training mode: it has no statistics of a batch of one."""
+    """Whether a BatchNorm layer is in training mode, which takes batches of more than one image."""
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
 
 
 def frozen_batchnorm(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers that are frozen, by name.
+    """The frozen BatchNorm layers, by name.
 
-    A layer is frozen when none of its parameters trains; one without parameters when nothing in its parent does.
+    A layer is frozen if none of its parameters trains; one without parameters, if nothing in its
+    parent does.
     """
     frozen = {}
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
-            own = list(layer.parameters()) or list(
-                module.get_submodule(name.rpartition(".")[0]).parameters()
-            )
-            if not any(parameter.requires_grad for parameter in own):
+            parent = module.get_submodule(name.rpartition(".")[0])
+            parameters = list(layer.parameters()) or list(parent.parameters())
+            if not any(parameter.requires_grad for parameter in parameters):
                 frozen[name] = layer
     return frozen
 
 
 def hold_frozen_batchnorm(module: nn.Module) -> None:
-    """Put the frozen BatchNorm layers into eval mode: statistics fixed, and used instead of the batch's."""
+    """Put frozen BatchNorm layers into eval mode: they use their statistics and keep them."""
     for layer in frozen_batchnorm(module).values():
         layer.eval()
 
@@ -43,9 +44,10 @@ def hold_frozen_batchnorm(module: nn.Module) -> None:
 def recalibrate_batchnorm(
     module: nn.Module, layers: Iterable[_BatchNorm], run: Callable[[], None]
 ) -> None:
-    """Give `layers` the mean statistics of the batches that `run` pushes through `module`; leave it in eval mode.
+    """Set the statistics of `layers` to their mean over the batches that `run` feeds to `module`.
 
-    As `torch.optim.swa_utils.update_bn` does for all layers of a network (Izmailov et al. 2018).
+    `torch.optim.swa_utils.update_bn` does so for all layers of a network (Izmailov et al. 2018).
+    Leaves `module` in eval mode.
     """
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]

@@ -1,6 +1,6 @@
-"""The two models that tvf compares: a backbone of which only the head trains, and one of which a fraction trains too.
+"""The models that tvf compares: a backbone with a new head, of which a fraction or nothing trains.
 
-Both take pixels and normalise them themselves, so a saved model can be fed images as they are.
+They take pixels and normalise them themselves, so a saved model accepts images as they are.
 """
 
 import math
@@ -14,29 +14,27 @@ from tvf.errors import InputError, require_choice
 from tvf.models.backbones import Backbone
 from tvf.models.batchnorm import FROZEN_BN, hold_frozen_batchnorm
 from tvf.models.groups import (
-    BLOCK,
-    check_choice,
     check_direction,
+    check_selection,
     group_share,
     match_groups,
+    pick_groups,
     select_groups,
     unfreeze,
 )
 
 
 class FineTuneModel(nn.Module):
-    """A backbone whose head trains, and with it a part: by default the deepest `pct_unfreeze` of its groups.
+    """A backbone whose head trains and, by default, the deepest `pct_unfreeze` of its groups.
 
-    `unit` says what the fraction counts: "groups", or "params"; `direction` from which end, or "block:<group>" that
-    this group alone trains (see `select_groups`). `train`, a regular expression or several, names the parameters that
-    train instead (see `match_groups`). Where names say what trains, fraction and unit are ignored, and the attribute
-    `pct_unfreeze` is the share of the groups that train at least in part.
-    `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their statistics, "batch"
-    normalises by the batch and goes on updating them, as a plain `model.train()` does. "recalibrate" is "eval" after a
-    pass over the training images has set the statistics, which is for the caller to do.
-    `head_dropout` is the probability that training hides an input of the head.
-    `init_from` names the weights to start from, and reading them is for the caller too (`checkpoint.start_from`):
-    several models may be made over one backbone, and none of them may change its weights.
+    `unit` is what the fraction counts, "groups" or "params", and `direction` the end it starts
+    from, "top" or "bottom" (see `select_groups`). Instead of a fraction, `groups` names the groups
+    that train (see `pick_groups`), or `train` the parameters, by regular expressions (see
+    `match_groups`); `pct_unfreeze` and `unit` are then ignored, and the attribute `pct_unfreeze` is
+    the share of the groups that train at least in part.
+    `frozen_bn` is what frozen BatchNorm layers do in training mode: "eval" uses and keeps their
+    statistics, "batch" normalises by the batch and updates them, like a plain `model.train()`.
+    `head_dropout` is the probability of dropping an input of the head in training.
     """
 
     mean: Tensor
@@ -49,26 +47,27 @@ class FineTuneModel(nn.Module):
         unit: str | None = "groups",
         frozen_bn: str = "eval",
         direction: str = "top",
+        groups: Sequence[str] | None = None,
         train: str | Sequence[str] | None = None,
         head_dropout: float = 0.0,
-        init_from: str | None = None,
     ) -> None:
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
-        direction = check_direction(direction)
-        check_choice(direction, train)
-        module, groups = backbone.module, backbone.groups
+        check_direction(direction)
+        check_selection(direction, groups, train)
         if train is not None:
-            self.trained_groups = match_groups(module, groups, train)
+            trained = match_groups(backbone.module, backbone.groups, train)
+        elif groups is not None:
+            trained = pick_groups(backbone.groups, groups)
         else:
-            self.trained_groups = select_groups(module, groups, pct_unfreeze, unit, direction)
-        named = train is not None or BLOCK.fullmatch(direction)
+            trained = select_groups(backbone.module, backbone.groups, pct_unfreeze, unit, direction)
+        by_name = train is not None or groups is not None
+        self.trained_groups = trained
         self.pct_unfreeze = (
-            group_share(self.trained_groups, groups) if named else float(pct_unfreeze or 0)
+            group_share(trained, backbone.groups) if by_name else float(pct_unfreeze or 0)
         )
         self.frozen_bn = frozen_bn
         self.head_dropout = check_dropout(head_dropout)
-        self.init_from = init_from
         self.module = backbone.module
         self.head = backbone.head
         self.unfreeze()
@@ -76,32 +75,33 @@ class FineTuneModel(nn.Module):
         self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats on the same scale, 0 to 255."""
-        # Here, not when the model is made: of several models over one backbone the one that computes decides.
+        """Map pixels [N, 3, H, W], uint8 or float in [0, 255], to logits [N, classes]."""
+        # Set here, not in the constructor: several models may share a backbone, and the one that
+        # runs decides.
         drop_input(self.module.get_submodule(self.head), self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
-        """As nn.Module's, but frozen BatchNorm layers keep to `frozen_bn`."""
+        """Set the mode, like nn.Module's; frozen BatchNorm layers follow `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module)
         return self
 
     def unfreeze(self, count: int | None = None) -> None:
-        """Let exactly the head and the first `count` of the trained groups train (None: all of them).
+        """Let exactly the head and the first `count` of the trained groups train (None: all).
 
-        Whatever another model over this backbone, or an earlier call, has frozen.
+        Overrides what an earlier call, or another model over this backbone, has frozen.
         """
         self.unfrozen_groups = self.trained_groups[:count]
         unfreeze(self.module, self.unfrozen_groups, self.head)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Weight and bias of the new head."""
+        """The parameters of the new head."""
         return list(self.module.get_submodule(self.head).parameters())
 
     def unfrozen_parameters(self) -> list[list[nn.Parameter]]:
-        """The parameters of each group that trains now, deepest group first; the head's are not among them."""
+        """The parameters of each group that trains now, deepest group first, without the head's."""
         return [
             [self.module.get_parameter(name) for name in group.parameters]
             for group in self.unfrozen_groups
@@ -109,51 +109,36 @@ class FineTuneModel(nn.Module):
 
 
 class TransferModel(FineTuneModel):
-    """A backbone of which only the new head trains: the same as `FineTuneModel` at fraction 0.
-
-    `pct_unfreeze`, `unit`, `direction` and `train` are taken so that a sweep over both models may name them, and
-    ignored.
-    """
+    """A backbone of which only the new head trains: `FineTuneModel` at fraction 0."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        frozen_bn: str = "eval",
-        pct_unfreeze: None = None,
-        unit: None = None,
-        direction: None = None,
-        train: None = None,
-        head_dropout: float = 0.0,
-        init_from: str | None = None,
+        self, backbone: Backbone, frozen_bn: str = "eval", head_dropout: float = 0.0
     ) -> None:
-        super().__init__(
-            backbone, 0.0, frozen_bn=frozen_bn, head_dropout=head_dropout, init_from=init_from
-        )
+        super().__init__(backbone, 0.0, frozen_bn=frozen_bn, head_dropout=head_dropout)
 
 
 def check_dropout(value: object) -> float:
-    """Return `value` as a probability of dropout; InputError unless it is a number in [0, 1)."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and 0 <= value < 1)
-    ):
-        raise InputError(
-            f"model.head_dropout={value} is refused: it is the part of the head's inputs that training hides, at least "
-            "0 and below 1."
-        )
-    return float(value)
+    """Return `value` as a dropout probability; InputError unless it is a number in [0, 1)."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value) and 0 <= value < 1:
+            return float(value)
+    raise InputError(
+        f"model.head_dropout={value} must be a number of at least 0 and below 1: the probability "
+        "of dropping an input of the head in training."
+    )
 
 
 def drop_input(layer: nn.Module, rate: float) -> None:
-    """In training hide each input of `layer` with probability `rate`, as nn.Dropout before it would; 0: never.
+    """Drop the inputs of `layer` in training with probability `rate`, like nn.Dropout before it.
 
-    A hook rather than a layer: names of parameters stay as they are. torch.fx runs it with the layer.
+    This is a hook rather than a layer, so that parameter names stay as they are; torch.fx traces it
+    with the layer. A layer that never had a rate above 0 gets no hook.
     """
     if rate or hasattr(layer, "input_dropout"):
         if not hasattr(layer, "input_dropout"):
             layer.register_forward_pre_hook(_drop)
-        setattr(layer, "input_dropout", rate)  # noqa: B010  # nn.Module declares tensors and modules alone
+        # Not `layer.input_dropout = rate`: nn.Module declares attributes as tensors and modules.
+        setattr(layer, "input_dropout", rate)  # noqa: B010
 
 
 def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -162,21 +147,17 @@ def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
-    """Which groups train and how many parameters each has, in a line."""
+    """Summarise in one line which groups train and how many parameters each of them has."""
     sizes = [("head", count_parameters(model.head_parameters()))]
     for group in model.trained_groups:
-        sizes.append(
-            (
-                group.name,
-                count_parameters(backbone.module.get_parameter(name) for name in group.parameters),
-            )
-        )
-    parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
+        parameters = map(backbone.module.get_parameter, group.parameters)
+        sizes.append((group.name, count_parameters(parameters)))
+    listed = ", ".join(f"{name} {size:,}" for name, size in sizes)
     trained, total = sum(size for _, size in sizes), count_parameters(model.parameters())
     groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
-    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
+    return f"trains {groups}, {trained:,} of {total:,} parameters: {listed}"
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
-    """How many numbers they hold."""
+    """Count the numbers in `parameters`."""
     return sum(parameter.numel() for parameter in parameters)

@@ -1,7 +1,7 @@
-"""Which part of a backbone trains: ordered groups, deepest first, and which of them are unfrozen.
+"""Groups of a backbone's layers, ordered deepest first, and the ways to select which of them train.
 
-Freezing has two halves. Parameters stop moving through `requires_grad`; BatchNorm layers also carry running
-statistics, which `module.train()` would go on updating, so `hold_frozen_batchnorm` puts those layers back in eval mode.
+A fraction of them from one end (`select_groups`), groups by name (`pick_groups`), or single
+parameters by name (`match_groups`).
 """
 
 import difflib
@@ -17,25 +17,53 @@ from torch import nn
 from tvf.errors import InputError, require_choice
 
 UNITS = ("groups", "params")
-BLOCK = re.compile(r"block[:=](.+)")
-DIRECTIONS = (
-    "top (the deepest groups), bottom (those next to the pixels) or block:<group> (that one alone)"
-)
+DIRECTIONS = ("top", "bottom")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A layer, or several, that freeze and train as one: a name for people and full parameter names."""
+    """One or more layers that freeze and train together: a name and full parameter names."""
 
     name: str
     parameters: tuple[str, ...]
+
+
+def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+    """Make groups from submodule names, deepest first: [["layer4"], ["bn1", "conv1"]]."""
+    groups = []
+    for names in layers:
+        parameters = [
+            f"{layer}.{name}"
+            for layer in names
+            for name, _ in module.get_submodule(layer).named_parameters()
+        ]
+        groups.append(Group("+".join(names), tuple(parameters)))
+    return tuple(groups)
+
+
+def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
+    """Raise InputError unless every parameter outside the head is in exactly one group."""
+    listed = [name for group in groups for name in group.parameters]
+    expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
+    repeated = {name for name in listed if listed.count(name) > 1}
+    for names, problem in (
+        (expected.difference(listed), "belong to no group"),
+        (set(listed) - expected, "are in a group, but in the head or not in the backbone"),
+        (repeated, "are in more than one group"),
+    ):
+        if names:
+            raise InputError(
+                f"backbone groups: these parameters {problem}: {', '.join(sorted(names)[:5])} "
+                f"({len(names)} in all)."
+            )
 
 
 def check_fraction(value: object) -> float:
     """Return `value` as a fraction; InputError unless it is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
-            f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in [0, 1]."
+            f"pct_unfreeze={value} is not a number: it is the fraction of the groups to train, in "
+            "[0, 1]."
         )
     if math.isnan(value) or not 0 <= value <= 1:
         hint = f", did you mean {value / 100:g}?" if 2 <= value <= 100 else "."
@@ -44,82 +72,70 @@ def check_fraction(value: object) -> float:
 
 
 def check_direction(value: object) -> str:
-    """Return `value` as top, bottom or block:<group>, however it is spelled; InputError if it is none of them."""
-    if isinstance(value, str):
-        if value in ("top", "bottom"):
-            return value
-        if block := BLOCK.fullmatch(value):
-            return f"block:{block[1]}"
-    raise InputError(f"model.direction={value!r} is refused: choose {DIRECTIONS}.")
+    """Return `value`; InputError unless it is "top" or "bottom"."""
+    if isinstance(value, str) and value in DIRECTIONS:
+        return value
+    raise InputError(
+        f"model.direction={value} must be top (the deepest groups) or bottom (those next to the "
+        "pixels). To train groups by name, use model.groups=[layer3]."
+    )
+
+
+def check_group_names(value: object) -> list[str]:
+    """Return `value` as a list; InputError unless it is a list of different group names."""
+    if not isinstance(value, list | tuple):
+        raise InputError(
+            f"model.groups={value} must be a list of group names, such as model.groups=[layer3]."
+        )
+    names = list(value)
+    if not names:
+        raise InputError(
+            "model.groups=[] must name at least one group. To train the head alone, use "
+            "model=transfer; for a fraction of the groups, model.groups=null."
+        )
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"model.groups={names}: {name!r} must be the name of a group.")
+        if names.count(name) > 1:
+            raise InputError(f"model.groups={names} must name {name} only once.")
+    return names
 
 
 def check_patterns(value: object) -> list[str]:
-    """Return `value`, a regular expression or several, as a list; InputError for what is none or does not compile."""
+    """Return `value` as a list; InputError unless it is one or more regular expressions."""
     patterns: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
     if not patterns:
         raise InputError(
-            "model.train=[] is refused: name what trains, or null for a fraction of the groups."
+            "model.train=[] must name what trains; for a fraction of the groups, model.train=null."
         )
     for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise InputError(
+                f"model.train={pattern!r} must be a regular expression of parameter names, such as "
+                "'bn'."
+            )
         try:
-            if not isinstance(pattern, str) or not pattern:
-                raise InputError(
-                    f"model.train={pattern!r} is refused: give regular expressions of parameter names, such as 'bn'."
-                )
             re.compile(pattern)
         except re.error as error:
             raise InputError(
-                f"model.train={pattern!r} is no regular expression ({error}): write a \\ before a character that "
-                "stands for itself."
+                f"model.train={pattern!r} is not a regular expression ({error}): write a \\ before "
+                "a character that stands for itself."
             ) from error
     return patterns
 
 
-def check_choice(direction: str, train: object) -> None:
-    """InputError if both a direction and names say what trains."""
-    if train is not None and direction != "top":
+def check_selection(direction: str, groups: object, train: object) -> None:
+    """Raise InputError if more than one option selects what trains."""
+    chosen = [
+        f"model.direction={direction}" if direction != "top" else None,
+        f"model.groups={_brackets(groups)}" if groups is not None else None,
+        f"model.train={_brackets(train)}" if train is not None else None,
+    ]
+    given = [option for option in chosen if option]
+    if len(given) > 1:
         raise InputError(
-            f"model.direction={direction} and model.train={train} are refused together: each says what trains, choose "
-            "one of them."
+            f"{' and '.join(given)} cannot be combined: each selects what trains. Choose one."
         )
-
-
-def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tuple[Group, ...]:
-    """Groups from submodule names, deepest first: [["layer4"], ["layer3"], ["bn1", "conv1"]]."""
-    return tuple(
-        Group(
-            "+".join(names),
-            tuple(
-                f"{layer}.{name}"
-                for layer in names
-                for name, _ in module.get_submodule(layer).named_parameters()
-            ),
-        )
-        for names in layers
-    )
-
-
-def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Every parameter outside the head must be in exactly one group; InputError names those that are not."""
-    listed = [name for group in groups for name in group.parameters]
-    expected = [name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")]
-    twice = (
-        sorted({name for name in listed if listed.count(name) > 1})
-        if len(set(listed)) < len(listed)
-        else []
-    )
-    for names, trouble in [
-        (sorted(set(expected) - set(listed)), "belong to no group"),
-        (
-            sorted(set(listed) - set(expected)),
-            "are in a group, but in the head or not in the backbone",
-        ),
-        (twice, "are in more than one group"),
-    ]:
-        if names:
-            raise InputError(
-                f"backbone groups: these parameters {trouble}: {', '.join(names[:5])} ({len(names)} in all)."
-            )
 
 
 def select_groups(
@@ -129,60 +145,67 @@ def select_groups(
     unit: str | None = "groups",
     direction: str = "top",
 ) -> tuple[Group, ...]:
-    """The groups that train, in the order of `groups`, which stand deepest first.
+    """The fraction `pct` of `groups`, which are ordered deepest first, in the same order.
 
-    direction "top": a beginning of `groups`; "bottom": as many from their end; "block:<name>": that group alone, as in
-    surgical fine-tuning (Lee et al. 2023), whatever the fraction. InputError for a name that no group has.
-    unit "groups": `round(pct * len(groups))` of them, Python's round (half to even).
-    unit "params": the fewest that hold at least `pct` of the backbone's parameters.
+    direction "top" takes them from the beginning of `groups`, "bottom" from the end.
+    unit "groups" takes `round(pct * len(groups))` of them, by Python's round (half to even);
+    "params" the fewest that hold at least `pct` of the backbone's parameters.
     """
-    direction = check_direction(direction)
-    if block := BLOCK.fullmatch(direction):
-        names = [group.name for group in groups]
-        if block[1] not in names:
-            near = difflib.get_close_matches(block[1], names, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(
-                f"model.direction={direction} names no group of this backbone.{hint} Its groups are {', '.join(names)}."
-            )
-        return (groups[names.index(block[1])],)
+    check_direction(direction)
     pct = check_fraction(pct)
     require_choice("model.unit", unit, UNITS)
     if direction == "bottom":
         return select_groups(module, groups[::-1], pct, unit)[::-1]
     if unit == "groups":
         return tuple(groups[: round(pct * len(groups))])
-    sizes = [
-        sum(module.get_parameter(name).numel() for name in group.parameters) for group in groups
-    ]
+    sizes = [_count_parameters(module, group) for group in groups]
     wanted, count = pct * sum(sizes), 0
     while sum(sizes[:count]) < wanted:
         count += 1
     return tuple(groups[:count])
 
 
-def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
-    """`groups` with those parameters alone whose names one of `patterns` is found in (`re.search`).
+def pick_groups(groups: Sequence[Group], names: Sequence[str]) -> tuple[Group, ...]:
+    """The groups called `names`, in the order of `groups`: surgical fine-tuning (Lee et al. 2023).
 
-    A group of which only a part is left is called name(part). InputError for a pattern that is found in no name.
+    InputError for a name that no group has.
     """
-    names, found = [name for group in groups for name in group.parameters], set()
+    names = check_group_names(names)
+    known = [group.name for group in groups]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(
+                f"model.groups=[{name}] names no group of this backbone.{hint} Its groups are "
+                f"{', '.join(known)}."
+            )
+    return tuple(group for group in groups if group.name in names)
+
+
+def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
+    """`groups`, reduced to the parameters whose names one of `patterns` is found in (`re.search`).
+
+    A group that keeps only some of its parameters is called name(part). InputError for a pattern
+    that is found in no name.
+    """
+    names = [name for group in groups for name in group.parameters]
+    found: set[str] = set()
     for pattern in check_patterns(patterns):
         matching = {name for name in names if re.search(pattern, name)}
         if not matching:
-            some = ", ".join(
-                dict.fromkeys(group.parameters[0] for group in groups if group.parameters)
-            )
+            firsts = dict.fromkeys(group.parameters[0] for group in groups if group.parameters)
             raise InputError(
-                f"model.train={pattern!r} is refused: it must be found in the name of a parameter outside the head. "
-                f"Some of the {len(names)} names: {some}."
+                f"model.train={pattern!r} must be found in the name of a parameter outside the "
+                f"head. Some of the {len(names)} names: {', '.join(firsts)}."
             )
         found |= matching
     chosen = []
     for group in groups:
-        own = tuple(name for name in group.parameters if name in found)
-        if own:
-            chosen.append(group if own == group.parameters else Group(f"{group.name}(part)", own))
+        parameters = tuple(name for name in group.parameters if name in found)
+        if parameters:
+            whole = parameters == group.parameters
+            chosen.append(group if whole else Group(f"{group.name}(part)", parameters))
     return tuple(chosen)
 
 
@@ -195,7 +218,7 @@ def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
 
 @contextmanager
 def preserve_freezing(module: nn.Module) -> Iterator[None]:
-    """Whatever is frozen or put into another mode inside is as it was afterwards."""
+    """Restore afterwards what was frozen, and the mode of every layer."""
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -213,33 +236,44 @@ def tabulate_groups(
     unit: str | None = "groups",
     fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
     direction: str = "top",
+    names: Sequence[str] | None = None,
     train: object = None,
 ) -> str:
-    """A Markdown table: of each fraction the groups that train and how many parameters they have.
+    """A Markdown table of the groups that train at each fraction, and their parameter counts.
 
-    One row, with the share of the groups that train, where `direction` or `train` names what does.
+    If `names` or `train` selects what trains, a single row, with the share of the groups.
     """
-    check_choice(check_direction(direction), train)
-    named = None
-    if train is not None:
-        named = match_groups(module, groups, train)
-    elif BLOCK.fullmatch(direction):
-        named = select_groups(module, groups, None, direction=direction)
+    check_direction(direction)
+    check_selection(direction, names, train)
+    if names is not None:
+        selections = [pick_groups(groups, names)]
+    elif train is not None:
+        selections = [match_groups(module, groups, train)]
+    else:
+        fractions = list(fractions)
+        selections = [select_groups(module, groups, pct, unit, direction) for pct in fractions]
+    if names is not None or train is not None:
+        fractions = [group_share(selections[0], groups)]
     rows = [
         "| `pct_unfreeze` | groups that train, besides the head | parameters |",
         "|---|---|---|",
     ]
-    for pct in fractions if named is None else [group_share(named, groups)]:
-        chosen = named if named is not None else select_groups(module, groups, pct, unit, direction)
-        size = sum(
-            module.get_parameter(name).numel() for group in chosen for name in group.parameters
-        )
-        rows.append(
-            f"| {pct:g} | {', '.join(group.name for group in chosen) or 'none'} | {size:,} |"
-        )
+    for pct, chosen in zip(fractions, selections, strict=True):
+        listed = ", ".join(group.name for group in chosen) or "none"
+        size = sum(_count_parameters(module, group) for group in chosen)
+        rows.append(f"| {pct:g} | {listed} | {size:,} |")
     return "\n".join(rows)
 
 
 def group_share(trained: Sequence[Group], groups: Sequence[Group]) -> float:
     """The share of a backbone's groups that train at least in part, to four digits."""
     return round(len(trained) / max(len(groups), 1), 4)
+
+
+def _count_parameters(module: nn.Module, group: Group) -> int:
+    return sum(module.get_parameter(name).numel() for name in group.parameters)
+
+
+def _brackets(value: object) -> str:
+    """A value as the shell takes it: [layer3,layer4]."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
