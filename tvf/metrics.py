@@ -21,5 +21,5 @@ def require_metric(metric: object, classes: int | None = None) -> None:
     require_choice("data.metric", metric, tuple(METRICS))
     if metric == "auroc" and classes not in (None, 2):
         raise InputError(
-            f"data.metric=auroc must have 2 classes, but the data has {classes}. Choose macro_f1."
+            f"data.metric=auroc must be used with 2 classes, here are {classes}. Choose macro_f1."
         )
