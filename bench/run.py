@@ -328,7 +328,7 @@ def bound_lines(row: Row, work: Path, seconds: float) -> list[str]:
     train, val, test = map(len, split()[2])
     workers, speed, suffix = os.cpu_count() or 1, prefix_speed(), suffix_seconds(row, work)
     rows = ViewRows(FlipsAndCrops(horizontal=0.5), train)
-    images = sum(len(rows.new(view + 1)) for view in range(row.epochs)) + val + test
+    images = sum(len(rows.new_samples(view + 1)) for view in range(row.epochs)) + val + test
     suffixes = 0.0
     for fraction, count in row.jobs.items():
         training, evaluating = suffix[fraction]

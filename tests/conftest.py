@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+import tvf.cli.launch  # noqa: F401  registers the resolvers that conf/ calls
 from helpers import Outcome
 from tvf import cli
 

@@ -1,8 +1,7 @@
-"""The shell's entry: what a job leaves behind, and what bad input is met with."""
+"""train.py and `tvf train`: what a job leaves behind, and what bad input gets for an answer."""
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import safetensors.torch
 import wandb
 
 from helpers import Outcome
-from tvf import cli
 
 Shell = Callable[..., Outcome]
+VALIDATION = ("val_loss", "val_acc")
 QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8", "tracker=none")
 
 
@@ -24,10 +23,8 @@ def _folder(tmp_path: Path) -> Path:
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k not in ("epoch_seconds", "images_per_second")}
-        for row in rows
-    ]
+    times = ("epoch_seconds", "images_per_second")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
 def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: Path) -> None:
@@ -35,7 +32,8 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     assert outcome.code == 0, outcome.err
     folder = _folder(tmp_path)
     number = r"\d+\.\d+"
-    line = rf"\[finetune pct=0.25\] epoch 2/2 train_loss {number} train_acc {number} val_loss {number} val_acc {number}\n"
+    scores = " ".join(rf"{name} {number}" for name in ("train_loss", "train_acc", *VALIDATION))
+    line = rf"\[finetune pct=0.25\] epoch 2/2 {scores}\n"
     assert re.search(line, outcome.out)
     assert "conv_head+bn2 412,160, blocks.6 605,440" in outcome.out
     assert re.search(line, (folder / "job.log").read_text())
@@ -47,43 +45,33 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     ]
     summary = json.loads((folder / "summary.json").read_text())
     expected = {
-        **{
-            "model": "finetune",
-            "backbone": "efficientnet_lite0",
-            "data": "elpv",
-            "seed": 3,
-            "pct_unfreeze": 0.25,
-        },
-        **{
-            "unfrozen_groups": ["conv_head+bn2", "blocks.6"],
-            "trainable_params": 2562 + 412160 + 605440,
-            "epochs": 2,
-        },
-        **{"total_params": 3373570, "wandb_run_id": None, "wandb_url": None},
+        "model": "finetune",
+        "backbone": "efficientnet_lite0",
+        "data": "elpv",
+        "seed": 3,
+        "pct_unfreeze": 0.25,
+        "unfrozen_groups": ["conv_head+bn2", "blocks.6"],
+        "trainable_params": 2562 + 412160 + 605440,
+        "epochs": 2,
+        "total_params": 3373570,
+        "wandb_run_id": None,
+        "wandb_url": None,
     }
     assert summary | expected == summary
     best = metrics[summary["best_epoch"] - 1]
-    of_validation = (
-        "val_loss",
-        "val_acc",
-        "val_macro_f1",
-        "val_auroc",
-    )  # measured once more, by the weights on disk
-    assert [summary[key] for key in of_validation] == [best[key] for key in of_validation]
+    # The summary's scores are measured again, with the weights from disk.
+    validation = (*VALIDATION, "val_macro_f1", "val_auroc")
+    assert [summary[key] for key in validation] == [best[key] for key in validation]
     assert (summary["metric"], summary["classes"]) == ("accuracy", ["functional", "defective"])
     confusion = summary["test_confusion"]
     assert summary["test_acc"] == (confusion[0][0] + confusion[1][1]) / sum(map(sum, confusion))
-    assert {"torch", "tvf", "python"} <= summary["versions"].keys() and summary["machine"][
-        "cores"
-    ] > 0
+    assert {"torch", "tvf", "python"} <= summary["versions"].keys()
+    assert summary["machine"]["cores"] > 0
     assert 0 <= summary["test_acc"] <= 1 and summary["test_loss"] > 0
     assert summary["train_seconds"] > 0 and summary["peak_memory_mb"] > 100
     status = json.loads((folder / "status.json").read_text())
-    assert (status["state"], status["error"], status["name"]) == (
-        "done",
-        None,
-        "fine-tuning-0.25-seed3",
-    )
+    assert (status["state"], status["error"]) == ("done", None)
+    assert status["name"] == "fine-tuning-0.25-seed3"
     assert status["started"] <= status["ended"]
     weights = safetensors.torch.load_file(folder / "checkpoints" / "best.safetensors")
     assert weights["module.classifier.weight"].shape == (2, 1280)
@@ -105,9 +93,7 @@ def test_transfer_and_fraction_zero_give_the_same_metrics(shell: Shell, tmp_path
     assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
 
 
-def test_transfer_takes_a_fraction_and_says_that_it_ignores_it(
-    shell: Shell, tmp_path: Path
-) -> None:
+def test_transfer_warns_that_it_ignores_a_fraction(shell: Shell, tmp_path: Path) -> None:
     outcome = shell(*QUICK, "epochs=1", "model=transfer", "model.pct_unfreeze=0.5")
     assert outcome.code == 0
     assert "ignores model.pct_unfreeze" in outcome.out
@@ -116,14 +102,16 @@ def test_transfer_takes_a_fraction_and_says_that_it_ignores_it(
 
 def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Path) -> None:
     outcome = shell(
-        *(
-            "epochs=2",
-            "data.batch_size=16",
-            "optimizer=sgd",
-            "optimizer.lr=0.01",
-            "optimizer.backbone_lr=0.001",
-        ),
-        *("data.image_size=96", "data.limit=40", "seed=7", "model.frozen_bn=batch", "tracker=none"),
+        "epochs=2",
+        "data.batch_size=16",
+        "optimizer=sgd",
+        "optimizer.lr=0.01",
+        "optimizer.backbone_lr=0.001",
+        "data.image_size=96",
+        "data.limit=40",
+        "seed=7",
+        "model.frozen_bn=batch",
+        "tracker=none",
     )
     assert outcome.code == 0, outcome.err
     folder = _folder(tmp_path)
@@ -132,9 +120,7 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
     assert (summary["seed"], summary["epochs"]) == (7, 2)
 
 
-def test_images_of_ones_own_and_a_network_of_ones_own(
-    shell: Shell, image_root: Path, tmp_path: Path
-) -> None:
+def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path: Path) -> None:
     conf = tmp_path / "my_conf" / "backbone"
     conf.mkdir(parents=True)
     (conf / "mine.yaml").write_text("_target_: my_network.make\nwidth: 4\n")
@@ -143,31 +129,25 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
         "from tvf.models import Backbone\n"
         "from tvf.models import group_by_modules\n"
         "def make(num_classes, width):\n"
-        "    net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
-        "                        nn.Linear(width, num_classes))\n"
+        "    net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),\n"
+        "                        nn.Flatten(), nn.Linear(width, num_classes))\n"
         "    return Backbone('mine', net, '4', group_by_modules(net, [['0']]))\n"
     )
-    arguments = (
+    outcome = shell(
+        "--config-dir",
+        str(tmp_path / "my_conf"),
         "backbone=mine",
         "data=image_folder",
         f"data.root={image_root}",
         "data.image_size=32",
         "epochs=1",
-    )
-    outcome = shell(
-        "--config-dir",
-        str(tmp_path / "my_conf"),
-        *arguments,
         "tracker=none",
         "model.pct_unfreeze=1",
     )
     assert outcome.code == 0, outcome.err + outcome.out
     summary = json.loads((_folder(tmp_path) / "summary.json").read_text())
-    assert (summary["backbone"], summary["data"], summary["unfrozen_groups"]) == (
-        "mine",
-        "image_folder",
-        ["0"],
-    )
+    assert (summary["backbone"], summary["data"]) == ("mine", "image_folder")
+    assert summary["unfrozen_groups"] == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -182,31 +162,28 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
         (["backbone=timm", "backbone.name=nope"], r"'nope' is not a timm network"),
         (["data=image_folder", "data.root=/nowhere"], r"data.root=/nowhere is not a folder"),
         (["data=image_folder"], r"data.root has no value"),
-        (["data.batch_size=0"], r"data.batch_size=0 is refused"),
-        (["epochs=0"], r"epochs=0 is refused"),
-        (
-            ["data.metric=f1"],
-            r"data.metric='f1' is refused: choose one of accuracy, macro_f1, auroc",
-        ),
+        (["data.batch_size=0"], r"data.batch_size=0 must be a whole number of at least 1"),
+        (["epochs=0"], r"epochs=0 must be a whole number of at least 1"),
+        (["data.metric=f1"], r"data.metric='?f1'? must be one of accuracy, macro_f1, auroc"),
         (
             ["data.metric=auroc", "data.task=four_class"],
             r"data.metric=auroc is refused: it is for 2 classes, here are 4",
         ),
         (["data.metric=auroc", "data.limit=1"], r"all validation images are of one class"),
-        (["data.image_size=7"], r"data.image_size=7 is refused: .* at least 32"),
-        (["optimizer.lr=-1"], r"optimizer.lr=-1 is refused"),
-        (["seed=-1"], r"seed=-1 is refused"),
-        (["threads=0"], r"threads=0 is refused"),
-        (["model.frozen_bn=maybe"], r"choose one of eval, batch"),
+        (["data.image_size=7"], r"data.image_size=7 must be a whole number of at least 32"),
+        (["optimizer.lr=-1"], r"optimizer.lr=-1 must be a finite number above 0"),
+        (["seed=-1"], r"seed=-1 must be a whole number of at least 0"),
+        (["threads=0"], r"threads=0 must be a whole number of at least 1"),
+        (["model.frozen_bn=maybe"], r"must be one of eval, batch"),
         (["hydra.run.dir=/dev/null/x"], r"/dev/null/x.*choose another with hydra.run.dir"),
         (["+typo=1"], r"typo is not an option"),
         (["+model.typo=1"], r"model.typo is not an option"),
         (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
         (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
-        (["tracker=wandb", "tracker.mode=on"], r"choose one of online, offline, disabled"),
-        (["channels_last=no"], r"channels_last='no' is refused: it must be true or false"),
-        (["model.unit=layers"], r"model.unit='layers' is refused"),
-        (["seed=99999999999999999999"], r"seed=99999999999999999999 is refused"),
+        (["tracker=wandb", "tracker.mode=on"], r"must be one of online, offline, disabled"),
+        (["channels_last=no"], r"channels_last='?no'? must be true or false"),
+        (["model.unit=layers"], r"model.unit='?layers'? must be one of groups, params"),
+        (["seed=99999999999999999999"], r"seed=9{20} must be a whole number of at least 0"),
         (
             ["+backbone.num_classes=7"],
             r"backbone.num_classes is not an option: tvf itself gives it",
@@ -221,11 +198,11 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
             ["data=image_folder", "data.root=/a/côté"],
             r"data.root=/a/côté cannot be read .*quote a value",
         ),
-        (["optimizer.lr=inf"], r"optimizer.lr=inf is refused"),
-        (["fabric.devices=-1"], r"fabric.devices=-1 is refused: write how many"),
+        (["optimizer.lr=inf"], r"optimizer.lr=inf must be a finite number above 0"),
+        (["fabric.devices=-1"], r"fabric.devices=-1 must be the number of devices"),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"],
-            r"backbone.std=0 is refused",
+            r"backbone.std=0 must be a finite number above 0",
         ),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.mean=0.5"],
@@ -248,10 +225,10 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
             ["augment._target_=builtins.dict"],
             r"augment._target_='builtins.dict' does not say what it takes",
         ),
-        (["optimizer.fused=maybe"], r"optimizer.fused='maybe' is refused"),
+        (["optimizer.fused=maybe"], r"optimizer.fused='?maybe'? must be true or false"),
         (["model.frozen_bn=recalibrate", "data.batch_size=1"], r"cannot train on single images"),
         (["-m", "hydra.launcher.n_jobs=0"], r"n_jobs=0 is refused"),
-        (["-m", "model.unit=groups,foo"], r"model.unit='foo' is refused"),
+        (["-m", "model.unit=groups,foo"], r"model.unit='?foo'? must be one of groups, params"),
         (["-m", "model.pct_unfreeze=0,0.5,25"], r"did you mean 0.25\?"),
         (["-m", "model=finetune,nope"], r"Could not find 'model/nope'"),
         (
@@ -264,11 +241,8 @@ def test_images_of_ones_own_and_a_network_of_ones_own(
 def test_bad_input_is_an_error_without_a_traceback_before_any_training(
     shell: Shell, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    quick = [
-        argument
-        for argument in QUICK
-        if argument.split("=")[0] not in {a.split("=")[0] for a in arguments}
-    ]
+    given = {argument.split("=")[0] for argument in arguments}
+    quick = [argument for argument in QUICK if argument.split("=")[0] not in given]
     outcome = shell(*arguments, *quick)
     printed = outcome.out + outcome.err
     assert outcome.code != 0
@@ -278,22 +252,17 @@ def test_bad_input_is_an_error_without_a_traceback_before_any_training(
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_a_failed_job_says_so_on_disk(shell: Shell, tmp_path: Path) -> None:
+def test_a_failed_job_records_its_error(shell: Shell, tmp_path: Path) -> None:
     shell(*QUICK, "epochs=0")
     status = json.loads((_folder(tmp_path) / "status.json").read_text())
     assert status["state"] == "failed"
-    assert "epochs=0 is refused" in status["error"]
+    assert "epochs=0 must be a whole number of at least 1" in status["error"]
 
 
-def test_a_mistake_leaves_a_finished_record_alone(shell: Shell, tmp_path: Path) -> None:
+def test_bad_input_leaves_a_finished_record_unchanged(shell: Shell, tmp_path: Path) -> None:
     def record() -> dict[str, bytes]:
-        names = (
-            "metrics.jsonl",
-            "summary.json",
-            "config.json",
-            "status.json",
-            "checkpoints/best.safetensors",
-        )
+        names = ["metrics.jsonl", "summary.json", "config.json", "status.json"]
+        names.append("checkpoints/best.safetensors")
         return {name: (tmp_path / "a" / name).read_bytes() for name in names}
 
     assert shell(*QUICK, "epochs=1", "hydra.run.dir=a").code == 0
@@ -316,11 +285,8 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
     outcome = shell(*QUICK[:-1], "model.pct_unfreeze=0.25", "seed=4", "project=mine")
     assert outcome.code == 0, outcome.err
     (start,) = started
-    assert (start["project"], start["name"], start["mode"]) == (
-        "mine",
-        "fine-tuning-0.25-seed4",
-        "offline",
-    )
+    assert (start["project"], start["mode"]) == ("mine", "offline")
+    assert start["name"] == "fine-tuning-0.25-seed4"
     config = start["config"]
     flat = {
         "pct_unfreeze": 0.25,
@@ -332,14 +298,10 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
     assert {key: config[key] for key in flat} == flat
     assert config["config"]["optimizer"]["lr"] == 0.001
     summary = json.loads((_folder(tmp_path) / "summary.json").read_text())
-    metrics = [
-        json.loads(line) for line in (_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert logged == [
-        *metrics,
-        {key: summary[key] for key in ("test_loss", "test_acc", "test_macro_f1", "test_auroc")}
-        | {"epoch": summary["best_epoch"]},
-    ]
+    lines = (_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    test_scores = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")
+    last = {key: summary[key] for key in test_scores} | {"epoch": summary["best_epoch"]}
+    assert logged == [*map(json.loads, lines), last]
     assert json.loads((_folder(tmp_path) / "status.json").read_text())["wandb_mode"] == "offline"
     assert f"wandb sync {_folder(tmp_path)}/wandb/offline-run-*" in outcome.out
 
@@ -402,35 +364,3 @@ def test_cfg_job_prints_the_config_and_trains_nothing(shell: Shell, tmp_path: Pa
     assert "epochs: 9" in outcome.out
     assert not list(tmp_path.iterdir())
     assert "name: fine-tuning-0.5" in shell("--cfg", "job", "--resolve").out
-
-
-def test_tvf_without_a_command_lists_them(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["tvf"])
-    cli.main()
-    assert "tvf train -m" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["tvf", "trian"])
-    with pytest.raises(SystemExit, match="trian is not a command"):
-        cli.main()
-
-
-def test_groups_lists_what_each_fraction_trains(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def groups(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["tvf", "groups", *arguments])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        cli.main()
-        return capsys.readouterr().out
-
-    stages = groups("backbone=resnet18", "backbone.weights=null", "backbone.grouping=stages")
-    assert "| 0.25 | layer4 | 8,393,728 |" in stages
-    assert "| 0.5 | layer4, layer3 | 10,493,440 |" in stages
-    assert "| 1 | layer4, layer3, layer2, layer1+bn1+conv1 | 11,176,512 |" in stages
-    assert "| 0.75 | conv_head+bn2, blocks.6, blocks.5 | 2,670,240 |" in groups("model.unit=params")
-    (tmp_path / "backbone").mkdir()
-    (tmp_path / "backbone" / "mine.yaml").write_text("_target_: helpers.small_backbone\n")
-    assert "| 0.5 | bn2, conv2 | 312 |" in groups("--config-dir", str(tmp_path), "backbone=mine")
-    with pytest.raises(SystemExit, match="choose one of layers, stages"):
-        groups("backbone=resnet18", "backbone.grouping=six")

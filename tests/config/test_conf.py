@@ -17,7 +17,7 @@ from tvf.errors import InputError
 from tvf.sweep.callback import HALVING
 
 CONF = ROOT / "conf"
-OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/[!_]*.yaml"))
 
 
 def _override(option: Path) -> str:

@@ -1,4 +1,7 @@
+"""Data sources: splits, image folders, and how images are decoded."""
+
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,10 @@ from tvf.errors import InputError
 
 @pytest.fixture(scope="module")
 def elpv() -> tuple[Elpv, list[torch.Tensor]]:
-    """ELPV at 32 pixels and the hashes of its images, part by part."""
+    """ELPV at 32 pixels: the options, and the images of train, val and test."""
     options = Elpv(image_size=32)
     data = options.load()
-    return options, [part.images for part in (data.train, data.val, data.test)]
+    return options, [split.images for split in (data.train, data.val, data.test)]
 
 
 def test_elpv_has_1575_393_and_656_images_in_three_channels(
@@ -30,59 +33,59 @@ def test_elpv_has_1575_393_and_656_images_in_three_channels(
     assert torch.equal(elpv[1][0][:, 0], elpv[1][0][:, 2])
 
 
-def test_elpv_parts_are_stratified_for_both_tasks_and_equal_between_them(
+def test_elpv_splits_are_stratified_and_the_same_for_both_tasks(
     elpv: tuple[Elpv, list[torch.Tensor]],
 ) -> None:
     binary, four = Elpv(image_size=32).load(), Elpv(image_size=32, task="four_class").load()
     assert (binary.classes, four.classes) == (("functional", "defective"), ("0", "1/3", "2/3", "1"))
-    everything = torch.cat([four.train.labels, four.val.labels, four.test.labels])
-    shares = torch.bincount(everything) / 2624
-    for part, other, images in zip(
+    labels = torch.cat([four.train.labels, four.val.labels, four.test.labels])
+    shares = torch.bincount(labels) / 2624
+    for split, other, images in zip(
         (four.train, four.val, four.test),
         (binary.train, binary.val, binary.test),
         elpv[1],
         strict=True,
     ):
-        assert torch.equal(part.images, images)
-        assert torch.equal(other.labels, (part.labels >= 2).long())
-        assert torch.allclose(torch.bincount(part.labels) / len(part), shares, atol=0.005)
+        assert torch.equal(split.images, images)
+        assert torch.equal(other.labels, (split.labels >= 2).long())
+        assert torch.allclose(torch.bincount(split.labels) / len(split), shares, atol=0.005)
 
 
-def test_a_split_is_disjoint_complete_in_proportion_and_a_function_of_its_seed() -> None:
+def test_a_split_is_disjoint_complete_stratified_and_a_function_of_its_seed() -> None:
     strata = np.repeat([0, 1, 2], [100, 50, 10])
-    rest, part = split_off(np.arange(160), strata, 32, seed=1)
-    assert sorted([*rest, *part]) == list(range(160))
-    assert np.bincount(strata[part]).tolist() == [20, 10, 2]
-    assert np.array_equal(part, split_off(np.arange(160), strata, 32, seed=1)[1])
-    assert not np.array_equal(part, split_off(np.arange(160), strata, 32, seed=2)[1])
+    rest, split = split_off(np.arange(160), strata, 32, seed=1)
+    assert sorted([*rest, *split]) == list(range(160))
+    assert np.bincount(strata[split]).tolist() == [20, 10, 2]
+    assert np.array_equal(split, split_off(np.arange(160), strata, 32, seed=1)[1])
+    assert not np.array_equal(split, split_off(np.arange(160), strata, 32, seed=2)[1])
 
 
-def test_a_class_too_small_to_split_is_refused() -> None:
+def test_a_class_too_small_to_split_is_an_error() -> None:
     with pytest.raises(InputError, match="cannot be split"):
         split_off(np.arange(11), np.repeat([0, 1], [10, 1]), 3, seed=0)
 
 
-def test_a_limit_keeps_a_random_part() -> None:
+def test_a_limit_keeps_a_random_subset() -> None:
     kept = limit_samples(np.arange(100), 10, seed=0)
     assert len(kept) == 10
     assert kept[-1] > 50
     assert np.array_equal(limit_samples(np.arange(5), 10, seed=0), np.arange(5))
 
 
-def test_a_folder_without_val_and_test_is_split_in_proportion(image_root: Path) -> None:
+def test_without_val_and_test_folders_train_is_split_in_proportion(image_root: Path) -> None:
     data = ImageFolder(root=str(image_root), image_size=32).load()
     assert data.classes == ("cats", "dogs")
-    assert [len(part) for part in (data.train, data.val, data.test)] == [29, 7, 12]
+    assert [len(split) for split in (data.train, data.val, data.test)] == [29, 7, 12]
     assert torch.bincount(data.test.labels).tolist() == [6, 6]
 
 
-def test_folders_val_and_test_are_used_where_they_exist(image_root: Path) -> None:
-    for part in ("val", "test"):
-        folder = image_root / part / "dogs"
+def test_val_and_test_folders_are_used_if_they_exist(image_root: Path) -> None:
+    for name in ("val", "test"):
+        folder = image_root / name / "dogs"
         folder.mkdir(parents=True)
         Image.new("RGB", (40, 40), "red").save(folder / "a.jpg")
     data = ImageFolder(root=str(image_root), image_size=32).load()
-    assert [len(part) for part in (data.train, data.val, data.test)] == [48, 1, 1]
+    assert [len(split) for split in (data.train, data.val, data.test)] == [48, 1, 1]
     assert data.test.labels.tolist() == [1]
     assert data.test.images[0, 0].float().mean() > 250 > 10 > data.test.images[0, 1].float().mean()
 
@@ -127,7 +130,7 @@ def _unknown_test_class(root: Path) -> str:
 
 def _empty_test(root: Path) -> str:
     (root / "test").mkdir()
-    return "test holds no images"
+    return "test has no images"
 
 
 def _no_train(root: Path) -> str:
@@ -136,11 +139,11 @@ def _no_train(root: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_truncated, _empty_class, _one_class, _unknown_test_class, _empty_test, _no_train]
+    "damage", [_truncated, _empty_class, _one_class, _unknown_test_class, _empty_test, _no_train]
 )
-def test_a_folder_that_cannot_be_used_is_refused_by_name(image_root: Path, spoil) -> None:
-    trouble = spoil(image_root)
-    with pytest.raises(InputError, match=trouble):
+def test_an_unusable_folder_is_named(image_root: Path, damage: Callable[[Path], str]) -> None:
+    message = damage(image_root)
+    with pytest.raises(InputError, match=message):
         ImageFolder(root=str(image_root), image_size=32).load()
 
 
@@ -155,20 +158,20 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(image_root: Path, spoil
         {"task": "three"},
     ],
 )
-def test_options_out_of_range_are_refused_before_anything_is_read(wrong: dict[str, object]) -> None:
+def test_options_out_of_range_are_errors_before_anything_is_read(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"data.{next(iter(wrong))}"):
         Elpv(**{"image_size": 96, **wrong})  # type: ignore[arg-type]
 
 
 def _gradient(mode: str) -> Image.Image:
-    """64 pixels a side, from black at the left to white at the right."""
+    """64x64 pixels, from black at the left to white at the right."""
     return Image.fromarray(
         np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))
     ).convert(mode)
 
 
-def _palette_with_a_clear_colour() -> Image.Image:
-    """Red all over, which `transparency=0` makes clear."""
+def _transparent_palette() -> Image.Image:
+    """All red, which `transparency=0` makes transparent."""
     image = Image.new("P", (64, 64), 0)
     image.putpalette([255, 0, 0])
     return image
@@ -177,15 +180,15 @@ def _palette_with_a_clear_colour() -> Image.Image:
 def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
     expected = np.asarray(_gradient("RGB")).astype(int)
     deep = np.asarray(_gradient("L")).astype(np.uint16) * 257
-    clear = _gradient("RGBA")
-    clear.putalpha(Image.fromarray(np.full((64, 64), 0, np.uint8)))
+    transparent = _gradient("RGBA")
+    transparent.putalpha(Image.fromarray(np.full((64, 64), 0, np.uint8)))
     turned = _gradient("RGB").transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned 90 degrees clockwise
+    exif[0x0112] = 6  # turn it 90 degrees clockwise
     images: dict[str, tuple[Image.Image, dict[str, Any], Any]] = {
         "palette.png": (_gradient("P"), {}, expected),
-        "clear palette.png": (
-            _palette_with_a_clear_colour(),
+        "transparent palette.png": (
+            _transparent_palette(),
             {"transparency": 0},
             np.full((64, 64, 3), 255),
         ),
@@ -198,7 +201,7 @@ def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
         "cmyk.tif": (_gradient("RGB").convert("CMYK"), {}, expected),
         "deep.png": (Image.fromarray(deep), {}, expected),
         "deep.tif": (Image.fromarray(deep), {}, expected),
-        "clear.png": (clear, {}, np.full((64, 64, 3), 255)),
+        "transparent.png": (transparent, {}, np.full((64, 64, 3), 255)),
         "grey and alpha.png": (_gradient("LA"), {}, expected),
         "turned.png": (turned, {"exif": exif}, expected),
         "moving.webp": (
@@ -212,7 +215,7 @@ def test_unusual_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
         assert np.abs(read_image(tmp_path / name, 64).astype(int) - pixels).max() <= 1, name
 
 
-def test_what_cannot_be_shown_in_one_way_is_refused(tmp_path: Path) -> None:
+def test_images_without_one_way_to_show_them_are_errors(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 64), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(InputError, match=r"float.tif cannot be read as an image: it has 32 bits"):
         read_image(tmp_path / "float.tif", 64)
@@ -221,22 +224,22 @@ def test_what_cannot_be_shown_in_one_way_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "text.png", 64)
 
 
-def test_an_image_too_large_is_refused_before_it_is_decoded_unless_asked_for(
+def test_an_image_over_the_limit_is_an_error_before_decoding_unless_the_limit_is_raised(
     tmp_path: Path,
 ) -> None:
-    """20,000 pixels a side: 400 million, in a file of 50 kB."""
+    """20,000x20,000 pixels, 400 megapixels, in a file of 50 kB."""
     Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(
         InputError, match=r"large.png has 400 megapixels, more than data.max_megapixels=100"
     ):
         read_images([tmp_path / "large.png"], torch.zeros(1), 64)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - start < 1
     Image.new("1", (11_000, 11_000)).save(tmp_path / "large.png")
     read = read_images([tmp_path / "large.png"], torch.zeros(1), 64, max_megapixels=500)
     assert read.images.shape == (1, 3, 64, 64)
 
 
-def test_more_images_than_memory_are_refused() -> None:
+def test_more_images_than_fit_into_memory_are_an_error() -> None:
     with pytest.raises(InputError, match="GiB"):
         check_memory(10**9, 224)

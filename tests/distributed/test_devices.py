@@ -1,3 +1,5 @@
+"""Claiming GPUs, counting devices, threads and peak memory."""
+
 import getpass
 import subprocess
 import sys
@@ -15,42 +17,46 @@ from tvf.sweep.launchers import default_workers
 def test_processes_claim_different_names_and_keep_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def elsewhere() -> str:
-        code = "import pathlib, sys, tvf.distributed.devices; print(tvf.distributed.devices.claim('ab', folder=pathlib.Path(sys.argv[1])))"
+    def claim_in_another_process() -> str:
+        code = (
+            "import pathlib, sys\n"
+            "from tvf.distributed import devices\n"
+            "print(devices.claim('ab', folder=pathlib.Path(sys.argv[1])))"
+        )
         command = [sys.executable, "-c", code, str(tmp_path)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     monkeypatch.setattr(devices, "_claimed", {})
     assert devices.claim("ab", folder=tmp_path) == devices.claim("ab", folder=tmp_path) == [0]
-    assert elsewhere() == "[1]\n"
-    assert elsewhere() == "[1]\n"  # the first of the two gave it back when it ended
+    assert claim_in_another_process() == "[1]\n"
+    assert claim_in_another_process() == "[1]\n"  # the first one released it when it ended
 
 
-def test_names_that_are_all_taken_are_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (
-        tmp_path / f"tvf-{getpass.getuser()}-a.lock"
-    ).mkdir()  # a lock that cannot be had, as another user's cannot
+def test_a_name_is_shared_if_all_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _take(tmp_path, "a")
     monkeypatch.setattr(devices, "_claimed", {})
     assert devices.claim("a", folder=tmp_path) == [0]
     assert devices.claim("ab", folder=tmp_path) == [1]
 
 
+def _take(folder: Path, name: str) -> None:
+    """Make a name's lock unavailable, as if another user held it."""
+    (folder / f"tvf-{getpass.getuser()}-{name}.lock").mkdir()
+
+
 def test_a_process_claims_several_names_at_once_and_shares_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take(name: str) -> None:
-        (tmp_path / f"tvf-{getpass.getuser()}-{name}.lock").mkdir()
-
-    take("a")
+    _take(tmp_path, "a")
     monkeypatch.setattr(devices, "_claimed", {})
     assert devices.claim("abcd", 2, tmp_path) == [1, 2]
     assert devices.claim("abcd", 1, tmp_path) == [1]
     assert devices.claim("abcd", 3, tmp_path) == [1, 2, 3]
     assert sorted(devices.claim("abcd", 4, tmp_path)) == [0, 1, 2, 3]
-    monkeypatch.setattr(devices, "_claimed", {})  # another process's, while this one's locks hold
-    take("e")
+    monkeypatch.setattr(
+        devices, "_claimed", {}
+    )  # as another process, while this one holds its locks
+    _take(tmp_path, "e")
     assert len({*devices.claim("ae", 2, tmp_path)}) == 2
 
 
@@ -59,9 +65,11 @@ def test_devices_are_counted(devices_of_a_job: object, count: int) -> None:
     assert devices.count_devices(devices_of_a_job) == count
 
 
-@pytest.mark.parametrize("value", [None, 0, -1, True, "auto", "2", [], [0, 0], [-1], ["a"], 1.0])
-def test_devices_that_cannot_be_counted_are_refused(value: object) -> None:
-    with pytest.raises(InputError, match=r"fabric.devices=.* is refused: write how many"):
+@pytest.mark.parametrize(
+    "value", [None, 0, -1, True, "auto", "2", [], [0, 0], [-1], ["a"], [[0]], 1.0]
+)
+def test_devices_that_cannot_be_counted_are_named(value: object) -> None:
+    with pytest.raises(InputError, match=r"fabric.devices=.* must be the number of devices"):
         devices.count_devices(value)
 
 
@@ -80,32 +88,24 @@ def test_ranks_divide_a_jobs_threads(
         torch.set_num_threads(before)
 
 
-def test_a_machine_runs_as_many_jobs_at_once_as_have_their_devices(
+def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 5)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert [
-        default_workers("auto"),
-        default_workers("gpu", 2),
-        default_workers("auto", [0, 1, 2]),
-        default_workers("auto", 16),
-    ] == [8, 4, 2, 1]
-    assert [default_workers("cpu"), default_workers("cpu", 2), default_workers("cpu", [3])] == [
-        5,
-        2,
-        5,
-    ]
-    assert [default_workers("cpu", value) for value in ("auto", -1, None)] == [
-        5,
-        5,
-        5,
-    ]  # which jobs refuse
+    assert default_workers("auto") == 8
+    assert default_workers("gpu", 2) == 4
+    assert default_workers("auto", [0, 1, 2]) == 2
+    assert default_workers("auto", 16) == 1
+    assert default_workers("cpu") == default_workers("cpu", [3]) == 5
+    assert default_workers("cpu", 2) == 2
+    for wrong in ("auto", -1, None):  # the jobs raise an error that names it
+        assert default_workers("cpu", wrong) == 5
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert default_workers("auto", 2) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_peak_memory_counts_from_the_reset() -> None:
     cpu = torch.device("cpu")
     devices.keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Jobs of several processes: what the ranks compute is what one process does, and none of them is left behind."""
+"""Jobs of several processes: ranks compute what one process would, and none is left behind."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ from tvf.distributed import collectives
 from tvf.distributed.collectives import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.distributed.ranks import start_ranks
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="forks and signals as Linux has them")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux forks and signals")
 SETUP = f"""
 import os, signal, sys, threading, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -36,7 +36,7 @@ out = sys.argv[1]
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
-def test_shares_are_the_batch_cut_evenly(count: int, world: int) -> None:
+def test_shares_divide_a_batch_evenly(count: int, world: int) -> None:
     shares = [share_of(np.arange(count), rank, world) for rank in range(world)]
     assert np.concatenate(shares).tolist() == list(range(count))
     sizes = [len(share) for share in shares]
@@ -44,7 +44,7 @@ def test_shares_are_the_batch_cut_evenly(count: int, world: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_one_rank_computes_as_without() -> None:
+def test_one_rank_changes_nothing() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = gradient = torch.ones(2)
@@ -52,11 +52,8 @@ def test_one_rank_computes_as_without() -> None:
     assert parameter.grad is gradient
     assert gather(fabric, gradient) is gradient
     with global_batchnorm(fabric):
-        assert (
-            batch_norm(torch.randn(2, 1), None, None, training=True)
-            .abs()
-            .allclose(torch.ones(2, 1), atol=0.1)
-        )
+        normalised = batch_norm(torch.randn(2, 1), None, None, training=True)
+        assert normalised.abs().allclose(torch.ones(2, 1), atol=0.1)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)])
@@ -64,7 +61,7 @@ def test_one_rank_computes_as_without() -> None:
 def test_statistics_of_one_rank_are_torchs(
     shape: tuple[int, ...], affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Second derivatives aside, which are refused: output, gradients and running statistics, and the memory format."""
+    """Output, gradients, running statistics and memory format; second derivatives raise."""
     monkeypatch.setattr(collectives, "_gather_equal", lambda tensor: tensor[None])
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
     inputs = torch.randn(shape, dtype=torch.float64)
@@ -75,17 +72,14 @@ def test_statistics_of_one_rank_are_torchs(
         torch.enable_grad(),
         global_batchnorm(cast(Any, SimpleNamespace(world_size=2))),
     ):
-        layer: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](
-            3, affine=affine
-        )
-        layer, leaf = layer.double(), inputs.clone().requires_grad_()
+        kind: Any = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+        layer, leaf = kind(3, affine=affine).double(), inputs.clone().requires_grad_()
         with context:
             result = layer(leaf)
         result.square().mul(torch.arange(result.numel()).view(shape)).sum().backward()
         assert result.stride() == leaf.stride()
-        found.append(
-            [result, leaf.grad, *(each.grad for each in layer.parameters()), *layer.buffers()]
-        )
+        gradients = [leaf.grad, *(parameter.grad for parameter in layer.parameters())]
+        found.append([result, *gradients, *layer.buffers()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -139,7 +133,7 @@ assert not psutil.Process().children()
         killed
         == "raised rank 1 of the job was killed by SIGKILL, as the system does when memory runs out"
     )
-    assert failed in {f"raised rank {rank} of the job ended with code 1" for rank in (1, 2)}
+    assert failed in {f"raised rank {rank} of the job exited with code 1" for rank in (1, 2)}
     assert "ModuleNotFoundError: No module named 'nobody'" in printed
     assert interrupted == "interrupted"
     assert "Initializing" not in printed
@@ -148,9 +142,9 @@ assert not psutil.Process().children()
     of_ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert of_ranks[0] == of_ranks[1]
     for case, distances in of_ranks[0].items():
-        # torch's own BatchNorm is farther than 1e-5 from float64 in gradients here; ours is not.
+        # The gradients of torch's own BatchNorm are more than 1e-5 from float64 here; ours are not.
         within = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2}[case.split()[2]]
-        within = 1e-10 if case.startswith("lite0 1") else within  # 4 values a channel, 50 layers
+        within = 1e-10 if case.startswith("lite0 1") else within  # 4 values per channel, 50 layers
         for kind, distance in distances.items():
             assert distance < (1e-5 if within > 1e-2 and kind == "buffers" else within), (
                 case,
@@ -172,12 +166,13 @@ assert not psutil.Process().children()
 
 @linux
 @pytest.mark.slow
-def test_no_rank_outlives_rank_0_and_none_is_waited_for_in_vain(tmp_path: Path) -> None:
-    """Rank 0 is killed; and rank 1 is, while rank 0 does not look."""
-    code = (
-        SETUP
-        + "ranks.PATIENCE = 0.5\nwith start_ranks(2, 'helpers.rank_jobs:sleep', {'out': out}): time.sleep(120)"
-    )
+def test_no_rank_outlives_rank_0_and_rank_0_does_not_wait_for_a_dead_one(tmp_path: Path) -> None:
+    """In one job rank 0 is killed, in another rank 1 while rank 0 sleeps."""
+    code = f"""{SETUP}
+ranks.PATIENCE = 0.5
+with start_ranks(2, "helpers.rank_jobs:sleep", {{"out": out}}):
+    time.sleep(120)
+"""
     folders = [tmp_path / name for name in ("killed", "unaware")]
     for folder in folders:
         folder.mkdir()
@@ -185,17 +180,17 @@ def test_no_rank_outlives_rank_0_and_none_is_waited_for_in_vain(tmp_path: Path) 
     first, second = (_rank(folder) for folder in folders)
 
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)  # which ends when the last process that prints there has
+    killed.communicate(timeout=60)  # returns when the last process that writes there has ended
     assert not psutil.wait_procs([first], timeout=60)[1]
 
     second.send_signal(signal.SIGTERM)
     printed = unaware.communicate(timeout=60)[0]
     assert unaware.wait() == 1
-    assert "rank 1 of the job was killed by SIGTERM: the job ends." in printed
+    assert "rank 1 of the job was killed by SIGTERM. Ending the job." in printed
 
 
 def _rank(folder: Path) -> psutil.Process:
-    """The rank that sleeps, once it does."""
+    """The rank that runs `rank_jobs.sleep`, once it has started to."""
     deadline = time.monotonic() + 120
     while not (folder / "pid").exists():
         assert time.monotonic() < deadline
@@ -203,7 +198,7 @@ def _rank(folder: Path) -> psutil.Process:
     return psutil.Process(int((folder / "pid").read_text()))
 
 
-def test_no_rank_but_this_process_starts_nothing() -> None:
+def test_a_single_rank_starts_no_process() -> None:
     before = psutil.Process().children()
     with start_ranks(1, "nobody:calls", {}):
         assert psutil.Process().children() == before

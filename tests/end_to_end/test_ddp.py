@@ -1,4 +1,7 @@
-"""Jobs on several devices, here two processes on the CPU: the numbers of one process, one record, one W&B run."""
+"""Jobs on several devices, here two processes on the CPU.
+
+They have the numbers of one process, one record and one W&B run.
+"""
 
 import json
 import os
@@ -39,12 +42,12 @@ def _train(*arguments: str, cwd: Path) -> tuple[str, int | None]:
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    """With a network in float64, whose rounding hides no difference; float32 has a test below."""
+    """In float64, where rounding hides no difference; the test below is in float32."""
     common = (*QUICK, "fabric.precision=64-true", "tracker=none", *RICH)
     for name, fabric in (("one", ("fabric=cpu",)), ("two", DDP)):
         output, code = _train(*fabric, *common, f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
         assert code == 0, output
-        assert output.count("epoch 2/") == 1  # one rank speaks
+        assert output.count("epoch 2/") == 1  # only one rank logs
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert two == {
             key: value if value is None else pytest.approx(value, rel=1e-6)
@@ -57,30 +60,28 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_pat
 
 
 @pytest.mark.slow
-def test_each_job_of_a_multirun_has_ranks_one_record_and_one_wandb_run(tmp_path: Path) -> None:
-    """In float32, and with a store that all ranks of all jobs share."""
-    sweep = ("-m", "seed=1,2", "tracker.mode=offline", "store.mode=on")
+def test_every_job_of_a_multirun_has_its_ranks_one_record_and_one_wandb_run(tmp_path: Path) -> None:
+    """In float32, with a store that all ranks of all jobs share."""
+    multirun = ("-m", "seed=1,2", "tracker.mode=offline", "store.mode=on")
     for name, fabric in (("one", ("fabric=cpu", "hydra/launcher=basic")), ("two", DDP)):
         output, code = _train(
-            *sweep, *QUICK, *fabric, f"hydra.sweep.dir={tmp_path / name}", cwd=tmp_path
+            *multirun, *QUICK, *fabric, f"hydra.sweep.dir={tmp_path / name}", cwd=tmp_path
         )
         assert code == 0, output
-    for two in (path.parent for path in (tmp_path / "two").glob("*/summary.json")):
-        seed = summary(two)["seed"]
-        (one,) = (
-            p.parent
-            for p in (tmp_path / "one").glob("*/summary.json")
-            if summary(p.parent)["seed"] == seed
-        )
-        for row, expected in zip(metrics(two), metrics(one), strict=True):
+    ones, twos = (
+        {summary(path.parent)["seed"]: path.parent for path in sweep.glob("*/summary.json")}
+        for sweep in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(ones) == len(twos) == len(list((tmp_path / "two").glob("*/summary.json"))) == 2
+    for seed, two in twos.items():
+        for row, expected in zip(metrics(two), metrics(ones[seed]), strict=True):
             assert row == pytest.approx(expected, rel=1e-5)
         assert len(list(two.glob("wandb/offline-run-*"))) == 1
-        assert summary(two)["prefix_images"] == 0  # what the jobs of one process had stored
-    assert len(list((tmp_path / "two").glob("*/summary.json"))) == 2
+        assert summary(two)["prefix_images"] == 0  # the jobs of one process had cached them
 
 
 @pytest.mark.slow
-def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoint(
+def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoint(
     tmp_path: Path,
 ) -> None:
     common = (
@@ -94,28 +95,24 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoin
     )
     output, code = _train(*common, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
     assert code == 0, output
-    process = forks.train(
-        *(*common, f"hydra.run.dir={tmp_path / 'killed'}"),
-        cwd=tmp_path,
-        TVF_STORE=str(tmp_path / "store"),
-    )
+    arguments = (*common, f"hydra.run.dir={tmp_path / 'killed'}")
+    process = forks.train(*arguments, cwd=tmp_path, TVF_STORE=str(tmp_path / "store"))
     file = tmp_path / "killed" / "metrics.jsonl"
     while not (file.exists() and len(file.read_text().splitlines()) >= 2):
         time.sleep(0.01)
     (rank,) = (
-        each
-        for each in psutil.Process(process.pid).children()
-        if "tvf.distributed.ranks" in each.cmdline()
+        child
+        for child in psutil.Process(process.pid).children()
+        if "tvf.distributed.ranks" in child.cmdline()
     )
     os.kill(rank.pid, signal.SIGKILL)
     killed = time.monotonic()
     output, _ = process.communicate()
     assert process.returncode == 1 and time.monotonic() - killed < 30
     status = json.loads((tmp_path / "killed" / "status.json").read_text())
-    assert (
-        status["state"] == "failed" and "rank 1 of the job was killed by SIGKILL" in status["error"]
-    )
-    output, code = _train(*common, f"hydra.run.dir={tmp_path / 'killed'}", cwd=tmp_path)
+    assert status["state"] == "failed"
+    assert "rank 1 of the job was killed by SIGKILL" in status["error"]
+    output, code = _train(*arguments, cwd=tmp_path)
     assert code == 0 and "goes on after epoch" in output
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
@@ -123,8 +120,11 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoin
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("fabric.devices=auto", "fabric.devices=auto is refused: write how many a job trains on"),
-        ("fabric.devices=0", "fabric.devices=0 is refused"),
+        (
+            "fabric.devices=auto",
+            "fabric.devices=auto must be the number of devices that a job trains on",
+        ),
+        ("fabric.devices=0", "fabric.devices=0 must be the number of devices that a job trains on"),
         (
             "fabric=ddp fabric.accelerator=cpu fabric.devices=999",
             "fabric.devices=999 is refused: this machine has ",
@@ -132,7 +132,7 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_goes_on_from_its_checkpoin
         ("+fabric.strategy=fsdp", "fabric.strategy=fsdp is refused: choose one of auto, ddp"),
     ],
 )
-def test_devices_that_a_job_cannot_train_on_are_refused(
+def test_devices_that_a_job_cannot_train_on_are_named(
     tmp_path: Path, wrong: str, message: str
 ) -> None:
     output, code = _train(*QUICK, "tracker=none", *wrong.split(), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""That the store changes nothing but the time: the same epochs with it and without it, and how often it computes."""
+"""The store changes nothing but the time: equal epochs with and without it, each image once."""
 
 import json
 import signal
@@ -70,7 +70,7 @@ QUICK = (
         ),
     ],
 )
-def test_with_a_store_cold_and_warm_and_without_the_epochs_are_equal_bit_for_bit(
+def test_epochs_are_equal_bit_for_bit_with_a_cold_or_warm_store_and_without(
     shell: Shell, tmp_path: Path, options: list[str]
 ) -> None:
     for name, mode in (("off", "off"), ("cold", "on"), ("warm", "on"), ("auto", "auto")):
@@ -85,34 +85,34 @@ def test_with_a_store_cold_and_warm_and_without_the_epochs_are_equal_bit_for_bit
     assert summary(tmp_path / "cold")["approximations"] == approximations
 
 
-def test_each_distinct_image_goes_through_the_frozen_layers_once(
+def test_each_distinct_image_passes_through_the_frozen_layers_once(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counter, the formula of the docs, and the images that the first convolution really saw."""
-    seen = []
+    """The counter agrees with the formula in the docs and with what the first convolution saw."""
+    batches = []
     convolve = torch.conv2d
 
-    def counting(images: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+    def count_images(images: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
         if weight.shape[1] == 3:
-            seen.append(len(images))
+            batches.append(len(images))
         return convolve(images, weight, *rest, **more)
 
-    monkeypatch.setattr(nn.functional, "conv2d", counting)
-    # So many that no view has fewer than 16 new images, which would be made up to 16.
+    monkeypatch.setattr(nn.functional, "conv2d", count_images)
+    # Enough that every view has at least 16 new images; fewer would be padded to 16.
     arguments = (*QUICK, "data.limit=150", "model.pct_unfreeze=0.25", "store.mode=on")
     assert shell(*arguments, "hydra.run.dir=cold").code == 0
-    cold = sum(seen)
-    seen.clear()
+    cold = sum(batches)
+    batches.clear()
     assert shell(*arguments, "hydra.run.dir=warm").code == 0
-    looked_at = sum(seen)  # images of the size check, the trace and its check, in both runs alike
+    overhead = sum(batches)  # for the size check, the trace and its check, equal in both runs
     rows = ViewRows(FlipsAndCrops(horizontal=0.5), 150)
-    distinct = sum(len(rows.new(view)) for view in (1, 2, 3))
+    distinct = sum(len(rows.new_samples(view)) for view in (1, 2, 3))
     assert 150 < distinct < 2 * 150
-    assert summary(tmp_path / "cold")["prefix_images"] == distinct + 150 + 150 == cold - looked_at
+    assert summary(tmp_path / "cold")["prefix_images"] == distinct + 150 + 150 == cold - overhead
 
 
 @pytest.mark.slow
-def test_mixed_precision_is_named_and_close(shell: Shell, tmp_path: Path) -> None:
+def test_mixed_precision_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
     arguments = (*QUICK, "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
     for mode in ("off", "on"):
         assert shell(*arguments, f"store.mode={mode}", f"hydra.run.dir={mode}").code == 0
@@ -122,7 +122,7 @@ def test_mixed_precision_is_named_and_close(shell: Shell, tmp_path: Path) -> Non
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
 
 
-def test_a_store_of_half_precision_is_named_and_close(shell: Shell, tmp_path: Path) -> None:
+def test_a_half_precision_store_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
     arguments = (*QUICK, "model.pct_unfreeze=0")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
     assert shell(*arguments, "store.mode=on", "store.dtype=float16", "hydra.run.dir=half").code == 0
@@ -132,7 +132,7 @@ def test_a_store_of_half_precision_is_named_and_close(shell: Shell, tmp_path: Pa
         assert one["train_loss"] != other["train_loss"]
 
 
-def test_recalibrated_statistics_make_another_model_than_the_pretrained_ones(
+def test_recalibrated_statistics_give_another_model_than_pretrained_ones(
     shell: Shell, tmp_path: Path
 ) -> None:
     for frozen_bn in ("eval", "recalibrate"):
@@ -147,7 +147,7 @@ def test_recalibrated_statistics_make_another_model_than_the_pretrained_ones(
 
 
 @pytest.mark.slow
-def test_rows_that_two_threads_filled_serve_one_that_trains_with_one(
+def test_activations_computed_with_two_threads_serve_a_job_with_one(
     shell: Shell, tmp_path: Path
 ) -> None:
     arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
@@ -159,13 +159,13 @@ def test_rows_that_two_threads_filled_serve_one_that_trains_with_one(
         assert row == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_store_that_cannot_take_more_costs_no_number(shell: Shell, tmp_path: Path) -> None:
-    """With room for the images of one part but for nothing else: a warning, and the same epochs."""
+def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
+    """With room for the images of one split only: a warning, and the same epochs."""
     arguments = (*QUICK, "model.pct_unfreeze=0.5")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
     outcome = shell(*arguments, "store.mode=on", "store.max_gb=0.0005", "hydra.run.dir=full")
     assert outcome.code == 0
-    assert "store: train images are not kept from here on: " in outcome.out
+    assert "store: no longer caching train images: " in outcome.out
     assert metrics(tmp_path / "full") == metrics(tmp_path / "off")
 
 
@@ -177,10 +177,10 @@ def _run(folder: Path, store: Path, *arguments: str) -> forks.Process:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_image_once(
+def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_once(
     tmp_path: Path,
 ) -> None:
-    """Fractions × seeds with an optimizer each, two jobs at a time, in a cold store: images once per chain of cuts."""
+    """Fractions × seeds, two jobs at a time, in a cold store: each image once per chain of cuts."""
     grid = ("model.pct_unfreeze=0,0.25,0.5", "seed=1,2", "optimizer.weight_decay=${seed}")
     outputs = {}
     for mode in ("on", "off"):
@@ -188,7 +188,7 @@ def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_imag
         process = _run(tmp_path / mode, tmp_path / "store", *arguments)
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]
-    # store.mode is one of the overrides that the folders' names hash, so jobs are matched by what they did.
+    # Folder names hash all overrides, store.mode too, so jobs are matched by their metrics.
     on, off = (
         sorted(
             json.dumps(metrics(path.parent)) for path in (tmp_path / mode).glob("*/metrics.jsonl")
@@ -197,15 +197,15 @@ def test_a_sweep_of_jobs_at_once_equals_one_without_a_store_and_passes_each_imag
     )
     assert on == off and len(set(on)) == 6
     rows = ViewRows(FlipsAndCrops(horizontal=0.5), 100)
-    distinct = sum(len(rows.new(view)) for view in (1, 2, 3))
+    distinct = sum(len(rows.new_samples(view)) for view in (1, 2, 3))
     summaries = [summary(path.parent) for path in (tmp_path / "on").glob("*/summary.json")]
-    assert sum(each["prefix_images"] for each in summaries) == distinct + 100 + 100
-    # Two more cuts on the way: each image goes on from one to the next once.
-    assert sum(each["continued_images"] for each in summaries) == 2 * (distinct + 100 + 100)
+    assert sum(job["prefix_images"] for job in summaries) == distinct + 100 + 100
+    # Two deeper cuts: each image continues once from one cut to the next.
+    assert sum(job["continued_images"] for job in summaries) == 2 * (distinct + 100 + 100)
 
 
 @pytest.mark.slow
-def test_a_job_killed_while_it_fills_the_store_is_done_again_with_what_it_left(
+def test_after_a_kill_while_filling_the_store_the_next_job_reuses_what_is_there(
     tmp_path: Path,
 ) -> None:
     arguments = (*QUICK, "data.limit=640", "model=transfer", "store.mode=on", "epochs=2")
@@ -224,24 +224,24 @@ def test_a_job_killed_while_it_fills_the_store_is_done_again_with_what_it_left(
         assert process.returncode == 0, output
     assert metrics(tmp_path / "again") == metrics(tmp_path / "off")
     rows = ViewRows(FlipsAndCrops(horizontal=0.5), 640)
-    distinct = len(rows.new(1)) + len(rows.new(2))
+    distinct = len(rows.new_samples(1)) + len(rows.new_samples(2))
     assert summary(tmp_path / "again")["prefix_images"] == distinct + 393 + 640 - 128 * left
 
 
-def test_rows_count_each_image_of_the_views_once() -> None:
+def test_view_rows_hold_each_distinct_image_once() -> None:
     augment = FlipsAndCrops(horizontal=0.5, padding=1, seed=3)
     images = torch.randint(
         0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     rows, samples, table = ViewRows(augment, 50), np.arange(50), []
     for view in range(1, 12):
-        new = rows.new(view)
+        new = rows.new_samples(view)
         table += list(augment(images[torch.from_numpy(new)], new, view))
         assert rows.starts[view] == len(table)
         expected = augment(images, samples, view)
         assert all(
             torch.equal(table[row], image)
-            for row, image in zip(rows.of_view(view), expected, strict=True)
+            for row, image in zip(rows.rows_of_view(view), expected, strict=True)
         )
     distinct = {image.numpy().tobytes() for image in table}
     assert len(distinct) == len(table) < 11 * 50

@@ -25,7 +25,7 @@ QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=no
 ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
 BREAKING = f"""
 import os, signal, sys, time
-from tvf.backbones import efficientnet_lite0
+from tvf.models import efficientnet_lite0
 
 ENDS = {ENDS}
 
@@ -147,7 +147,7 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
         "unpicklable": "it broke too",
         "exit": "SystemExit: 3",
     }
-    reasons["kill"] = "killed by SIGKILL, as the system does when memory runs out"
+    reasons["kill"] = "killed by SIGKILL (out of memory?)"
     for pct, how in ENDS.items():
         told = re.search(rf"fine-tuning-{pct} failed: (.*) \((.*job\.log)\)", output)
         assert told and reasons[how] in told[1], output
@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
     )
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "a worker was killed from outside" in output
+    assert "A worker process was killed. Resuming" in output
     assert set(states(tmp_path / "sweep").values()) == {"done"}
 
 
@@ -363,10 +363,10 @@ def test_a_sweep_goes_on_with_its_own_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sweep.json").write_text("{}")
-    assert "epochs=9 would make other jobs" in refusal(
+    assert "resume cannot change settings (epochs=9)" in refusal(
         monkeypatch, "resume", str(tmp_path), "epochs=9"
     )
-    assert "names no command" in refusal(monkeypatch, "resume", str(tmp_path))
+    assert "records no command" in refusal(monkeypatch, "resume", str(tmp_path))
 
 
 def test_what_is_no_sweep_cannot_be_continued_or_shown(
@@ -374,7 +374,6 @@ def test_what_is_no_sweep_cannot_be_continued_or_shown(
 ) -> None:
     for command in ("resume", "status"):
         assert "is not the folder of a sweep" in refusal(monkeypatch, command, str(tmp_path))
-        assert f"tvf {command} DIR" in refusal(monkeypatch, command)
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> list[
 def test_a_sweep_arrives_whole_and_its_failed_job_as_failed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(
         """
-from tvf.backbones import efficientnet_lite0
+from tvf.models import efficientnet_lite0
 def make(num_classes, pct):
     backbone = efficientnet_lite0(num_classes)
     if pct == 0.25:

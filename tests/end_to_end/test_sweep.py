@@ -21,7 +21,7 @@ QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
 # A backbone that raises in its first training step for one fraction: after the W&B run has begun.
 FLAKY = """
 import torch
-from tvf.backbones import efficientnet_lite0
+from tvf.models import efficientnet_lite0
 
 def fail_in_training(module, inputs):
     if module.training:

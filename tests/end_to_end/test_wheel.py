@@ -15,8 +15,7 @@ from helpers import ROOT
 
 NETWORK = """
 from torch import nn
-from tvf.backbones import Backbone
-from tvf.freezing import group_by_modules
+from tvf.models import Backbone, group_by_modules
 
 def make(num_classes, width):
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

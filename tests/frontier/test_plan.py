@@ -1,4 +1,4 @@
-"""What a feed takes from the store, and what it does where something is in the way."""
+"""What an input pipeline reads from the store, and what it does when something prevents that."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from tvf.data.augment import Augmentation, FlipsAndCrops
 from tvf.data.splits import DataSplits, Split
 from tvf.files import write_json
 from tvf.frontier.inputs import CachedPipeline, InputPipeline
-from tvf.frontier.plan import SiblingJobs, open_pipeline
+from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline
 from tvf.frontier.split import TracedModel
 from tvf.job.recalibration import recalibrate
 from tvf.models.backbones import Backbone
@@ -32,8 +32,8 @@ FABRIC = Fabric(accelerator="cpu", devices=1)
 IMAGES = torch.randint(
     0, 256, (48, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
-PART = Split(IMAGES, torch.arange(48) % 3)
-DATA = DataSplits(("a", "b", "c"), PART, PART, PART)
+SPLIT = Split(IMAGES, torch.arange(48) % 3)
+DATA = DataSplits(("a", "b", "c"), train=SPLIT, val=SPLIT, test=SPLIT)
 SAMPLES = np.arange(48)
 
 
@@ -43,31 +43,25 @@ def set_up(fraction: float, frozen_bn: str = "eval") -> Any:
     return FABRIC.setup_module(model)
 
 
-def feed_of(
+def pipeline_of(
     module: Any,
     store: Store | None,
     augment: Augmentation | None = None,
-    *sharing: SiblingJobs,
+    *siblings: SiblingJobs,
     fabric: Fabric = FABRIC,
 ) -> InputPipeline:
-    return open_pipeline(
-        fabric,
-        module,
-        DATA,
-        augment or FlipsAndCrops(),
-        epochs=range(1, 3),
-        store=store,
-        sharing=sharing,
-    )
+    uncached = InputPipeline(fabric, module, DATA, augment or FlipsAndCrops())
+    return open_pipeline(uncached, CacheOptions(range(1, 3), store, siblings))
 
 
-def logits(feed: InputPipeline) -> Tensor:
-    run = feed.train(1)
-    return run.module(*run.inputs(SAMPLES)).detach()
+def logits(pipeline: InputPipeline) -> Tensor:
+    """Logits of all training images in epoch 1."""
+    epoch = pipeline.train(1)
+    return epoch.module(*epoch.inputs(SAMPLES)).detach()
 
 
 def other_fraction(module: Any, fraction: float) -> Callable[[], None]:
-    """Freeze as a job with another fraction does."""
+    """Return a function that freezes as a job with another fraction does."""
     backbone = dataclasses.replace(small_backbone(), module=module.module.module)
     other = FineTuneModel(backbone, fraction)
     module.module.unfreeze()
@@ -79,39 +73,41 @@ def other_fraction(module: Any, fraction: float) -> Callable[[], None]:
     return freeze
 
 
-def test_a_shallower_cut_that_the_store_has_no_room_for_is_passed_over(
+def test_a_shallower_cut_that_does_not_fit_into_the_store_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After bn1 an image takes 3,600 bytes, before the head 32."""
     module = set_up(0)
-    expected = logits(feed_of(module, None))
+    expected = logits(pipeline_of(module, None))
     for max_bytes, continued in ((10**9, 48), (100_000, 0)):
         store = Store(tmp_path / str(max_bytes), max_bytes)
-        feed = feed_of(module, store, None, SiblingJobs(other_fraction(module, 0.5), 1))
-        assert torch.equal(logits(feed), expected)
-        assert feed.prefix_images == 48 and feed.continued_images == continued
+        pipeline = pipeline_of(module, store, None, SiblingJobs(other_fraction(module, 0.5), 1))
+        assert torch.equal(logits(pipeline), expected)
+        assert pipeline.prefix_images == 48 and pipeline.continued_images == continued
         assert len(list(store.folder.rglob("*.bin"))) == 1
-    assert "activations for other jobs are not kept: 173 kB do not fit" in caplog.text
+    assert re.search(
+        r"activations for other jobs are not cached: 173 kB .*store\.max_gb=0\.0001", caplog.text
+    )
 
 
-def test_another_jobs_way_of_freezing_that_cannot_be_cut_is_not_this_ones_matter(
+def test_a_sibling_that_cannot_be_cut_does_not_affect_this_job(
     tmp_path: Path,
 ) -> None:
     module = set_up(0)
-    expected = logits(feed_of(module, None))
+    expected = logits(pipeline_of(module, None))
 
     def freeze_all() -> None:
         module.module.requires_grad_(False)
 
-    feed = feed_of(module, Store(tmp_path, 10**9), None, SiblingJobs(freeze_all, 1))
-    assert isinstance(feed, CachedPipeline) and torch.equal(logits(feed), expected)
+    pipeline = pipeline_of(module, Store(tmp_path, 10**9), None, SiblingJobs(freeze_all, 1))
+    assert isinstance(pipeline, CachedPipeline) and torch.equal(logits(pipeline), expected)
 
     def fail() -> None:
         freeze_all()
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        feed_of(module, Store(tmp_path, 10**9), None, SiblingJobs(fail, 1))
+        pipeline_of(module, Store(tmp_path, 10**9), None, SiblingJobs(fail, 1))
     for model in (module.module, set_up(0).module):
         assert [name for name, p in model.named_parameters() if p.requires_grad] == [
             "module.head.weight",
@@ -119,25 +115,25 @@ def test_another_jobs_way_of_freezing_that_cannot_be_cut_is_not_this_ones_matter
         ]
 
 
-def test_activations_too_large_for_half_precision_are_not_kept(
+def test_activations_too_large_for_half_precision_are_not_cached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = set_up(0)
     with torch.no_grad():
         module.module.module.bn2.weight.mul_(1e6)
-    expected = logits(feed_of(module, None))
-    feed = feed_of(module, Store(tmp_path, 10**9, dtype=torch.float16))
-    assert torch.equal(logits(feed), expected)
+    expected = logits(pipeline_of(module, None))
+    pipeline = pipeline_of(module, Store(tmp_path, 10**9, dtype=torch.float16))
+    assert torch.equal(logits(pipeline), expected)
     assert (
-        "train images are not kept from here on: activations are larger than float16 can hold"
+        "store: no longer caching train images: activations exceed the range of float16"
         in caplog.text
     )
     caplog.clear()
-    assert torch.equal(logits(feed), expected) and not caplog.text
+    assert torch.equal(logits(pipeline), expected) and not caplog.text
 
 
 class Residual(nn.Module):
-    """x + conv3(conv2(x)): with conv3 alone in training the cut is x and conv2(x), with both it is x."""
+    """x + conv3(conv2(x)): the cut is (x, conv2(x)) if conv3 alone trains, and x if both train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,10 +147,10 @@ class Residual(nn.Module):
         return self.head((hidden + self.conv3(self.conv2(hidden))).mean((2, 3)))
 
 
-def test_of_two_cuts_that_each_give_the_other_only_the_shallower_comes_first(
+def test_of_two_cuts_that_determine_each_other_only_the_shallower_is_continued(
     tmp_path: Path,
 ) -> None:
-    """Else two jobs could wait for each other's rows for ever."""
+    """Otherwise two jobs could wait for each other's rows forever."""
     torch.manual_seed(0)
     network = Residual()
     backbone = Backbone(
@@ -175,16 +171,16 @@ def test_of_two_cuts_that_each_give_the_other_only_the_shallower_comes_first(
     for number, (own, other) in enumerate(((both, last), (last, both))):
         own.unfreeze()
         module = FABRIC.setup_module(own)
-        expected = logits(feed_of(module, None))
-        feed = feed_of(
+        expected = logits(pipeline_of(module, None))
+        pipeline = pipeline_of(
             module, Store(tmp_path / str(number), 10**9), None, freezing(other), freezing(own)
         )
-        assert torch.equal(logits(feed), expected)
-        assert feed.continued_images == (48 if own is last else 0)
+        assert torch.equal(logits(pipeline), expected)
+        assert pipeline.continued_images == (48 if own is last else 0)
 
 
 class Normed(SmallNet):
-    """A residual stream in float32 with a normalisation: what mixed precision keeps in float32 must stay so."""
+    """A normalized float32 residual stream: what mixed precision keeps in float32 must stay so."""
 
     def __init__(self, num_classes: int = 3) -> None:
         super().__init__(num_classes)
@@ -192,47 +188,48 @@ class Normed(SmallNet):
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.bn1(self.conv1(images).float() * 1000)
-        fine = hidden.sin().mean(
-            (1, 2, 3), keepdim=True
-        )  # of numbers near 1,000: bfloat16 knows them to within 4
+        # The numbers are near 1,000, where bfloat16 is only accurate to within 4.
+        fine = hidden.sin().mean((1, 2, 3), keepdim=True)
         return self.head((self.conv2(hidden).float().sigmoid() + fine).mean((2, 3)))
 
 
-def test_mixed_precision_rounds_nothing_more_than_in_the_whole_network() -> None:
+def test_mixed_precision_rounds_no_more_than_in_the_full_network() -> None:
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     network = Normed()
     network.bn2 = nn.Identity()  # type: ignore[assignment]
     groups = group_by_modules(network, [["conv2"], ["bn1"], ["conv1"]])
     model = FineTuneModel(Backbone("normed", network, "head", groups), 0.34)
     module: Any = fabric.setup_module(model)
-    feed = feed_of(module, None, fabric=fabric)
-    assert isinstance(feed, CachedPipeline)
-    assert torch.equal(logits(feed), logits(InputPipeline(fabric, module, DATA, FlipsAndCrops())))
+    pipeline = pipeline_of(module, None, fabric=fabric)
+    assert isinstance(pipeline, CachedPipeline)
+    assert torch.equal(
+        logits(pipeline), logits(InputPipeline(fabric, module, DATA, FlipsAndCrops()))
+    )
 
 
-def set_trained(model: nn.Module, whether: bool) -> None:
-    """All of it but the head."""
+def freeze_backbone(model: nn.Module) -> None:
+    """Freeze everything but the head."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(whether or "head" in name)
+        parameter.requires_grad_("head" in name)
 
 
-def test_planning_leaves_random_states_and_what_trains_alone(tmp_path: Path) -> None:
-    """With dropout in what is frozen, and a model that trains other parameters than whole groups."""
+def test_planning_changes_neither_random_states_nor_what_trains(tmp_path: Path) -> None:
+    """With dropout in the frozen layers, and a model that trains only a part of a group."""
     module = set_up(0.5)
     network = module.module.module
     network.bn1 = nn.Sequential(network.bn1, nn.Dropout(0.5))
     network.bn2.bias.requires_grad_(False)
-    other = SiblingJobs(lambda: set_trained(module.module, False), 1)
+    sibling = SiblingJobs(lambda: freeze_backbone(module.module), 1)
     trains = [p.requires_grad for p in module.module.parameters()]
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    feed_of(module, Store(tmp_path, 10**9), None, other)
+    pipeline_of(module, Store(tmp_path, 10**9), None, sibling)
     assert torch.equal(torch.rand(3), expected)
     assert [p.requires_grad for p in module.module.parameters()] == trains
 
 
-def test_what_cannot_be_traced_trains_as_a_whole_with_a_warning(
+def test_an_untraceable_network_trains_as_a_whole_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Untraced(SmallNet):
@@ -242,60 +239,63 @@ def test_what_cannot_be_traced_trains_as_a_whole_with_a_warning(
     module = FABRIC.setup_module(
         FineTuneModel(dataclasses.replace(small_backbone(), module=Untraced()), 0)
     )
-    feed = feed_of(module, Store(tmp_path, 10**9))
-    assert not isinstance(feed, CachedPipeline) and logits(feed).shape == (48, 3)
-    assert re.search("every image passes the whole network: torch.fx cannot trace it", caplog.text)
+    pipeline = pipeline_of(module, Store(tmp_path, 10**9))
+    assert not isinstance(pipeline, CachedPipeline) and logits(pipeline).shape == (48, 3)
+    assert (
+        "cannot split off the frozen layers; running the full network: torch.fx cannot trace"
+        in caplog.text
+    )
 
 
-def test_auto_keeps_what_pays_and_says_what_does_not_and_why(
+def test_auto_caches_what_saves_time_and_logs_what_does_not_and_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By seconds of frozen layers for each byte: none of SmallNet's is worth keeping, slow ones are."""
+    """By seconds of frozen layers per byte: SmallNet's are not worth caching, slow ones are."""
     caplog.set_level("INFO")
     module = set_up(0)
     for seconds, max_bytes, verdict in (
-        (0.0, 10**9, "train, val, test not kept, it would not pay"),
+        (0.0, 10**9, "train, val, test not cached: recomputing is faster than caching"),
         (
             1.0,
             1000,
-            "train, val, test not kept, 1.54 kB are more than store.max_gb=1e-06: raise it",
+            "train, val, test not cached: 1.54 kB exceed store.max_gb=1e-06: raise it",
         ),
-        (1.0, 10**9, "train, val, test kept"),
+        (1.0, 10**9, "train, val, test cached"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 "tvf.frontier.plan.time_prefix",
                 lambda trace, cut, example, seconds=seconds: seconds,
             )
-            feed = feed_of(module, Store(tmp_path, max_bytes, must_pay=True))
+            pipeline = pipeline_of(module, Store(tmp_path, max_bytes, must_pay=True))
         assert f"store: {verdict} (0.032 kB" in caplog.text
-        logits(feed)
-        assert bool(list(tmp_path.rglob("*.bin"))) == (verdict == "train, val, test kept")
+        logits(pipeline)
+        assert bool(list(tmp_path.rglob("*.bin"))) == (verdict == "train, val, test cached")
 
 
-class Odd(FlipsAndCrops):
-    """An augmentation whose content has no key."""
+class Unidentifiable(FlipsAndCrops):
+    """An augmentation that cannot be fingerprinted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "state", iter([]))
 
 
-def test_an_augmentation_without_a_key_costs_only_the_training_images_their_place(
+def test_an_augmentation_without_a_fingerprint_keeps_only_training_images_uncached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module, store = set_up(0.5), Store(tmp_path, 10**9)
-    expected = logits(feed_of(module, None))
-    feed = feed_of(module, store, Odd())
-    assert torch.equal(logits(feed), expected)
-    feed.evaluate("val").inputs(SAMPLES)
-    assert "train not kept: what a builtins.list_iterator does cannot be told" in caplog.text
-    kept = {entry.about.partition(",")[0] for entry in list_entries(tmp_path)}
-    assert kept == {"activations val images"}  # which are the test images too, here
+    expected = logits(pipeline_of(module, None))
+    pipeline = pipeline_of(module, store, Unidentifiable())
+    assert torch.equal(logits(pipeline), expected)
+    pipeline.evaluate("val").inputs(SAMPLES)
+    assert re.search(r"train not cached: .*builtins\.list_iterator", caplog.text)
+    cached = {entry.about.partition(",")[0] for entry in list_entries(tmp_path)}
+    assert cached == {"activations val images"}  # here, these are the test images too
 
 
 class Brighter(FlipsAndCrops):
-    """Views that differ in more than what its base draws, made by a constructor of its own."""
+    """Views that differ in more than the base class draws, with a constructor of its own."""
 
     def __init__(self, by: int, **more: Any) -> None:
         super().__init__(**more)
@@ -305,27 +305,28 @@ class Brighter(FlipsAndCrops):
         return super().__call__(images // 2, samples, view) + self.by * view  # type: ignore[attr-defined]
 
 
-def test_an_augmentation_of_the_users_has_its_own_views(tmp_path: Path) -> None:
+def test_a_custom_augmentation_has_its_own_cached_views(tmp_path: Path) -> None:
     module, store = set_up(0.5), Store(tmp_path, 10**9)
     for by in (1, 5):
-        stored, whole = feed_of(module, store, Brighter(by)), feed_of(module, None, Brighter(by))
-        for epoch in (1, 2):
-            runs = stored.train(epoch), whole.train(epoch)
-            one, other = (run.module(*run.inputs(SAMPLES)) for run in runs)
-            assert torch.equal(one, other)
-        assert stored.prefix_images == 96
+        cached = pipeline_of(module, store, Brighter(by))
+        uncached = pipeline_of(module, None, Brighter(by))
+        for number in (1, 2):
+            epochs = cached.train(number), uncached.train(number)
+            expected, actual = (epoch.module(*epoch.inputs(SAMPLES)) for epoch in epochs)
+            assert torch.equal(expected, actual)
+        assert cached.prefix_images == 96
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.0])
-def test_recalibration_keeps_what_belongs_to_one_network_and_its_pixels(
+def test_recalibrated_statistics_are_cached_per_network_and_pixel_scaling(
     tmp_path: Path, fraction: float
 ) -> None:
-    """At fraction 1.0 nothing is frozen: there is nothing to do."""
+    """At fraction 1.0 nothing is frozen, so there is nothing to recalibrate."""
 
     def statistics(store: Store | None, std: float) -> list[Tensor]:
         module = set_up(fraction, "recalibrate")
         module.module.std.fill_(std)
-        recalibrate(FABRIC, module, PART, 16, store)
+        recalibrate(FABRIC, module, SPLIT, 16, store)
         return [buffer.clone() for buffer in module.module.module.buffers()]
 
     store = Store(tmp_path, 10**9)
@@ -338,7 +339,7 @@ def test_recalibration_keeps_what_belongs_to_one_network_and_its_pixels(
     assert any(changed) == (fraction == 0)
 
 
-def test_a_table_that_vanishes_as_it_is_written_is_given_up(tmp_path: Path) -> None:
+def test_a_table_that_is_removed_while_it_is_written_is_an_error(tmp_path: Path) -> None:
     entry = Store(tmp_path, 10**9).entry("kind", ["k"], {})
 
     def fill(rows: slice, wait: bool) -> list[Tensor]:
@@ -349,7 +350,7 @@ def test_a_table_that_vanishes_as_it_is_written_is_given_up(tmp_path: Path) -> N
         entry.table("t", 300, [ArraySpec((), torch.float32)], fill).tensors()
 
 
-def test_jobs_that_are_done_or_train_on_other_images_share_nothing(tmp_path: Path) -> None:
+def test_jobs_that_are_done_or_train_on_other_images_are_not_siblings(tmp_path: Path) -> None:
     def config(fraction: float, **more: Any) -> dict[str, Any]:
         data = {"_target_": "d", "batch_size": more.pop("batch_size", 32)}
         return {

@@ -1,4 +1,4 @@
-"""CIFAR-10 as it lies on disk, with few images of the test's own: what torchvision's reader reads and checks."""
+"""Small data sets in CIFAR-10's file format, which torchvision's reader accepts as the real one."""
 
 import hashlib
 import pickle
@@ -23,7 +23,7 @@ class Images:
 
 
 def draw_images(count: int, seed: int) -> Images:
-    """Images of noise whose mean colour tells the class, though not at a glance: learnable, not learnt at once."""
+    """Return noise whose mean colour depends on the class: learnable, but not in one epoch."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % 10)
     colours = np.random.default_rng(0).uniform(-90, 90, (10, 3))[labels]
@@ -32,16 +32,20 @@ def draw_images(count: int, seed: int) -> Images:
 
 
 def write_cifar10(root: Path, train: Images, test: Images) -> dict[str, str]:
-    """Write the five training batches, the test batch and the class names below `root`; the files' MD5 sums by name."""
+    """Write training batches, test batch and class names below `root`.
+
+    Returns the files' MD5 sums by name.
+    """
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True)
     contents: dict[str, dict[str, object]] = {
         "batches.meta": {"label_names": CLASSES, "num_vis": 3072}
     }
-    parts = zip(np.array_split(train.pixels, 5), np.array_split(train.labels, 5), strict=True)
-    for name, (pixels, labels) in zip(
-        (*TRAIN_FILES, "test_batch"), (*parts, (test.pixels, test.labels)), strict=True
-    ):
+    batches = [
+        *zip(np.array_split(train.pixels, 5), np.array_split(train.labels, 5), strict=True),
+        (test.pixels, test.labels),
+    ]
+    for name, (pixels, labels) in zip((*TRAIN_FILES, "test_batch"), batches, strict=True):
         contents[name] = {"data": pixels.reshape(len(pixels), 3072), "labels": labels.tolist()}
     for name, content in contents.items():
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
@@ -49,7 +53,7 @@ def write_cifar10(root: Path, train: Images, test: Images) -> dict[str, str]:
 
 
 def pack_cifar10(root: Path) -> Path:
-    """The archive cifar-10-python.tar.gz in `root`, made of the folder there."""
+    """Pack the folder in `root` as cifar-10-python.tar.gz beside it; return its path."""
     archive = root / CIFAR10.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(root / CIFAR10.base_folder, CIFAR10.base_folder)
@@ -57,7 +61,7 @@ def pack_cifar10(root: Path) -> Path:
 
 
 def expect_files(monkeypatch: pytest.MonkeyPatch, sums: dict[str, str], archive: str = "") -> None:
-    """Have torchvision take files of these MD5 sums, and no others, for CIFAR-10's."""
+    """Make torchvision accept exactly the files with these MD5 sums as CIFAR-10."""
     monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in TRAIN_FILES])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = (
-    "tvf.cli",
+    "tvf.cli.commands",
     "tvf.job",
     "tvf.data",
     "tvf.training",

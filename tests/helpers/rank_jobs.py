@@ -1,4 +1,4 @@
-"""What the ranks of tests/test_ranks.py do: a job calls `rank_jobs.NAME` in each. Little is imported, for speed."""
+"""What ranks run in tests/distributed/test_ranks.py. Every rank pays for imports, so they are few."""
 
 import os
 import signal
@@ -49,14 +49,19 @@ def network(name: str) -> nn.Module:
 
         first = StdConv2d(3, 4, 3, stride=2)
     net = nn.Sequential(
-        *(first, nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2)),
-        *(
-            nn.BatchNorm2d(8, momentum=None),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3),
-            nn.BatchNorm2d(8, affine=False),
-        ),
-        *(nn.Flatten(2), nn.BatchNorm1d(8), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)),
+        first,
+        nn.BatchNorm2d(4, momentum=0.3),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3, stride=2),
+        nn.BatchNorm2d(8, momentum=None),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8, affine=False),
+        nn.Flatten(2),
+        nn.BatchNorm1d(8),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
     )
     net.get_parameter("4.weight").requires_grad_(False)
     return fx.symbolic_trace(net) if name == "traced" else net
@@ -65,7 +70,10 @@ def network(name: str) -> nn.Module:
 def train_twice(
     fabric: Fabric | None, name: str, size: int, dtype: torch.dtype, autocast: bool
 ) -> dict[str, Any]:
-    """Two global batches of `size`; without Fabric in one process. What comes out, of the last one or of both."""
+    """Outputs, gradients and buffers after two global batches of `size`; None means one process.
+
+    Logits are the second batch's, gradients the sum over both.
+    """
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, size, 3, 64, 64, generator=generator).to(dtype)
     labels = torch.randint(0, 3, (2, size), generator=generator)
@@ -85,28 +93,29 @@ def train_twice(
     if fabric:
         logits = gather(fabric, logits)
         reduce_gradients(fabric, net.parameters())
-    gradients = {key: each.grad for key, each in net.named_parameters() if each.grad is not None}
+    gradients = {key: p.grad for key, p in net.named_parameters() if p.grad is not None}
     return {"logits": {"": logits}, "gradients": gradients, "buffers": dict(net.named_buffers())}
 
 
 def compare(
     fabric: Fabric, name: str, size: int, dtype: torch.dtype, autocast: bool = False
 ) -> dict[str, float]:
-    """How far ranks are from one process, by kind of output, relative to its largest value."""
-    one, several = (train_twice(each, name, size, dtype, autocast) for each in (None, fabric))
+    """The distance of ranks from one process by kind of output, relative to the largest value."""
+    one = train_twice(None, name, size, dtype, autocast)
+    several = train_twice(fabric, name, size, dtype, autocast)
     found = {}
     for kind, expected in one.items():
         assert expected.keys() == several[kind].keys()
-        largest = max(float(each.abs().max()) for each in expected.values())
-        found[kind] = (
-            max(float((several[kind][key] - each).abs().max()) for key, each in expected.items())
-            / largest
+        largest = max(float(tensor.abs().max()) for tensor in expected.values())
+        distance = max(
+            float((several[kind][key] - tensor).abs().max()) for key, tensor in expected.items()
         )
+        found[kind] = distance / largest
     return found
 
 
 def compare_all(out: str) -> None:
-    """Networks, batch sizes and precisions."""
+    """Compare ranks and one process over networks, batch sizes and precisions."""
     fabric = build_fabric()
     results = {
         f"{name} {size} {str(dtype).removeprefix('torch.')}": compare(fabric, name, size, dtype)
@@ -121,7 +130,7 @@ def compare_all(out: str) -> None:
 
 
 def communicate(out: str) -> None:
-    """All else that ranks do together. At the end rank 1 is killed while rank 0 waits for it."""
+    """Do all else that ranks do together. At the end rank 1 is killed while rank 0 waits for it."""
     fabric = build_fabric()
     rank = fabric.global_rank
     results: dict[str, Any] = {"count": torch.get_num_threads()}
@@ -148,12 +157,10 @@ def communicate(out: str) -> None:
     inputs = torch.ones(1, 2)
     losses = layers[0](inputs).sum() + layers[2](inputs.double()).sum()
     if rank:
-        losses = losses + layers[1](inputs).sum()  # in one rank only
+        losses = losses + layers[1](inputs).sum()  # on one rank only
     fabric.backward(losses)
     reduce_gradients(fabric, [*net.parameters(), unused])
-    results["gradients"] = [
-        float(each.grad[0, 0]) for each in net.parameters() if each.grad is not None
-    ]
+    results["gradients"] = [float(p.grad[0, 0]) for p in net.parameters() if p.grad is not None]
     results["unused"] = unused.grad
     results["norm"] = float(fabric.clip_gradients(net, optimizer, max_norm=1.0))  # type: ignore[arg-type]
     optimizer.step()
@@ -170,7 +177,7 @@ def communicate(out: str) -> None:
 
 
 def sleep(out: str) -> None:
-    """Say which process this is, and do nothing for two minutes."""
+    """Write this process's id to a file, then sleep for two minutes."""
     path = Path(out) / "pid"
     path.with_suffix(".new").write_text(str(os.getpid()))
     path.with_suffix(".new").rename(path)

@@ -150,13 +150,12 @@ def test_500_jobs_take_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "write tvf report DIR"),
         (["empty"], "empty is not the folder of a sweep: it has no sweep.json"),
-        (["nowhere"], "there is no folder .*/nowhere"),
-        (["."], "It holds sweeps, the newest of them .*/bare"),
+        (["nowhere"], "/nowhere is not a folder"),
+        (["."], "It contains sweeps; the newest is .*/bare"),
         (["sweep", "empty"], "empty is not the folder of a sweep"),
-        (["bare"], "bare: no job has begun"),
-        (["sweep", "--format", "html", "--output", "-"], "--output - is for md and json"),
+        (["bare"], "bare: no job has started"),
+        (["sweep", "--format", "html", "--output", "-"], "--output - must be used with md or json"),
         (["sweep", "--output", "/dev/null/x"], "/dev/null/x"),
     ],
     ids=str,
@@ -178,7 +177,7 @@ def test_a_format_that_there_is_not_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         tvf(monkeypatch, "report", str(sweep), "--format", "pdf")
-    assert "choose from" in capsys.readouterr().err
+    assert "is not one of" in capsys.readouterr().err
 
 
 def test_without_a_config_jobs_are_named_as_left_out(sweep: Path) -> None:

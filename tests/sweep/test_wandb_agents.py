@@ -206,7 +206,7 @@ def test_fractions_vary_for_the_model_that_has_them(
         (["seed=1,-1"], "seed=-1 is refused"),
         (["epochs=0"], "epochs=0 is refused"),
         (["typo=1"], "typo"),
-        (["tracker=none"], "tracker=none is refused: W&B would never hear"),
+        (["tracker=none"], "tracker=none must be tracker=wandb: the sweep maximizes"),
         (
             ["hydra.run.dir=x", "seed=1,2"],
             "hydra.run.dir=x is refused: each job has a folder of its own",

@@ -1,4 +1,4 @@
-"""Phases: what recipes list, and the laws that training through them keeps."""
+"""Phases: what recipes return, and the invariants of training through them."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ SGD = DiscriminativeOptimizer(torch.optim.SGD, 0.01, 0.001, weight_decay=0.1)
 MOMENTUM = DiscriminativeOptimizer(
     lambda groups: torch.optim.SGD(groups, momentum=0.9), 0.01, 0.001, weight_decay=0.1
 )
-WAYS_TO_GO = {
+RECIPES = {
     "lp_ft": LpFt(head_epochs=2),
     "gradual": Gradual(),
-    "there and back": Phases(
+    "more, less, more": Phases(
         [{"share": 0.4}, {"share": 0.2, "fraction": 0}, {"share": 0.4, "fraction": 0.5}]
     ),
 }
@@ -39,16 +39,15 @@ def _values(model: FineTuneModel) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("recipe", WAYS_TO_GO.values(), ids=list(WAYS_TO_GO))
-def test_in_every_phase_what_is_frozen_stays_and_what_trains_moves(recipe: Any) -> None:
-    """With momentum and weight decay, which move weights without a gradient wherever an optimizer still has them."""
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_in_every_phase_exactly_the_unfrozen_parameters_change(recipe: Any) -> None:
+    """Momentum and weight decay would move any weight that the optimizer still has."""
     model = FineTuneModel(small_backbone(), 1.0)
     at_start: list[tuple[dict[str, Tensor], set[str]]] = []
 
     def begun(index: int, optimizer: Optimizer) -> None:
-        at_start.append(
-            (_values(model), {name for name, p in model.named_parameters() if p.requires_grad})
-        )
+        training = {name for name, p in model.named_parameters() if p.requires_grad}
+        at_start.append((_values(model), training))
 
     def after(epoch: EpochResult) -> None:
         before, training = at_start[-1]
@@ -60,14 +59,14 @@ def test_in_every_phase_what_is_frozen_stays_and_what_trains_moves(recipe: Any) 
     assert len(at_start) == len(recipe(5, 4, NEVER))
 
 
-@given(epochs=st.integers(2, 40), groups=st.integers(0, 12), each=st.integers(1, 3))
-def test_phases_have_all_epochs_and_end_with_the_groups_of_direct(
-    epochs: int, groups: int, each: int
+@given(epochs=st.integers(2, 40), groups=st.integers(0, 12), epochs_each=st.integers(1, 3))
+def test_phases_add_up_to_all_epochs_and_end_with_the_groups_of_direct(
+    epochs: int, groups: int, epochs_each: int
 ) -> None:
     (direct,) = Direct()(epochs, groups, NEVER)
     recipes = [LpFt(), LpFt(head_epochs=1), Phases([{"share": 0.5, "fraction": 0}, {"share": 0.5}])]
-    if epochs > each:
-        recipes.append(Gradual(each))
+    if epochs > epochs_each:
+        recipes.append(Gradual(epochs_each))
     for recipe in recipes:
         phases = recipe(epochs, groups, NEVER)
         assert sum(phase.epochs for phase in phases) == direct.epochs
@@ -81,24 +80,25 @@ def test_phases_have_all_epochs_and_end_with_the_groups_of_direct(
 def test_lp_ft_without_a_head_phase_is_direct(
     epochs: int, groups: int, patience: int | None
 ) -> None:
-    assert LpFt()(epochs, 0, EarlyStopping(patience)) == Direct()(
-        epochs, 0, EarlyStopping(patience)
-    )
+    stopping, direct = EarlyStopping(patience), Direct()
+    assert LpFt()(epochs, 0, stopping) == direct(epochs, 0, stopping)
     recipe = LpFt(head_epochs=0, lr=1e-5, backbone_lr=1e-6)
-    assert recipe(epochs, groups, EarlyStopping(patience)) == Direct()(
-        epochs, groups, EarlyStopping(patience)
-    )
+    assert recipe(epochs, groups, stopping) == direct(epochs, groups, stopping)
 
 
-def test_gradual_unfreezes_one_group_after_another_and_several_where_epochs_are_few() -> None:
-    assert [(p.groups, p.epochs) for p in Gradual()(6, 3, NEVER)] == [
-        (0, 1),
-        (1, 1),
-        (2, 1),
-        (3, 3),
-    ]
-    assert [(p.groups, p.epochs) for p in Gradual()(3, 9, NEVER)] == [(0, 1), (4, 1), (9, 1)]
-    assert [(p.groups, p.epochs) for p in Gradual(2)(6, 9, NEVER)] == [(0, 2), (4, 2), (9, 2)]
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "groups", "expected"),
+    [
+        (Gradual(), 6, 3, [(0, 1), (1, 1), (2, 1), (3, 3)]),
+        (Gradual(), 3, 9, [(0, 1), (4, 1), (9, 1)]),
+        (Gradual(2), 6, 9, [(0, 2), (4, 2), (9, 2)]),
+    ],
+)
+def test_gradual_unfreezes_group_by_group_or_several_at_once_if_epochs_are_few(
+    recipe: Gradual, epochs: int, groups: int, expected: list[tuple[int, int]]
+) -> None:
+    phases = recipe(epochs, groups, NEVER)
+    assert [(phase.groups, phase.epochs) for phase in phases] == expected
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_gradual_unfreezes_one_group_after_another_and_several_where_epochs_are_
     [MOMENTUM, DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001)],
     ids=["momentum", "Adam"],
 )
-def test_a_phase_that_changes_nothing_changes_nothing(optimizer: DiscriminativeOptimizer) -> None:
-    """Nothing that the optimizer has gathered is lost: two phases alike are one, bit for bit."""
+def test_splitting_a_phase_in_two_changes_nothing(optimizer: DiscriminativeOptimizer) -> None:
+    """The second phase keeps the optimizer's state: two equal phases are one, bit for bit."""
     found = []
     for phases in ([Phase(4, 2)], [Phase(1, 2), Phase(3, 2)]):
         model = FineTuneModel(small_backbone(), 0.5)
@@ -116,36 +116,29 @@ def test_a_phase_that_changes_nothing_changes_nothing(optimizer: DiscriminativeO
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_groups_that_go_on_keep_their_momenta_when_another_joins() -> None:
+def test_groups_keep_their_momenta_when_another_one_joins() -> None:
     model = FineTuneModel(small_backbone(), 0.5)
     states: list[list[Any]] = []
 
     def begun(index: int, optimizer: Optimizer) -> None:
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
-        states.append(
-            [optimizer.state[parameter].get("momentum_buffer") for parameter in parameters]
-        )
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states.append([optimizer.state[p].get("momentum_buffer") for p in parameters])
 
     train(model, [Phase(1, 0), Phase(1, 1), Phase(1, 2)], optimizer=MOMENTUM, begun=begun)
-    # The head's weight and bias; bn2's; conv2's.
-    assert [[buffer is not None for buffer in each] for each in states] == [2 * [False], 2 * [True] + 2 * [False], [
-        *(4 * [True]), *(2 * [False])
-    ]]  # fmt: skip
+    # Weight and bias of the head, then of bn2, then of conv2.
+    assert [[buffer is not None for buffer in buffers] for buffers in states] == [
+        [False, False],
+        [True, True, False, False],
+        [True, True, True, True, False, False],
+    ]
 
 
-def test_a_layer_decay_of_1_is_two_rates_and_a_smaller_one_slows_deeper_frozen_groups() -> None:
+def test_a_layer_decay_of_1_is_none_and_a_smaller_one_slows_groups_further_from_the_head() -> None:
     found = []
     for layer_decay in (None, 1.0):
         model = FineTuneModel(small_backbone(), 1.0)
-        train(
-            model,
-            [Phase(2, 4)],
-            optimizer=DiscriminativeOptimizer(
-                torch.optim.Adam, 0.01, 0.001, layer_decay=layer_decay
-            ),
-        )
+        adam = DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001, layer_decay=layer_decay)
+        train(model, [Phase(2, 4)], optimizer=adam)
         found.append(_values(model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     model = FineTuneModel(small_backbone(), 1.0)
@@ -156,7 +149,7 @@ def test_a_layer_decay_of_1_is_two_rates_and_a_smaller_one_slows_deeper_frozen_g
     )
 
 
-def test_weight_decay_spares_biases_and_normalisation_where_it_is_told_to() -> None:
+def test_weight_decay_spares_biases_and_normalisation_unless_decay_all() -> None:
     model = FineTuneModel(small_backbone(), 1.0)
     for decay_all in (True, False):
         optimizer = DiscriminativeOptimizer(torch.optim.SGD, 0.1, 0.01, 0.5, decay_all=decay_all)
@@ -168,7 +161,7 @@ def test_weight_decay_spares_biases_and_normalisation_where_it_is_told_to() -> N
         assert {group["lr"] for group in groups if group["part"] == "head"} == {0.1}
 
 
-def test_an_average_without_memory_is_the_weights_themselves() -> None:
+def test_an_average_with_decay_0_equals_the_weights() -> None:
     found = []
     for average in (None, ExponentialMovingAverage(0.0)):
         model = FineTuneModel(small_backbone(), 0.5)
@@ -176,7 +169,7 @@ def test_an_average_without_memory_is_the_weights_themselves() -> None:
         train(
             model,
             [Phase(2, 2)],
-            ways=StepOptions(8, average=average and average(model)),
+            steps=StepOptions(8, seed=1, average=average and average(model)),
             on_epoch=history.append,
         )
         found.append((_values(model), [(epoch.val_loss, epoch.val_acc) for epoch in history]))
@@ -184,8 +177,8 @@ def test_an_average_without_memory_is_the_weights_themselves() -> None:
     assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
 
 
-def test_an_average_forgets_its_beginning_soon_and_leaves_the_weights_alone() -> None:
-    """d is (1 + n) / (10 + n) after n steps until that is more than the decay; counts are not averaged."""
+def test_an_average_soon_forgets_the_initial_weights_and_leaves_the_model_alone() -> None:
+    """d is the smaller of decay and (1 + n) / (10 + n) after n steps; counts are not averaged."""
     model = FineTuneModel(small_backbone(), 0.0)
     (weight, _), count = model.head_parameters(), model.module.bn1.num_batches_tracked  # type: ignore[union-attr]
     with torch.no_grad():
@@ -204,20 +197,20 @@ def test_an_average_forgets_its_beginning_soon_and_leaves_the_weights_alone() ->
     assert torch.equal(weight, torch.full_like(weight, 3.0))
     again = ExponentialMovingAverage(0.2)(model)
     again.load_state_dict(average.state_dict())
-    for each in (average, again):
-        each.update()
-    assert torch.equal(*(each.state_dict()["module.head.weight"] for each in (average, again)))
+    average.update()
+    again.update()
+    name = "module.head.weight"
+    assert torch.equal(average.state_dict()[name], again.state_dict()[name])
 
 
 @given(scores=st.lists(st.integers(0, 5), min_size=1, max_size=12), patience=st.integers(1, 4))
-def test_patience_ends_when_so_many_epochs_in_a_row_brought_nothing(
+def test_a_phase_ends_after_patience_epochs_in_a_row_without_improvement(
     scores: list[int], patience: int
 ) -> None:
     stopping = EarlyStopping(patience)
-    ended = next(
-        (n for n in range(1, len(scores) + 1) if stopping.ends(list(map(float, scores[:n])))), None
-    )
-    waits = [n - int(np.argmax(scores[:n])) - 1 for n in range(1, len(scores) + 1)]
+    epochs = range(1, len(scores) + 1)
+    ended = next((n for n in epochs if stopping.ends(list(map(float, scores[:n])))), None)
+    waits = [n - int(np.argmax(scores[:n])) - 1 for n in epochs]
     assert ended == next((n for n, waited in enumerate(waits, 1) if waited >= patience), None)
     assert not EarlyStopping().ends(list(map(float, scores)))
 
@@ -230,30 +223,30 @@ def test_an_epoch_must_be_better_by_more_than_min_delta() -> None:
 
 
 def test_a_phase_that_stops_early_gives_its_best_weights_to_the_next() -> None:
-    """With a rate of nothing the second phase shows the weights that it began with."""
+    """`begun` sees the weights that the second phase starts with."""
     model = FineTuneModel(small_backbone(), 1.0)
     history: list[EpochResult] = []
     scores = {1: 0.5, 2: 0.6, 3: 0.4, 4: 0.3}
     weights: dict[int, Tensor] = {}
-    begins: list[Tensor] = []
+    initial: list[Tensor] = []
 
     def after(epoch: EpochResult) -> None:
         history.append(epoch)
         weights[epoch.epoch] = parameters_to_vector(model.parameters()).clone()
 
     def begun(index: int, optimizer: Optimizer) -> None:
-        begins.append(parameters_to_vector(model.parameters()).clone())
+        initial.append(parameters_to_vector(model.parameters()).clone())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EpochResult, "score", lambda self, metric: scores.get(self.epoch, 0.1))
         phases = [Phase(9, 4, stopping=EarlyStopping(2)), Phase(1, 4)]
         best = train(model, phases, optimizer=SGD, begun=begun, on_epoch=after)
     assert [epoch.phase for epoch in history] == [1, 1, 1, 1, 2]
-    assert torch.equal(begins[1], weights[2]) and not torch.equal(begins[1], weights[4])
+    assert torch.equal(initial[1], weights[2]) and not torch.equal(initial[1], weights[4])
     assert best is not None and best.epoch == 2
 
 
-def test_the_end_of_a_phase_is_told_once_even_to_a_job_that_pauses_there() -> None:
+def test_the_end_of_a_phase_is_reported_once_even_if_the_job_pauses_there() -> None:
     told: list[int] = []
     phases = [Phase(2, 0), Phase(2, 1), Phase(1, 2)]
     for stop_after in (2, None):
@@ -275,16 +268,19 @@ WRONG = [
     (lambda: LpFt(head_epochs=-1), "recipe.head_epochs=-1"),
     (
         lambda: LpFt(head_epochs=3)(3, 1, NEVER),
-        "recipe.head_epochs=3 and epochs=3 cannot be divided",
+        "recipe.head_epochs=3 must be below epochs=3",
     ),
-    (lambda: LpFt()(1, 1, NEVER), "^epochs=1 cannot be divided"),
+    (lambda: LpFt()(1, 1, NEVER), "^epochs=1 must be at least 2"),
     (lambda: LpFt(lr=0), "recipe.lr=0"),
     (lambda: Gradual(0), "recipe.epochs_each=0"),
-    (lambda: Gradual(3)(3, 1, NEVER), "recipe.epochs_each=3 leaves nothing of epochs=3"),
+    (lambda: Gradual(3)(3, 1, NEVER), "recipe.epochs_each=3 must be below epochs=3"),
     (lambda: Phases([]), "recipe.phases="),
     (lambda: Phases("direct"), "recipe.phases='direct'"),  # type: ignore[arg-type]
     (lambda: Phases([3]), r"recipe.phases\[0\]=3"),  # type: ignore[list-item]
-    (lambda: Phases([{"epochs": 1, "share": 0.5}]), r"recipe.phases\[0\] needs epochs or a share"),
+    (
+        lambda: Phases([{"epochs": 1, "share": 0.5}]),
+        r"recipe.phases\[0\] must have either epochs or share",
+    ),
     (
         lambda: Phases([{"epoch": 1}]),
         r"recipe.phases\[0\].epoch is not an option: did you mean recipe.phases\[0\].epochs",
@@ -296,23 +292,22 @@ WRONG = [
     (lambda: Phases([{"epochs": 1, "patience": 0}]), r"recipe.phases\[0\].patience=0"),
     (
         lambda: Phases([{"epochs": 1}, {"epochs": 1}])(3, 1, NEVER),
-        r"have 1, 1 epochs, which must .* epochs=3",
+        r"have 1, 1 epochs, which must .* add up to epochs=3",
     ),
     (
         lambda: Phases([{"share": 0.1}, {"share": 0.9}])(3, 1, NEVER),
-        r"have 0, 3 epochs, which must be above 0",
+        r"have 0, 3 epochs, which must all be above 0",
     ),
-    (lambda: Phases([{"epochs": 2, "fraction": 0.5}]), "never train all of the job's groups"),
+    (lambda: Phases([{"epochs": 2, "fraction": 0.5}]), "must train all of the job's groups"),
     (
         lambda: Phases([{"share": 0.5}, {"share": 0.4}]),
-        "shares that add up to 0.9: they must add up to 1",
+        "must have shares that add up to 1, but they add up to 0.9",
     ),
     (lambda: ExponentialMovingAverage(1.0), "average.decay=1.0"),
     (
         lambda: DiscriminativeOptimizer(torch.optim.SGD, 1, 1, layer_decay=0),
         "optimizer.layer_decay=0",
     ),
-    (lambda: DiscriminativeOptimizer(torch.optim.SGD, 1, 1, clip_norm=0), "optimizer.clip_norm=0"),
 ]
 
 

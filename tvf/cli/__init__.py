@@ -1,7 +1,6 @@
-"""The shell commands."""
+"""The shell commands: `tvf` is `main`, `python train.py` is `train`."""
 
-from tvf.cli.main import main
-from tvf.cli.train import train
+from tvf.cli.main import main, train
 
 __all__ = [
     "main",

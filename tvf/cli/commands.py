@@ -1,282 +1,262 @@
-"""The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
+"""What the commands other than train do, as plain functions that print to stdout.
 
-import argparse
+Bad input ends each of them with a message on stderr and exit code 1.
+"""
+
 import os
 import shlex
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from tvf.config import explain_error
-from tvf.errors import InputError
-from tvf.records import read_commands
-from tvf.report import print_status
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
-from tvf.cli.train import _in_folder, read_config_dir, train
-from tvf.config import build, conf_dir, to_plain
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from tvf.cli.launch import compose, launch, make_importable, sweep_dir_override
+from tvf.config import build, explain_error, to_plain
+from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-
-
-def resume(arguments: list[str]) -> None:
-    """Give a sweep's commands again, in the folder that they were given in: each runs what is not done."""
-    pass
-
-    folder, overrides = sweep_folder("resume", arguments)
-    if others := [each for each in overrides if not each.startswith("hydra")]:
-        raise SystemExit(
-            f"error: {' '.join(others)} would make other jobs of them. To widen the sweep, give its command with other "
-            f"values and hydra.sweep.dir={folder}."
-        )
-    commands = read_commands(folder)
-    if not commands:
-        raise SystemExit(
-            f"error: {folder / 'sweep.json'} names no command: give the sweep's own again, with hydra.sweep.dir=DIR."
-        )
-    unfinished = False
-    for command in commands:
-        try:
-            os.chdir(command["folder"])
-        except OSError as error:
-            raise SystemExit(
-                f"error: {command['folder']}, where the sweep was started: {error.strerror}"
-            ) from None
-        arguments = [*command["arguments"], *overrides, _in_folder(folder)]
-        sys.argv = [f"{sys.argv[0].partition(' ')[0]} train", *arguments]
-        print(shlex.join(["tvf", "train", *arguments]))
-        try:
-            train()
-        except SystemExit as error:
-            if error.code not in (0, 1):
-                raise
-            unfinished |= error.code == 1
-    if unfinished:
-        raise SystemExit(1)
+from tvf.records import read_commands, read_sweep
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Turn mistakes into messages, but for those who debug."""
+def _errors_as_messages() -> Iterator[None]:
+    """Turn input errors into messages, unless TVF_DEBUG=1 asks for tracebacks."""
     try:
         yield
+    except BrokenPipeError:  # stdout is `| head`: click exits without a message
+        raise
     except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
         if os.environ.get("TVF_DEBUG") == "1":
             raise
         raise SystemExit(f"error: {explain_error(error)}") from None
 
 
-def status(arguments: list[str]) -> None:
-    """Print how the jobs of a sweep stand, from its files: the sweep may be running, or dead."""
-    folder, others = sweep_folder("status", arguments)
-    if others:
-        raise SystemExit("error: write tvf status DIR, the sweep's folder.")
-    print_status(folder)
+@_errors_as_messages()
+def resume(folder: Path, overrides: Sequence[str]) -> None:
+    """Rerun the commands of the sweep in `folder`; jobs that are done are skipped.
 
-
-def report(arguments: list[str]) -> None:
-    """Write the comparison of one or more sweeps, which may be running, in a format of tvf.sweep.report."""
-    from tvf.records import read_sweep
-    from tvf.report import FORMATS, render_report, write_files
-
-    parser = argparse.ArgumentParser("tvf report", allow_abbrev=False)
-    parser.add_argument("folders", nargs="*", metavar="DIR", help="the sweep's folder")
-    parser.add_argument("--format", default="html", choices=FORMATS)
-    parser.add_argument("--output", metavar="FOLDER")
-    given = parser.parse_args(arguments)
-    if not given.folders:
-        raise SystemExit("error: write tvf report DIR, the sweep's folder.")
-    folders = list(dict.fromkeys(sweep_folder("report", [each])[0] for each in given.folders))
-    with _told():
-        rows = [row for folder in folders for row in read_sweep(folder)]
-        if not rows:
-            raise InputError(
-                f"{' and '.join(map(str, folders))}: no job has begun, and sweep.json names none."
-            )
-        files = render_report(folders, rows, given.format)
-        if given.output == "-":
-            if given.format not in ("md", "json"):
-                raise InputError(f"--output - is for md and json: {given.format} goes to a folder.")
-            print(*(content.decode() for content in files.values()), end="")
-            return
-        into = Path(given.output) if given.output else folders[0] if len(folders) == 1 else Path()
+    `overrides` are added to each command and may only set Hydra's own options.
+    """
+    folder = _sweep_folder(
+        folder, "To resume a single job, rerun its command with hydra.run.dir=DIR."
+    )
+    in_folder = sweep_dir_override(folder)
+    if settings := [override for override in overrides if not override.startswith("hydra")]:
+        raise InputError(
+            f"resume cannot change settings ({' '.join(settings)}). To add jobs, rerun the sweep "
+            f"command with the new values and {shlex.quote(in_folder)}."
+        )
+    commands = read_commands(folder)
+    if not commands:
+        raise InputError(
+            f"{folder / 'sweep.json'} records no command. Rerun the sweep command with "
+            f"{shlex.quote(in_folder)}."
+        )
+    failed = False
+    for command in commands:
         try:
-            paths = write_files(files, into)
+            os.chdir(command["folder"])
         except OSError as error:
-            where = error.filename or into
             raise InputError(
-                f"{where} cannot be written ({error.strerror}): choose a folder with --output."
+                f"cannot enter the folder where the sweep was started: {command['folder']} "
+                f"({error.strerror})."
             ) from error
-        print(*paths, sep="\n")
+        arguments = [*command["arguments"], *overrides, in_folder]
+        print(shlex.join(["tvf", "train", *arguments]))
+        try:
+            launch(arguments)
+        except SystemExit as error:
+            if error.code not in (0, 1):
+                raise
+            failed |= error.code == 1
+    if failed:
+        raise SystemExit(1)
 
 
-def dashboard(arguments: list[str]) -> None:
-    """Save a workspace and a report of a sweep's runs at W&B, and print where they are."""
-    from tvf.records import read_sweep
+@_errors_as_messages()
+def status(folder: Path) -> None:
+    """Print the table of a sweep's jobs, read from its files: it may be running or dead."""
+    from tvf.report import print_status
+
+    print_status(_sweep_folder(folder))
+
+
+@_errors_as_messages()
+def report(folders: Sequence[Path], file_format: str, output: str | None) -> None:
+    """Write the comparison of one or more sweeps in one of tvf.report.FORMATS.
+
+    `output` is a folder, - for stdout, or None: the sweep's folder, or the working directory if
+    there are several sweeps.
+    """
+    from tvf.report import render_report, write_files
+
+    sweeps = list(dict.fromkeys(_sweep_folder(folder) for folder in folders))
+    rows = [row for sweep in sweeps for row in read_sweep(sweep)]
+    if not rows:
+        raise InputError(
+            f"{' and '.join(map(str, sweeps))}: no job has started, and sweep.json lists none."
+        )
+    if output == "-" and file_format not in ("md", "json"):
+        raise InputError(f"--output - must be used with md or json; {file_format} needs a folder.")
+    files = render_report(sweeps, rows, file_format)
+    if output == "-":
+        print(*(content.decode() for content in files.values()), end="")
+        return
+    target = Path(output) if output else sweeps[0] if len(sweeps) == 1 else Path()
+    try:
+        paths = write_files(files, target)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or target} cannot be written ({error.strerror}). Choose another "
+            "folder with --output."
+        ) from error
+    print(*paths, sep="\n")
+
+
+@_errors_as_messages()
+def dashboard(folder: Path) -> None:
+    """Save a workspace and a report of a sweep's runs at W&B, and print their URLs."""
     from tvf.report import compare, publish_dashboard, render_markdown, test_sentence
 
-    folder, others = sweep_folder("dashboard", arguments)
-    if others:
-        raise SystemExit("error: write tvf dashboard DIR, the folder of one sweep.")
-    rows = read_sweep(folder)
-    with _told():
-        tracked = [row for row in rows if row["wandb_run_id"]]
-        comparisons = compare(tracked)
-        if not comparisons:
-            raise InputError(
-                f"{folder}: no job has a W&B run (tracker=none?). tvf report {folder} needs none."
-            )
-        if len(comparisons) > 1:
-            titles = "; ".join(each.title for each in comparisons)
-            raise InputError(
-                f"{folder}: its jobs cannot be compared on one dashboard ({titles}): sweep them apart."
-            )
-        (comparison,) = comparisons
-        config = comparison.configurations[0].jobs[0]["config"]
-        for url in publish_dashboard(
-            *(config["project"], folder.name, comparison.score_key),
-            recommendation=f"{comparison.choice.text} {test_sentence(comparison)}".strip(),
-            table=render_markdown([folder], comparisons).partition("\n\n")[2],
-            entity=config["tracker"].get("entity"),
-            auroc=any(row["val_auroc"] is not None for row in tracked),
-        ):
-            print(url)
+    folder = _sweep_folder(folder)
+    tracked = [row for row in read_sweep(folder) if row["wandb_run_id"]]
+    comparisons = compare(tracked)
+    if not comparisons:
+        raise InputError(
+            f"{folder}: no job has a W&B run (tracker=none?). Use tvf report {folder} instead."
+        )
+    if len(comparisons) > 1:
+        titles = "; ".join(comparison.title for comparison in comparisons)
+        raise InputError(
+            f"{folder}: its jobs are not comparable, so they cannot share a dashboard ({titles}). "
+            "Run a separate sweep for each of these settings."
+        )
+    (comparison,) = comparisons
+    config = comparison.configurations[0].jobs[0]["config"]
+    urls = publish_dashboard(
+        config["project"],
+        folder.name,
+        comparison.score_key,
+        recommendation=f"{comparison.choice.text} {test_sentence(comparison)}".strip(),
+        table=render_markdown([folder], comparisons).partition("\n\n")[2],
+        entity=config["tracker"].get("entity"),
+        auroc=any(row["val_auroc"] is not None for row in tracked),
+    )
+    print(*urls, sep="\n")
 
 
-def wandb_sweep(overrides: list[str]) -> None:
-    """Print the YAML of a sweep for W&B's own agents, whose jobs were all checked as far as one value goes."""
+@_errors_as_messages()
+def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> None:
+    """Print the YAML of a sweep for W&B's agents.
+
+    Every value of the grid is validated, with the first value of all other parameters.
+    """
     from tvf.config import validate_config
     from tvf.sweep import read_grid, wandb_sweep_yaml
 
-    with _told():
-        fixed, varied = read_grid(overrides)
-        first = {key: values[0] for key, values in varied.items()}
-        for key, values in varied.items():
-            for value in values:
-                validate_config(
-                    _compose(
-                        [
-                            *fixed,
-                            *(f"{key}={value}" for key, value in (first | {key: value}).items()),
-                        ]
-                    )
-                )
-        config = to_plain(_compose([*fixed, *(f"{key}={value}" for key, value in first.items())]))
-        if str(config["tracker"].get("_target_")).endswith("NoTracker"):
-            raise InputError(
-                "tracker=none is refused: W&B would never hear of the score that it is to maximise."
-            )
-        print(
-            wandb_sweep_yaml(fixed, varied, f"val_{METRICS[metric_of(config)]}", config["project"]),
-            end="",
+    config_dir = config_dir and config_dir.absolute()
+    make_importable(config_dir)
+    fixed, varied = read_grid(overrides)
+    first = {key: values[0] for key, values in varied.items()}
+
+    for key, values in varied.items():
+        for value in values:
+            validate_config(compose(_point(fixed, first | {key: value}), config_dir))
+    config = to_plain(compose(_point(fixed, first), config_dir))
+    if str(config["tracker"].get("_target_")).endswith("NoTracker"):
+        raise InputError(
+            "tracker=none must be tracker=wandb: the sweep maximizes a score that jobs log to W&B."
         )
+    if config_dir:
+        fixed = ["--config-dir", str(config_dir), *fixed]
+    metric = f"val_{METRICS[metric_of(config)]}"
+    print(wandb_sweep_yaml(fixed, varied, metric, config["project"]), end="")
 
 
-def groups(arguments: list[str]) -> None:
-    """Print, as a Markdown table, which groups of the chosen backbone each fraction trains."""
-    from tvf.models import tabulate_groups
+@_errors_as_messages()
+def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
+    """Print a Markdown table of the groups that each fraction of the chosen backbone trains."""
+    from tvf.models import Selection, tabulate_groups
 
-    folder, overrides = read_config_dir(arguments)
-    if folder:
-        overrides.append(f"hydra.searchpath=['file://{folder}']")
-    with _told():
-        cfg = _compose(overrides)
-        backbone = build(to_plain(cfg.backbone), "backbone", num_classes=1)
-        model = to_plain(cfg.model)
-        unit, direction = model.get("unit") or "groups", model.get("direction") or "top"
-        print(
-            tabulate_groups(
-                backbone.module,
-                backbone.groups,
-                unit,
-                direction=direction,
-                names=model.get("groups"),
-                train=model.get("train"),
-            )
-        )
-
-
-def store(arguments: list[str]) -> None:
-    """List what the store holds, or remove what no job uses."""
-    from tvf.store import StoreOptions, clear_store, format_bytes, list_entries
-
-    action, *rest = arguments or [""]
-    if action not in ("info", "clear") or any(
-        not each.startswith("store.dir=") or each == "store.dir=" for each in rest
-    ):
-        raise SystemExit(
-            "error: write tvf store info or clear, and store.dir=DIR for another store than the usual one."
-        )
-    folder = StoreOptions(dir=next((each.partition("=")[2] for each in rest), None)).path()
-    try:
-        if action == "clear":
-            removed, total, size = clear_store(folder)
-            used = f"; running jobs use the other {total - removed}" if removed < total else ""
-            print(
-                f"removed {removed} of {total} entries, {format_bytes(size)}, from {folder}{used}"
-            )
-            return
-        entries = list_entries(folder)
-    except OSError as error:
-        raise SystemExit(f"error: {error.filename or folder}: {error.strerror or error}") from None
-    if not folder.is_dir():
-        print(f"{folder}: there is no such folder")
-        return
-    total = (
-        f"{len(entries)} entries, {format_bytes(sum(entry.size for entry in entries))}"
-        if entries
-        else "empty"
+    config_dir = config_dir and config_dir.absolute()
+    make_importable(config_dir)
+    cfg = compose(overrides, config_dir)
+    backbone = build(to_plain(cfg.backbone), "backbone", num_classes=1)
+    model = to_plain(cfg.model)
+    selection = Selection(
+        unit=model.get("unit") or "groups",
+        direction=model.get("direction") or "top",
+        groups=model.get("groups"),
+        train=model.get("train"),
     )
-    print(f"{folder}: {total}")
+    print(tabulate_groups(backbone.module, backbone.groups, selection))
+
+
+@_errors_as_messages()
+def store_info(store_dir: str | None) -> None:
+    """List what the store holds, most recently used first; None is the default store."""
+    from tvf.store import StoreOptions, format_bytes, list_entries
+
+    folder = StoreOptions(dir=store_dir).path()
+    with _store_errors(folder):
+        entries = list_entries(folder)
+    if not folder.is_dir():
+        print(f"{folder} does not exist")
+        return
+    size = format_bytes(sum(entry.size for entry in entries))
+    print(f"{folder}: {f'{len(entries)} entries, {size}' if entries else 'empty'}")
     for entry in sorted(entries, key=lambda entry: -entry.used):
         when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-        print(
-            f"{format_bytes(entry.size):>8}  {when}  {'in use  ' if entry.in_use else ''}{entry.about}"
-        )
+        in_use = "in use  " if entry.in_use else ""
+        print(f"{format_bytes(entry.size):>8}  {when}  {in_use}{entry.about}")
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose("config", overrides)
+@_errors_as_messages()
+def store_clear(store_dir: str | None) -> None:
+    """Remove what no running job uses from the store; None is the default store."""
+    from tvf.store import StoreOptions, clear_store, format_bytes
+
+    folder = StoreOptions(dir=store_dir).path()
+    with _store_errors(folder):
+        removed, total, size = clear_store(folder)
+    kept = f"; running jobs use the other {total - removed}" if removed < total else ""
+    print(f"removed {removed} of {total} entries ({format_bytes(size)}) from {folder}{kept}")
 
 
-def sweep_folder(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
-    """The sweep's folder that a command's arguments begin with, and the rest; SystemExit if it is none."""
-    if not arguments or "=" in arguments[0]:
-        raise SystemExit(f"error: write tvf {command} DIR, the sweep's folder.")
-    folder = Path(os.path.normpath(Path(arguments[0]).absolute()))
+@contextmanager
+def _store_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+def _point(fixed: Sequence[str], values: dict[str, str]) -> list[str]:
+    """The overrides of one point of a grid."""
+    return [*fixed, *(f"{key}={value}" for key, value in values.items())]
+
+
+def _sweep_folder(folder: Path, remedy: str = "") -> Path:
+    """Return `folder` as an absolute path; InputError with a `remedy` unless it holds a sweep."""
+    folder = Path(os.path.normpath(folder.absolute()))
     if not folder.is_dir():
-        raise SystemExit(
-            f"error: there is no folder {folder}: write tvf {command} DIR, the sweep's folder."
-        )
+        raise InputError(f"{folder} is not a folder. DIR must be the folder of a sweep.")
     if not (folder / "sweep.json").is_file():
         found = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
         if sweeps := sorted(found, key=lambda path: path.stat().st_mtime):
-            remedy = f"It holds sweeps, the newest of them {sweeps[-1].parent}."
+            remedy = f"It contains sweeps; the newest is {sweeps[-1].parent}."
         elif (folder.parent / "sweep.json").is_file():
             remedy = f"It belongs to the sweep in {folder.parent}."
-        elif command == "resume":
-            remedy = (
-                "A job by itself goes on when its command is given again with hydra.run.dir=DIR."
-            )
-        else:
-            remedy = "That folder holds sweep.json and a folder for each job."
-        raise SystemExit(
-            f"error: {folder} is not the folder of a sweep: it has no sweep.json. {remedy}"
-        )
+        remedy = remedy or "A sweep folder holds sweep.json and one folder per job."
+        raise InputError(f"{folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
     if not read_json(folder / "sweep.json"):
         print(
-            f"{folder / 'sweep.json'} cannot be read: commands, and jobs that wait, are unknown.",
+            f"{folder / 'sweep.json'} cannot be read: the sweep's commands and waiting jobs are "
+            "unknown.",
             file=sys.stderr,
         )
-    return folder, arguments[1:]
+    return folder

@@ -1,42 +1,260 @@
-"""The shell's side: finds conf/, hands over to Hydra, and turns mistakes into messages instead of tracebacks."""
+"""The command `tvf`: names, arguments and help of its commands, and nothing else.
 
-import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from tvf.cli.train import train
-
-OTHERS = ("resume", "status", "report", "dashboard", "wandb-sweep", "groups", "store")
-USAGE = """tvf: how much of a pretrained vision network should train?
-
-  tvf train [OVERRIDE ...]       train one configuration
-  tvf train -m [OVERRIDE ...]    sweep: model.pct_unfreeze=0,0.25,0.5,1.0 trains four
-  tvf train --help               the options, and the config as it stands
-  tvf resume DIR                 go on with the sweep in DIR: what is done is kept, what was stopped goes on from there
-                                 (hydra/launcher=basic and the like may follow)
-  tvf status DIR                 how the jobs of the sweep in DIR stand
-  tvf report DIR [DIR ...]       compare the jobs of one or more sweeps: report.html, written at a sweep's end too
-                                 (--format md, csv, json or png; --output FOLDER, or - for the terminal)
-  tvf dashboard DIR              the comparison at W&B: a workspace and a report of the sweep's runs
-  tvf wandb-sweep [OVERRIDE ...] print the YAML of the same sweep for `wandb sweep` and its agents: > sweep.yaml
-  tvf groups [OVERRIDE ...]      what each fraction trains: tvf groups backbone=resnet18 backbone.weights=null
-  tvf store info | clear         what frozen layers computed, kept for later jobs; clear what no job uses now
-                                 (store.dir=DIR for another store than TVF_STORE's, or the user's cache folder)
+Each command imports what it needs when it runs, so `tvf --help` waits for click alone.
 """
+
+from pathlib import Path
+
+import click
+
+from tvf import __version__
+
+DIR = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List commands in the order in which people need them."""
+        return list(self.commands)
 
 
 def main() -> None:
-    """The command `tvf`."""
-    command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("-h", "--help", "help") or (command in OTHERS and {"-h", "--help"} & {*rest}):
-        print(USAGE)
-    elif command == "train":
-        sys.argv = [f"{sys.argv[0]} train", *rest]
-        train()
-    elif command in OTHERS:
-        from tvf.cli import commands
+    """Run the command `tvf` on sys.argv. Return if it succeeds, raise SystemExit otherwise."""
+    try:
+        tvf(prog_name="tvf")
+    except SystemExit as error:
+        if error.code:
+            raise
 
-        getattr(commands, command.replace("-", "_"))(rest)
-    else:
-        raise SystemExit(f"error: {command} is not a command of tvf.\n\n{USAGE}")
+
+def train() -> None:
+    """Train one job or, with -m, a sweep, as sys.argv says. Raise SystemExit if a job fails."""
+    from tvf.cli.launch import launch
+
+    launch()
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="tvf")
+@click.pass_context
+def tvf(context: click.Context) -> None:
+    """How much of a pretrained vision network should train?
+
+    \b
+    Start here:
+      tvf train +experiment=smoke         check the installation: one epoch on 64 images
+      tvf train model.pct_unfreeze=0.25   train the head and the deepest quarter of the groups
+      tvf train -m model.pct_unfreeze=0,0.25,0.5,1.0 seed=1,2,3
+                                          sweep: compare four fractions, three seeds each
+      tvf train --help                    list every option with its default
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@tvf.command(
+    "train",
+    short_help="Train one configuration or, with -m, a sweep of them.",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def _train(arguments: tuple[str, ...]) -> None:
+    """Pass everything through to Hydra, --help included."""
+    from tvf.cli.launch import launch
+
+    launch(arguments)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
+@click.argument("overrides", metavar="[HYDRA_OVERRIDE]...", nargs=-1)
+def resume(folder: Path, overrides: tuple[str, ...]) -> None:
+    """Resume a sweep.
+
+    Resume the sweep in DIR: finished jobs are skipped, interrupted ones continue from their last
+    checkpoint. Only Hydra's own settings can change, such as the launcher.
+
+    \b
+    Examples:
+      tvf resume outputs/sweeps/demo
+      tvf resume outputs/sweeps/demo hydra/launcher=basic
+    """
+    from tvf.cli import commands
+
+    commands.resume(folder, overrides)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
+def status(folder: Path) -> None:
+    """Show the state and scores of a sweep's jobs.
+
+    DIR is the folder of a sweep. The sweep may still be running, or have been killed.
+
+    \b
+    Examples:
+      tvf status outputs/sweeps/demo
+      watch tvf status outputs/sweeps/demo
+    """
+    from tvf.cli import commands
+
+    commands.status(folder)
+
+
+@tvf.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=DIR)
+@click.option(
+    "--format",
+    "file_format",
+    default="html",
+    show_default=True,
+    type=click.Choice(["html", "md", "csv", "json", "png"]),
+    help="html: a page; md: a table; csv, json: all numbers; png: the main chart, also as SVG.",
+)
+@click.option(
+    "--output",
+    metavar="FOLDER",
+    help="Where to write; - prints md or json. Default: DIR, or the current folder for several.",
+)
+def report(folders: tuple[Path, ...], file_format: str, output: str | None) -> None:
+    """Compare the jobs of one or more sweeps.
+
+    Each DIR is the folder of a sweep, which may still be running. Every sweep writes its own
+    report.html when it ends.
+
+    \b
+    Examples:
+      tvf report outputs/sweeps/demo
+      tvf report outputs/sweeps/first outputs/sweeps/second --format md --output -
+    """
+    from tvf.cli import commands
+
+    commands.report(folders, file_format, output)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
+def dashboard(folder: Path) -> None:
+    """Save a sweep's comparison to W&B.
+
+    Save a workspace and a report of the runs of the sweep in DIR, and print their URLs. Needs the
+    extra "dashboard" (pip install '.[dashboard]') and a W&B login.
+
+    \b
+    Examples:
+      tvf dashboard outputs/sweeps/demo
+      WANDB_BASE_URL=https://wandb.example.com tvf dashboard outputs/sweeps/demo
+    """
+    from tvf.cli import commands
+
+    commands.dashboard(folder)
+
+
+_config_dir = click.option(
+    "--config-dir",
+    "-cd",
+    metavar="DIR",
+    type=DIR,
+    help="A folder with config options and Python files of your own.",
+)
+
+
+@tvf.command("wandb-sweep", context_settings={"ignore_unknown_options": True})
+@_config_dir
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1, type=click.UNPROCESSED)
+def wandb_sweep(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Print a sweep as YAML for W&B's agents.
+
+    Takes the overrides of tvf train -m: lists of values become the grid of the W&B sweep. Without
+    any list, the grid is four fractions.
+
+    \b
+    Examples:
+      tvf wandb-sweep seed=1,2,3 > sweep.yaml
+      tvf wandb-sweep model.pct_unfreeze=0,0.5 optimizer.lr=0.001,0.01 epochs=10 > sweep.yaml
+    """
+    from tvf.cli import commands
+
+    commands.wandb_sweep(overrides, config_dir)
+
+
+@tvf.command()
+@_config_dir
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1)
+def groups(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Show which groups of a backbone each fraction trains.
+
+    Takes the overrides of tvf train and prints a Markdown table.
+
+    \b
+    Examples:
+      tvf groups
+      tvf groups backbone=resnet18 backbone.weights=null backbone.grouping=stages
+    """
+    from tvf.cli import commands
+
+    commands.groups(overrides, config_dir)
+
+
+@tvf.group(cls=_Commands)
+def store() -> None:
+    """List or remove cached activations and images.
+
+    The store holds what frozen layers computed, so that later jobs need not. It is in the folder
+    that TVF_STORE names, or else in the user's cache folder.
+
+    \b
+    Examples:
+      tvf store info
+      tvf store clear store.dir=/scratch/store
+    """
+
+
+def _store_dir(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    key, _, folder = (value or "").partition("=")
+    if value is not None and (key != "store.dir" or not folder):
+        raise SystemExit(f"error: {value!r} must be store.dir=DIR.")
+    return folder or None
+
+
+_store_override = click.argument(
+    "folder", metavar="[store.dir=DIR]", required=False, callback=_store_dir
+)
+
+
+@store.command()
+@_store_override
+def info(folder: str | None) -> None:
+    """List the entries of the store, most recently used first.
+
+    \b
+    Examples:
+      tvf store info
+      tvf store info store.dir=/scratch/store
+    """
+    from tvf.cli import commands
+
+    commands.store_info(folder)
+
+
+@store.command()
+@_store_override
+def clear(folder: str | None) -> None:
+    """Remove the entries of the store that no running job uses.
+
+    \b
+    Examples:
+      tvf store clear
+      tvf store clear store.dir=/scratch/store
+    """
+    from tvf.cli import commands
+
+    commands.store_clear(folder)

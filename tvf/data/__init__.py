@@ -1,4 +1,4 @@
-"""Labelled images in three splits, augmented views of them, and the order that they are trained in."""
+"""Labelled images in three splits, augmented views of them, and the order they are trained in."""
 
 from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms, ViewRows
 from tvf.data.order import sample_order, split_batches

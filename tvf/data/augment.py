@@ -1,7 +1,8 @@
 """Augmentation as a pure function of (augment seed, view, sample).
 
-Whoever computes view v of sample i, in whatever batch, order or process, gets the same pixels: each random number is a
-hash of (seed, view, sample, which draw it is), not the next one of a generator. So what is computed once can be shared.
+View v of sample i has the same pixels in any batch, order or process: each random number is a hash
+of (seed, view, sample, index of the draw) instead of the next number of a generator. So a view that
+is computed once can be shared.
 """
 
 import random
@@ -19,10 +20,10 @@ from tvf.errors import InputError, require_count, require_number, require_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What any augmentation can be asked for; subclasses say what a view is.
+    """Base class of augmentations: the options they share, and the interface to implement.
 
-    `views` "epochs": epoch e sees view e. A number V: epochs see views 1 to V in turn, an approximation where there are
-    more epochs than that.
+    `views` "epochs": epoch e sees view e. A number V: epochs cycle through views 1 to V, which is
+    an approximation if there are more than V epochs.
     """
 
     views: int | str = "epochs"
@@ -33,20 +34,27 @@ class Augmentation:
         if self.views != "epochs":
             if isinstance(self.views, str):
                 raise InputError(
-                    f"augment.views={self.views!r} is refused: write epochs, or how many views there are."
+                    f"augment.views={self.views!r} must be epochs (a new view each epoch) or the "
+                    "number of views."
                 )
             require_count("augment.views", self.views, 1)
 
     def view_of(self, epoch: int) -> int:
-        """The view that `epoch` sees; both count from 1."""
+        """Return the view that `epoch` trains on; both count from 1."""
         return (epoch - 1) % self.views + 1 if isinstance(self.views, int) else epoch
 
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
-        """A number for each sample: two views of a sample with equal numbers are equal. None: any two views differ."""
+        """Return an int64 id of each sample's image in this view, or None if all views differ.
+
+        Views of a sample that have equal ids are equal images.
+        """
         return None
 
     def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
-        """View `view` of `images`, uint8 [B, C, H, W]; `samples` [B] are their numbers in the training set."""
+        """Return view `view` of `images`, uint8 [B, C, H, W].
+
+        `samples`, int64 [B], are the images' indices in the training split.
+        """
         raise NotImplementedError
 
 
@@ -54,7 +62,7 @@ class Augmentation:
 class FlipsAndCrops(Augmentation):
     """Random flips, and a random crop of the image padded with `padding` black pixels on each side.
 
-    `horizontal` and `vertical` are the flips' probabilities.
+    `horizontal` and `vertical` are the probabilities of a left-right and an up-down flip.
     """
 
     horizontal: float = 0.0
@@ -68,7 +76,7 @@ class FlipsAndCrops(Augmentation):
         require_count("augment.padding", self.padding, 0)
 
     def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
-        """View `view` of `images`, uint8 [B, C, H, W]; `samples` [B] are their numbers in the training set."""
+        """Return view `view` of `images`; see `Augmentation`."""
         top, left, *flips = self._draw(samples, view)
         if self.padding:
             images = _crop(images, self.padding, torch.from_numpy(top), torch.from_numpy(left))
@@ -80,24 +88,30 @@ class FlipsAndCrops(Augmentation):
         return images
 
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
-        """The crop's place and the flips as one number; None for a subclass, which may do more to an image."""
+        """Return crop position and flips as one number; None in subclasses that do more."""
         if type(self).__call__ is not FlipsAndCrops.__call__:
             return None
-        top, left, across, down = self._draw(samples, view)
-        return ((top * (2 * self.padding + 1) + left) * 2 + across) * 2 + down
+        top, left, mirrored, upended = self._draw(samples, view)
+        return ((top * (2 * self.padding + 1) + left) * 2 + mirrored) * 2 + upended
 
     def _draw(self, samples: np.ndarray, view: int) -> list[np.ndarray]:
-        top, left, across, down = (uniform(self.seed, view, samples, draw) for draw in range(4))
-        places = 2 * self.padding + 1
-        crop = [(u * places).astype(np.int64) for u in (top, left)]
-        return [*crop, across < self.horizontal, down < self.vertical]
+        """Return the crops' top and left and the flips' left-right and up-down, [B] each."""
+        numbers = [uniform(self.seed, view, samples, draw) for draw in range(4)]
+        positions = 2 * self.padding + 1
+        return [
+            (numbers[0] * positions).astype(np.int64),
+            (numbers[1] * positions).astype(np.int64),
+            numbers[2] < self.horizontal,
+            numbers[3] < self.vertical,
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionTransforms(Augmentation):
-    """torchvision's v2 transforms, one after another, on uint8 images; what they give must be uint8 images of one size.
+    """torchvision v2 transforms, applied in order to one uint8 image at a time.
 
-    They draw their random numbers from generators that are seeded anew for each sample of each view.
+    They must return uint8 images of the size they are given. The random generators that they draw
+    from are reseeded for each sample of each view.
     """
 
     transforms: Sequence[Callable[[Tensor], Tensor]] = field(default_factory=list)
@@ -106,24 +120,24 @@ class TorchvisionTransforms(Augmentation):
         super().__post_init__()
         if not self.transforms or not all(map(callable, self.transforms)):
             raise InputError(
-                "augment.transforms is refused: list torchvision.transforms.v2 classes with their _target_."
+                f"augment.transforms={self.transforms!r} must be a non-empty list of transforms: "
+                "name torchvision.transforms.v2 classes by their _target_."
             )
 
     def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
-        """View `view` of `images`, uint8 [B, C, H, W]; `samples` [B] are their numbers in the training set."""
+        """Return view `view` of `images`; see `Augmentation`."""
         seeds = (uniform(self.seed, view, samples, 0) * 2**32).astype(np.int64).tolist()
-        with _generators_kept():
+        with _preserve_generators():
             views = [self._apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
-        for one in views:
-            found = (
-                f"{one.dtype} of shape {tuple(one.shape)}"
-                if isinstance(one, Tensor)
-                else type(one).__name__
-            )
-            if found != f"torch.uint8 of shape {tuple(images.shape[1:])}":
+        expected = f"torch.uint8 of shape {tuple(images.shape[1:])}"
+        for result in views:
+            found = type(result).__name__
+            if isinstance(result, Tensor):
+                found = f"{result.dtype} of shape {tuple(result.shape)}"
+            if found != expected:
                 raise InputError(
-                    f"augment.transforms gave {found} instead of torch.uint8 of shape {tuple(images.shape[1:])}: end "
-                    "with the size of data.image_size, and leave scaling to the network."
+                    f"augment.transforms returned {found}, but must return {expected}: resize to "
+                    "data.image_size at the end, and leave scaling to the network."
                 )
         return torch.stack(views)
 
@@ -134,17 +148,18 @@ class TorchvisionTransforms(Augmentation):
         for transform in self.transforms:
             try:
                 image = transform(image)
-            except Exception as error:  # theirs, whatever they make of an image
+            except Exception as error:  # a transform can raise anything
                 raise InputError(
-                    f"augment.transforms: {transform} cannot be applied to a uint8 image ({error}). Scaling and "
-                    "normalising are the network's; what mixes images or gives several is not supported."
+                    f"augment.transforms: {transform} failed on a uint8 image ({error}). Leave "
+                    "scaling and normalization to the network; transforms that mix images or "
+                    "return several are not supported."
                 ) from error
         return image
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The generators that transforms draw from, as they were when all is done."""
+def _preserve_generators() -> Iterator[None]:
+    """Restore the state of torch's, Python's and NumPy's global generators on exit."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -155,60 +170,68 @@ def _generators_kept() -> Iterator[None]:
 
 
 class ViewRows:
-    """Which images the views of a training set consist of, each counted once.
+    """Numbers the distinct images of all views, so that each is computed and stored once.
 
-    View v brings the images that no earlier view had; `new(v)` are their samples. Row r of view v's table is image
-    `new(v)[r]` of view v, and all rows are numbered through, view after view.
+    With flips alone, for example, view 2 shows about half of the samples exactly as view 1 did.
+    So the table of view v holds only the images that no earlier view has: its row r is the image
+    of sample `new_samples(v)[r]`. Rows are numbered on from table to table; `starts[v - 1]` is the
+    first row of view v's table. `rows_of_view(v)` says which row is the image of each sample.
+
+    `count` is the number of samples.
     """
 
     def __init__(self, augment: Augmentation, count: int) -> None:
-        self._augment, self._samples = augment, np.arange(count)
-        self._known, self._rows = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._new: list[np.ndarray] = []
-        self._of_view: list[np.ndarray] = []
         self.starts = [0]
+        self._augment = augment
+        self._samples = np.arange(count)
+        self._new_samples: list[np.ndarray] = []  # by view, as the next
+        self._rows_of_view: list[np.ndarray] = []
+        # The ids of all images so far, ascending, and the row of each.
+        self._known_images = np.empty(0, np.int64)
+        self._known_rows = np.empty(0, np.int64)
 
-    def new(self, view: int) -> np.ndarray:
-        """The samples of which view `view` is an image that no view before it had."""
-        self._count_to(view)
-        return self._new[view - 1]
+    def new_samples(self, view: int) -> np.ndarray:
+        """Return the samples whose image in this view no earlier view has, ascending."""
+        self._extend_to(view)
+        return self._new_samples[view - 1]
 
-    def of_view(self, view: int) -> np.ndarray:
-        """The row of each sample's image in this view, int64."""
-        self._count_to(view)
-        return self._of_view[view - 1]
+    def rows_of_view(self, view: int) -> np.ndarray:
+        """Return the row of each sample's image in this view, int64 [count]."""
+        self._extend_to(view)
+        return self._rows_of_view[view - 1]
 
-    def tables(self, view: int) -> list[int]:
-        """The views, this one or earlier ones, that its images first came with."""
-        return np.unique(np.searchsorted(self.starts, self.of_view(view), side="right")).tolist()
+    def tables_of_view(self, view: int) -> list[int]:
+        """Return the views, up to this one, whose tables hold the images of this view."""
+        rows = self.rows_of_view(view)
+        return np.unique(np.searchsorted(self.starts, rows, side="right")).tolist()
 
-    def _count_to(self, view: int) -> None:
-        while len(self._new) < view:
-            number, count = len(self._new) + 1, len(self._samples)
-            variants = self._augment.variants(self._samples, number)
+    def _extend_to(self, view: int) -> None:
+        while len(self._new_samples) < view:
+            variants = self._augment.variants(self._samples, len(self._new_samples) + 1)
             if variants is None:
                 new, rows = self._samples, self.starts[-1] + self._samples
             else:
-                images = variants * count + self._samples
-                place = np.searchsorted(self._known, images).clip(max=max(len(self._known) - 1, 0))
-                seen = self._known[place] == images if len(self._known) else np.zeros(count, bool)
-                new = self._samples[~seen]
-                rows = np.empty(count, np.int64)
-                rows[seen] = self._rows[place[seen]]
-                rows[~seen] = self.starts[-1] + np.arange(len(new))
-                known, own = (
-                    np.append(self._known, images[~seen]),
-                    np.append(self._rows, rows[~seen]),
-                )
-                order = np.argsort(known)
-                self._known, self._rows = known[order], own[order]
-            self._new.append(new)
-            self._of_view.append(rows)
+                new, rows = self._add_images(variants * len(self._samples) + self._samples)
+            self._new_samples.append(new)
+            self._rows_of_view.append(rows)
             self.starts.append(self.starts[-1] + len(new))
+
+    def _add_images(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples whose image (given by id) is new, and the row of every image."""
+        seen = np.isin(images, self._known_images)
+        new = self._samples[~seen]
+        rows = np.empty(len(images), np.int64)
+        rows[seen] = self._known_rows[np.searchsorted(self._known_images, images[seen])]
+        rows[~seen] = self.starts[-1] + np.arange(len(new))
+        known_images = np.append(self._known_images, images[~seen])
+        known_rows = np.append(self._known_rows, rows[~seen])
+        order = np.argsort(known_images)
+        self._known_images, self._known_rows = known_images[order], known_rows[order]
+        return new, rows
 
 
 def uniform(seed: int, view: int, samples: np.ndarray, draw: int) -> np.ndarray:
-    """Float64 in [0, 1), one for each sample, from nothing but the four numbers."""
+    """Return float64 numbers in [0, 1), one per sample, that are a function of the arguments."""
     state = np.zeros(len(samples), np.uint64)
     for number in (seed, view, samples, draw):
         state = _mix(state + np.asarray(number).astype(np.uint64))
@@ -216,7 +239,7 @@ def uniform(seed: int, view: int, samples: np.ndarray, draw: int) -> np.ndarray:
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """One step of SplitMix64 (Steele, Lea & Flood 2014)."""
+    """Advance uint64 states by one step of SplitMix64 (Steele, Lea & Flood 2014)."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,12 @@
-"""Image files to one uint8 tensor: decoded, turned upright, cropped to a square and resized, in threads."""
+"""Image files to one uint8 tensor: decoded, turned upright, cropped to a square and resized.
+
+Decoding runs in threads; with a store each set of files is decoded once, for all jobs.
+"""
 
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +15,16 @@ import psutil
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from tvf.data.splits import Split
 from tvf.errors import InputError
+from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint, fingerprint_files
 
 log = logging.getLogger(__name__)
 
-READING = 2  # raise it when `read_image` gives other pixels
-AT_ONCE = 256  # images
+DECODER_VERSION = 2  # increase it when `read_image` returns other pixels
+CHUNK_SIZE = 256  # images that are decoded between two steps of the progress bar
 
 
 def read_images(
@@ -32,94 +36,103 @@ def read_images(
     progress: bool = False,
     store: Store | None = None,
 ) -> Split:
-    """Images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear. Grey ones get three channels.
+    """Read images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear, RGB.
 
-    One of more than `max_megapixels` is refused before it is decoded. With a store they are decoded once, for as long
-    as the files' contents and the size stay what they are. Raises InputError that names the file which cannot be read.
+    A store keeps the pixels until the content of the files or the size changes. Raises InputError
+    that names a file that cannot be read, or that has more than `max_megapixels` (it is not
+    decoded then).
     """
     label = "reading images" if progress else None
+    read = partial(_read_chunk, image_size=image_size, max_megapixels=max_megapixels)
     if store is not None:
+        content = _fingerprint_pixels(paths, image_size)
+        about = f"{len(paths)} images of {image_size}x{image_size} pixels"
         try:
-            files = fingerprint_files(paths)
-        except OSError as error:
-            raise InputError(
-                f"{error.filename} cannot be read: {error.strerror}. Mend or remove it."
-            ) from error
-        key = fingerprint([files, image_size, PIL.__version__, READING])
-        try:
-            entry = store.entry(
-                "pixels", [key], {"about": f"{len(paths)} images of {image_size} pixels a side"}
-            )
-            column = ArraySpec((3, image_size, image_size), torch.uint8)
-            (images,) = entry.table(
+            table = store.entry("pixels", [content], {"about": about}).table(
                 "images",
                 len(paths),
-                [column],
-                lambda rows, wait: [_read(paths[rows], image_size, max_megapixels)],
+                [ArraySpec((3, image_size, image_size), torch.uint8)],
+                lambda rows, wait: [read(paths[rows])],
                 label,
-            ).tensors()
-            return Split(images, labels, key)
-        except StoreError as error:
-            log.warning("store: decoded images are not kept: %s.", error)
-    check_memory(len(paths), image_size)
-    parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
-    bar = tqdm(parts, label, leave=False, disable=None if label else True)
-    return Split(torch.cat([_read(part, image_size, max_megapixels) for part in bar]), labels)
-
-
-def _read(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
-    known, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is asked instead
-    try:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(
-                pool.map(lambda path: read_image(path, image_size, max_megapixels), paths)
             )
-    finally:
-        Image.MAX_IMAGE_PIXELS = known
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+            (images,) = table.tensors()
+            return Split(images, labels, content)
+        except StoreError as error:
+            log.warning("store: decoded images are not cached: %s.", error)
+    check_memory(len(paths), image_size)
+    chunks = []
+    with progress_bar(label, len(paths)) as advance:
+        for start in range(0, len(paths), CHUNK_SIZE):
+            chunks.append(read(paths[start : start + CHUNK_SIZE]))
+            advance(len(chunks[-1]))
+    return Split(torch.cat(chunks), labels)
 
 
 def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np.ndarray:
-    """One image as uint8 [image_size, image_size, 3], as a viewer shows it: the first frame, upright, on white."""
+    """Read one image as uint8 [image_size, image_size, 3], as a viewer shows it.
+
+    That is the first frame, upright, transparency on white.
+    """
     try:
         with Image.open(path) as image:
             if (size := image.width * image.height / 1e6) > max_megapixels:
                 raise InputError(
-                    f"{path} has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}: raise that, "
-                    "or make the image smaller."
+                    f"{path} has {size:.0f} megapixels, more than "
+                    f"data.max_megapixels={max_megapixels:g}: raise the limit or shrink the image."
                 )
-            upright = _in_8_bits(ImageOps.exif_transpose(image))
+            upright = _convert_to_8_bits(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path} cannot be read as an image: {error}. Mend or remove it."
+            f"{path} cannot be read as an image: {error}. Repair or remove it."
         ) from error
-    return np.asarray(
-        ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR).convert("RGB")
-    )
+    square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(square.convert("RGB"))
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Grey or RGB, 8 bits a channel; ValueError for what has no one way to be shown."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(
-            ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+def check_memory(count: int, image_size: int) -> None:
+    """Raise InputError if `count` images do not fit into free memory."""
+    needed, free = count * 3 * image_size**2, psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise InputError(
+            f"{count} images of {image_size}x{image_size} pixels need {needed / 2**30:.1f} GiB of "
+            f"memory, but only {free / 2**30:.1f} GiB are free: lower data.image_size or set "
+            "data.limit."
         )
+
+
+def _fingerprint_pixels(paths: Sequence[Path], image_size: int) -> str:
+    try:
+        files = fingerprint_files(paths)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read: {error.strerror}. Repair or remove it."
+        ) from error
+    return fingerprint([files, image_size, PIL.__version__, DECODER_VERSION])
+
+
+def _read_chunk(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
+    # `read_image` checks the size against our own limit, so Pillow's is off meanwhile.
+    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    read = partial(read_image, image_size=image_size, max_megapixels=max_megapixels)
+    try:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(read, paths))
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow_limit
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _convert_to_8_bits(image: Image.Image) -> Image.Image:
+    """Return the image as 8-bit grey or RGB; ValueError if there is no single way to show it."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits a channel (mode {image.mode}); save it with 8 or 16")
+        raise ValueError(f"it has 32 bits per channel (mode {image.mode}); save it with 8 or 16")
     if "A" in image.mode or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         return white.convert("RGB")
     return image if image.mode == "L" else image.convert("RGB")
-
-
-def check_memory(count: int, image_size: int) -> None:
-    """InputError if `count` images would not fit into the memory that is free."""
-    needed, free = count * 3 * image_size**2, psutil.virtual_memory().available
-    if needed > 0.9 * free:
-        raise InputError(
-            f"{count} images of {image_size} pixels a side need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} "
-            "are free: lower data.image_size or set data.limit."
-        )

@@ -1,7 +1,8 @@
-"""What the ranks of a job compute together, each on its share of a global batch, so that they train as one process.
+"""What the ranks of a job compute together, so that they train as one process would.
 
-Losses are sums over a share divided by the size of the global batch: summed over ranks, gradients are those of the
-global batch, however unequal the shares.
+Each rank has a share of a global batch. Its loss is the sum over its share divided by the size of
+the global batch: summed over ranks, gradients are those of the global batch, however unequal the
+shares.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,89 +20,102 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# Ranks may wait for hours while one computes what all will read. Nobody waits for a dead one: see tvf.distributed.ranks.
+# Ranks may wait for hours while one of them computes what all will read. None waits for a dead one:
+# see tvf.distributed.ranks.
 TIMEOUT = timedelta(days=7)
 
 
 class RankStrategy(DDPStrategy):
-    """Fabric's strategy of one process a device, without the wrapper that reduces gradients: that is for us to do.
+    """Fabric's strategy of one process per device, without its wrapper that reduces gradients.
 
-    Ranks are told by tvf.distributed.ranks, whatever launched the job (SLURM sets variables of its own).
+    Ranks are numbered by tvf.distributed.ranks, whatever launched the job: SLURM, for one, sets
+    variables of its own.
     """
 
     def __init__(self) -> None:
         super().__init__(cluster_environment=LightningEnvironment(), timeout=TIMEOUT)
 
     def setup_module(self, module: nn.Module) -> Any:
-        """The module as it is: see `reduce_gradients`."""
+        """The module unchanged: `reduce_gradients` does the wrapper's work."""
         return module
 
 
 def share_of(samples: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """This rank's share of a global batch, [N] or [N, ...]: contiguous, in rank order, sizes differing by at most one.
+    """This rank's share of a global batch, [N] or [N, ...].
 
-    With fewer samples than ranks the last ones get none.
+    Shares are contiguous, in rank order, and differ in size by at most one. With fewer samples than
+    ranks, the last ranks get none.
     """
     return np.array_split(samples, world)[rank]
 
 
 def reduce_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over the ranks, which must give the same parameters in the same order.
+    """Replace every gradient by its sum over the ranks.
 
-    A rank without a gradient counts as zero; where no rank has one, there is none afterwards, as in one process.
+    All ranks must pass the same parameters in the same order. A rank without a gradient counts as
+    zero; if no rank has one, there is none afterwards, as in one process.
 
-    This, and not DistributedDataParallel, because that averages shares as if they were of one size, and wraps one
-    module whose parameters it knows for good: here a share may be smaller or empty, what follows a cut is another
-    module than the network that it is cut from, and what trains may change in between.
+    Why not DistributedDataParallel: it averages over ranks as if their shares had the same size,
+    and wraps one module with a fixed set of parameters. Here a share may be smaller or empty, the
+    suffix is a different module from the network it is split from, and what trains changes between
+    phases.
     """
     if fabric.world_size == 1:
         return
     kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-    for each in parameters:
-        if each.requires_grad:
-            kinds.setdefault((each.dtype, each.device), []).append(each)
-    for (dtype, device), group in kinds.items():
-        has = torch.tensor([each.grad is not None for each in group], dtype=dtype, device=device)
-        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
-        flat = torch.cat([*(each.flatten() for each in own), has])
-        distributed.all_reduce(flat)
-        *sums, has = flat.split([*(each.numel() for each in group), len(group)])
-        for each, total, somewhere in zip(group, sums, has, strict=True):
-            if (
-                each.grad is None and somewhere
-            ):  # asked only here: on a GPU it waits for all work before it
-                each.grad = torch.empty_like(each)
-            if each.grad is not None:
-                each.grad.copy_(total.view_as(each))
+    for parameter in parameters:
+        if parameter.requires_grad:
+            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for group in kinds.values():
+        _reduce_together(group)
+
+
+def _reduce_together(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients of parameters of one dtype and device in one message."""
+    has = parameters[0].new_tensor([parameter.grad is not None for parameter in parameters])
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([*(gradient.flatten() for gradient in own), has])
+    distributed.all_reduce(flat)
+    *sums, counts = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, total, count in zip(parameters, sums, counts, strict=True):
+        # `count` is read only if needed: on a GPU the read waits for all work before it.
+        if parameter.grad is None and count:
+            parameter.grad = torch.empty_like(parameter)
+        if parameter.grad is not None:
+            parameter.grad.copy_(total.view_as(parameter))
 
 
 def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
-    """The ranks' tensors [N_r, ...], whose N_r may differ and be 0, one after another: [sum of N_r, ...], on each."""
+    """Concatenate the ranks' tensors, [N_r, ...], to [sum of N_r, ...] on every rank.
+
+    The N_r may differ, and be 0.
+    """
     if fabric.world_size == 1:
         return tensor
     counts = _gather_equal(torch.tensor([len(tensor)], device=tensor.device)).flatten().tolist()
     padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
-    return torch.cat(
-        [part[:count] for part, count in zip(_gather_equal(padded), counts, strict=True)]
-    )
+    gathered = _gather_equal(padded)
+    return torch.cat([share[:count] for share, count in zip(gathered, counts, strict=True)])
 
 
 def global_batchnorm(fabric: Fabric) -> AbstractContextManager[Any]:
-    """In here BatchNorm layers that train normalise by the global batch's statistics, as one process would.
+    """Have BatchNorm layers in train mode use the global batch's statistics inside the block.
 
-    Every rank must pass through the same layers, a rank with an empty share too. Statistics are computed in float32,
-    or float64 for such inputs. Raises ValueError, as torch does, where the global batch has one value a channel.
+    Every rank must pass through the same layers, even with an empty share. Statistics are computed
+    in float32, or in float64 for float64 inputs. Layers raise ValueError, as torch does, if the
+    global batch has only one value per channel.
 
-    Why not torch.nn.SyncBatchNorm: it does not run on CPUs, and its convert_sync_batchnorm would replace timm's
-    BatchNormAct2d, and with it the activation within. Weight standardisation, which timm computes with batch_norm
-    too, stays right: the global statistics of equal weights are theirs.
+    Why not torch.nn.SyncBatchNorm: it does not run on CPUs, and its convert_sync_batchnorm would
+    replace timm's BatchNormAct2d together with the activation inside. Weight standardisation, which
+    timm also computes with batch_norm, stays right: ranks have equal weights, so the statistics
+    over all ranks are those of one.
     """
     return _GlobalBatchNorm() if fabric.world_size > 1 else nullcontext()
 
 
 class _GlobalBatchNorm(TorchFunctionMode):
-    """Intercepts torch.nn.functional.batch_norm, which every BatchNorm layer calls, in traced graphs as well."""
+    """Intercepts torch.nn.functional.batch_norm, which BatchNorm layers and traced graphs call."""
 
     def __torch_function__(
         self,
@@ -110,7 +124,8 @@ class _GlobalBatchNorm(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return (_batch_norm if func is functional.batch_norm else func)(*args, **(kwargs or {}))
+        called = _batch_norm if func is functional.batch_norm else func
+        return called(*args, **(kwargs or {}))
 
 
 def _batch_norm(
@@ -123,7 +138,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch.nn.functional.batch_norm of the global batch, for this rank's share of it."""
+    """torch.nn.functional.batch_norm of this rank's share, with the global batch's statistics.
+
+    It has that function's signature.
+    """
     if not training:
         return functional.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
@@ -132,7 +150,8 @@ def _batch_norm(
         mean, var, count = _statistics(input)
         if input.numel() <= input.shape[1] and count.item() == 1:
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got {tuple(input.shape)} and none"
+                "Expected more than 1 value per channel when training, got "
+                f"{tuple(input.shape)} here and none on other ranks"
             )
         if running_mean is not None:
             running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
@@ -145,9 +164,10 @@ def _batch_norm(
 
 
 def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and number of values [1] of each channel of the global batch.
+    """Mean [C], biased variance [C] and number of values [1] per channel of the global batch.
 
-    Each rank's own are combined by the formula of Chan, Golub and LeVeque (1979), which does not cancel.
+    Combines the ranks' own statistics by the formula of Chan, Golub and LeVeque (1979), which
+    avoids cancellation.
     """
     values, channels = _wide(input), input.shape[1]
     count = input.numel() // channels
@@ -161,7 +181,7 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise by statistics of the global batch. That they depend on all inputs is for `backward` to know."""
+    """Normalises by given global statistics; `backward` knows that they depend on all inputs."""
 
     @staticmethod
     def forward(
@@ -186,40 +206,42 @@ class _Normalise(torch.autograd.Function):
         input, weight, bias, mean, invstd, count = ctx.saved_tensors
         grad, normalised = _wide(grad), _wide(input) - _along_channels(mean, input)
         normalised *= _along_channels(invstd, input)
-        # The gradients of bias and weight, as far as this rank's share goes.
+        # This rank's share of the gradients of bias and weight.
         sums = torch.stack([grad.sum(_others(input)), (grad * normalised).sum(_others(input))])
-        of_bias = None if bias is None else sums[0].to(bias.dtype)
-        of_weight = None if weight is None else sums[1].to(weight.dtype)
-        of_input = None
-        if ctx.needs_input_grad[0]:  # the same on each rank
+        bias_grad = None if bias is None else sums[0].to(bias.dtype)
+        weight_grad = None if weight is None else sums[1].to(weight.dtype)
+        input_grad = None
+        if ctx.needs_input_grad[0]:  # the same answer on every rank
             means = sums.clone()
             distributed.all_reduce(means)
             means /= count
             scale = invstd if weight is None else invstd * weight
-            of_input = (
+            input_grad = (
                 grad
                 - _along_channels(means[0], input)
                 - normalised * _along_channels(means[1], input)
             )
-            of_input = (of_input * _along_channels(scale, input)).to(input.dtype)
-        return of_input, of_weight, of_bias, None, None, None
+            input_grad = (input_grad * _along_channels(scale, input)).to(input.dtype)
+        return input_grad, weight_grad, bias_grad, None, None, None
 
 
 def _gather_equal(tensor: Tensor) -> Tensor:
-    """The ranks' tensors, all of one shape [...], as [ranks, ...]."""
+    """The ranks' tensors, all of the same shape [...], as [ranks, ...]."""
     gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
     distributed.all_gather(gathered, tensor)
     return torch.stack(gathered)
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in the precision in which statistics are computed."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _others(input: Tensor) -> list[int]:
-    """All dimensions but the channels'."""
+    """All dimensions except that of channels."""
     return [0, *range(2, input.dim())]
 
 
 def _along_channels(tensor: Tensor, input: Tensor) -> Tensor:
+    """Reshape one value per channel so that it broadcasts over `input`, [N, C, ...]."""
     return tensor.view(-1, *[1] * (input.dim() - 2))

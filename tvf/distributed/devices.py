@@ -1,4 +1,4 @@
-"""What the machine gives a job: a GPU of its own beside other jobs, threads, memory, and a count of what it took."""
+"""What the machine gives a job: its own GPU, threads, memory; and what the job was measured on."""
 
 import ctypes
 import getpass
@@ -21,72 +21,69 @@ _all_threads = torch.get_num_threads()
 
 
 def claim_gpus(count: int) -> list[int]:
-    """The indices of `count` GPUs that no other tvf process of this user trains on, held until this process ends.
+    """Claim `count` GPUs for this process until it ends, and return their indices.
 
-    Raises InputError where there are fewer.
+    They are GPUs that no other tvf process of this user trains on, if enough are free. Raises
+    InputError if the machine has fewer than `count`.
     """
-    properties = [
-        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
-    ]
-    if count > len(properties):
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    if count > len(gpus):
         raise InputError(
-            f"fabric.devices={count} is refused: this machine has {len(properties)} GPUs."
+            f"fabric.devices={count} must be at most {len(gpus)}, the GPUs of this machine. "
+            "Choose fewer."
         )
-    return claim(
-        [str(getattr(each, "uuid", index)) for index, each in enumerate(properties)], count
-    )
+    return claim([str(getattr(gpu, "uuid", index)) for index, gpu in enumerate(gpus)], count)
 
 
 def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> list[int]:
-    """The indices of the first `count` of `names` that no other process of this user claims.
+    """The indices of the first `count` of `names` that no other process of this user has claimed.
 
-    If too few are left, processes share by their numbers what is missing. There must be `count` names. `folder` holds
-    the lock files. What a process has claimed once it gets again.
+    There must be at least `count` names. If too few are free, the process shares others, chosen by
+    its process id. A process keeps what it has claimed, and gets it again. `folder` holds the lock
+    files.
     """
+    folder = folder or Path(tempfile.gettempdir())
     for index, name in enumerate(names):
         if len(_claimed) >= count:
             break
         if index not in _claimed:
-            lock = FileLock(
-                (folder or Path(tempfile.gettempdir())) / f"tvf-{getpass.getuser()}-{name}.lock"
-            )
+            lock = FileLock(folder / f"tvf-{getpass.getuser()}-{name}.lock")
             with suppress(Timeout, OSError):
                 lock.acquire(timeout=0)
                 _claimed[index] = lock
     others = [index for index in range(len(names)) if index not in _claimed]
     missing = max(0, count - len(_claimed))
-    shared = [others[(os.getpid() + each) % len(others)] for each in range(missing)]
+    shared = [others[(os.getpid() + number) % len(others)] for number in range(missing)]
     return [*_claimed, *shared][:count]
 
 
 def count_devices(devices: object) -> int:
-    """How many devices a job trains on by `fabric.devices`: a number, or a list of their numbers.
+    """The number of devices in `fabric.devices`, which is that number or a list of device indices.
 
-    Raises InputError for anything else, and so for "auto" and -1: a sweep's jobs share what the machine has.
+    Raises InputError for anything else, including "auto" and -1: the jobs of a sweep share the
+    machine's devices.
     """
     if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
         return devices
-    if (
-        isinstance(devices, list)
-        and devices
-        and all(type(each) is int and each >= 0 for each in devices)
-    ):
-        if len({*devices}) == len(devices):
+    if isinstance(devices, list) and all(type(index) is int and index >= 0 for index in devices):
+        if 0 < len({*devices}) == len(devices):
             return len(devices)
     raise InputError(
-        f"fabric.devices={devices} is refused: write how many a job trains on, as 2, or their numbers, as [0,1]."
+        f"fabric.devices={devices} must be the number of devices that a job trains on, such as 2, "
+        "or a list of their indices, such as [0,1]."
     )
 
 
 def set_threads(
     threads: int | None, device: torch.device, *, in_sweep: bool, ranks: int = 1
 ) -> None:
-    """CPU threads of this process. By default all cores for a job by itself, and one for each in a sweep on the CPU.
+    """Set the CPU threads of this process.
 
-    The processes of a job that has `ranks` of them divide its threads among themselves, and have one each at least.
+    By default a job uses all cores, or one thread if it trains on the CPU in a sweep. The `ranks`
+    processes of a job divide its threads evenly, with at least one each.
 
-    Results differ in the last digits with the number of threads: so a sweep gives the same ones however many of its
-    jobs run at once.
+    Results depend on the number of threads in the last digits, so this default makes a sweep's
+    results independent of how many of its jobs run at once.
     """
     alone = _all_threads if device.type != "cpu" or not in_sweep else 1
     torch.set_num_threads(max(1, (threads or alone) // ranks))
@@ -94,7 +91,7 @@ def set_threads(
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Torch computes with the calling thread alone: threads that it started here would be lost to forked jobs."""
+    """Have torch compute in the calling thread only: its other threads do not survive a fork."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,55 +101,54 @@ def single_thread() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed activations for the next step instead of returning them to the kernel.
+    """Have glibc keep freed memory for the next training step, not return it to the kernel.
 
-    Training steps on a CPU otherwise spend a tenth of their time on page faults. Values do not change.
+    Without this, steps on a CPU spend a tenth of their time on page faults. Values do not change.
     """
     if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def return_freed_memory() -> None:
-    """Give back what `keep_freed_memory` kept: between jobs, so that the next one starts small."""
+    """Return to the kernel what `keep_freed_memory` kept, so that the next job starts small."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start counting anew: a sweep's worker runs several jobs in one process."""
+    """Restart the measurement of peak memory: a sweep's worker runs several jobs in one process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         return_freed_memory()
-        with suppress(OSError):  # a container may not allow it: then the peak is the process's
+        with suppress(OSError):  # some containers forbid it: the peak is then the process's
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory in use since `reset_peak_memory`, in MiB: the GPU's where there is one, else resident memory.
+    """The most memory in use since `reset_peak_memory`, in MiB.
 
-    Outside Linux resident memory counts from the start of the process.
+    On a GPU it is the GPU's memory, on the CPU resident memory. Outside Linux, resident memory
+    counts from the start of the process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return (
-            next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-            / 2**10
-        )
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+        return peak_kib / 2**10
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int | None]:
-    """What a job's seconds were measured on."""
+    """The machine on which a job's times were measured."""
     processor = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration):  # Linux keeps the name elsewhere
+    with suppress(OSError, StopIteration):  # Linux has a better name here
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(
             line.partition(":")[2].strip() for line in lines if line.startswith("model name")
@@ -162,7 +158,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | None]:
 
 
 def library_versions() -> dict[str, str]:
-    """Of what computes a job's numbers."""
+    """The versions of the libraries that affect a job's numbers."""
     found = {"python": platform.python_version()}
     for name in ("tvf", "torch", "torchvision", "timm", "numpy"):
         with suppress(PackageNotFoundError):  # a checkout that is not installed

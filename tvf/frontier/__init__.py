@@ -1,9 +1,10 @@
-"""The cut between frozen and trained layers, and the inputs of what lies behind it."""
+"""The cut between frozen and trained layers, and the inputs of the layers behind it."""
 
 from tvf.frontier.inputs import EpochInputs, InputPipeline
-from tvf.frontier.plan import SiblingJobs, open_pipeline
+from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline
 
 __all__ = [
+    "CacheOptions",
     "EpochInputs",
     "InputPipeline",
     "SiblingJobs",

@@ -1,309 +1,146 @@
-"""Which images a job takes from the store, and at which cuts: decided before its first epoch."""
+"""Which splits a phase reads from the store, and at which cuts: decided before its first epoch.
+
+`open_pipeline` turns the pipeline of the full network into one that starts at the frontier. It
+traces the model, finds its own cut and those of the sibling jobs, and logs what it decided.
+"""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from tvf.data import Augmentation, DataSplits, FlipsAndCrops, Split, ViewRows
-from tvf.frontier.inputs import (
-    ActivationReader,
-    CachedPipeline,
-    InputPipeline,
-    array_spec,
-    view_name,
-)
-from tvf.frontier.split import Cut, TensorLayout, TracedModel
+from tvf.data import FlipsAndCrops
+from tvf.frontier.activations import ActivationReader
+from tvf.frontier.cache_plan import CachePlan, CachePoint
+from tvf.frontier.inputs import CachedPipeline, InputPipeline
+from tvf.frontier.split import Cut, TracedModel
 from tvf.frontier.trace import TraceError, preserve_state
-from tvf.models import FineTuneModel, preserve_freezing
-from tvf.store import (
-    MORE_ROOM,
-    Entry,
-    FingerprintError,
-    Store,
-    StoreError,
-    fingerprint,
-    format_bytes,
-    numeric_environment,
-)
+from tvf.models import preserve_freezing
+from tvf.store import FingerprintError, Store, StoreError
 
 log = logging.getLogger(__name__)
-
-# Bytes a second, of disks that are nothing special: what `auto` reckons with.
-WRITE_RATE, READ_RATE = 300e6, 1.5e9
 
 
 @dataclass(frozen=True)
 class SiblingJobs:
-    """Jobs that pass through the same frozen layers and freeze alike: a way to freeze the model so, and how many.
+    """Jobs of the sweep that have the same frozen layers as this one, or some of them.
 
-    `freeze` sets `requires_grad` and the training mode.
+    `freeze` sets `requires_grad` and the training mode of the model as these `jobs` (a count) do.
     """
 
     freeze: Callable[[], None]
     jobs: int
 
 
-def open_pipeline(
-    fabric: Fabric,
-    module: FineTuneModel,
-    data: DataSplits,
-    augment: Augmentation,
-    *,
-    epochs: range,
-    store: Store | None,
-    sharing: Sequence[SiblingJobs] = (),
-    mixed: bool = False,
-    show: bool = False,
-    tag: str = "",
-) -> InputPipeline:
-    """The feed of a phase: through the store where that can be done and, if the store must pay, where it does.
+@dataclass(frozen=True)
+class CacheOptions:
+    """What a phase may cache: its epochs (from 1), the store, and who else uses the store.
 
-    The model must be set up, on its device, in its final memory format and freezing. The store keeps activations as its
-    `dtype` says, or by default as they are computed, float32 ones under mixed precision as float16. Says in a line,
-    which begins with `tag`, what was decided. Without a store frozen layers are cut off all the same, so that last
-    digits do not depend on it. Training images that are `mixed`, which makes new ones of them, pass the whole network.
+    `mixed`: the training images are mixed (mixup, cutmix), so they are new ones in every epoch.
     """
-    feed = InputPipeline(fabric, module, data, augment)
-    precision = fabric.strategy.precision.precision
-    feed.approximations = (
-        [f"precision {precision}"] if precision not in ("32-true", "64-true") else []
-    )
-    dtype = store.dtype if store else None
-    if dtype is None and "mixed" in precision:
-        dtype = torch.float16
+
+    epochs: range
+    store: Store | None
+    siblings: Sequence[SiblingJobs] = ()
+    mixed: bool = False
+    show_progress: bool = False
+
+
+def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "") -> InputPipeline:
+    """Return the input pipeline of a phase: through the store if possible and worthwhile.
+
+    `pipeline` is the uncached one; its model must be set up, on its device, in its final memory
+    format and freezing. Activations are stored as `store.dtype` says; by default as computed, but
+    float32 ones as float16 under mixed precision. Without a store the frozen layers are split off
+    all the same, so that a store does not change the last digits. Mixed training images pass
+    through the full network. Logs the decision in one line that begins with `tag`.
+    """
     try:
-        plans = _cache_plans(fabric, module, data, augment, sharing, dtype)
+        plans = _plan_splits(pipeline, options)
     except (TraceError, FingerprintError) as error:
-        log.warning(
-            "%s frozen layers are not cut off, every image passes the whole network: %s.",
-            tag,
-            error,
-        )
-        return feed
-    said: dict[str, list[str]] = {}  # of each verdict the parts that it is about
-    if mixed and plans.pop("train", None):
-        said["not kept, since mixed images are new ones in each epoch"] = ["train"]
+        message = "%s cannot split off the frozen layers; running the full network: %s."
+        log.warning(message, tag, error)
+        return pipeline
+    verdicts: dict[str, list[str]] = {}  # the splits that each is about
+    if options.mixed and plans.pop("train", None):
+        verdicts["not cached: mixup/cutmix images change every epoch"] = ["train"]
     if not plans:
-        log.info(
-            "%s store: no layers are frozen before the first one that trains: nothing to keep.", tag
-        )
-        return feed
-    parts, narrowed, failed = {}, set(), False
+        log.info("%s store: no frozen layers before the first trained one: nothing to cache.", tag)
+        return pipeline
+    readers, rounding, failed = {}, set(), False
     for name, plan in plans.items():
-        entries, verdict = None, "not used (store.mode=off, or it cannot be written)"
-        if store is not None:
+        entries, verdict = None, "not cached: store.mode=off or the store is not writable"
+        if options.store is not None:
+            epochs = range(1, 2) if name == "test" else options.epochs
             try:
-                plan, entries, verdict = plan.decided(
-                    fabric, store, range(1, 2) if name == "test" else epochs
-                )
+                plan, entries, verdict = plan.decide(pipeline.fabric, options.store, epochs)
             except (FingerprintError, StoreError) as error:
-                verdict, failed = f"not kept: {error}", True
-        said.setdefault(verdict, []).append(name)
-        if entries and plan.narrowed:
-            narrowed.add(plan.narrowed)
-        parts[name] = ActivationReader(
-            *(
-                fabric,
-                plan.trace,
-                [step.cut for step in plan.cuts],
-                [step.jobs > 0 for step in plan.cuts],
-                entries,
-            ),
-            *(plan.part, plan.augment, plan.dtype, show),
-        )
-    verdicts = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in said.items())
-    what = next(iter(plans.values())).price
-    log.log(logging.WARNING if failed else logging.INFO, "%s store: %s (%s)", tag, verdicts, what)
-    cut_feed = CachedPipeline(fabric, module, data, augment, parts)
-    cut_feed.approximations = [*feed.approximations, *sorted(narrowed)]
-    return cut_feed
+                verdict, failed = f"not cached: {error}", True
+        verdicts.setdefault(verdict, []).append(name)
+        if entries and plan.rounding:
+            rounding.add(plan.rounding)
+        readers[name] = ActivationReader(pipeline.fabric, plan, entries, options.show_progress)
+    decisions = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in verdicts.items())
+    cost = next(iter(plans.values())).cost
+    log.log(logging.WARNING if failed else logging.INFO, "%s store: %s (%s)", tag, decisions, cost)
+    cached = CachedPipeline(pipeline, readers)
+    cached.approximations += sorted(rounding)
+    return cached
 
 
-@dataclass(frozen=True)
-class CachePoint:
-    """A cut, how many jobs of the sweep train on it, and the seconds that an image takes to it from pixels."""
-
-    cut: Cut
-    jobs: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """How one part of the data would go through the store, by cuts from shallow to the job's own."""
-
-    name: str
-    trace: TracedModel
-    cuts: list[CachePoint]
-    part: Split
-    augment: Augmentation
-    dtype: torch.dtype | None
-
-    @property
-    def price(self) -> str:
-        """What keeping an image takes, and computing it, for people."""
-        own = self.cuts[-1]
-        return f"{format_bytes(self.row_bytes(own))} and {1e3 * own.seconds:.1f} ms of frozen layers an image"
-
-    def decided(
-        self, fabric: Fabric, store: Store, epochs: range
-    ) -> "tuple[CachePlan, list[Callable[[], Entry]] | None, str]":
-        """The plan with its steps in this store, ways to open its entries if it is to be kept, and the verdict.
-
-        Raises Unkeyable or StoreUnusable if it cannot be.
-        """
-        source = self.source(fabric)
-        plan = self.on_the_way(store, source, epochs)
-        reason = plan.why_not(plan.cuts[-1], store, source, epochs) if store.must_pay else None
-        return (
-            (plan, None, f"not kept, {reason}")
-            if reason
-            else (plan, plan.entries(store, source), "kept")
-        )
-
-    @property
-    def narrowed(self) -> str | None:
-        """What the store rounds, for the list of approximations."""
-        kept = [
-            (layout.dtype, array_spec(layout, self.dtype).dtype)
-            for step in self.cuts
-            for layout in step.cut.layouts
-        ]
-        return next(
-            (f"{str(to).removeprefix('torch.')} store" for of, to in kept if of != to), None
-        )
-
-    def source(self, fabric: Fabric) -> str:
-        """A digest of what the activations depend on besides the cut. Raises Unkeyable."""
-        views = copy(self.augment)
-        object.__setattr__(views, "views", "epochs")  # how many there are changes none of them
-        images = [self.part.key or self.part.images, views]
-        # What the store makes of float32: tables of other dtypes lie apart.
-        kept = array_spec(TensorLayout((), torch.float32, False), self.dtype).dtype
-        return fingerprint(
-            [self.trace.training, images, kept, numeric_environment(fabric, self.trace.model)]
-        )
-
-    def on_the_way(self, store: Store, source: str, epochs: range) -> "CachePlan":
-        """This plan with what the store has from earlier on, and only those steps that are worth it."""
-        own, siblings = self.cuts[-1], store.siblings("activations", [source])
-        found = {step.cut.key: step for step in self.cuts[:-1]}
-        if store.must_pay:
-            found = {
-                key: step
-                for key, step in found.items()
-                if not self.why_not(step, store, source, epochs)
-            }
-        for key, noted in siblings.items():
-            digests = noted.get("cut")
-            if key not in found and isinstance(digests, list):
-                cut = self.trace.locate(digests, own.cut)
-                if cut is not None and cut.weights:
-                    found[key] = CachePoint(cut, 0, 0)
-        steps: list[CachePoint] = []
-        for step in sorted(found.values(), key=lambda step: step.cut.depth):
-            if self.trace.continues(step.cut, own.cut) and (
-                not steps or self.trace.continues(steps[-1].cut, step.cut)
-            ):
-                steps.append(step)
-        return replace(self, cuts=[*steps, own])
-
-    def why_not(self, step: CachePoint, store: Store, source: str, epochs: range) -> str | None:
-        """Why a cut's activations should not be kept for `epochs` epochs of its jobs; None if they should.
-
-        One more job is counted than is known.
-        """
-        rows = ViewRows(self.augment, len(self.part))
-        views = {table for epoch in epochs for table in rows.tables(self.augment.view_of(epoch))}
-        folder = store.folder.joinpath("activations", source, step.cut.key)
-        missing = sum(
-            len(rows.new(view))
-            for view in views
-            if not (folder / f"{view_name(view)}.bin").exists()
-        )
-        size, read = self.row_bytes(step) * missing, len(epochs) * len(self.part) * (step.jobs + 1)
-        if size > store.max_bytes:
-            return f"{format_bytes(size)} are more than store.max_gb={store.max_bytes / 1e9:g}: raise it"
-        if size > (free := shutil.disk_usage(store.folder).free):
-            return f"{format_bytes(size)} are more than the {format_bytes(free)} that are free on its disk: {MORE_ROOM}"
-        saved = step.seconds * (read - missing)
-        pays = saved > size / WRITE_RATE + self.row_bytes(step) * read / READ_RATE
-        return None if pays else "it would not pay"
-
-    def row_bytes(self, step: CachePoint) -> int:
-        """Bytes that one image takes at a cut."""
-        return sum(array_spec(layout, self.dtype).row_bytes for layout in step.cut.layouts)
-
-    def entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
-        """Ways to open the store's entries for the cuts; the job's own is opened at once. Raises StoreUnusable."""
-
-        def opening(step: CachePoint) -> Callable[[], Entry]:
-            about = f"{self.name} images, after {', '.join(node.name for node in step.cut.nodes)}"
-            noted = {"about": about, "cut": step.cut.digests}
-            return partial(store.entry, "activations", [source, step.cut.key], noted)
-
-        ways = [opening(step) for step in self.cuts]
-        ways[-1]()
-        return ways
-
-
-def _cache_plans(
-    fabric: Fabric,
-    module: FineTuneModel,
-    data: DataSplits,
-    augment: Augmentation,
-    sharing: Sequence[SiblingJobs],
-    dtype: torch.dtype | None,
-) -> dict[str, CachePlan]:
-    """Trace the model for training and for evaluation and find the cuts; nothing for parts that have none."""
-    model: Any = module.module
+def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, CachePlan]:
+    """Trace the model in both modes and find the cuts; leaves out splits without a prefix."""
+    model: Any = pipeline.module.module
+    data, fabric = pipeline.data, pipeline.fabric
+    dtype = options.store.dtype if options.store else None
+    if dtype is None and "mixed" in fabric.strategy.precision.precision:
+        dtype = torch.float16
     example = fabric.to_device(data.train.images[torch.arange(3) % len(data.train)])
     plans: dict[str, CachePlan] = {}
     for training, names in ((True, ("train",)), (False, ("val", "test"))):
         with fabric.autocast():
             trace = TracedModel(model.train(training), example)
             model.train()
-            own = trace.find_cut()
-            if not own.weights:
-                continue
-            trace.check(own, example)
-            jobs, cuts = {own.key: 0}, {own.key: own}
-            with preserve_freezing(model):
-                for each in sharing:
-                    each.freeze()
-                    with suppress(TraceError, FingerprintError):  # the other job's matter
-                        cut = trace.find_cut()
-                        cuts[cut.key] = cut
-                        jobs[cut.key] = jobs.get(cut.key, 0) + each.jobs
-            shallower = [cut for cut in cuts.values() if cut.weights and trace.continues(cut, own)]
-            steps = [
-                CachePoint(cut, max(jobs[cut.key], 1), time_prefix(trace, cut, example))
-                for cut in (*shallower, own)
-            ]
-        for name in names:
-            plans[name] = CachePlan(
-                name,
-                trace,
-                steps,
-                getattr(data, name),
-                augment if training else FlipsAndCrops(),
-                dtype,
-            )
+            points = _find_cache_points(trace, options.siblings, example)
+        for name in names if points else ():
+            augment = pipeline.augment if training else FlipsAndCrops()
+            plans[name] = CachePlan(name, trace, points, getattr(data, name), augment, dtype)
     return plans
 
 
+def _find_cache_points(
+    trace: TracedModel, siblings: Sequence[SiblingJobs], example: Tensor
+) -> list[CachePoint]:
+    """Return the siblings' cuts that lead to the model's own, and that; none without a prefix."""
+    own = trace.find_cut()
+    if not own.weights:
+        return []
+    trace.check(own, example)
+    cuts, jobs = {own.fingerprint: own}, {own.fingerprint: 0}
+    with preserve_freezing(trace.model):
+        for sibling in siblings:
+            sibling.freeze()
+            with suppress(TraceError, FingerprintError):  # the sibling will report its own
+                cut = trace.find_cut()
+                cuts[cut.fingerprint] = cut
+                jobs[cut.fingerprint] = jobs.get(cut.fingerprint, 0) + sibling.jobs
+    shallower = [cut for cut in cuts.values() if cut.weights and trace.continues(cut, own)]
+    return [
+        CachePoint(cut, max(jobs[cut.fingerprint], 1), time_prefix(trace, cut, example))
+        for cut in (*shallower, own)
+    ]
+
+
 def time_prefix(trace: TracedModel, cut: Cut, example: Tensor) -> float:
-    """Seconds that one image spends in the prefix. Nothing of the model or of torch's random state changes."""
+    """Return the seconds that one image spends in the prefix.
+
+    Changes neither the model nor torch's random state.
+    """
     prefix, images = trace.extract(None, cut), example[torch.arange(8) % len(example)]
     assert prefix is not None
 

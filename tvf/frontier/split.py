@@ -1,8 +1,8 @@
-"""The frontier: a network's graph, cut between what is frozen and deterministic (the prefix) and the rest (the suffix).
+"""The frontier: where a network's graph is cut into prefix (frozen, deterministic) and suffix.
 
-torch.fx traces the network once; which nodes are frozen is read off its parameters and BatchNorm modes, so the same
-trace is cut anew for each freezing pattern. A cut is named by a digest of all that determines the values on it, so a
-deeper cut recognises a shallower one, in whichever job that was made, and can go on from there.
+torch.fx traces the network once. Which nodes are frozen is read off the parameters and BatchNorm
+modes, so one trace can be cut for every freezing pattern. A cut is identified by digests of all
+that determines its values, so a deeper cut can continue from a shallower one of any other job.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tvf.frontier.trace import (
     TensorInfo,
     TraceError,
-    follows,
+    follows_batch_size,
     observe_nodes,
     preserve_state,
-    shape_again,
+    rebuild_shape,
     trace_graph,
 )
 from tvf.store import FingerprintError, fingerprint
@@ -30,7 +30,7 @@ from tvf.store import FingerprintError, fingerprint
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """One tensor on a cut, for one sample: shape without the batch, dtype, and whether it lies as channels_last."""
+    """One tensor on a cut: its shape without the batch, dtype, and whether it is channels_last."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,10 +39,11 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class Cut:
-    """The nodes whose values leave the prefix, in the graph's order, and how much lies before them.
+    """The nodes whose values leave the prefix, in graph order, and what they are computed from.
 
-    `digests` name the values: equal digests, equal tensors for equal pixels. `depth` counts the nodes that they are
-    computed by and `weights` the parameters in these; a cut without any weights is not worth storing.
+    Nodes with equal `digests` compute equal tensors from equal pixels. `depth` counts the nodes
+    that compute them, `weights` the parameters of these nodes; a cut without weights is not worth
+    storing.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -52,16 +53,17 @@ class Cut:
     weights: int
 
     @cached_property
-    def key(self) -> str:
-        """One digest for the whole cut."""
+    def fingerprint(self) -> str:
+        """A digest of the whole cut."""
         return hashlib.blake2b(" ".join(self.digests).encode(), digest_size=16).hexdigest()
 
 
 class TracedModel:
-    """The graph of `model` in its present mode (training or not), and what each node does with images like `example`.
+    """The graph of `model` in its current mode, and what each node does with images like `example`.
 
-    `example` is a batch of at least three samples. Raises Untraceable. Neither weights, statistics nor torch's random
-    state are changed. Under mixed precision, make it within the autocast that the network runs under.
+    `example` is a batch of at least three samples. Weights, statistics and torch's random state do
+    not change. Under mixed precision, construct it within the autocast of the network. Raises
+    TraceError.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -69,68 +71,63 @@ class TracedModel:
         self.graph = trace_graph(model)
         self._modules: dict[Any, nn.Module] = dict(model.named_modules())
         (self.pixels,) = [node for node in self.graph.nodes if node.op == "placeholder"][:1]
-        self._seen = observe_nodes(model, self.graph, example)
+        self._info = observe_nodes(model, self.graph, example)
         self._digests: dict[fx.Node, str] = {}
 
     def find_cut(self) -> Cut:
-        """The frontier for what is frozen now; the model must have been put into training mode.
+        """Return the frontier for what is frozen now; call `model.train()` before.
 
-        A node is in the prefix if its inputs are, none of its parameters trains, it draws no random numbers, and no
-        BatchNorm layer in it uses or updates batch statistics in training.
+        A node is in the prefix if its inputs are, none of its parameters trains, it draws no random
+        numbers, and no BatchNorm layer in it uses or updates batch statistics in training. Raises
+        TraceError.
         """
-        frozen = self._frozen()
-        depends = self._depending({self.pixels})
+        frozen = self._frozen_nodes()
+        depends_on_pixels = self._dependents({self.pixels})
         while True:
-            prefix = frozen & depends
-            used = [
+            prefix = frozen & depends_on_pixels
+            leaving = [
                 node
                 for node in self.graph.nodes
                 if node in prefix and any(user not in prefix for user in node.users)
             ]
-            tensors = [node for node in used if not self._is_shape(node)]
-            odd = {node for node in tensors if self._layout(node) is None}
-            if not odd:
+            tensors = [node for node in leaving if not self._is_shape(node)]
+            without_rows = {node for node in tensors if self._layout(node) is None}
+            if not without_rows:
                 break
-            # What has no row for each sample cannot be kept by sample: it is computed in the suffix instead.
-            frozen -= self._depending(odd)
+            # What has no row per sample cannot be stored by sample: the suffix computes it.
+            frozen -= self._dependents(without_rows)
         if not tensors:
-            raise TraceError("nothing in it depends on trained weights")
-        layouts = tuple(layout for node in tensors if (layout := self._layout(node)))
-        weights = sum(p.numel() for p in {p for node in prefix for p in self._parameters(node)})
-        return Cut(
-            tuple(tensors),
-            layouts,
-            tuple(map(self._digest, tensors)),
-            self._depth(tensors),
-            weights,
-        )
+            raise TraceError("its output depends on no trainable weights")
+        return self._make_cut(tensors, tuple(map(self._digest, tensors)), prefix)
 
     def extract(self, start: Cut | None, end: Cut | None) -> fx.GraphModule | None:
-        """The part from `start` (None: pixels) to `end` (None: logits), as a module that shares the model's layers.
+        """Return the module from `start` (None: pixels) to `end` (None: logits).
 
-        It takes one tensor for each node of `start` and returns a tuple for `end`, or the logits. None where `end`
-        cannot be computed from `start` alone.
+        It shares the model's layers, takes one tensor per node of `start`, and returns a tuple of
+        one tensor per node of `end`, or the logits. Returns None if `end` cannot be computed from
+        `start` alone.
         """
-        begins = {self.pixels} if start is None else set(start.nodes)
+        sources = {self.pixels} if start is None else set(start.nodes)
         ends = [self._output()] if end is None else list(end.nodes)
-        if self._needed(ends, begins, frozenset({self.pixels}) - begins) is None:
+        if self._nodes_between(sources, ends, frozenset({self.pixels}) - sources) is None:
             return None
         return self._build(start, end)
 
     def continues(self, start: Cut, end: Cut) -> bool:
-        """Whether `end` lies deeper than `start` and can be computed from it.
+        """Whether `end` is deeper than `start` and can be computed from it.
 
-        Depth makes this an order that all jobs share: whoever waits for another process waits for a shallower cut.
+        Depth makes this the same order in all jobs, so they cannot deadlock: a process only ever
+        waits for a shallower cut.
         """
-        blocked = frozenset({self.pixels}) - set(start.nodes)
-        return (
-            start.depth < end.depth
-            and self._needed(end.nodes, set(start.nodes), blocked) is not None
-        )
+        if start.depth >= end.depth:
+            return False
+        sources = set(start.nodes)
+        blocked = frozenset({self.pixels}) - sources
+        return self._nodes_between(sources, end.nodes, blocked) is not None
 
     def locate(self, digests: Sequence[str], within: Cut) -> Cut | None:
-        """The cut with these digests among the nodes before `within`; None if it is not there."""
-        before = self._needed(within.nodes, {self.pixels}, frozenset()) or set()
+        """Return the cut with these digests among the nodes before `within`, or None."""
+        before = self._ancestors(within.nodes)
         found = {
             self._digest(node): node
             for node in self.graph.nodes
@@ -139,63 +136,77 @@ class TracedModel:
         if not set(digests) <= found.keys():
             return None
         nodes = [found[digest] for digest in digests]
-        inside = self._needed(nodes, {self.pixels}, frozenset()) or set()
-        weights = sum(p.numel() for p in {p for node in inside for p in self._parameters(node)})
-        layouts = tuple(layout for node in nodes if (layout := self._layout(node)))
-        return Cut(tuple(nodes), layouts, tuple(digests), self._depth(nodes), weights)
+        return self._make_cut(nodes, tuple(digests), self._ancestors(nodes))
 
     def check(self, cut: Cut, example: Tensor) -> None:
-        """Compare the parts with the whole on `example`, at least three samples; Untraceable if they differ.
+        """Raise TraceError unless prefix and suffix reproduce the full network on `example`.
 
-        Also that what the prefix makes of a sample does not depend on the others in its batch.
+        Also checks that the prefix computes a sample independently of the others in its batch.
+        `example` has at least three samples.
         """
         prefix, suffix = self.extract(None, cut), self.extract(cut, None)
         assert prefix is not None and suffix is not None
         with preserve_state(self.model), torch.no_grad():
             self.model.train(self.training)
             torch.manual_seed(0)
-            whole = self.model(example[:3].clone())
+            logits = self.model(example[:3].clone())
             activations = [tensor.clone() for tensor in prefix(example[:3].clone())]
             others = prefix(example[[0, 2]].clone())
-            if not all(
-                _near(one[0], other[0]) for one, other in zip(activations, others, strict=True)
-            ):
-                raise TraceError("its frozen part mixes the samples of a batch")
+            if not all(_near(a[0], b[0]) for a, b in zip(activations, others, strict=True)):
+                raise TraceError("its frozen layers mix the samples of a batch")
             torch.manual_seed(0)
-            if not _near(whole, suffix(*activations)):
-                raise TraceError("its parts compute something else than the whole")
+            if not _near(logits, suffix(*activations)):
+                raise TraceError("its prefix and suffix do not reproduce the full network")
 
-    def _frozen(self) -> set[fx.Node]:
+    def _make_cut(
+        self, nodes: Sequence[fx.Node], digests: tuple[str, ...], prefix: set[fx.Node]
+    ) -> Cut:
+        layouts = tuple(layout for node in nodes if (layout := self._layout(node)))
+        parameters = {p for node in prefix for p in self._parameters(node)}
+        depth = len(self._ancestors(nodes))
+        return Cut(tuple(nodes), layouts, digests, depth, sum(p.numel() for p in parameters))
+
+    def _frozen_nodes(self) -> set[fx.Node]:
         frozen: set[fx.Node] = set()
         for node in self.graph.nodes:
-            seen = self._seen[node]
-            fixed = not (seen.random or seen.mixes) and node.op != "output"
-            fixed = fixed and not any(p.requires_grad for p in self._parameters(node))
-            if fixed and node.op == "call_module":
-                inside = self._modules[node.target].modules()
-                fixed = not any(
-                    isinstance(layer, _BatchNorm) and layer.training for layer in inside
-                )
-            if fixed and all(each in frozen for each in node.all_input_nodes):
+            if self._is_fixed(node) and all(source in frozen for source in node.all_input_nodes):
                 frozen.add(node)
         return frozen
 
-    def _depending(self, sources: set[fx.Node]) -> set[fx.Node]:
-        depending = set(sources)
-        for node in self.graph.nodes:
-            if any(each in depending for each in node.all_input_nodes):
-                depending.add(node)
-        return depending
+    def _is_fixed(self, node: fx.Node) -> bool:
+        """Whether the node, apart from its inputs, is frozen and deterministic per sample."""
+        info = self._info[node]
+        if info.random or info.mixes or node.op == "output":
+            return False
+        if any(p.requires_grad for p in self._parameters(node)):
+            return False
+        layers = self._modules[node.target].modules() if node.op == "call_module" else ()
+        return not any(isinstance(layer, _BatchNorm) and layer.training for layer in layers)
 
-    def _needed(
-        self, ends: Iterable[fx.Node], begins: set[fx.Node], blocked: frozenset[fx.Node]
+    def _dependents(self, sources: set[fx.Node]) -> set[fx.Node]:
+        """Return `sources` and all nodes that depend on them."""
+        dependents = set(sources)
+        for node in self.graph.nodes:
+            if any(source in dependents for source in node.all_input_nodes):
+                dependents.add(node)
+        return dependents
+
+    def _ancestors(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """Return the nodes that compute `nodes` from pixels, including themselves."""
+        return self._nodes_between({self.pixels}, nodes, frozenset()) or set()
+
+    def _nodes_between(
+        self, sources: set[fx.Node], ends: Iterable[fx.Node], blocked: frozenset[fx.Node]
     ) -> set[fx.Node] | None:
-        """All nodes between; None if one of `blocked` is among them. Shapes are known, so they need nothing."""
+        """Return the nodes that compute `ends` from `sources`; None if that takes a `blocked` node.
+
+        Shapes are known, so they need no inputs.
+        """
         needed: set[fx.Node] = set()
         waiting = list(ends)
         while waiting:
             node = waiting.pop()
-            if node in needed or node in begins:
+            if node in needed or node in sources:
                 continue
             if node in blocked:
                 return None
@@ -207,28 +218,21 @@ class TracedModel:
     def _build(self, start: Cut | None, end: Cut | None) -> fx.GraphModule:
         sources = (self.pixels,) if start is None else start.nodes
         ends = [self._output()] if end is None else list(end.nodes)
-        needed = self._needed(ends, set(sources), frozenset()) or set()
+        needed = self._nodes_between(set(sources), ends, frozenset()) or set()
         graph = fx.Graph()
-        made: dict[fx.Node, Any] = {}
-        for node in sources:
-            made[node] = graph.placeholder(node.name)
-        first = made[sources[0]]
+        copies: dict[fx.Node, Any] = {node: graph.placeholder(node.name) for node in sources}
         for node in self.graph.nodes:
             if node not in needed or node.op == "output":
                 continue
             if self._is_shape(node):
-                made[node] = shape_again(graph, first, self._seen[node])
+                copies[node] = rebuild_shape(graph, copies[sources[0]], self._info[node])
             else:
-                made[node] = graph.node_copy(node, lambda n: made[n])
+                copies[node] = graph.node_copy(node, lambda n: copies[n])
         if end is None:
-            graph.output(fx.map_arg(self._output().args[0], lambda n: made[n]))
+            graph.output(fx.map_arg(self._output().args[0], lambda n: copies[n]))
         else:
-            graph.output(tuple(made[node] for node in end.nodes))
+            graph.output(tuple(copies[node] for node in end.nodes))
         return fx.GraphModule(self.model, graph)
-
-    def _depth(self, nodes: Sequence[fx.Node]) -> int:
-        """How many nodes it takes to compute these from pixels."""
-        return len(self._needed(nodes, {self.pixels}, frozenset()) or ())
 
     def _output(self) -> fx.Node:
         return next(node for node in reversed(self.graph.nodes) if node.op == "output")
@@ -242,40 +246,39 @@ class TracedModel:
                 yield value
 
     def _is_shape(self, node: fx.Node) -> bool:
-        """Whether the node gives numbers that follow from the batch size alone."""
+        """Whether the node's value is numbers that follow from the batch size alone."""
         computed = node.op not in ("placeholder", "output", "get_attr") and node.target not in (
             "item",
             "tolist",
         )
-        return computed and follows(self._seen[node].two, self._seen[node].three)
+        info = self._info[node]
+        return computed and follows_batch_size(info.two, info.three)
 
     def _layout(self, node: fx.Node) -> TensorLayout | None:
-        two, three = self._seen[node].two, self._seen[node].three
+        """Return the layout of the value; None unless it is a tensor with one row per sample."""
+        two, three = self._info[node].two, self._info[node].three
         if not isinstance(two, TensorInfo) or two.shape[:1] != (2,) or three.shape[:1] != (3,):
             return None
-        return (
-            TensorLayout(two.shape[1:], two.dtype, two.channels_last)
-            if two.shape[1:] == three.shape[1:]
-            else None
-        )
+        if two.shape[1:] != three.shape[1:]:
+            return None
+        return TensorLayout(two.shape[1:], two.dtype, two.channels_last)
 
     def _digest(self, node: fx.Node) -> str:
-        """Of the node's operation, all weights in it, and the digests of its inputs."""
-        for (
-            each
-        ) in self.graph.nodes:  # in the graph's order, so inputs come first and nothing recurses
+        """Return a digest of the node's operation, its weights, and the digests of its inputs."""
+        # In graph order inputs come first, so nothing recurses.
+        for other in self.graph.nodes:
             if node in self._digests:
                 break
-            if each not in self._digests and each.op != "output":
+            if other not in self._digests and other.op != "output":
                 try:
-                    self._digests[each] = self._digest_one(each)
+                    self._digests[other] = self._digest_from_inputs(other)
                 except (FingerprintError, KeyError):
-                    continue  # nothing that depends on it has a name either
+                    continue  # nor can anything that depends on it be fingerprinted
         if node not in self._digests:
-            raise TraceError(f"what {node.name} computes has no content key")
+            raise TraceError(f"the value of its node {node.name} cannot be fingerprinted")
         return self._digests[node]
 
-    def _digest_one(self, node: fx.Node) -> str:
+    def _digest_from_inputs(self, node: fx.Node) -> str:
         target: Any = node.target
         if node.op == "call_module":
             target = self._modules[node.target]
@@ -283,18 +286,19 @@ class TracedModel:
             target = operator.attrgetter(str(node.target))(self.model)
         elif node.op == "placeholder":
             target = "pixels"
-        named: Any = lambda n: _Named(self._digests[n])  # noqa: E731
-        arguments = fx.map_arg((node.args, node.kwargs), named)
+        digest_input: Any = lambda n: _Digest(self._digests[n])  # noqa: E731
+        arguments = fx.map_arg((node.args, node.kwargs), digest_input)
         return fingerprint([node.op, self.training, target, arguments])
 
 
 @dataclass(frozen=True)
-class _Named:
-    digest: str
+class _Digest:
+    """Stands for an input node among the arguments of a node."""
+
+    value: str
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    tolerance = 1e-4 if one.dtype == torch.float32 else 5e-2
-    return one.shape == other.shape and bool(
-        (one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1e-6)
-    )
+def _near(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e-4 if a.dtype == torch.float32 else 5e-2
+    bound = tolerance * a.abs().max().clamp(min=1e-6)
+    return a.shape == b.shape and bool((a - b).abs().max() <= bound)

@@ -1,4 +1,8 @@
-"""What torch.fx makes of a network, and what each node of the graph does when it runs."""
+"""The torch.fx graph of a network, and what each of its nodes does when it runs.
+
+Whether a node is deterministic per sample is observed, not declared: the graph runs on batches of
+two and of three samples, and each node's values, random states and buffers are compared.
+"""
 
 import operator
 import sys
@@ -14,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TraceError(ValueError):
-    """The network cannot be cut; the message says why. It trains all the same, as a whole."""
+    """The network cannot be split; the message says why. It still trains as a whole."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's shape, dtype, and whether it lies as channels_last."""
+    """A tensor's shape, dtype, and whether its memory format is channels_last."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -28,9 +32,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What a node gave for batches of two and of three samples, and what it did besides.
+    """A node's values for batches of two and of three samples (tensors as TensorInfo).
 
-    `random`: it drew random numbers. `mixes`: what it gave for a sample depends on others, or it kept statistics.
+    `random`: it draws random numbers. `mixes`: its value for a sample depends on the rest of the
+    batch, or it updates statistics.
     """
 
     two: Any
@@ -40,26 +45,30 @@ class NodeInfo:
 
 
 def trace_graph(model: nn.Module) -> fx.Graph:
-    """The graph of `model` in its present mode, BatchNorm layers and what timm says cannot be traced as single nodes.
+    """Return the graph of `model` in its current mode.
 
-    Raises Untraceable.
+    BatchNorm layers, and modules that timm marks as untraceable, are single nodes. Raises
+    TraceError.
     """
     try:
         return _Tracer(autowrap_functions=tuple(_timm_functions())).trace(model)
-    except Exception as error:  # whatever the network's own code makes of symbolic values
+    except Exception as error:  # a network's code can do anything with symbolic values
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TraceError(f"torch.fx cannot trace it: {reason}") from error
+        raise TraceError(f"torch.fx cannot trace the network: {reason}") from error
 
 
 def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, NodeInfo]:
-    """What each node does with two and with three samples of `example`. Raises Untraceable; changes nothing."""
-    two, three = _Watcher(model, graph), _Watcher(model, graph)
+    """Run the graph on two and on three samples of `example` and return what each node does.
+
+    Leaves the model unchanged. Raises TraceError.
+    """
+    two, three = _Observer(model, graph), _Observer(model, graph)
     with preserve_state(model), torch.no_grad():
         try:
             two.run(example[:2].clone())
             three.run(example[:3].clone())
         except Exception as error:
-            raise TraceError(f"its graph does not run: {error}") from error
+            raise TraceError(f"the traced graph fails to run: {error}") from error
     return {
         node: NodeInfo(
             two.values.get(node), three.values.get(node), node in two.random, node in two.mixes
@@ -68,9 +77,55 @@ def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx
     }
 
 
+def follows_batch_size(two: Any, three: Any) -> bool:
+    """Whether the values are numbers that are equal for both batches or proportional to their size.
+
+    Nested tuples of numbers, dtypes and devices count too.
+    """
+    if isinstance(two, tuple) and isinstance(three, tuple):
+        return len(two) == len(three) > 0 and all(map(follows_batch_size, two, three))
+    if isinstance(two, bool) or isinstance(three, bool):
+        return two is three
+    if isinstance(two, int) and isinstance(three, int):
+        return two == three or (two % 2 == 0 and two * 3 == three * 2)
+    return isinstance(two, torch.dtype | torch.device) and two == three
+
+
+def rebuild_shape(graph: fx.Graph, tensor: fx.Node, info: NodeInfo) -> Any:
+    """Return the numbers of a node that `follows_batch_size`, for use in `graph`.
+
+    Numbers that depend on the batch are computed from the batch size of `tensor`.
+    """
+
+    def rebuild(two: Any, three: Any) -> Any:
+        if isinstance(two, tuple):
+            return tuple(map(rebuild, two, three))
+        if two == three:
+            return two
+        size = graph.call_method("size", (tensor, 0))
+        return size if two == 2 else graph.call_function(operator.mul, (size, two // 2))
+
+    return rebuild(info.two, info.three)
+
+
+@contextmanager
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Restore the model's buffers and modes and torch's random states on exit."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(devices=_gpus(model)):
+        try:
+            yield
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+            for module, mode in modes.items():
+                module.training = mode
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # BatchNorm is never traced through: its mode is read off the layer, which changes with what is frozen.
+        # BatchNorm stays one node: its mode is read off the layer, and changes with what is frozen.
         leaf = isinstance(m, (_BatchNorm, *_timm_modules()))
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
@@ -85,8 +140,8 @@ def _timm_functions() -> Sequence[Callable[..., Any]]:
     return tuple(f for f in timm.get_notrace_functions() if callable(f)) if timm else ()
 
 
-class _Watcher(fx.Interpreter):
-    """Runs the graph and notes of each node its value's shape, and whether it is random or mixes samples (see Seen)."""
+class _Observer(fx.Interpreter):
+    """Runs the graph and records each node's value, and whether it is random or mixes samples."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
@@ -96,92 +151,58 @@ class _Watcher(fx.Interpreter):
         self.mixes: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        before, layers = self._random_states(), self._layers(n)
-        versions = [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
-        with _Operations() as operations:
+        states, layers = self._random_states(), self._layers(n)
+        versions = _buffer_versions(layers)
+        with _BatchStatisticsMode() as operations:
             value = super().run_node(n)
-        if not all(map(torch.equal, before, self._random_states())):
+        if not all(map(torch.equal, states, self._random_states())):
             self.random.add(n)
-        # BatchNorm layers are asked for their mode when a cut is made; others may keep statistics of their own.
-        moved = versions != [
-            buffer._version for layer in layers for buffer in layer.buffers(recurse=False)
-        ]
-        if moved or (operations.batch_statistics and n.op != "call_module"):
+        # The mode of a BatchNorm layer is read when a cut is made; here are all other statistics.
+        updated = versions != _buffer_versions(layers)
+        if updated or (operations.used and n.op != "call_module"):
             self.mixes.add(n)
-        self.values[n] = _short(value)
+        self.values[n] = _summarize(value)
         return value
 
     def _layers(self, n: fx.Node) -> list[nn.Module]:
-        inside = self.fetch_attr(str(n.target)).modules() if n.op == "call_module" else ()
-        return [layer for layer in inside if not isinstance(layer, _BatchNorm)]
+        layers = self.fetch_attr(str(n.target)).modules() if n.op == "call_module" else ()
+        return [layer for layer in layers if not isinstance(layer, _BatchNorm)]
 
     def _random_states(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self.gpus)]
 
 
-class _Operations(TorchDispatchMode):
-    """Notes whether an operation normalised by the statistics of its batch."""
+class _BatchStatisticsMode(TorchDispatchMode):
+    """Records whether an operation normalizes with the statistics of its batch."""
 
-    batch_statistics = False
+    used = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, schema = kwargs or {}, func._schema
         if "batch_norm" in schema.name:
-            named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
-            self.batch_statistics |= bool(named.get("training")) or "with_update" in schema.name
+            names = (argument.name for argument in schema.arguments)
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            self.used |= bool(arguments.get("training")) or "with_update" in schema.name
         return func(*args, **kwargs)
 
 
-def _short(value: Any) -> Any:
+def _buffer_versions(layers: Sequence[nn.Module]) -> list[int]:
+    return [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
+
+
+def _summarize(value: Any) -> Any:
     if isinstance(value, Tensor):
-        last = value.dim() == 4 and not value.is_contiguous()
-        last = last and value.is_contiguous(memory_format=torch.channels_last)
-        return TensorInfo(tuple(value.shape), value.dtype, last)
+        channels_last = (
+            value.dim() == 4
+            and not value.is_contiguous()
+            and value.is_contiguous(memory_format=torch.channels_last)
+        )
+        return TensorInfo(tuple(value.shape), value.dtype, channels_last)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_short, value))
+        return tuple(map(_summarize, value))
     return value
 
 
-def follows(two: Any, three: Any) -> bool:
-    """Whether a value is a number, or numbers, equal in both batches or proportional to their sizes."""
-    if isinstance(two, tuple) and isinstance(three, tuple):
-        return len(two) == len(three) > 0 and all(map(follows, two, three))
-    if isinstance(two, bool) or isinstance(three, bool):
-        return two is three
-    if isinstance(two, int) and isinstance(three, int):
-        return two == three or (two % 2 == 0 and two * 3 == three * 2)
-    return isinstance(two, torch.dtype | torch.device) and two == three
-
-
-def shape_again(graph: fx.Graph, first: fx.Node, seen: NodeInfo) -> Any:
-    """The numbers as they were, those that follow the batch taken from its first tensor."""
-
-    def again(two: Any, three: Any) -> Any:
-        if isinstance(two, tuple):
-            return tuple(map(again, two, three))
-        if two == three:
-            return two
-        size = graph.call_method("size", (first, 0))
-        return size if two == 2 else graph.call_function(operator.mul, (size, two // 2))
-
-    return again(seen.two, seen.three)
-
-
-@contextmanager
-def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves buffers, modes and torch's random states as they were."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(devices=_gpus(model)):
-        try:
-            yield
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-            for module, mode in modes.items():
-                module.training = mode
-
-
 def _gpus(model: nn.Module) -> list[int]:
-    """The numbers of the GPUs that hold the model: random states of others are not ours to touch."""
+    """Return the GPUs that hold the model: the random states of others are not ours to touch."""
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

@@ -2,6 +2,6 @@
 
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.run import run_job
-from tvf.job.setup import JobContext
+from tvf.job.setup import JobContext, import_libraries
 
-__all__ = ["Checkpoints", "JobContext", "run_job"]
+__all__ = ["Checkpoints", "JobContext", "import_libraries", "run_job"]

@@ -1,64 +1,53 @@
-"""Whether a job may start from the weights of an earlier one: same backbone, classes, and split.
-
-If the earlier job split the same images differently, it may have trained on images that this job
-validates or tests on.
-"""
+"""Whether a job may start from another job's weights: by what that job has recorded of itself."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvf.config import Config
+from tvf.config import Config, modern_options
 from tvf.errors import InputError
 from tvf.files import read_json
-from tvf.models import find_weights
+from tvf.models import find_weights, shorten
 
 log = logging.getLogger(__name__)
 
-# The options of the data, besides its source, that decide how images are split.
-SPLIT_OPTIONS = ("split_seed", "val_fraction", "test_fraction", "validate_on")
+# How a data set's images are split.
+SPLIT = ("data.split_seed", "data.val_fraction", "data.test_fraction", "data.validate_on")
 
 
-def check_origin(init_from: str, backbone: str, classes: Sequence[str], data: Config) -> None:
-    """Raise InputError unless the job in the folder `init_from` fits this one.
+def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: Config) -> None:
+    """InputError unless the job that `model.init_from` names had this backbone and these classes.
 
-    `data` is the node of this job's config; the earlier job's summary and config are read from its
-    folder. A bare file of weights only logs a warning, as it does not say what it was trained on.
+    Nor may it have split the same images differently: it may have trained on what is to validate or
+    test this job. A bare file does not say, so there is a warning.
     """
-    path = find_weights(init_from)
     folder = Path(init_from).expanduser()
     if not folder.is_dir():
         log.warning(
-            "%s does not say which images it was trained on: make sure that it was not trained on "
-            "this job's validation or test images.",
-            path,
+            "%s does not say which images it was trained on: do not validate or test on them.",
+            find_weights(init_from),
         )
         return
-    summary = read_json(folder / "summary.json")
+    summary, prefix = (
+        read_json(folder / "summary.json"),
+        f"model.init_from={init_from} does not fit",
+    )
     if summary.get("backbone") != backbone:
         raise InputError(
-            f"model.init_from={init_from} must have the same backbone: that job trained "
-            f"backbone={summary.get('backbone')}, this one has {backbone}. Choose that backbone or "
-            "another job."
+            f"{prefix}: that job trained backbone={summary.get('backbone')}, this one trains "
+            f"{backbone}. Choose that backbone or another job."
         )
     if summary.get("classes") != list(classes):
         raise InputError(
-            f"model.init_from={init_from} must have the same classes: that job's are "
-            f"{_shorten(summary.get('classes'))}, here they are {_shorten(classes)}."
+            f"{prefix}: that job's classes are {shorten(summary.get('classes'))}, this one's are "
+            f"{shorten(classes)}."
         )
-    origin = read_json(folder / "config.json").get("data") or {}
-    if any(origin.get(key) != data.get(key) for key in ("_target_", "root")):
+    theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
+    if any(theirs.get(key) != ours.get(key) for key in ("data._target_", "data.root")):
         return  # other images
-    for key in SPLIT_OPTIONS:
-        if origin.get(key) != data.get(key):
+    for key in SPLIT:
+        if theirs.get(key) != ours.get(key):
             raise InputError(
-                f"model.init_from={init_from} must have split the same images in the same way: "
-                f"that job had data.{key}={origin.get(key)}, here it is {data.get(key)}, so this "
-                "job would validate or test on images that the other has trained on. Choose "
-                f"data.{key}={origin.get(key)}."
+                f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so it "
+                "may have trained on images that validate or test this one. Use the same value."
             )
-
-
-def _shorten(names: object) -> str:
-    listed = list(map(str, names)) if isinstance(names, list | tuple) else [str(names)]
-    return ", ".join(listed[:5]) + (f" ({len(listed)} in all)" if len(listed) > 5 else "")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from tvf.models import (
     Backbone,
     FineTuneModel,
     check_image_size,
+    import_timm,
     load_initial_weights,
     needs_batches,
     preserve_freezing,
@@ -70,6 +72,7 @@ log = logging.getLogger(__name__)
 
 # Nodes whose code trains a head. A user's own code counts by its file, as everywhere in the store.
 CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
+TIMM_BACKBONES = ("tvf.models.efficientnet_lite0", "tvf.models.timm_backbone")
 # A user's own model class might do anything to the backbone it is built over, so only these are
 # built for siblings.
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
@@ -205,6 +208,17 @@ def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
     }
 
 
+def import_libraries(backbone: str) -> None:
+    """Import what jobs with this backbone, a `_target_`, load when they first use it.
+
+    Called in a process that forks jobs, so that only its first job waits for imports.
+    """
+    for library in ("sklearn.metrics", "sklearn.model_selection"):
+        import_module(library)
+    if backbone in TIMM_BACKBONES:
+        import_timm()
+
+
 def _build_fabric(config: Config, context: JobContext) -> Fabric:
     """Lightning Fabric, for one device or, among the ranks of a job, for this process's.
 
@@ -294,7 +308,7 @@ def _load_initial_weights(
 ) -> None:
     if (init_from := config["model"].get("init_from")) is None:
         return
-    check_origin(init_from, backbone, data.classes, config["data"])
+    check_origin(init_from, backbone, data.classes, config)
     weights = load_initial_weights(model, init_from, f"module.{model.head}")
     log.info("%s starts from the weights in %s.", tag, weights)
 

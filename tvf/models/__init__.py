@@ -1,9 +1,10 @@
-"""Pretrained backbones, their groups of layers, and the models that train some of them."""
+"""Pretrained backbones, their groups of layers, and which of them train."""
 
 from tvf.models.backbones import (
     Backbone,
     check_image_size,
     efficientnet_lite0,
+    import_timm,
     resnet,
     timm_backbone,
 )
@@ -23,6 +24,7 @@ from tvf.models.finetune import (
 from tvf.models.groups import (
     UNITS,
     Group,
+    Selection,
     check_direction,
     check_fraction,
     check_group_names,
@@ -39,6 +41,7 @@ from tvf.models.weights import (
     load_initial_weights,
     load_weights,
     save_weights,
+    shorten,
 )
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
+    "Selection",
     "TransferModel",
     "UNITS",
     "check_direction",
@@ -62,6 +66,7 @@ __all__ = [
     "find_weights",
     "frozen_batchnorm",
     "group_by_modules",
+    "import_timm",
     "is_readable",
     "load_initial_weights",
     "load_weights",
@@ -70,6 +75,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "resnet",
     "save_weights",
+    "shorten",
     "tabulate_groups",
     "timm_backbone",
 ]

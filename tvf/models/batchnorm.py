@@ -1,7 +1,7 @@
-"""What frozen BatchNorm layers do: freezing parameters alone does not freeze a BatchNorm layer.
+"""Frozen BatchNorm layers, the second half of freezing.
 
-It also carries running statistics, which training mode updates and does not use. So frozen layers
-are put back into eval mode, unless a model is to behave like a plain training loop.
+`requires_grad` stops parameters from moving; BatchNorm layers also have running statistics, which
+`module.train()` would keep updating. So frozen layers are put back into eval mode.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,32 +11,32 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 FROZEN_BN = ("eval", "batch")  # of a model
-FROZEN_BN_OPTIONS = (*FROZEN_BN, "recalibrate")  # of a job: eval, after `recalibrate_batchnorm`
+FROZEN_BN_OPTIONS = (*FROZEN_BN, "recalibrate")  # of a job, which sets statistics before it trains
 
 
 def needs_batches(module: nn.Module) -> bool:
-    """Whether a BatchNorm layer is in training mode, which takes batches of more than one image."""
+    """Whether a BatchNorm layer is in training mode: a batch of one has no statistics."""
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
 
 
 def frozen_batchnorm(module: nn.Module) -> dict[str, _BatchNorm]:
     """The frozen BatchNorm layers, by name.
 
-    A layer is frozen if none of its parameters trains; one without parameters, if nothing in its
+    A layer is frozen when none of its parameters trains; one without parameters when nothing in its
     parent does.
     """
     frozen = {}
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
             parent = module.get_submodule(name.rpartition(".")[0])
-            parameters = list(layer.parameters()) or list(parent.parameters())
-            if not any(parameter.requires_grad for parameter in parameters):
+            own = list(layer.parameters()) or list(parent.parameters())
+            if not any(parameter.requires_grad for parameter in own):
                 frozen[name] = layer
     return frozen
 
 
 def hold_frozen_batchnorm(module: nn.Module) -> None:
-    """Put frozen BatchNorm layers into eval mode: they use their statistics and keep them."""
+    """Put frozen BatchNorm layers into eval mode: their statistics are used and do not change."""
     for layer in frozen_batchnorm(module).values():
         layer.eval()
 
@@ -44,10 +44,10 @@ def hold_frozen_batchnorm(module: nn.Module) -> None:
 def recalibrate_batchnorm(
     module: nn.Module, layers: Iterable[_BatchNorm], run: Callable[[], None]
 ) -> None:
-    """Set the statistics of `layers` to their mean over the batches that `run` feeds to `module`.
+    """Give `layers` the mean statistics of the batches that `run` pushes through `module`.
 
-    `torch.optim.swa_utils.update_bn` does so for all layers of a network (Izmailov et al. 2018).
-    Leaves `module` in eval mode.
+    Leaves `module` in eval mode. As `torch.optim.swa_utils.update_bn` does for all layers of a
+    network (Izmailov et al. 2018).
     """
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]

@@ -1,6 +1,6 @@
-"""The models that tvf compares: a backbone with a new head, of which a fraction or nothing trains.
+"""The two models that tvf compares: one trains only a backbone's head, the other a fraction too.
 
-They take pixels and normalise them themselves, so a saved model accepts images as they are.
+Both take pixels and normalise them themselves, so a saved model can be given images as they are.
 """
 
 import math
@@ -13,28 +13,18 @@ from torch import Tensor, nn
 from tvf.errors import InputError, require_choice
 from tvf.models.backbones import Backbone
 from tvf.models.batchnorm import FROZEN_BN, hold_frozen_batchnorm
-from tvf.models.groups import (
-    check_direction,
-    check_selection,
-    group_share,
-    match_groups,
-    pick_groups,
-    select_groups,
-    unfreeze,
-)
+from tvf.models.groups import Selection, group_share, select_layers, unfreeze
 
 
 class FineTuneModel(nn.Module):
-    """A backbone whose head trains and, by default, the deepest `pct_unfreeze` of its groups.
+    """A backbone whose head trains, and a part of it: by default the deepest `pct_unfreeze`.
 
-    `unit` is what the fraction counts, "groups" or "params", and `direction` the end it starts
-    from, "top" or "bottom" (see `select_groups`). Instead of a fraction, `groups` names the groups
-    that train (see `pick_groups`), or `train` the parameters, by regular expressions (see
-    `match_groups`); `pct_unfreeze` and `unit` are then ignored, and the attribute `pct_unfreeze` is
-    the share of the groups that train at least in part.
-    `frozen_bn` is what frozen BatchNorm layers do in training mode: "eval" uses and keeps their
-    statistics, "batch" normalises by the batch and updates them, like a plain `model.train()`.
-    `head_dropout` is the probability of dropping an input of the head in training.
+    `pct_unfreeze`, `unit`, `direction`, `groups` and `train` select what trains, see `Selection`.
+    Where names do, the attribute `pct_unfreeze` is the share of the groups that train at least in
+    part.
+    `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their
+    statistics, "batch" normalises by the batch and keeps updating them, like a plain training loop.
+    `head_dropout` is the probability that training drops an input of the head.
     """
 
     mean: Tensor
@@ -45,27 +35,19 @@ class FineTuneModel(nn.Module):
         backbone: Backbone,
         pct_unfreeze: float | None,
         unit: str | None = "groups",
-        frozen_bn: str = "eval",
         direction: str = "top",
         groups: Sequence[str] | None = None,
         train: str | Sequence[str] | None = None,
+        frozen_bn: str = "eval",
         head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
-        check_direction(direction)
-        check_selection(direction, groups, train)
-        if train is not None:
-            trained = match_groups(backbone.module, backbone.groups, train)
-        elif groups is not None:
-            trained = pick_groups(backbone.groups, groups)
-        else:
-            trained = select_groups(backbone.module, backbone.groups, pct_unfreeze, unit, direction)
-        by_name = train is not None or groups is not None
-        self.trained_groups = trained
-        self.pct_unfreeze = (
-            group_share(trained, backbone.groups) if by_name else float(pct_unfreeze or 0)
-        )
+        selection = Selection(pct_unfreeze, unit, direction, groups, train)
+        self.trained_groups = select_layers(backbone.module, backbone.groups, selection)
+        self.pct_unfreeze = float(pct_unfreeze or 0)
+        if selection.is_named:
+            self.pct_unfreeze = group_share(self.trained_groups, backbone.groups)
         self.frozen_bn = frozen_bn
         self.head_dropout = check_dropout(head_dropout)
         self.module = backbone.module
@@ -75,29 +57,28 @@ class FineTuneModel(nn.Module):
         self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map pixels [N, 3, H, W], uint8 or float in [0, 255], to logits [N, classes]."""
-        # Set here, not in the constructor: several models may share a backbone, and the one that
-        # runs decides.
+        """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats on the same scale, 0 to 255."""
+        # Here and not in __init__: of several models over one backbone, the one that runs decides.
         drop_input(self.module.get_submodule(self.head), self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
-        """Set the mode, like nn.Module's; frozen BatchNorm layers follow `frozen_bn`."""
+        """As nn.Module's, but frozen BatchNorm layers follow `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module)
         return self
 
     def unfreeze(self, count: int | None = None) -> None:
-        """Let exactly the head and the first `count` of the trained groups train (None: all).
+        """Let exactly the head and the first `count` of the trained groups train (None: all of them).
 
-        Overrides what an earlier call, or another model over this backbone, has frozen.
+        Regardless of what another model over this backbone, or an earlier call, has frozen.
         """
         self.unfrozen_groups = self.trained_groups[:count]
         unfreeze(self.module, self.unfrozen_groups, self.head)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the new head."""
+        """Weight and bias of the new head."""
         return list(self.module.get_submodule(self.head).parameters())
 
     def unfrozen_parameters(self) -> list[list[nn.Parameter]]:
@@ -119,25 +100,25 @@ class TransferModel(FineTuneModel):
 
 def check_dropout(value: object) -> float:
     """Return `value` as a dropout probability; InputError unless it is a number in [0, 1)."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value) and 0 <= value < 1:
-            return float(value)
-    raise InputError(
-        f"model.head_dropout={value} must be a number of at least 0 and below 1: the probability "
-        "of dropping an input of the head in training."
-    )
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (math.isfinite(value) and 0 <= value < 1):
+        raise InputError(
+            f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of the "
+            "head's inputs that training drops."
+        )
+    return float(value)
 
 
 def drop_input(layer: nn.Module, rate: float) -> None:
-    """Drop the inputs of `layer` in training with probability `rate`, like nn.Dropout before it.
+    """In training drop each input of `layer` with probability `rate`, like nn.Dropout before it.
 
-    This is a hook rather than a layer, so that parameter names stay as they are; torch.fx traces it
-    with the layer. A layer that never had a rate above 0 gets no hook.
+    A hook rather than a layer, so that parameter names stay the same. torch.fx runs it with the
+    layer.
     """
     if rate or hasattr(layer, "input_dropout"):
         if not hasattr(layer, "input_dropout"):
             layer.register_forward_pre_hook(_drop)
-        # Not `layer.input_dropout = rate`: nn.Module declares attributes as tensors and modules.
+        # By setattr, because nn.Module declares only tensors and modules.
         setattr(layer, "input_dropout", rate)  # noqa: B010
 
 
@@ -147,17 +128,17 @@ def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
-    """Summarise in one line which groups train and how many parameters each of them has."""
+    """Which groups train and how many parameters each has, in a line."""
     sizes = [("head", count_parameters(model.head_parameters()))]
     for group in model.trained_groups:
         parameters = map(backbone.module.get_parameter, group.parameters)
         sizes.append((group.name, count_parameters(parameters)))
-    listed = ", ".join(f"{name} {size:,}" for name, size in sizes)
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
     trained, total = sum(size for _, size in sizes), count_parameters(model.parameters())
     groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
-    return f"trains {groups}, {trained:,} of {total:,} parameters: {listed}"
+    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
-    """Count the numbers in `parameters`."""
+    """The number of values in them."""
     return sum(parameter.numel() for parameter in parameters)

@@ -1,12 +1,12 @@
-"""Groups of a backbone's layers, ordered deepest first, and the ways to select which of them train.
+"""Which part of a backbone trains: its layers as ordered groups, deepest first, and a selection of them.
 
-A fraction of them from one end (`select_groups`), groups by name (`pick_groups`), or single
-parameters by name (`match_groups`).
+A fraction of the groups from either end, groups by name, or parameters by name.
 """
 
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,40 +22,50 @@ DIRECTIONS = ("top", "bottom")
 
 @dataclass(frozen=True)
 class Group:
-    """One or more layers that freeze and train together: a name and full parameter names."""
+    """Layers that freeze and train together: a name for people, and full parameter names."""
 
     name: str
     parameters: tuple[str, ...]
 
 
-def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tuple[Group, ...]:
-    """Make groups from submodule names, deepest first: [["layer4"], ["bn1", "conv1"]]."""
-    groups = []
-    for names in layers:
-        parameters = [
-            f"{layer}.{name}"
-            for layer in names
-            for name, _ in module.get_submodule(layer).named_parameters()
-        ]
-        groups.append(Group("+".join(names), tuple(parameters)))
-    return tuple(groups)
+@dataclass(frozen=True)
+class Selection:
+    """What trains besides the head: `train` if given, else `groups` if given, else a fraction.
+
+    `pct_unfreeze` is the fraction, `unit` what it counts ("groups" or "params"), `direction` the end
+    that it counts from: "top" is next to the head, "bottom" next to the pixels. `groups` are names of
+    groups; `train` is a regular expression, or several, that matches names of parameters.
+    """
+
+    pct_unfreeze: float | None = None
+    unit: str | None = "groups"
+    direction: str = "top"
+    groups: Sequence[str] | None = None
+    train: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+        check_selection(self.direction, self.groups, self.train)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether names, not a fraction, say what trains."""
+        return self.groups is not None or self.train is not None
 
 
-def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Raise InputError unless every parameter outside the head is in exactly one group."""
-    listed = [name for group in groups for name in group.parameters]
-    expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
-    repeated = {name for name in listed if listed.count(name) > 1}
-    for names, problem in (
-        (expected.difference(listed), "belong to no group"),
-        (set(listed) - expected, "are in a group, but in the head or not in the backbone"),
-        (repeated, "are in more than one group"),
-    ):
-        if names:
-            raise InputError(
-                f"backbone groups: these parameters {problem}: {', '.join(sorted(names)[:5])} "
-                f"({len(names)} in all)."
-            )
+def select_layers(
+    module: nn.Module, groups: Sequence[Group], selection: Selection
+) -> tuple[Group, ...]:
+    """The groups of a backbone that a selection trains, in the order of `groups`, deepest first.
+
+    InputError for names that the backbone does not have.
+    """
+    if selection.train is not None:
+        return match_groups(module, groups, selection.train)
+    if selection.groups is not None:
+        return pick_groups(groups, selection.groups)
+    fraction = check_fraction(selection.pct_unfreeze)
+    return select_groups(module, groups, fraction, selection.unit, selection.direction)
 
 
 def check_fraction(value: object) -> float:
@@ -72,140 +82,165 @@ def check_fraction(value: object) -> float:
 
 
 def check_direction(value: object) -> str:
-    """Return `value`; InputError unless it is "top" or "bottom"."""
-    if isinstance(value, str) and value in DIRECTIONS:
-        return value
-    raise InputError(
-        f"model.direction={value} must be top (the deepest groups) or bottom (those next to the "
-        "pixels). To train groups by name, use model.groups=[layer3]."
-    )
+    """Return `value` if it is "top" or "bottom", else raise InputError."""
+    if value not in DIRECTIONS:
+        raise InputError(
+            f"model.direction={value!r} must be top (the deepest groups) or bottom (those next to "
+            "the pixels). To train single groups, name them: model.groups=[layer3]."
+        )
+    return str(value)
 
 
 def check_group_names(value: object) -> list[str]:
-    """Return `value` as a list; InputError unless it is a list of different group names."""
-    if not isinstance(value, list | tuple):
+    """Return `value` as a list of group names; InputError unless it is one, without repeats."""
+    names: list[Any] = (
+        [*value] if isinstance(value, Sequence) and not isinstance(value, str) else []
+    )
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(
-            f"model.groups={value} must be a list of group names, such as model.groups=[layer3]."
+            f"model.groups={value!r} must be a list of group names, such as [layer3]; tvf groups "
+            "shows them. null trains a fraction of the groups."
         )
-    names = list(value)
-    if not names:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
-            "model.groups=[] must name at least one group. To train the head alone, use "
-            "model=transfer; for a fraction of the groups, model.groups=null."
+            f"model.groups={names} must name each group once, but repeats {repeated[0]}."
         )
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise InputError(f"model.groups={names}: {name!r} must be the name of a group.")
-        if names.count(name) > 1:
-            raise InputError(f"model.groups={names} must name {name} only once.")
     return names
 
 
 def check_patterns(value: object) -> list[str]:
-    """Return `value` as a list; InputError unless it is one or more regular expressions."""
+    """Return `value`, a regular expression or several, as a list; InputError if one is invalid."""
     patterns: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
     if not patterns:
         raise InputError(
-            "model.train=[] must name what trains; for a fraction of the groups, model.train=null."
+            "model.train=[] must name what trains; null trains a fraction of the groups."
         )
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise InputError(
-                f"model.train={pattern!r} must be a regular expression of parameter names, such as "
+                f"model.train={pattern!r} must be a regular expression for parameter names, such as "
                 "'bn'."
             )
         try:
             re.compile(pattern)
         except re.error as error:
             raise InputError(
-                f"model.train={pattern!r} is not a regular expression ({error}): write a \\ before "
-                "a character that stands for itself."
+                f"model.train={pattern!r} is not a valid regular expression ({error}): escape "
+                "special characters with \\."
             ) from error
     return patterns
 
 
 def check_selection(direction: str, groups: object, train: object) -> None:
-    """Raise InputError if more than one option selects what trains."""
-    chosen = [
-        f"model.direction={direction}" if direction != "top" else None,
-        f"model.groups={_brackets(groups)}" if groups is not None else None,
-        f"model.train={_brackets(train)}" if train is not None else None,
-    ]
-    given = [option for option in chosen if option]
-    if len(given) > 1:
+    """InputError if more than one of them says what trains."""
+    given = {
+        "direction": direction if direction != "top" else None,
+        "groups": groups,
+        "train": train,
+    }
+    named = [f"model.{key}={value}" for key, value in given.items() if value is not None]
+    if len(named) > 1:
         raise InputError(
-            f"{' and '.join(given)} cannot be combined: each selects what trains. Choose one."
+            f"{' and '.join(named)} cannot be combined: each says what trains, so choose one of them."
         )
+
+
+def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+    """Groups from submodule names, deepest first: [["layer4"], ["layer3"], ["bn1", "conv1"]]."""
+    return tuple(
+        Group(
+            "+".join(names),
+            tuple(
+                f"{layer}.{name}"
+                for layer in names
+                for name, _ in module.get_submodule(layer).named_parameters()
+            ),
+        )
+        for names in layers
+    )
+
+
+def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
+    """Check that the groups partition the parameters outside the head; InputError names the others."""
+    listed = [name for group in groups for name in group.parameters]
+    expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
+    unknown = "are in a group, but in the head or not in the backbone"
+    repeated = {name for name, count in Counter(listed).items() if count > 1}
+    for names, trouble in (
+        (expected - {*listed}, "belong to no group"),
+        ({*listed} - expected, unknown),
+        (repeated, "are in more than one group"),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:5])
+            raise InputError(
+                f"backbone groups: these parameters {trouble}: {shown} ({len(names)} in all)."
+            )
 
 
 def select_groups(
     module: nn.Module,
     groups: Sequence[Group],
-    pct: float | None,
+    pct: float,
     unit: str | None = "groups",
     direction: str = "top",
 ) -> tuple[Group, ...]:
-    """The fraction `pct` of `groups`, which are ordered deepest first, in the same order.
+    """The groups that a fraction trains, in the order of `groups`, deepest first.
 
-    direction "top" takes them from the beginning of `groups`, "bottom" from the end.
-    unit "groups" takes `round(pct * len(groups))` of them, by Python's round (half to even);
-    "params" the fewest that hold at least `pct` of the backbone's parameters.
+    direction "top": the first of `groups`; "bottom": as many from their end.
+    unit "groups": `round(pct * len(groups))` of them, Python's round (half to even).
+    unit "params": the fewest that hold at least `pct` of the backbone's parameters.
     """
-    check_direction(direction)
     pct = check_fraction(pct)
     require_choice("model.unit", unit, UNITS)
-    if direction == "bottom":
+    if check_direction(direction) == "bottom":
         return select_groups(module, groups[::-1], pct, unit)[::-1]
     if unit == "groups":
         return tuple(groups[: round(pct * len(groups))])
-    sizes = [_count_parameters(module, group) for group in groups]
+    sizes = [_size(module, group) for group in groups]
     wanted, count = pct * sum(sizes), 0
     while sum(sizes[:count]) < wanted:
         count += 1
     return tuple(groups[:count])
 
 
-def pick_groups(groups: Sequence[Group], names: Sequence[str]) -> tuple[Group, ...]:
-    """The groups called `names`, in the order of `groups`: surgical fine-tuning (Lee et al. 2023).
+def pick_groups(groups: Sequence[Group], names: object) -> tuple[Group, ...]:
+    """The groups with these names, in the order of `groups`, whatever the order of the names.
 
-    InputError for a name that no group has.
+    Surgical fine-tuning (Lee et al. 2023) trains a single group. InputError for an unknown name.
     """
-    names = check_group_names(names)
-    known = [group.name for group in groups]
-    for name in names:
+    wanted, known = check_group_names(names), [group.name for group in groups]
+    for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"model.groups=[{name}] names no group of this backbone.{hint} Its groups are "
+                f"model.groups={wanted}: this backbone has no group {name}.{hint} Its groups are "
                 f"{', '.join(known)}."
             )
-    return tuple(group for group in groups if group.name in names)
+    return tuple(group for group in groups if group.name in wanted)
 
 
 def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
-    """`groups`, reduced to the parameters whose names one of `patterns` is found in (`re.search`).
+    """`groups` reduced to the parameters whose names match one of `patterns` (`re.search`).
 
-    A group that keeps only some of its parameters is called name(part). InputError for a pattern
-    that is found in no name.
+    A group that is reduced is called name(part). InputError for a pattern without a match.
     """
-    names = [name for group in groups for name in group.parameters]
-    found: set[str] = set()
+    names, matched = [name for group in groups for name in group.parameters], set()
     for pattern in check_patterns(patterns):
         matching = {name for name in names if re.search(pattern, name)}
         if not matching:
-            firsts = dict.fromkeys(group.parameters[0] for group in groups if group.parameters)
+            first = [group.parameters[0] for group in groups if group.parameters]
             raise InputError(
-                f"model.train={pattern!r} must be found in the name of a parameter outside the "
-                f"head. Some of the {len(names)} names: {', '.join(firsts)}."
+                f"model.train={pattern!r} must match the name of a parameter outside the head. Some "
+                f"of the {len(names)} names: {', '.join(dict.fromkeys(first))}."
             )
-        found |= matching
+        matched |= matching
     chosen = []
     for group in groups:
-        parameters = tuple(name for name in group.parameters if name in found)
-        if parameters:
-            whole = parameters == group.parameters
-            chosen.append(group if whole else Group(f"{group.name}(part)", parameters))
+        own = tuple(name for name in group.parameters if name in matched)
+        if own:
+            chosen.append(group if own == group.parameters else Group(f"{group.name}(part)", own))
     return tuple(chosen)
 
 
@@ -218,7 +253,7 @@ def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
 
 @contextmanager
 def preserve_freezing(module: nn.Module) -> Iterator[None]:
-    """Restore afterwards what was frozen, and the mode of every layer."""
+    """Restore what is frozen, and every layer's mode, when the context ends."""
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -233,35 +268,27 @@ def preserve_freezing(module: nn.Module) -> Iterator[None]:
 def tabulate_groups(
     module: nn.Module,
     groups: Sequence[Group],
-    unit: str | None = "groups",
+    selection: Selection,
     fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
-    direction: str = "top",
-    names: Sequence[str] | None = None,
-    train: object = None,
 ) -> str:
-    """A Markdown table of the groups that train at each fraction, and their parameter counts.
+    """A Markdown table: for each fraction the groups that train, and how many parameters they have.
 
-    If `names` or `train` selects what trains, a single row, with the share of the groups.
+    A selection by names has a single row, with the share of the groups that train.
     """
-    check_direction(direction)
-    check_selection(direction, names, train)
-    if names is not None:
-        selections = [pick_groups(groups, names)]
-    elif train is not None:
-        selections = [match_groups(module, groups, train)]
+    if selection.is_named:
+        named = select_layers(module, groups, selection)
+        chosen = [(group_share(named, groups), named)]
     else:
-        fractions = list(fractions)
-        selections = [select_groups(module, groups, pct, unit, direction) for pct in fractions]
-    if names is not None or train is not None:
-        fractions = [group_share(selections[0], groups)]
+        unit, direction = selection.unit, selection.direction
+        chosen = [(f, select_groups(module, groups, f, unit, direction)) for f in fractions]
     rows = [
         "| `pct_unfreeze` | groups that train, besides the head | parameters |",
         "|---|---|---|",
     ]
-    for pct, chosen in zip(fractions, selections, strict=True):
-        listed = ", ".join(group.name for group in chosen) or "none"
-        size = sum(_count_parameters(module, group) for group in chosen)
-        rows.append(f"| {pct:g} | {listed} | {size:,} |")
+    for fraction, trained in chosen:
+        names = ", ".join(group.name for group in trained) or "none"
+        size = sum(_size(module, group) for group in trained)
+        rows.append(f"| {fraction:g} | {names} | {size:,} |")
     return "\n".join(rows)
 
 
@@ -270,10 +297,5 @@ def group_share(trained: Sequence[Group], groups: Sequence[Group]) -> float:
     return round(len(trained) / max(len(groups), 1), 4)
 
 
-def _count_parameters(module: nn.Module, group: Group) -> int:
+def _size(module: nn.Module, group: Group) -> int:
     return sum(module.get_parameter(name).numel() for name in group.parameters)
-
-
-def _brackets(value: object) -> str:
-    """A value as the shell takes it: [layer3,layer4]."""
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

@@ -1,9 +1,8 @@
-"""Weights of models on disk: saving, loading, and starting a job from those of an earlier one.
+"""A model's weights as safetensors: saved, loaded, and taken over from another job.
 
-They are safetensors files, so nothing in them is executed when they are read.
+Nothing in these files is executed by reading them.
 """
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -26,20 +25,20 @@ def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
 def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
     """Load the weights in `path` into `model`.
 
-    InputError unless names, shapes and epoch are as expected.
+    InputError if they do not fit it by names, shapes and epoch.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get("epoch")
         if found != str(epoch):
             raise InputError(
-                f"{path} must be from epoch {epoch}, but is from epoch {found}: remove the job's "
-                "folder to train it again."
+                f"{path} is from epoch {found}, not {epoch}: delete the job's folder to train it again."
             )
         model.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} does not hold this model's weights: {reason}") from error
+        raise InputError(
+            f"{path} does not hold this model's weights: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def is_readable(path: Path) -> bool:
@@ -52,20 +51,18 @@ def is_readable(path: Path) -> bool:
 
 
 def find_weights(init_from: object) -> Path:
-    """Return the file that `model.init_from` names: itself, or the best weights in a job's folder.
+    """The file that `model.init_from` names: itself, or the best weights of a job's folder.
 
     InputError if there is none.
     """
+    remedy = "name a finished job's folder, or a .safetensors file."
     if not isinstance(init_from, str) or not init_from:
-        raise InputError(
-            f"model.init_from={init_from!r} must name a job's folder or a .safetensors file."
-        )
+        raise InputError(f"model.init_from={init_from!r} must be a path: {remedy}")
     path = Path(init_from).expanduser()
     if path.is_dir():
         if not (path / BEST_WEIGHTS).is_file():
             raise InputError(
-                f"model.init_from={init_from} must be the folder of a finished job, but has no "
-                f"{BEST_WEIGHTS}."
+                f"model.init_from={init_from} must be a job's folder: it has no {BEST_WEIGHTS}."
             )
         if not read_json(path / "summary.json"):
             raise InputError(
@@ -74,27 +71,23 @@ def find_weights(init_from: object) -> Path:
             )
         return path / BEST_WEIGHTS
     if not path.is_file():
-        raise InputError(
-            f"model.init_from={init_from} does not exist. Name a job's folder or a .safetensors "
-            "file."
-        )
+        raise InputError(f"model.init_from={init_from} does not exist: {remedy}")
     return path
 
 
 def check_not_own_weights(init_from: str | None, folder: Path) -> None:
-    """Raise InputError if a job in `folder` would start from weights that it writes itself."""
+    """InputError if a job in `folder` would start from the weights that it is going to write."""
     if init_from is not None and find_weights(init_from).resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"model.init_from={init_from} must not be in this job's own folder. Choose another "
+            f"model.init_from={init_from} must be outside this job's own folder: choose another "
             "hydra.run.dir."
         )
 
 
 def load_initial_weights(model: nn.Module, init_from: str, head: str) -> str:
-    """Load the weights that `model.init_from` names into `model`, including its head.
+    """Load the weights that `model.init_from` names, the head's too; which they are, in words.
 
-    `head` is the name of the head in `model`. Returns a phrase that says which weights they are.
-    Raises InputError unless they have the names and shapes of the model's.
+    `head` is the head's name in the model. InputError unless names and shapes of the tensors fit.
     """
     path = find_weights(init_from)
     try:
@@ -103,41 +96,37 @@ def load_initial_weights(model: nn.Module, init_from: str, head: str) -> str:
             epoch = (file.metadata() or {}).get("epoch")
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"model.init_from={init_from} must be a file of weights, but cannot be read "
-            f"({str(error).splitlines()[0]})."
+            f"model.init_from={init_from} is not a file of weights ({str(error).splitlines()[0]})."
         ) from error
-    if difference := _compare(found, model.state_dict(), head):
-        raise InputError(f"model.init_from={init_from} does not fit this model: {difference}.")
+    if difference := _difference(found, model.state_dict(), head):
+        raise InputError(f"model.init_from={init_from} does not fit: {difference}.")
     model.load_state_dict(found)
     return f"{path}, epoch {epoch}" if epoch else str(path)
 
 
-def _compare(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], head: str
+def _difference(
+    found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], head: str
 ) -> str | None:
-    """How tensors in a file differ from a model's in names and shapes; None if they do not."""
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or surplus:
-        differences = []
-        if missing:
-            differences.append(f"lacks {_shorten(sorted(missing))}")
-        if surplus:
-            differences.append(f"also has {_shorten(sorted(surplus))}")
-        return f"its weights are of another backbone: the file {' and '.join(differences)}"
-    shapes = {
-        name: (tuple(found[name].shape), tuple(tensor.shape))
-        for name, tensor in expected.items()
-        if found[name].shape != tensor.shape
-    }
-    if not shapes:
+    """How the tensors in a file differ from a model's in names and shapes; None if they do not."""
+    if lacking := own.keys() - found.keys():
+        return f"its weights are of another backbone, without {shorten(sorted(lacking))}"
+    if extra := found.keys() - own.keys():
+        return f"its weights are of another backbone, with {shorten(sorted(extra))} as well"
+    shapes = {name: (tuple(found[name].shape), tuple(own[name].shape)) for name in own}
+    differing = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    if not differing:
         return None
-    listed = _shorten([f"{name} is {there}, here {here}" for name, (there, here) in shapes.items()])
-    if all(name.startswith(f"{head}.") for name in shapes):
-        there, here = (shape[0] if shape else 1 for shape in next(iter(shapes.values())))
-        return f"its head is for {there} classes, here are {here} ({listed})"
-    return f"its weights are of another backbone: {listed}"
+    details = shorten(
+        [f"{name} is {theirs}, here {ours}" for name, (theirs, ours) in differing.items()]
+    )
+    if all(name.startswith(f"{head}.") for name in differing):
+        theirs, ours = next(iter(differing.values()))
+        theirs, ours = (shape[0] if shape else 1 for shape in (theirs, ours))
+        return f"its head is for {theirs} classes, this one for {ours} ({details})"
+    return f"its weights are of another backbone: {details}"
 
 
-def _shorten(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" ({len(names)} in all)" if len(names) > 5 else "")
+def shorten(values: object) -> str:
+    """The first five of a list, and how many there are."""
+    listed = list(map(str, values)) if isinstance(values, list | tuple) else [str(values)]
+    return ", ".join(listed[:5]) + (f" ({len(listed)} in all)" if len(listed) > 5 else "")

@@ -1,6 +1,6 @@
-"""What training minimises: cross-entropy, with smoothed labels, weighted classes or mixed images where they are chosen.
+"""The training loss: cross-entropy, optionally with label smoothing, class weights, mixed images.
 
-Validation and test losses are plain cross-entropy whatever is chosen here, so that jobs can be compared by them.
+Validation and test losses are always plain cross-entropy, so that they are comparable across jobs.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from torchvision.transforms import v2
 
-from tvf.errors import InputError, require_number
+from tvf.errors import InputError, require_choice, require_number
+
+MIXERS = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
 
 
 @dataclass(frozen=True)
 class CrossEntropyLoss:
-    """Cross-entropy; `label_smoothing` (Szegedy et al. 2016) gives that share of each label to all classes alike.
+    """Cross-entropy, summed over images, with label smoothing and class weights.
 
-    `class_weights`, float [classes], count the images of each class so much.
+    `label_smoothing` (Szegedy et al. 2016) spreads that share of each label evenly over all
+    classes. `class_weights`, float [classes], weight each class's loss.
     """
 
     label_smoothing: float = 0.0
@@ -29,70 +32,68 @@ class CrossEntropyLoss:
         require_number("loss.label_smoothing", self.label_smoothing, 0, 0.9)
 
     def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Summed over images. `targets` are classes, int64 [N], or shares of them, float [N, classes]."""
+        """The sum over images. `targets` are classes, int64 [N], or shares, float [N, classes]."""
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         return cross_entropy(
             logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing
         )
 
     def size(self, labels: Tensor) -> float:
-        """What the sum over images of these classes, int64 [N], is divided by: their number, or their weights' sum."""
-        return float(
-            len(labels)
-            if self.class_weights is None
-            else self.class_weights.cpu()[labels.cpu()].sum()
-        )
+        """The divisor that makes the sum over images with these labels, int64 [N], their mean.
+
+        It is the number of images or, with class weights, the sum of their weights.
+        """
+        if self.class_weights is None:
+            return float(len(labels))
+        return float(self.class_weights.cpu()[labels.cpu()].sum())
 
 
 def balanced_weights(labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """A weight for each class, float [classes], by which all count alike: N / (classes * its images).
+    """Class weights, float [classes], by which all classes count alike: N / (classes * images).
 
-    As scikit-learn's "balanced" (King & Zeng 2001). InputError if a class has no image, and so no weight.
+    As scikit-learn's "balanced" (King & Zeng 2001). Raises InputError if a class has no image.
     """
     counts = labels.bincount(minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise InputError(
-            f"data.class_weights=balanced is refused: no training image is of class {', '.join(missing)} (data.limit?)."
+            "data.class_weights=balanced must have training images of every class, but no training "
+            f"image is of class {', '.join(missing)}. Raise data.limit if it is set."
         )
     return len(labels) / (len(classes) * counts.float())
 
 
 @dataclass(frozen=True)
 class ImageMixing:
-    """Images in pairs, whose labels are shares: "mixup" blends them (Zhang et al. 2018), "cutmix" pastes a part of one
-    into the other (Yun et al. 2019). The share is drawn from Beta(alpha, alpha), once a batch; at 0 nothing is mixed.
+    """Mixes pairs of images, and their labels in the same proportion.
 
-    What an image is mixed with differs from epoch to epoch, so no activations of it can be stored.
+    "mixup" blends them (Zhang et al. 2018); "cutmix" pastes a rectangle of one into the other (Yun
+    et al. 2019). The proportion is drawn from Beta(alpha, alpha) once per batch; an alpha of 0
+    mixes nothing. Pairs change every epoch, so activations of mixed images cannot be cached.
     """
 
     kind: str
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(
-                f"mix.kind={self.kind!r} is refused: choose one of {', '.join(KINDS)}."
-            )
+        require_choice("mix.kind", self.kind, tuple(MIXERS))
         require_number("mix.alpha", self.alpha, 0)
 
     def __call__(
         self, images: Tensor, labels: Tensor, classes: int, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """A batch of images, uint8 [N, 3, S, S], and its classes: mixed ones, float, and shares, float [N, classes].
+        """Mix a batch of images, uint8 [N, 3, S, S], with labels, int64 [N].
 
-        A pure function of its arguments: `seeds` say what is drawn.
+        Returns mixed images, float, and class shares, float [N, classes]. A pure function of its
+        arguments: `seeds` determine what is drawn.
         """
         if not self.alpha:
             return images.float(), one_hot(labels, classes).float()
+        seed = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1)
-            )
-            return KINDS[self.kind](alpha=self.alpha, num_classes=classes)(images.float(), labels)
-
-
-KINDS = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+            torch.manual_seed(int(seed))
+            mixer = MIXERS[self.kind](alpha=self.alpha, num_classes=classes)
+            return mixer(images.float(), labels)
 
 
 def no_mixing() -> None:
-    """No mixing."""
+    """Train on images as they are."""

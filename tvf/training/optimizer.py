@@ -1,4 +1,7 @@
-"""Two learning rates: one for the new head, one for the part of the backbone that trains, or for each of its groups."""
+"""Discriminative fine-tuning: one learning rate for the head, lower ones for the backbone.
+
+The backbone has one learning rate for all groups that train, or one per group.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -13,13 +16,13 @@ from tvf.errors import require_bool, require_number
 
 @dataclass(frozen=True)
 class DiscriminativeOptimizer:
-    """An optimizer still to be given its parameters: the head learns at `lr`, the backbone at `backbone_lr`.
+    """Builds an optimizer in which the head learns at `lr` and the backbone at `backbone_lr`.
 
-    `algorithm` is called with parameter groups, as `torch.optim.Adam` is. With a `layer_decay` the deepest group learns
-    at `backbone_lr` and each further one at that share of the rate before it (Howard & Ruder 2018). `weight_decay` is
-    for all weights, or, unless `decay_all`, for those with more than one dimension: not for biases and normalisation.
-    Gradients longer than `clip_norm` are to be scaled down to it (Pascanu et al. 2013), which is for the loop to do.
-    `fused` asks for one kernel for all parameters where the algorithm has it: faster, on CPUs too.
+    `algorithm` is called with parameter groups, as `torch.optim.Adam` is. With `layer_decay` the
+    deepest group learns at `backbone_lr`, and each further group at the previous group's learning
+    rate times `layer_decay` (Howard & Ruder 2018). `weight_decay` applies to all weights or, unless
+    `decay_all`, to those with more than one dimension, which spares biases and normalisation.
+    `fused` asks for one kernel for all parameters if the algorithm has one: faster, on CPUs too.
     """
 
     algorithm: Callable[..., Optimizer]
@@ -29,7 +32,6 @@ class DiscriminativeOptimizer:
     fused: bool = True
     layer_decay: float | None = None
     decay_all: bool = True
-    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_number("optimizer.lr", self.lr, 0, above=True)
@@ -39,8 +41,6 @@ class DiscriminativeOptimizer:
         require_bool("optimizer.decay_all", self.decay_all)
         if self.layer_decay is not None:
             require_number("optimizer.layer_decay", self.layer_decay, 0, 1, above=True)
-        if self.clip_norm is not None:
-            require_number("optimizer.clip_norm", self.clip_norm, 0, above=True)
 
     def __call__(
         self,
@@ -49,42 +49,45 @@ class DiscriminativeOptimizer:
         lr: float | None = None,
         backbone_lr: float | None = None,
     ) -> Optimizer:
-        """Build the optimizer for the head and the unfrozen groups, deepest first; a phase may have rates of its own.
+        """Build the optimizer for the head and the unfrozen groups, deepest first.
 
-        The first parameter group is the head's; if there is a second rate, the deepest group's comes next.
+        `lr` and `backbone_lr` override the optimizer's own, for one phase. The head's parameters
+        are the first parameter group; the deepest backbone group comes next, if any trains.
         """
-        parts = [list(group) for group in backbone]
+        layers = [list(group) for group in backbone]
         if self.layer_decay is None:
-            parts = [[parameter for part in parts for parameter in part]]
-        rate, share = backbone_lr or self.backbone_lr, self.layer_decay or 1.0
-        groups = self._decaying(list(head), lr or self.lr, "head")
-        for depth, part in enumerate(parts):
-            groups += self._decaying(part, rate * share**depth, "backbone")
-        has_it = "fused" in inspect.signature(self.algorithm).parameters
-        return self.algorithm(groups, **({"fused": True} if self.fused and has_it else {}))
+            layers = [[parameter for layer in layers for parameter in layer]]
+        deepest_lr, decay = backbone_lr or self.backbone_lr, self.layer_decay or 1.0
+        groups = self._parameter_groups(list(head), lr or self.lr, "head")
+        for depth, layer in enumerate(layers):
+            groups += self._parameter_groups(layer, deepest_lr * decay**depth, "backbone")
+        if self.fused and "fused" in inspect.signature(self.algorithm).parameters:
+            return self.algorithm(groups, fused=True)
+        return self.algorithm(groups)
 
-    def _decaying(
+    def _parameter_groups(
         self, parameters: list[nn.Parameter], lr: float, part: str
     ) -> list[dict[str, Any]]:
-        """One parameter group, or two where weight decay is not for all; none without parameters."""
-        exempt = [] if self.decay_all else [each for each in parameters if each.ndim <= 1]
-        rest = parameters if self.decay_all else [each for each in parameters if each.ndim > 1]
-        groups = [(rest, self.weight_decay), (exempt, 0.0)]
+        """One parameter group, or two if some weights do not decay; empty ones are left out."""
+        decaying, exempt = parameters, []
+        if not self.decay_all:
+            decaying = [parameter for parameter in parameters if parameter.ndim > 1]
+            exempt = [parameter for parameter in parameters if parameter.ndim <= 1]
         return [
-            {"params": each, "lr": lr, "weight_decay": decay, "part": part}
-            for each, decay in groups
-            if each
+            {"params": members, "lr": lr, "weight_decay": decay, "part": part}
+            for members, decay in ((decaying, self.weight_decay), (exempt, 0.0))
+            if members
         ]
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, float | None]:
-    """The rates of the head and of the deepest group that trains now, None if there is none."""
+    """The current learning rates of the head and of the deepest group that trains, if any."""
     backbone = [group["lr"] for group in optimizer.param_groups if group.get("part") == "backbone"]
     return optimizer.param_groups[0]["lr"], next(iter(backbone), None)
 
 
 def carry_optimizer_state(before: Optimizer, after: Optimizer) -> None:
-    """What `before` has gathered about each parameter (momenta, steps) goes on in `after`, which may have others."""
+    """Copy the state (momenta, steps) of each parameter that both optimizers have."""
     for group in after.param_groups:
         for parameter in group["params"]:
             if parameter in before.state:

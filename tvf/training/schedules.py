@@ -1,7 +1,8 @@
-"""How the rates change over a phase: torch's schedulers, given the phase's length and stepped when each should be.
+"""How learning rates change over a phase: torch's schedulers, built for the phase's length.
 
-A scheduler of a config is a function of an optimizer and a phase's length, in epochs and in batches an epoch. One of
-torch's own that takes an optimizer alone will do too: it is stepped after each epoch.
+A scheduler in a config is a function of an optimizer and the phase's length, in epochs and in
+batches per epoch. One of torch's own, which takes only an optimizer, works too: it is stepped after
+every epoch.
 """
 
 import inspect
@@ -21,23 +22,23 @@ from torch.optim.lr_scheduler import (
 
 from tvf.errors import require_count, require_number
 
-START = 0.01  # of a rate, at the beginning of a warm-up
+WARMUP_START = 0.01  # the fraction of the learning rate at which a warm-up begins
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A scheduler and when it is stepped: after each batch, or else after each epoch."""
+    """A scheduler and when it is stepped: after every batch or after every epoch."""
 
     scheduler: LRScheduler
     every_batch: bool = False
 
     def after_batch(self) -> None:
-        """A batch of training is over."""
+        """Step the scheduler if it is stepped every batch."""
         if self.every_batch:
             self.scheduler.step()
 
     def after_epoch(self, score: float) -> None:
-        """An epoch is over, and this its validation score, of which more is better."""
+        """Step the scheduler if it is stepped every epoch; a higher `score` is better."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(score)
         elif not self.every_batch:
@@ -47,31 +48,28 @@ class Schedule:
 def make_schedule(
     make: Callable[..., Any], optimizer: Optimizer, epochs: int, batches: int
 ) -> Schedule:
-    """The schedule that `make` stands for, at the beginning of a phase."""
-    parameters = inspect.signature(make).parameters
-    made = (
-        make(optimizer, epochs, batches)
-        if {"epochs", "batches"} <= parameters.keys()
-        else make(optimizer)
-    )
+    """Build the schedule of a phase: `epochs` epochs of `batches` batches each."""
+    if {"epochs", "batches"} <= inspect.signature(make).parameters.keys():
+        made = make(optimizer, epochs, batches)
+    else:
+        made = make(optimizer)
     return made if isinstance(made, Schedule) else Schedule(made)
 
 
 def cosine(optimizer: Optimizer, epochs: int, batches: int, warmup: float = 0.0) -> Schedule:
-    """The rates fall to zero along a cosine (Loshchilov & Hutter 2017), epoch by epoch.
+    """Learning rates fall to zero along a cosine (Loshchilov & Hutter 2017), epoch by epoch.
 
-    With a `warmup`, the share of the phase in which they rise first (Goyal et al. 2017), batch by batch.
+    With `warmup`, a fraction of the phase, they first rise over it (Goyal et al. 2017), and all
+    changes are batch by batch.
     """
     require_number("scheduler.warmup", warmup, 0, 0.9)
     steps = epochs * batches
     rising = min(round(warmup * steps), steps - 1)
     if not rising:
         return Schedule(CosineAnnealingLR(optimizer, epochs))
-    rise = LinearLR(optimizer, START, 1.0, rising)
-    return Schedule(
-        SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, steps - rising)], [rising]),
-        True,
-    )
+    rise = LinearLR(optimizer, start_factor=WARMUP_START, end_factor=1.0, total_iters=rising)
+    fall = CosineAnnealingLR(optimizer, steps - rising)
+    return Schedule(SequentialLR(optimizer, [rise, fall], [rising]), every_batch=True)
 
 
 def one_cycle(
@@ -82,30 +80,27 @@ def one_cycle(
     start: float = 25.0,
     end: float = 1e4,
 ) -> Schedule:
-    """One cycle, batch by batch (Smith & Topin 2018): up to the rates over a share `rising` of the phase, then down.
+    """One cycle, batch by batch (Smith & Topin 2018).
 
-    It begins at a `start`-th of the rates, and ends at an `end`-th of where it began.
+    Learning rates rise to the optimizer's over a fraction `rising` of the phase, then fall. They
+    begin at the optimizer's divided by `start`, and end at the initial one divided by `end`.
     """
     require_number("scheduler.rising", rising, 0, 0.9, above=True)
     require_number("scheduler.start", start, 1)
     require_number("scheduler.end", end, 1)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    # One step more than there are: torch refuses the step after the last, which nobody trains with. And it divides by
-    # the steps of the rise, less one, so that these must be more than one.
+    # One step more than there are batches, because torch raises on the step after the last one.
+    # It also divides by the rising steps minus one, so there must be more than one of them.
     steps = epochs * batches + 1
-    rising = max(rising, 1.5 / steps)
-    return Schedule(
-        OneCycleLR(
-            *(optimizer, rates, steps),
-            **{
-                "pct_start": rising,
-                "div_factor": start,
-                "final_div_factor": end,
-                "cycle_momentum": False,
-            },
-        ),
-        True,
+    scheduler = OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=max(rising, 1.5 / steps),
+        div_factor=start,
+        final_div_factor=end,
+        cycle_momentum=False,
     )
+    return Schedule(scheduler, every_batch=True)
 
 
 def plateau(
@@ -116,10 +111,20 @@ def plateau(
     patience: int = 2,
     min_delta: float = 0.0,
 ) -> Schedule:
-    """The rates are multiplied by `factor` when more than `patience` epochs in a row brought no better score than the
-    best by `min_delta`.
+    """Multiply learning rates by `factor` once validation stops improving.
+
+    That is after more than `patience` epochs in a row whose score does not exceed the best one by
+    more than `min_delta`.
     """
     require_number("scheduler.factor", factor, 0, 0.99, above=True)
     require_count("scheduler.patience", patience, 0)
     require_number("scheduler.min_delta", min_delta, 0)
-    return Schedule(ReduceLROnPlateau(optimizer, "max", factor, patience, min_delta, "abs"))
+    scheduler = ReduceLROnPlateau(
+        optimizer,
+        mode="max",
+        factor=factor,
+        patience=patience,
+        threshold=min_delta,
+        threshold_mode="abs",
+    )
+    return Schedule(scheduler)

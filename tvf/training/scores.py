@@ -1,27 +1,25 @@
-"""How well logits tell classes apart: accuracy, and torchmetrics' measures of it that rare classes count in as well."""
+"""How well logits separate the classes: accuracy, and measures in which rare classes count too.
+
+scikit-learn computes them. It is imported where it is used, because it loads joblib.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_recall,
-)
 
 from tvf.errors import InputError
 
-MOST_CLASSES = 100  # with more, a confusion matrix would be most of a record
+MAX_CONFUSION_CLASSES = 100  # with more, a confusion matrix would be most of a record
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one part of the data. `confusion[i][j]` counts images of class i that were taken for class j.
+    """The scores of one split. `confusion[i][j]` counts images of class i predicted as class j.
 
-    `macro_f1` is the mean over the classes that occur or were predicted; a class without images has no recall (None).
-    `auroc` is None where there are not two classes, or images of one of them only, or logits that are not finite.
+    `macro_f1` is the mean over the classes that occur or were predicted. `recall` is None for a
+    class without images. `auroc` is None unless there are two classes, images of both, and only
+    finite logits. `confusion` is None with more than MAX_CONFUSION_CLASSES classes.
     """
 
     loss: float
@@ -31,47 +29,52 @@ class Scores:
     recall: list[float | None]
     confusion: list[list[int]] | None
 
-    def named(self, part: str) -> dict[str, Any]:
-        """The scores as records call them: val_acc, test_acc."""
-        return {f"{part}_{key}": value for key, value in asdict(self).items()}
+    def named(self, split: str) -> dict[str, Any]:
+        """The scores under the names that records use: val_acc, test_acc."""
+        return {f"{split}_{key}": value for key, value in asdict(self).items()}
 
 
 def compute_scores(logits: Tensor, labels: Tensor, loss: float, acc: float) -> Scores:
-    """The scores of `logits`, float [N, C], by `labels`, int64 [N]; `loss` and `acc` are known already."""
+    """The scores of `logits`, float [N, C], given `labels`, int64 [N], and the known loss and acc.
+
+    Both tensors are on the CPU.
+    """
+    from sklearn.metrics import confusion_matrix
+
     classes = logits.shape[1]
-    present = labels.bincount(minlength=classes) > 0
-    recall = multiclass_recall(logits, labels, classes, average=None, validate_args=False)
-    confusion = None
-    if classes <= MOST_CLASSES:
-        confusion = multiclass_confusion_matrix(
-            logits, labels, classes, validate_args=False
-        ).tolist()
+    confusion = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(classes))
+    # One matrix gives recall and F1 too: scikit-learn's functions for them would each count anew.
+    hits, images, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurring = images + predictions > 0
     return Scores(
         loss=loss,
         acc=acc,
-        macro_f1=multiclass_f1_score(
-            logits, labels, classes, average="macro", validate_args=False
-        ).item(),
-        auroc=binary_auroc(_ranks(logits[:, 1] - logits[:, 0]), labels, validate_args=False).item()
-        if classes == 2 and present.all() and logits.isfinite().all()
-        else None,
+        macro_f1=float((2 * hits[occurring] / (images + predictions)[occurring]).mean()),
+        auroc=_auroc(logits, labels),
         recall=[
-            value if there else None
-            for value, there in zip(recall.tolist(), present.tolist(), strict=True)
+            hit / count if count else None
+            for hit, count in zip(hits.tolist(), images.tolist(), strict=True)
         ],
-        confusion=confusion,
+        confusion=confusion.tolist() if classes <= MAX_CONFUSION_CLASSES else None,
     )
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """The same order, in [0, 1]: a sigmoid would round to 1 wherever the network is sure, and order those no longer."""
-    distinct, ranks = values.unique(return_inverse=True)
-    return ranks.double() / max(len(distinct) - 1, 1)
+def _auroc(logits: Tensor, labels: Tensor) -> float | None:
+    """The area under the ROC curve of class 1 against class 0; None where it is undefined."""
+    from sklearn.metrics import roc_auc_score
+
+    if logits.shape[1] != 2 or len(labels.unique()) < 2 or not logits.isfinite().all():
+        return None
+    # Not softmax: it rounds to 1 wherever the network is sure, and would tie those images.
+    # The difference of finite logits can overflow; nan_to_num keeps the order.
+    margin = (logits[:, 1] - logits[:, 0]).nan_to_num()
+    return float(roc_auc_score(labels.numpy(), margin.numpy()))
 
 
 def require_both_classes(metric: str, labels: Tensor) -> None:
-    """Raise InputError if `metric` cannot be told of validation images with these labels."""
+    """Raise InputError if `metric` is undefined for validation images with these labels."""
     if metric == "auroc" and len(labels.unique()) < 2:
         raise InputError(
-            "data.metric=auroc is refused: all validation images are of one class (data.limit?)."
+            "data.metric=auroc must have validation images of both classes, but all validation "
+            "images are of one class. Raise data.limit if it is set, or choose macro_f1."
         )

@@ -1,4 +1,10 @@
-"""Data sources: each a class of options with `load() -> DataSplits`. A new one is a module here and a YAML in conf/data."""
+"""Data sources: each is a frozen dataclass of options with `load(progress, store) -> DataSplits`.
+
+To add one:
+1. write a module here with a subclass of `DataSource` (see base.py) and export it below;
+2. add `conf/data/<name>.yaml` with its `_target_` and its options, on top of `_base.yaml`;
+3. add a row for each new option in `tvf/config/identity.py`: what the option affects.
+"""
 
 from tvf.data.sources.base import DataSource
 from tvf.data.sources.cifar10 import Cifar10

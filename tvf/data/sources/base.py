@@ -1,4 +1,9 @@
-"""Labelled images, in memory as uint8, in three parts: train, val, test."""
+"""What every data source has in common: the shared options, and `load` as the method to implement.
+
+To add a data source: write a module beside this one with a subclass that implements `load`, add
+`conf/data/<name>.yaml` (its `_target_` and options, on top of `_base.yaml`), and add a row for each
+new option in `tvf/config/identity.py`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,18 +13,20 @@ import numpy as np
 from tvf.data.splits import DataSplits, Split, limit_samples
 from tvf.errors import require_choice, require_count, require_number, require_seed
 from tvf.metrics import require_metric
+from tvf.store import Store
 
-SMALLEST_IMAGE = 32  # in pixels a side: backbones halve the image five times
+SMALLEST_IMAGE = 32  # pixels per side: backbones halve the image five times
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """What any data can be asked for; subclasses add `load(progress, store) -> Dataset`.
+    """Options of all data sources; subclasses add their own, and implement `load`.
 
-    `limit` keeps at most so many images of each part. `split_seed` draws the parts and the limit, and nothing else, so
-    jobs with different run seeds share their split. `val_fraction` of the training images become the val part.
-    `metric`, one of tvf.metrics.METRICS, chooses epochs and, at the end of a sweep, the fraction, on the val part.
-    `class_weights` "balanced" has all classes count alike in training, however many images they have.
+    `limit` keeps at most this many images of each split. `split_seed` alone draws the splits and
+    the images that the limit keeps, so jobs with different run seeds share their splits.
+    `val_fraction` of the training images become the val split. `metric`, one of
+    `tvf.metrics.METRICS`, chooses epochs and, at the end of a sweep, the fraction, on the val
+    split. `class_weights` "balanced" gives all classes the same total weight in the training loss.
     """
 
     image_size: int
@@ -41,14 +48,24 @@ class DataSource:
         if self.limit is not None:
             require_count("data.limit", self.limit, 1)
 
-    def read_parts(
+    def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
+        """Read the images and divide them into splits, with a progress bar and a store if given.
+
+        Raises InputError that names the file or folder at fault.
+        """
+        raise NotImplementedError
+
+    def read_splits(
         self,
         classes: Sequence[str],
-        parts: Sequence[np.ndarray],
+        splits: Sequence[np.ndarray],
         read: Callable[[np.ndarray], Split],
     ) -> DataSplits:
-        """Cut train, val and test, given as sample numbers, to the limit; then read only what is left."""
-        return DataSplits(
-            tuple(classes),
-            *(read(limit_samples(part, self.limit, self.split_seed)) for part in parts),
+        """Apply the limit to train, val and test, each given as sample indices, then read the rest.
+
+        `read` returns the split of some sample indices.
+        """
+        train, val, test = (
+            read(limit_samples(samples, self.limit, self.split_seed)) for samples in splits
         )
+        return DataSplits(tuple(classes), train, val, test)

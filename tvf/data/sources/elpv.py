@@ -1,6 +1,7 @@
 """ELPV: electroluminescence images of solar cells, from the PyPI package `elpv-dataset`.
 
-Deitsch et al. 2019 (Solar Energy 185): 2,624 cells with a defect probability of 0, 1/3, 2/3 or 1, mono or poly.
+Deitsch et al. 2019 (Solar Energy 185): 2,624 cells, mono- or polycrystalline, with a defect
+probability of 0, 1/3, 2/3 or 1.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ CLASSES = {"binary": ("functional", "defective"), "four_class": ("0", "1/3", "2/
 
 @dataclass(frozen=True, kw_only=True)
 class Elpv(DataSource):
-    """1,968 cells to train and validate on, 656 to test on, stratified by defect probability and cell type.
+    """1,968 cells to train and validate on, 656 to test on.
 
-    Task "binary": defective means a probability of at least 0.5. "four_class": one class for each probability.
+    The splits are stratified by defect probability and cell type. Task "binary": defective means a
+    probability of at least 0.5. "four_class": one class per probability.
     """
 
     task: str = "binary"
@@ -36,7 +38,7 @@ class Elpv(DataSource):
         require_metric(self.metric, len(CLASSES[self.task]))
 
     def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """Read the package's images; InputError if it is not installed."""
+        """Read the images of the package; InputError if it is not installed."""
         folder = _folder()
         table = np.genfromtxt(
             folder / "labels.csv",
@@ -45,24 +47,22 @@ class Elpv(DataSource):
             names=["path", "probability", "type"],
         )
         level = np.rint(table["probability"] * 3).astype(np.int64)
-        labels = (
-            level if self.task == "four_class" else (table["probability"] >= 0.5).astype(np.int64)
-        )
+        defective = (table["probability"] >= 0.5).astype(np.int64)
+        labels = level if self.task == "four_class" else defective
         strata = 2 * level + (table["type"] == "mono")
         train, test = split_off(np.arange(len(table)), strata, TEST_SIZE, self.split_seed)
         train, val = split_off(train, strata, int(self.val_fraction * len(train)), self.split_seed)
 
-        def read(part: np.ndarray) -> Split:
-            paths = [folder / path for path in table["path"][part]]
+        def read(samples: np.ndarray) -> Split:
             return read_images(
-                paths,
-                torch.from_numpy(labels[part]),
+                [folder / path for path in table["path"][samples]],
+                torch.from_numpy(labels[samples]),
                 self.image_size,
                 progress=progress,
                 store=store,
             )
 
-        return self.read_parts(CLASSES[self.task], (train, val, test), read)
+        return self.read_splits(CLASSES[self.task], (train, val, test), read)
 
 
 def _folder() -> Path:

@@ -1,4 +1,4 @@
-"""Images of your own: one folder a class, below `train/` and, where they exist, `val/` and `test/`."""
+"""Your own images: one folder per class, below `train/` and, if they exist, `val/` and `test/`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from tvf.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DataSource):
-    """`root/train/<class>/<image>`; `val/` and `test/` likewise, or stratified shares of the training images.
+    """Images in `root/train/<class>/`; `val/` and `test/` likewise, or split off from `train/`.
 
-    `test_fraction` of the training images become the test part if there is no `test/`; of what is left, `val_fraction`
-    become the val part if there is no `val/`. Larger images than `max_megapixels` are refused.
+    Without a folder `test/`, `test_fraction` of the training images become the test split; without
+    `val/`, `val_fraction` of the rest become the val split; both are stratified by class. Images
+    larger than `max_megapixels` are an error.
     """
 
     root: str
@@ -33,76 +34,86 @@ class ImageFolder(DataSource):
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise InputError(
-                f"data.root={self.root} is not a folder: it must hold train/<class>/<image>."
+                f"data.root={self.root} must be a folder with images in train/<class>/."
             )
         if not (root / "train").is_dir():
             raise InputError(
-                f"data.root={self.root} has no folder train/: it must hold train/<class>/<image>."
+                f"data.root={self.root} has no folder train/: put the images in train/<class>/."
             )
         require_metric(self.metric, len(_classes(root)))
 
     def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """List, split and read; InputError names the folder or file at fault."""
+        """List, split and read the images; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
         classes = _classes(root)
-        samples = {
-            part: _list(root / part, classes)
-            for part in ("train", "val", "test")
-            if (root / part).is_dir()
-        }
-        paths = [path for listed in samples.values() for path, _ in listed]
-        labels = np.array([label for listed in samples.values() for _, label in listed])
-        bounds = np.cumsum([0, *map(len, samples.values())])
-        parts = {part: np.arange(bounds[i], bounds[i + 1]) for i, part in enumerate(samples)}
-        for part, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
-            if part not in parts:
-                size = int(fraction * len(parts["train"]))
-                parts["train"], parts[part] = split_off(
-                    parts["train"], labels, size, self.split_seed
+        paths: list[Path] = []
+        labels: list[int] = []
+        splits: dict[str, np.ndarray] = {}
+        for name in ("train", "val", "test"):
+            if (root / name).is_dir():
+                images = _list_images(root / name, classes)
+                splits[name] = np.arange(len(paths), len(paths) + len(images))
+                paths += [path for path, _ in images]
+                labels += [label for _, label in images]
+        targets = np.array(labels)
+        for name, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+            if name not in splits:
+                size = int(fraction * len(splits["train"]))
+                splits["train"], splits[name] = split_off(
+                    splits["train"], targets, size, self.split_seed
                 )
 
-        def read(part: np.ndarray) -> Split:
+        def read(samples: np.ndarray) -> Split:
             return read_images(
-                *([paths[i] for i in part], torch.from_numpy(labels[part]), self.image_size),
+                [paths[sample] for sample in samples],
+                torch.from_numpy(targets[samples]),
+                self.image_size,
                 max_megapixels=self.max_megapixels,
                 progress=progress,
                 store=store,
             )
 
-        return self.read_parts(classes, [parts[part] for part in ("train", "val", "test")], read)
+        return self.read_splits(classes, [splits[n] for n in ("train", "val", "test")], read)
 
 
 def _classes(root: Path) -> list[str]:
+    """Return the names of the class folders in train/, ascending."""
     classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
     if len(classes) < 2:
         raise InputError(
-            f"{root / 'train'} holds {len(classes)} class folders: at least 2 are needed."
+            f"{root / 'train'} has {len(classes)} class folders, but must have at least 2: put the "
+            "images in train/<class>/."
         )
     return classes
 
 
 def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")  # .ipynb_checkpoints is nobody's class
+    return path.is_dir() and not path.name.startswith(".")  # .ipynb_checkpoints is not a class
 
 
-def _list(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """Return path and label of each image in the folder of a split."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    numbers = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(
-        path.name for path in folder.iterdir() if _is_class(path) and path.name not in numbers
-    ):
+    found = sorted(path.name for path in folder.iterdir() if _is_class(path))
+    if unknown := [name for name in found if name not in classes]:
         raise InputError(
-            f"{folder / unknown[0]} is a class that train/ does not have: {', '.join(classes)}."
+            f"{folder / unknown[0]} is a class that train/ does not have: it must be one of "
+            f"{', '.join(classes)}."
         )
     try:
-        listed = make_dataset(
-            str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=folder.name != "train"
+        images = make_dataset(
+            str(folder),
+            {name: label for label, name in enumerate(classes)},
+            extensions=IMG_EXTENSIONS,
+            allow_empty=folder.name != "train",
         )
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: a class folder has no images. {error}") from error
-    if not listed:
         raise InputError(
-            f"{folder} holds no images: fill it, or remove it to have a part of train/ set apart."
+            f"{folder} has a class folder without images. Add images or remove it. ({error})"
+        ) from error
+    if not images:
+        raise InputError(
+            f"{folder} has no images: add some, or remove it to split off a part of train/ instead."
         )
-    return [(Path(path), label) for path, label in listed]
+    return [(Path(path), label) for path, label in images]

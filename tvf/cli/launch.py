@@ -1,0 +1,250 @@
+"""Hand a job or a sweep to Hydra, and turn input errors into messages instead of tracebacks.
+
+Hydra composes the config and calls `_task` for each job. Each job of a sweep runs in a process of
+its own, so that a crash costs the sweep that job alone.
+"""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tvf.config import (
+    DISK_FULL,
+    conf_dir,
+    explain_error,
+    explain_ignored,
+    job_folder,
+    job_name,
+    to_plain,
+)
+from tvf.errors import InputError
+from tvf.records import failure_reason, is_running, mark_failed, read_status
+from tvf.report import result_location, resume_hint
+from tvf.sweep import (
+    can_fork,
+    default_workers,
+    finish,
+    interrupt,
+    interruptible,
+    launched,
+    run_in_subprocess,
+)
+
+if TYPE_CHECKING:
+    from tvf.job import JobContext
+
+log = logging.getLogger(__name__)
+
+# conf/ calls these. They are registered on import because joblib's workers import this module to
+# find `_task`, before they compose their first config.
+OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
+OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, by the shell's conventions
+_interrupted = False  # whether Ctrl-C reached a job that this process ran
+
+
+def launch(arguments: Sequence[str] | None = None) -> None:
+    """Train one job or, with -m, a sweep, as `arguments` (default: sys.argv) say.
+
+    Raises SystemExit with a message for bad input, and with code 1 unless every job is done.
+    """
+    if arguments is not None:
+        sys.argv = ["tvf train", *arguments]  # which Hydra and the sweep's manifest read
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
+    make_importable(_config_dir(sys.argv[1:]))
+    interrupted = False
+    try:
+        with interruptible(interrupt):
+            _call_hydra()
+    except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        # Hydra's logging raises a ValueError if it cannot open the job's log file.
+        unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
+        unexpected = isinstance(error, ValueError) and not isinstance(error, InputError)
+        if _debugging() or (unexpected and not unwritable):
+            raise
+        raise SystemExit(f"error: {explain_error(unwritable or error)}") from None
+    except TerminatedWorkerError:
+        raise SystemExit("error: a worker process was killed (out of memory?)") from None
+    except KeyboardInterrupt:
+        interrupted = True
+        raise SystemExit("interrupted: finished work is kept") from None
+    finally:
+        # After Ctrl-C, do not wait for the tracker's network.
+        failures = finish(track=not interrupted)
+    if failures:
+        raise SystemExit(1)
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Compose the config of one job without running it; Hydra's errors for bad overrides."""
+    overrides = list(overrides)
+    if config_dir:
+        overrides.append(f"hydra.searchpath=['file://{config_dir}']")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides)
+
+
+def make_importable(config_dir: Path | None) -> None:
+    """Let a `_target_` name a Python file in the working directory or in `config_dir`."""
+    if config_dir and not config_dir.is_dir():
+        raise SystemExit(f"error: --config-dir {config_dir} is not a folder.")
+    folders = [os.getcwd(), *([str(config_dir)] if config_dir else [])]
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+
+
+def sweep_dir_override(folder: Path) -> str:
+    """Return hydra.sweep.dir=`folder`, quoted for Hydra's grammar."""
+    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
+        return f"hydra.sweep.dir={folder}"
+    escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
+    return f"hydra.sweep.dir='{escaped}'"
+
+
+def _config_dir(arguments: Sequence[str]) -> Path | None:
+    """Find the folder of --config-dir among Hydra's arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return Path(folder) if folder else None
+
+
+def _call_hydra(attempts: int = 3) -> None:
+    """Run the job or sweep that sys.argv names; retry a sweep if one of its workers is killed."""
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+    except TerminatedWorkerError:
+        folder = launched()
+        if folder is None or attempts == 1:
+            raise
+        # Jobs have processes of their own, so none of them is to blame: resume what the worker ran.
+        log.warning("A worker process was killed. Resuming the jobs that are not done.")
+        arguments = [word for word in sys.argv if not word.startswith("hydra.sweep.dir=")]
+        sys.argv = [*arguments, sweep_dir_override(folder)]
+        _call_hydra(attempts - 1)
+
+
+def _task(cfg: DictConfig) -> None:
+    """Run one job for Hydra. In a sweep, a failure goes to the job's record and stops no other."""
+    global _interrupted
+    if _interrupted:  # joblib hands a worker more jobs until the launching process stops it
+        return
+    context = _job_context()
+    if context.sweep is None:
+        if code := _run(cfg, context):
+            if code != BAD_INPUT:
+                print(resume_hint(context.folder))
+            raise SystemExit(1)
+    elif can_fork():
+        from tvf.job import import_libraries
+
+        import_libraries(str(cfg.backbone.get("_target_")))
+        try:
+            _run_in_own_process(cfg, context)
+        except KeyboardInterrupt:
+            _interrupted = True
+            if not context.parallel:
+                raise
+    elif _run(cfg, context) == INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+def _job_context() -> "JobContext":
+    """Where Hydra has put the current job."""
+    from tvf.job import JobContext
+
+    settings = HydraConfig.get()
+    in_sweep = settings.mode == RunMode.MULTIRUN
+    return JobContext(
+        folder=Path(settings.runtime.output_dir),
+        sweep=Path(settings.sweep.dir) if in_sweep else None,
+        parallel=in_sweep and settings.launcher.get("n_jobs", 1) != 1,
+        choices=dict(settings.runtime.choices),
+    )
+
+
+def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
+    """Run the job in a process of its own; if that dies silently, record the reason."""
+    name = str(cfg.get("name"))
+    try:
+        code = run_in_subprocess(lambda: _run(cfg, context), context.folder / "job.log")
+        reason = f"its process exited with code {code}"
+        if code < 0:
+            reason = f"killed by {signal.Signals(-code).name}"
+            reason += " (out of memory?)" if code == -signal.SIGKILL else ""
+    except OSError as error:
+        code, reason = 1, f"its process could not start: {error.strerror}"
+    recorded = code >= 0 and read_status(context.folder).get("state") in ("done", "failed")
+    if code and not recorded and not is_running(context.folder):
+        log.error("%s: %s", name, reason)
+        with suppress(OSError):  # the disk is full
+            mark_failed(context.folder, name, reason)
+
+
+def _run(cfg: DictConfig, context: "JobContext") -> int:
+    """Run the job in this process, log its errors and return an exit code.
+
+    The code is 0 if the job is done, paused, or running in another process.
+    """
+    from tvf.job import run_job
+
+    try:
+        summary = run_job(_checked_config(cfg, context), context)
+    except InputError as error:
+        log.error("error: %s", error, exc_info=_debugging())
+        return BAD_INPUT
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL and not _debugging():
+            log.error("error: %s", explain_error(error))
+        else:
+            log.exception("%s failed", cfg.get("name"))
+        return 1
+    except KeyboardInterrupt:
+        log.error("%s interrupted", cfg.get("name"))
+        return INTERRUPTED
+    except SystemExit as error:
+        log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
+        return 1
+    if context.sweep is None:
+        if summary is not None:
+            log.info("%s", result_location(context.folder, summary))
+        elif read_status(context.folder).get("state") == "paused":
+            print(resume_hint(context.folder))
+    return 0
+
+
+def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
+    """The job's config as plain, validated values. A mistake in it is recorded as well."""
+    from tvf.config import validate_config
+
+    name = str(cfg.get("name"))
+    try:
+        config = validate_config(cfg)
+        note = explain_ignored(name, to_plain(cfg.model))
+    except Exception as error:
+        if not is_running(context.folder):
+            mark_failed(context.folder, name, failure_reason(error))
+        raise
+    if note:
+        log.info("%s", note)
+    return config
+
+
+def _debugging() -> bool:
+    return os.environ.get("TVF_DEBUG") == "1"

@@ -1,0 +1,189 @@
+"""How one split uses the store: at which cuts its activations are cached, under which names.
+
+A cached activation is identified by two fingerprints: of its source (pixels, augmentation, numeric
+environment) and of its cut (the layers before it and their weights). Jobs with equal fingerprints
+share it.
+"""
+
+import shutil
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from lightning_fabric import Fabric
+
+from tvf.data import Augmentation, Split, ViewRows
+from tvf.frontier.split import Cut, TensorLayout, TracedModel
+from tvf.store import (
+    MORE_ROOM,
+    ArraySpec,
+    Entry,
+    Store,
+    fingerprint,
+    format_bytes,
+    numeric_environment,
+)
+
+# Bytes per second of an ordinary disk: what store.mode=auto assumes.
+WRITE_RATE, READ_RATE = 300e6, 1.5e9
+
+
+@dataclass(frozen=True)
+class CachePoint:
+    """A cut, how many jobs of the sweep train on it, and the seconds per image from pixels to it.
+
+    Without jobs (0) the cut is read as far as the store has it, but not filled.
+    """
+
+    cut: Cut
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The cache points of one split, from shallow to the job's own.
+
+    `dtype` is the type in which float32 activations are cached; None keeps float32.
+    """
+
+    split_name: str
+    trace: TracedModel
+    points: list[CachePoint]
+    split: Split
+    augment: Augmentation
+    dtype: torch.dtype | None
+
+    @property
+    def own(self) -> CachePoint:
+        """The job's own cache point, at its frontier."""
+        return self.points[-1]
+
+    @property
+    def cost(self) -> str:
+        """Size and compute time of one image's activations, for people."""
+        size, milliseconds = format_bytes(self.row_bytes(self.own.cut)), 1e3 * self.own.seconds
+        return f"{size} and {milliseconds:.1f} ms of frozen layers per image"
+
+    @property
+    def rounding(self) -> str | None:
+        """The dtype that the store rounds activations to, as an approximation; None if none."""
+        for point in self.points:
+            columns = self.columns(point.cut)
+            for layout, column in zip(point.cut.layouts, columns, strict=True):
+                if column.dtype != layout.dtype:
+                    return f"{str(column.dtype).removeprefix('torch.')} store"
+        return None
+
+    def columns(self, cut: Cut) -> list[ArraySpec]:
+        """Return the columns of the tables of a cut."""
+        return [array_spec(layout, self.dtype) for layout in cut.layouts]
+
+    def row_bytes(self, cut: Cut) -> int:
+        """Return the bytes that one image takes at a cut."""
+        return sum(column.row_bytes for column in self.columns(cut))
+
+    def source_fingerprint(self, fabric: Fabric) -> str:
+        """Return a digest of what the activations depend on besides the cut.
+
+        Raises FingerprintError.
+        """
+        augment = copy(self.augment)
+        object.__setattr__(augment, "views", "epochs")  # the number of views changes none of them
+        images = [self.split.fingerprint or self.split.images, augment]
+        # How float32 is stored: tables of other dtypes are separate.
+        stored = array_spec(TensorLayout((), torch.float32, False), self.dtype).dtype
+        environment = numeric_environment(fabric, self.trace.model)
+        return fingerprint([self.trace.training, images, stored, environment])
+
+    def decide(
+        self, fabric: Fabric, store: Store, epochs: range
+    ) -> "tuple[CachePlan, list[Callable[[], Entry]] | None, str]":
+        """Decide whether `epochs` read this split from the store.
+
+        Returns the plan with the cache points that this store is worth using, ways to open their
+        entries (None: not cached), and the verdict for the log. Raises FingerprintError or
+        StoreError if the split cannot be cached.
+        """
+        source = self.source_fingerprint(fabric)
+        plan = self._select_points(store, source, epochs)
+        if store.must_pay and (reason := plan.reason_not_to_cache(plan.own, store, source, epochs)):
+            return plan, None, f"not cached: {reason}"
+        return plan, plan._open_entries(store, source), "cached"
+
+    def reason_not_to_cache(
+        self, point: CachePoint, store: Store, source: str, epochs: range
+    ) -> str | None:
+        """Return why a cut is not worth caching for `epochs` of its jobs; None if it is.
+
+        Counts one job more than is known, since most people run again.
+        """
+        rows = ViewRows(self.augment, len(self.split))
+        views = [self.augment.view_of(epoch) for epoch in epochs]
+        tables = {table for view in views for table in rows.tables_of_view(view)}
+        folder = store.folder.joinpath("activations", source, point.cut.fingerprint)
+        missing = sum(
+            len(rows.new_samples(view))
+            for view in tables
+            if not (folder / f"{view_name(view)}.bin").exists()
+        )
+        read = len(epochs) * len(self.split) * (point.jobs + 1)
+        row_bytes = self.row_bytes(point.cut)
+        size = row_bytes * missing
+        if size > store.max_bytes:
+            limit = f"store.max_gb={store.max_bytes / 1e9:g}"
+            return f"{format_bytes(size)} exceed {limit}: raise it"
+        if size > (free := shutil.disk_usage(store.folder).free):
+            return f"{format_bytes(size)} exceed the {format_bytes(free)} free on disk: {MORE_ROOM}"
+        saved = point.seconds * (read - missing)
+        if saved > size / WRITE_RATE + row_bytes * read / READ_RATE:
+            return None
+        return "recomputing is faster than caching"
+
+    def _select_points(self, store: Store, source: str, epochs: range) -> "CachePlan":
+        """Drop points that are not worth caching, and add cuts that earlier jobs cached."""
+        points = {
+            point.cut.fingerprint: point
+            for point in self.points[:-1]
+            if not (store.must_pay and self.reason_not_to_cache(point, store, source, epochs))
+        }
+        for cut_fingerprint, noted in store.siblings("activations", [source]).items():
+            digests = noted.get("cut")
+            if cut_fingerprint not in points and isinstance(digests, list):
+                cut = self.trace.locate(digests, self.own.cut)
+                if cut is not None and cut.weights:
+                    points[cut_fingerprint] = CachePoint(cut, jobs=0, seconds=0)
+        chain: list[CachePoint] = []
+        for point in sorted(points.values(), key=lambda point: point.cut.depth):
+            if self.trace.continues(point.cut, self.own.cut) and (
+                not chain or self.trace.continues(chain[-1].cut, point.cut)
+            ):
+                chain.append(point)
+        return replace(self, points=[*chain, self.own])
+
+    def _open_entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
+        """Return ways to open the points' entries; opens the job's own. Raises StoreError."""
+
+        def opening(cut: Cut) -> Callable[[], Entry]:
+            nodes = ", ".join(node.name for node in cut.nodes)
+            noted = {"about": f"{self.split_name} images, after {nodes}", "cut": cut.digests}
+            return partial(store.entry, "activations", [source, cut.fingerprint], noted)
+
+        entries = [opening(point.cut) for point in self.points]
+        entries[-1]()
+        return entries
+
+
+def view_name(view: int) -> str:
+    """Return the name of a view's table in its store entry."""
+    return f"view-{view:04d}"
+
+
+def array_spec(layout: TensorLayout, dtype: torch.dtype | None) -> ArraySpec:
+    """Return how the store keeps a tensor of a cut; `dtype` replaces float32 unless it is None."""
+    shape = (*layout.shape[1:], layout.shape[0]) if layout.channels_last else layout.shape
+    if dtype is None or layout.dtype != torch.float32:
+        dtype = layout.dtype
+    return ArraySpec(shape, dtype)
