@@ -146,7 +146,7 @@ WRONG = [
     (["loss.label_smoothing=1"], "loss.label_smoothing=1 must be"),
     (["average=ema", "average.decay=1"], "average.decay=1 must be"),
     (["scheduler=warmup_cosine", "scheduler.warmup=1"], "scheduler.warmup=1 must be"),
-    (["data.class_weights=equal"], "data.class_weights='equal' is refused: choose one of balanced"),
+    (["data.class_weights=equal"], "data.class_weights=equal must be one of balanced"),
     (["optimizer.layer_decay=2"], "optimizer.layer_decay=2 must be"),
 ]
 
