@@ -225,14 +225,14 @@ def test_a_jobs_own_folder_cannot_be_its_origin_and_keeps_its_weights(
 def test_only_jobs_that_start_from_the_same_weights_share_frozen_layers(tmp_path: Path) -> None:
     jobs = {
         str(number): {
-            "model": {"pct_unfreeze": 0, "frozen_bn": "eval", "init_from": origin, "number": number}
+            "model": {"pct_unfreeze": 0, "frozen_bn": "eval", "init_from": origin},
+            "seed": number,
         }
         for number, origin in enumerate([None, "/a", "/a", "/b"])
     }
     write_manifest(tmp_path, jobs)
     assert [
-        [sibling["model"]["number"] for sibling in sibling_configs(tmp_path, job)]
-        for job in jobs.values()
+        [sibling["seed"] for sibling in sibling_configs(tmp_path, job)] for job in jobs.values()
     ] == [*([0], [1, 2], [1, 2], [3])]
 
 

@@ -100,13 +100,13 @@ class TransferModel(FineTuneModel):
 
 def check_dropout(value: object) -> float:
     """Return `value` as a dropout probability; InputError unless it is a number in [0, 1)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and 0 <= value < 1):
-        raise InputError(
-            f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of "
-            "the head's inputs that training drops."
-        )
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value) and 0 <= value < 1:
+            return float(value)
+    raise InputError(
+        f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of the "
+        "head's inputs that training drops."
+    )
 
 
 def drop_input(layer: nn.Module, rate: float) -> None:
