@@ -1,38 +1,54 @@
-"""Progress bars in the terminal: rich's, loaded only where one is shown."""
+"""Progress bars in the terminal, drawn by rich, which is loaded only where a bar is shown."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_running: Any = None  # the rich.progress.Progress that shows all bars at once
+_display: Any = None  # the one rich.progress.Progress that draws all open bars
 
 
 @contextmanager
 def progress_bar(label: str | None, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of `total` steps until the context ends; call what it yields with the steps done.
+    """Show a bar of `total` steps while the context is open; yield a function that advances it.
 
-    Without a label, or where stderr is no terminal, nothing is shown.
+    Nothing is shown without a label, or if stderr is not a terminal.
     """
-    global _running
+    global _display
     if label is None or not sys.stderr.isatty():
         yield lambda steps: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
-    outermost = _running is None
+    outermost = _display is None
     if outermost:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft()
-        _running = Progress(*columns, console=Console(stderr=True), transient=True)
-        _running.start()
-    progress = _running
-    task = progress.add_task(label, total=total)
+        _display = _open_display()
+    display = _display
+    task = display.add_task(label, total=total)
     try:
-        yield lambda steps: progress.advance(task, steps)
+        yield lambda steps: display.advance(task, steps)
     finally:
-        progress.remove_task(task)
+        display.remove_task(task)
         if outermost:
-            progress.stop()
-            _running = None
+            display.stop()
+            _display = None
+
+
+def _open_display() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    display = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    display.start()
+    return display

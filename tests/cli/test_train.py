@@ -167,7 +167,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["data.metric=f1"], r"data.metric='?f1'? must be one of accuracy, macro_f1, auroc"),
         (
             ["data.metric=auroc", "data.task=four_class"],
-            r"data.metric=auroc is refused: it is for 2 classes, here are 4",
+            r"data.metric=auroc must be used with 2 classes, here are 4",
         ),
         (["data.metric=auroc", "data.limit=1"], r"all validation images are of one class"),
         (["data.image_size=7"], r"data.image_size=7 must be a whole number of at least 32"),
@@ -206,7 +206,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         ),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.mean=0.5"],
-            r"backbone.mean=0.5 is refused",
+            r"backbone.mean=0.5 must be a list of three numbers, or of one",
         ),
         (
             ["backbone=timm", "backbone.pretrained=false", "+backbone.options.foo=1"],

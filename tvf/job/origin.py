@@ -28,10 +28,8 @@ def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: 
             find_weights(init_from),
         )
         return
-    summary, prefix = (
-        read_json(folder / "summary.json"),
-        f"model.init_from={init_from} does not fit",
-    )
+    prefix = f"model.init_from={init_from} does not fit"
+    summary = read_json(folder / "summary.json")
     if summary.get("backbone") != backbone:
         raise InputError(
             f"{prefix}: that job trained backbone={summary.get('backbone')}, this one trains "
@@ -48,6 +46,6 @@ def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: 
     for key in SPLIT:
         if theirs.get(key) != ours.get(key):
             raise InputError(
-                f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so it "
-                "may have trained on images that validate or test this one. Use the same value."
+                f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so "
+                "it may have trained on images that validate or test this one. Use the same value."
             )

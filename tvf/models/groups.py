@@ -1,4 +1,4 @@
-"""Which part of a backbone trains: its layers as ordered groups, deepest first, and a selection of them.
+"""Which part of a backbone trains: its layers in groups, deepest first, and a selection of them.
 
 A fraction of the groups from either end, groups by name, or parameters by name.
 """
@@ -32,9 +32,9 @@ class Group:
 class Selection:
     """What trains besides the head: `train` if given, else `groups` if given, else a fraction.
 
-    `pct_unfreeze` is the fraction, `unit` what it counts ("groups" or "params"), `direction` the end
-    that it counts from: "top" is next to the head, "bottom" next to the pixels. `groups` are names of
-    groups; `train` is a regular expression, or several, that matches names of parameters.
+    `pct_unfreeze` is the fraction, `unit` what it counts ("groups" or "params"), `direction` the
+    end that it counts from: "top" is next to the head, "bottom" next to the pixels. `groups` are
+    names of groups; `train` is a regular expression, or several, that matches names of parameters.
     """
 
     pct_unfreeze: float | None = None
@@ -118,8 +118,8 @@ def check_patterns(value: object) -> list[str]:
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
             raise InputError(
-                f"model.train={pattern!r} must be a regular expression for parameter names, such as "
-                "'bn'."
+                f"model.train={pattern!r} must be a regular expression for parameter names, such "
+                "as 'bn'."
             )
         try:
             re.compile(pattern)
@@ -141,7 +141,7 @@ def check_selection(direction: str, groups: object, train: object) -> None:
     named = [f"model.{key}={value}" for key, value in given.items() if value is not None]
     if len(named) > 1:
         raise InputError(
-            f"{' and '.join(named)} cannot be combined: each says what trains, so choose one of them."
+            f"{' and '.join(named)} cannot be combined: each says what trains, so choose one."
         )
 
 
@@ -161,7 +161,10 @@ def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tupl
 
 
 def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Check that the groups partition the parameters outside the head; InputError names the others."""
+    """Check that the groups partition the parameters outside the head.
+
+    InputError names the parameters that they miss, repeat or have besides.
+    """
     listed = [name for group in groups for name in group.parameters]
     expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
     unknown = "are in a group, but in the head or not in the backbone"
@@ -232,8 +235,8 @@ def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -
         if not matching:
             first = [group.parameters[0] for group in groups if group.parameters]
             raise InputError(
-                f"model.train={pattern!r} must match the name of a parameter outside the head. Some "
-                f"of the {len(names)} names: {', '.join(dict.fromkeys(first))}."
+                f"model.train={pattern!r} must match the name of a parameter outside the head. "
+                f"Some of the {len(names)} names: {', '.join(dict.fromkeys(first))}."
             )
         matched |= matching
     chosen = []

@@ -32,7 +32,8 @@ def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
             found = (file.metadata() or {}).get("epoch")
         if found != str(epoch):
             raise InputError(
-                f"{path} is from epoch {found}, not {epoch}: delete the job's folder to train it again."
+                f"{path} is from epoch {found}, not {epoch}: delete the job's folder to train it "
+                "again."
             )
         model.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What has been computed once, kept on disk for every job: fingerprints, memory-mapped tables, a budget."""
+"""Results that every job can reuse, kept on disk: fingerprints, memory-mapped tables, a budget."""
 
 from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError
 from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries

@@ -1,11 +1,12 @@
-"""Tables of the store: rows of one or more tensors in one memory-mapped file, each computed once.
+"""Tables of the store: rows of one or more tensors in a memory-mapped file, computed once.
 
-A table is computed in chunks. Processes that need the same one at once share its chunks out among them, each chunk
-under a lock that the system frees when its holder dies. The file gets its name when all of it is there, and each chunk
-has a checksum, so that what is damaged is noticed.
+A table is computed in chunks. Processes that need the same table at once divide its chunks among
+themselves; each chunk has a lock that the system releases when its holder dies. The file gets its
+final name once it is complete, and every chunk has a checksum, so damage is detected.
 """
 
 import logging
+import math
 import os
 import shutil
 import zlib
@@ -16,51 +17,51 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from tvf.files import read_json, write_json
+from tvf.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 64  # bytes, of each tensor's place in the file
-CHUNK = 128  # rows, at the least; at most CHUNKS chunks a table
-CHUNKS = 256
-MORE_ROOM = "tvf store clear makes room, store.dir chooses another folder"
-ROUNDS = 3  # a table that is damaged whenever it was computed is given up
+ALIGNMENT = 64  # bytes; where the data of a tensor may start in the file
+CHUNK = 128  # rows; the size of a chunk is a multiple of it
+MAX_CHUNKS = 256  # of a table
+ATTEMPTS = 3  # at a table that is damaged whenever it has been computed
+MORE_ROOM = "tvf store clear frees space, store.dir chooses another folder"
 
 
 class ChunkBusy(Exception):
-    """Another process computes this chunk."""
+    """Another process is computing this chunk."""
 
 
 class StoreError(Exception):
-    """The store cannot take what it was given: no space is left, or its folder cannot be written."""
+    """The store cannot be used: no space is left, or its folder cannot be written."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One tensor of each row: its shape and dtype."""
+    """Shape and dtype of one tensor per row."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        """The bytes of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass
 class ArrayTable:
-    """`rows` rows that are read if they are there and computed if not; `path` is the file of all of them.
+    """A memory-mapped table of `rows` rows in the file `path`, read where present, else computed.
 
-    `fill(rows, wait)` computes some rows, one tensor for each column; where `wait` is false it may raise Busy instead
-    of waiting for another process. `reserve(path, size)` makes an empty file of that size, or raises StoreUnusable.
-    With a `label` a progress bar of that name is shown while rows are computed.
+    `fill(rows, wait)` computes a slice of the rows and returns one tensor per column; if `wait` is
+    false it may raise ChunkBusy instead of waiting for another process. `reserve(path, size)` makes
+    an empty file of `size` bytes or raises StoreError. With a `label`, a progress bar of that name
+    is shown while rows are computed.
     """
 
     path: Path
@@ -69,76 +70,82 @@ class ArrayTable:
     fill: Callable[[slice, bool], Sequence[Tensor]]
     reserve: Callable[[Path, int], None]
     label: str | None = None
-    _open: list[Tensor] | None = field(default=None, init=False)
+    _mapped: list[Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        least = -(-self.rows // CHUNKS)
-        self.chunk_rows = -(-max(least, CHUNK) // CHUNK) * CHUNK
-        self.chunks = -(-self.rows // self.chunk_rows)
+        smallest = max(CHUNK, _divide_up(self.rows, MAX_CHUNKS))
+        self.chunk_rows = _divide_up(smallest, CHUNK) * CHUNK
+        self.chunks = _divide_up(self.rows, self.chunk_rows)
         self._offsets, self.size = [], 0
         for column in self.columns:
             self._offsets.append(self.size)
-            self.size += -(-column.row_bytes * self.rows // ALIGNMENT) * ALIGNMENT
+            self.size += _divide_up(column.row_bytes * self.rows, ALIGNMENT) * ALIGNMENT
 
     def tensors(self) -> list[Tensor]:
-        """All rows, one memory-mapped tensor for each column, computed as far as they are not there.
+        """Return all rows, one memory-mapped tensor per column, computing the missing ones.
 
-        Raises StoreUnusable if they cannot be kept.
+        Raises StoreError if they cannot be stored.
         """
-        for _ in range(ROUNDS):
-            self._open = self._map() or self._complete()
-            if self._open is not None:
-                return self._open
+        for _ in range(ATTEMPTS):
+            self._mapped = self._open() or self._complete()
+            if self._mapped is not None:
+                return self._mapped
         raise StoreError(f"{self.path} is damaged each time it is written")
 
     def chunk(self, number: int, wait: bool) -> Sequence[Tensor]:
-        """Some rows, computed if they are not there. While another process computes them: wait, or raise Busy."""
-        for _ in range(ROUNDS):
-            if tensors := self._map():
-                return [tensor[self._slice(number)] for tensor in tensors]
-            if lock := self._claim(number, wait):
+        """Return the rows of a chunk, computing them if they are missing.
+
+        If another process is computing them, wait for it or raise ChunkBusy.
+        """
+        for _ in range(ATTEMPTS):
+            if tensors := self._open():
+                return [tensor[self._rows_of(number)] for tensor in tensors]
+            if lock := self._lock_chunk(number, wait):
                 try:
-                    if values := self._claimed(number, wait):
+                    if values := self._read_or_compute(number, wait):
                         return values
                 finally:
                     lock.release()
-        raise StoreError(f"{self.path} does not stay where it was written")
+        raise StoreError(f"{self.path} disappears after it is written")
 
-    def _claimed(self, number: int, wait: bool) -> Sequence[Tensor] | None:
-        """The rows of a chunk whose lock this process holds; None if the table has just been completed by others."""
+    def has(self, number: int) -> bool:
+        """Whether a chunk is stored."""
+        return self.path.exists() or self._stored_checksum(number) is not None
+
+    def missing(self) -> int:
+        """The number of rows that are not stored yet."""
+        if self.path.exists():
+            return 0
+        return sum(
+            self._length_of(number)
+            for number in range(self.chunks)
+            if self._stored_checksum(number) is None
+        )
+
+    def _read_or_compute(self, number: int, wait: bool) -> Sequence[Tensor] | None:
+        """Return the rows of a chunk whose lock this process holds.
+
+        None if other processes have just completed the table.
+        """
         if self.path.exists():
             return None
-        if (mark := self._mark(number)) is not None:
-            if values := self._read(number, mark):
+        if (checksum := self._stored_checksum(number)) is not None:
+            if values := self._read_chunk(number, checksum):
                 return values
             if self.path.exists():
                 return None
-            log.warning("store: part %d of %s is damaged: it is computed again.", number, self.path)
-            self._part(f"{number}.done").unlink(missing_ok=True)
-        if not self._part("rows").exists():
-            self.reserve(self._part("rows"), self.size)
-        values = [value.cpu().contiguous() for value in self.fill(self._slice(number), wait)]
-        self._write(number, values)
+            log.warning("store: chunk %d of %s is damaged: recomputing it.", number, self.path)
+            self._partial_file(f"{number}.done").unlink(missing_ok=True)
+        if not self._partial_file("rows").exists():
+            self.reserve(self._partial_file("rows"), self.size)
+        values = [value.cpu().contiguous() for value in self.fill(self._rows_of(number), wait)]
+        self._write_chunk(number, values)
         return values
 
-    def has(self, number: int) -> bool:
-        """Whether a chunk is there."""
-        return self.path.exists() or self._mark(number) is not None
-
-    def missing(self) -> int:
-        """How many rows are still to be computed."""
-        if self.path.exists():
-            return 0
-        done = [
-            self._slice(number) for number in range(self.chunks) if self._mark(number) is not None
-        ]
-        return self.rows - sum(part.stop - part.start for part in done)
-
     def _complete(self) -> list[Tensor] | None:
+        """Compute all missing chunks, give the file its final name, and map it."""
         busy: list[int] = []
-        with tqdm(
-            total=self.rows, desc=self.label, leave=False, disable=None if self.label else True
-        ) as bar:
+        with progress_bar(self.label, self.rows) as advance:
             for wait, numbers in ((False, range(self.chunks)), (True, busy)):
                 for number in numbers:
                     try:
@@ -146,61 +153,61 @@ class ArrayTable:
                     except ChunkBusy:
                         busy.append(number)
                     else:
-                        bar.update(self._slice(number).stop - self._slice(number).start)
+                        advance(self._length_of(number))
         with storage_errors(self.path), FileLock(self._lock_file):
             if not self.path.exists():
-                marks = [self._mark(number) for number in range(self.chunks)]
-                if any(mark is None for mark in marks):
-                    return None  # another process found it damaged, and took it away
-                write_json(self.path.with_suffix(".json"), self._shape() | {"checksums": marks})
-                self._part("rows").replace(self.path)
-            shutil.rmtree(self._part(""), ignore_errors=True)
-        return self._map()
+                checksums = [self._stored_checksum(number) for number in range(self.chunks)]
+                if any(checksum is None for checksum in checksums):
+                    return None  # another process found a chunk damaged and removed it
+                description = self._description() | {"checksums": checksums}
+                write_json(self._description_file, description)
+                self._partial_file("rows").replace(self.path)
+            shutil.rmtree(self._partial_file(""), ignore_errors=True)
+        return self._open()
 
-    def _map(self) -> list[Tensor] | None:
-        """The file's tensors; None if there is no file, or, after removing it, if it is not what it should be."""
-        if self._open is not None or not self.path.exists():
-            return self._open
+    def _open(self) -> list[Tensor] | None:
+        """Map the file; None if there is none, or if it is damaged, after removing it."""
+        if self._mapped is not None or not self.path.exists():
+            return self._mapped
         with storage_errors(self.path), suppress(FileNotFoundError):
-            found, noted = self.path.stat(), read_json(self.path.with_suffix(".json"))
-            checksums = noted.pop("checksums", None)
-            if (
-                noted != self._shape()
-                or not isinstance(checksums, list)
-                or len(checksums) != self.chunks
-            ):
-                fault = "its description does not fit"
-            elif found.st_size != self.size:
-                fault = "its size is wrong"
-            else:
-                tensors = self._tensors(self.path)
-                parts = [
-                    [tensor[self._slice(number)] for tensor in tensors]
-                    for number in range(self.chunks)
-                ]
-                if [_checksum(part) for part in parts] == checksums:
-                    self._open = tensors
-                    return tensors
-                fault = "a checksum is wrong"
+            found = self.path.stat()
+            tensors, fault = self._check_file(found.st_size)
+            if tensors is not None:
+                self._mapped = tensors
+                return tensors
             with FileLock(self._lock_file):
-                if (
-                    self.path.stat().st_ino == found.st_ino
-                ):  # else another process has mended it already
-                    log.warning(
-                        "store: %s is damaged (%s): it is computed again.", self.path, fault
-                    )
+                # Unless another process has replaced the damaged file already.
+                if self.path.stat().st_ino == found.st_ino:
+                    log.warning("store: %s is damaged (%s): recomputing it.", self.path, fault)
                     self.path.unlink()
-                    self.path.with_suffix(".json").unlink(missing_ok=True)
+                    self._description_file.unlink(missing_ok=True)
         return None
 
-    def _claim(self, number: int, wait: bool) -> FileLock | None:
-        """The chunk's lock; None if the folder of the parts was removed just now, which completing a table does."""
-        lock = FileLock(self._part(f"{number}.lock"))
+    def _check_file(self, size: int) -> tuple[list[Tensor] | None, str]:
+        """Return the complete file's tensors, or None and what is wrong with it."""
+        description = read_json(self._description_file)
+        checksums = description.pop("checksums", None)
+        if description != self._description() or not isinstance(checksums, list):
+            return None, "its description does not fit"
+        if len(checksums) != self.chunks:
+            return None, "its description does not fit"
+        if size != self.size:
+            return None, "its size is wrong"
+        tensors = self._map(self.path)
+        for number, checksum in enumerate(checksums):
+            rows = self._rows_of(number)
+            if _checksum([tensor[rows] for tensor in tensors]) != checksum:
+                return None, "a checksum is wrong"
+        return tensors, ""
+
+    def _lock_chunk(self, number: int, wait: bool) -> FileLock | None:
+        """Lock a chunk; None if its folder has just been removed, which completing a table does."""
+        lock = FileLock(self._partial_file(f"{number}.lock"))
         with storage_errors(self.path):
             if not self.path.parent.is_dir():
                 raise StoreError(f"{self.path.parent} was removed")
             try:
-                self._part("").mkdir(exist_ok=True)
+                self._partial_file("").mkdir(exist_ok=True)
                 lock.acquire(timeout=-1 if wait else 0)
             except FileNotFoundError:
                 return None
@@ -212,24 +219,33 @@ class ArrayTable:
     def _lock_file(self) -> Path:
         return self.path.with_suffix(".lock")
 
-    def _shape(self) -> dict[str, Any]:
-        return {"rows": self.rows, "columns": [[str(c.dtype), list(c.shape)] for c in self.columns]}
+    @property
+    def _description_file(self) -> Path:
+        return self.path.with_suffix(".json")
 
-    def _slice(self, number: int) -> slice:
-        return slice(number * self.chunk_rows, min((number + 1) * self.chunk_rows, self.rows))
-
-    def _part(self, name: str) -> Path:
-        """A file of the table while it is not complete."""
+    def _partial_file(self, name: str) -> Path:
+        """A file of the table while it is incomplete."""
         return self.path.with_suffix(".part") / name
 
-    def _mark(self, number: int) -> int | None:
-        """The checksum of a chunk that is computed."""
+    def _description(self) -> dict[str, Any]:
+        columns = [[str(column.dtype), list(column.shape)] for column in self.columns]
+        return {"rows": self.rows, "columns": columns}
+
+    def _rows_of(self, number: int) -> slice:
+        return slice(number * self.chunk_rows, min((number + 1) * self.chunk_rows, self.rows))
+
+    def _length_of(self, number: int) -> int:
+        rows = self._rows_of(number)
+        return rows.stop - rows.start
+
+    def _stored_checksum(self, number: int) -> int | None:
+        """The checksum of a chunk; None if it is not stored."""
         try:
-            return int(self._part(f"{number}.done").read_text())
+            return int(self._partial_file(f"{number}.done").read_text())
         except (OSError, ValueError):
             return None
 
-    def _tensors(self, path: Path) -> list[Tensor]:
+    def _map(self, path: Path) -> list[Tensor]:
         try:
             raw = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
         except RuntimeError as error:
@@ -243,62 +259,65 @@ class ArrayTable:
             for offset, column in zip(self._offsets, self.columns, strict=True)
         ]
 
-    def _read(self, number: int, mark: int) -> list[Tensor] | None:
+    def _read_chunk(self, number: int, checksum: int) -> list[Tensor] | None:
+        """Read a chunk of the incomplete table; None if it is damaged."""
+        path, rows = self._partial_file("rows"), self._rows_of(number)
         with suppress(FileNotFoundError):
-            if self._part("rows").stat().st_size == self.size:
-                values = [
-                    tensor[self._slice(number)] for tensor in self._tensors(self._part("rows"))
-                ]
-                if _checksum(values) == mark:
+            if path.stat().st_size == self.size:
+                values = [tensor[rows] for tensor in self._map(path)]
+                if _checksum(values) == checksum:
                     return values
         return None
 
-    def _write(self, number: int, values: Sequence[Tensor]) -> None:
-        part = self._slice(number)
+    def _write_chunk(self, number: int, values: Sequence[Tensor]) -> None:
         for column, value in zip(self.columns, values, strict=True):
-            assert (
-                value.shape == (part.stop - part.start, *column.shape)
-                and value.dtype == column.dtype
-            )
+            assert value.shape == (self._length_of(number), *column.shape)
+            assert value.dtype == column.dtype
+        start = self._rows_of(number).start
         with storage_errors(self.path):
             try:
-                # Written, not mapped: on a full disk a write is an error that can be met, a map is a crash.
-                file = os.open(self._part("rows"), os.O_RDWR)
+                # With write, not a memory map: on a full disk a write raises, a map crashes.
+                file = os.open(self._partial_file("rows"), os.O_RDWR)
                 try:
                     for offset, column, value in zip(
                         self._offsets, self.columns, values, strict=True
                     ):
-                        content, place = (
-                            memoryview(_bytes(value)),
-                            offset + part.start * column.row_bytes,
-                        )
-                        while content:
-                            written = os.pwrite(file, content, place)
-                            content, place = content[written:], place + written
+                        _write_at(file, offset + start * column.row_bytes, _bytes(value))
                 finally:
                     os.close(file)
-                mark = self._part(f"{number}.done")
-                temporary = mark.with_name(f".{uuid4().hex}")
+                done = self._partial_file(f"{number}.done")
+                temporary = done.with_name(f".{uuid4().hex}")
                 temporary.write_text(str(_checksum(values)))
-                temporary.replace(mark)
+                temporary.replace(done)
             except FileNotFoundError:
-                if not self.path.exists():  # else others completed the table meanwhile
+                if not self.path.exists():  # otherwise another process completed the table
                     raise
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """What the system refuses inside is raised as StoreUnusable, about `path`."""
+    """Turn an OSError inside the context into a StoreError about `path`."""
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"{error.strerror or error} ({error.filename or path}; {MORE_ROOM})"
-        ) from error
+        reason, place = error.strerror or error, error.filename or path
+        raise StoreError(f"{reason} ({place}; {MORE_ROOM})") from error
+
+
+def _divide_up(value: int, by: int) -> int:
+    return -(-value // by)
 
 
 def _bytes(value: Tensor) -> Any:
     return value.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _write_at(file: int, place: int, content: Any) -> None:
+    """Write all of `content`; the system may accept less of it at a time."""
+    remaining = memoryview(content)
+    while remaining:
+        written = os.pwrite(file, remaining, place)
+        remaining, place = remaining[written:], place + written
 
 
 def _checksum(values: Sequence[Tensor]) -> int:

@@ -1,4 +1,7 @@
-"""The store: what has been computed once, kept on disk for every job, within a budget."""
+"""The store: results that every job can reuse, kept on disk within a budget.
+
+It consists of entries, which are kept or evicted whole; an entry is a folder of tables.
+"""
 
 import logging
 import os
@@ -22,7 +25,7 @@ from tvf.store.arrays import ArraySpec, ArrayTable, StoreError, storage_errors
 log = logging.getLogger(__name__)
 
 REMEDY = "choose another store.dir, or set store.mode=off"
-REMOVED = ".removed"  # in the store's folder: entries that are being removed
+REMOVED = ".removed"  # in the store's folder: entries whose removal is under way
 MODES = ("auto", "on", "off")
 DTYPES = {
     "auto": None,
@@ -34,10 +37,11 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
-    """Where the store lies, what it may hold, and whether it is used.
+    """Where the store is, how much it may hold, and when it is used.
 
-    `dir` null: TVF_STORE, or the user's cache folder. `mode` "auto" asks whether it pays, "on" stores whatever can be
-    stored, "off" computes everything anew. `dtype` "auto" keeps 32-bit runs exact and halves mixed-precision ones.
+    `dir` None means the folder in TVF_STORE, or the user's cache folder. `mode` "auto" stores what
+    is faster to read than to recompute, "on" whatever can be stored, "off" nothing. `dtype` "auto"
+    stores float32 runs exactly and mixed-precision runs in 16 bits. `max_gb` is in 1e9 bytes.
     """
 
     dir: str | None = None
@@ -46,7 +50,7 @@ class StoreOptions:
     max_gb: float = 20.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.mode, bool):  # what YAML makes of on and off
+        if isinstance(self.mode, bool):  # YAML reads on and off as booleans
             object.__setattr__(self, "mode", "on" if self.mode else "off")
         require_choice("store.mode", self.mode, MODES)
         require_choice("store.dtype", self.dtype, tuple(DTYPES))
@@ -55,15 +59,16 @@ class StoreOptions:
     def path(self) -> Path:
         """The store's folder."""
         chosen = self.dir or os.environ.get("TVF_STORE")
-        return (
-            Path(chosen).expanduser()
-            if chosen
-            else Path(platformdirs.user_cache_dir("tvf")) / "store"
-        )
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(platformdirs.user_cache_dir("tvf")) / "store"
 
     @contextmanager
     def open(self) -> "Iterator[Store | None]":
-        """The store, until the context ends; None if its mode is off, or, with a warning, if it cannot be written."""
+        """Open the store for a context; None if `mode` is off, or if its folder is not writable.
+
+        The latter also logs a warning.
+        """
         store = None
         if self.mode != "off":
             try:
@@ -74,11 +79,10 @@ class StoreOptions:
                     dtype=DTYPES[self.dtype],
                 )
             except OSError as error:
-                reason = error.strerror or error
                 log.warning(
-                    "store: %s cannot be written (%s): going on without it; %s.",
+                    "store: %s cannot be written (%s): continuing without a store; %s.",
                     self.path(),
-                    reason,
+                    error.strerror or error,
                     REMEDY,
                 )
         try:
@@ -89,10 +93,10 @@ class StoreOptions:
 
 
 class Store:
-    """The folder and its budget of `max_bytes`. What an open store has handed out is not evicted until `close`.
+    """A folder with a budget of `max_bytes`. Entries it has opened are not evicted until `close`.
 
-    Of those who use it, `must_pay` asks to keep only what saves time, and `dtype` what to round to (None: see
-    `tvf.frontier.plan`).
+    Two settings are for its users: `must_pay` asks them to store only what is faster to read than
+    to recompute, `dtype` is what they convert values to (None: see `tvf.frontier.plan`).
     """
 
     def __init__(
@@ -110,9 +114,9 @@ class Store:
             pass
 
     def entry(self, kind: str, keys: Sequence[str], about: dict[str, Any]) -> "Entry":
-        """The entry with these keys, made if there is none. It stays as long as this store is open.
+        """Open the entry with these keys, creating it if needed, and hold it until `close`.
 
-        `about` is kept beside it, for people and for `siblings`. Raises StoreUnusable.
+        `about` is saved with a new entry, for people and for `siblings`. Raises StoreError.
         """
         folder = self.folder.joinpath(kind, *keys)
         with storage_errors(folder), self._locked():
@@ -123,18 +127,19 @@ class Store:
                 self._held[folder] = lock
             if not read_json(folder / "entry.json"):
                 write_json(folder / "entry.json", {"kind": kind, **about})
-            os.utime(folder / "entry.json")  # when it was last wanted
+            os.utime(folder / "entry.json")  # its last use
         return Entry(self, folder)
 
     def siblings(self, kind: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Of all entries whose keys begin with `keys`, the next key and what was said about them."""
+        """Map the next key of each entry whose keys begin with `keys` to what is noted about it."""
         folder = self.folder.joinpath(kind, *keys)
         return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/entry.json"))}
 
     def reserve(self, file: Path, size: int) -> None:
-        """Make an empty file of `size` bytes, if need be by evicting what was not wanted for longest and is not in use.
+        """Create an empty file of `size` bytes, evicting entries if the budget requires it.
 
-        Nothing is evicted if that would not be enough. Raises StoreUnusable.
+        Entries that no job uses are evicted, least recently used first; none if all of them would
+        not be enough. Raises StoreError.
         """
         with storage_errors(file), self._locked():
             if file.exists():
@@ -145,10 +150,11 @@ class Store:
             unused = [
                 entry for entry in entries if entry.folder not in self._held and not entry.in_use
             ]
-            if (possible := free + sum(entry.size for entry in unused)) < size:
+            available = free + sum(entry.size for entry in unused)
+            if available < size:
                 raise StoreError(
-                    f"{format_bytes(size)} do not fit into store.max_gb={self.max_bytes / 1e9:g}, of which "
-                    f"{format_bytes(max(possible, 0))} are free or could be freed: raise it"
+                    f"{format_bytes(size)} do not fit into store.max_gb={self.max_bytes / 1e9:g}, "
+                    f"of which {format_bytes(max(available, 0))} are free or can be freed: raise it"
                 )
             for entry in sorted(unused, key=lambda entry: entry.used):
                 if free >= size:
@@ -160,7 +166,7 @@ class Store:
                 empty.truncate(size)
 
     def close(self) -> None:
-        """Let go of all entries: they may be evicted from now on."""
+        """Release all entries: they may be evicted from now on."""
         for folder, lock in self._held.items():
             lock.release()
             with suppress(OSError):
@@ -189,7 +195,7 @@ class Entry:
         fill: Callable[[slice, bool], Sequence[Tensor]],
         label: str | None = None,
     ) -> ArrayTable:
-        """The table `name` of the entry; see Table."""
+        """The table `name` of this entry; see ArrayTable."""
         return ArrayTable(
             self.folder / f"{name}.bin", rows, tuple(columns), fill, self.store.reserve, label
         )
@@ -197,7 +203,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """An entry as `tvf store info` shows it: `size` in bytes, `used` when it was last wanted (seconds since 1970)."""
+    """An entry as `tvf store info` shows it.
+
+    `size` is in bytes; `used` is the time of its last use in seconds since 1970.
+    """
 
     folder: Path
     about: str
@@ -207,32 +216,35 @@ class EntryInfo:
 
 
 def list_entries(folder: Path) -> list[EntryInfo]:
-    """All entries of the store in `folder`: folders that this module has made, and nothing else that lies there."""
+    """List the entries of the store in `folder`, ignoring what the store did not make."""
     found = []
     for root, folders, files in os.walk(folder):
         path = Path(root)
+        if "entry.json" not in files or "readers" not in folders:
+            continue
+        noted = read_json(path / "entry.json")
         kind = path.relative_to(folder).parts[:1]
-        if (
-            "entry.json" in files
-            and "readers" in folders
-            and read_json(path / "entry.json").get("kind") in kind
-        ):
-            folders.clear()
-            noted, used = read_json(path / "entry.json"), 0.0
-            with suppress(FileNotFoundError):
-                used = (path / "entry.json").stat().st_mtime
-            in_use = any(map(_is_locked, (path / "readers").glob("*.lock")))
-            size = sum(
-                _size(Path(below, name)) for below, _, names in os.walk(path) for name in names
-            )
-            found.append(
-                EntryInfo(path, f"{noted['kind']} {noted.get('about', '?')}", size, used, in_use)
-            )
+        if noted.get("kind") in kind:
+            folders.clear()  # do not descend into an entry
+            about = f"{noted['kind']} {noted.get('about', '?')}"
+            found.append(_inspect_entry(path, about))
     return sorted(found, key=lambda entry: entry.folder)
 
 
+def _inspect_entry(path: Path, about: str) -> EntryInfo:
+    used = 0.0
+    with suppress(FileNotFoundError):
+        used = (path / "entry.json").stat().st_mtime
+    in_use = any(map(_is_locked, (path / "readers").glob("*.lock")))
+    size = sum(_size(Path(root, name)) for root, _, names in os.walk(path) for name in names)
+    return EntryInfo(path, about, size, used, in_use)
+
+
 def clear_store(folder: Path) -> tuple[int, int, int]:
-    """Remove every entry that no job uses: how many were removed, how many there were, and the bytes set free."""
+    """Remove every entry that no job uses.
+
+    Returns how many were removed, how many there were, and the bytes freed.
+    """
     if not folder.is_dir():
         return 0, 0, 0
     with FileLock(folder / ".lock"):
@@ -243,7 +255,7 @@ def clear_store(folder: Path) -> tuple[int, int, int]:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes for people: 12.3 MB, 4.56 GB."""
+    """Write a size as people read it: 12.3 MB, 4.56 GB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
@@ -251,7 +263,7 @@ def format_bytes(size: float) -> str:
 
 
 def _remove(folder: Path, entry: EntryInfo) -> bool:
-    """Take an entry away whole, by renaming it first; whether that could be done."""
+    """Remove an entry at once, by renaming it first; return whether that succeeded."""
     aside = folder / REMOVED / uuid4().hex
     try:
         aside.parent.mkdir(exist_ok=True)
@@ -264,7 +276,7 @@ def _remove(folder: Path, entry: EntryInfo) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Finish what a process that was killed had begun to remove, and forget readers that are gone."""
+    """Finish the removals of processes that were killed, and delete the locks of readers gone."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
     for entry in list_entries(folder):
         for reader in (entry.folder / "readers").glob("*.lock"):
@@ -273,7 +285,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, those still to be written included; none if it has just been removed."""
+    """The bytes of a file, including reserved ones; 0 if it has just been removed."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except OSError:
@@ -286,5 +298,5 @@ def _is_locked(path: Path) -> bool:
             return False
     except FileNotFoundError:
         return False
-    except (Timeout, OSError):  # another user's lock cannot be tried
+    except (Timeout, OSError):  # OSError: the lock of another user
         return True

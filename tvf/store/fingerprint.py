@@ -1,9 +1,13 @@
-"""Content keys: a digest of all that a value is made of, so that equal things have equal names in every process."""
+"""Fingerprints: equal contents have equal names, in every process.
+
+A fingerprint covers all that a value consists of, down to the source files of code, so that a
+result stored under the fingerprint of its inputs is right for whoever finds it there.
+"""
 
 import enum
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,25 +20,23 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-FORMAT = 1  # raise it when what is kept under a key changes its meaning
-# Code that changes only with its package's version, which `circumstances` in a key cover. Of any other the file counts.
-KNOWN = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy")
-
-
-PLUMBING = frozenset(
-    nn.Module().__dict__
-)  # what every module has: mode, hooks, and the tables of its parts
+FORMAT = 1  # to be raised when what is stored under a fingerprint changes its meaning
+# Packages whose code changes only with their version, which `numeric_environment` contains. Of any
+# other code the content of the file counts.
+VERSIONED = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy")
+# Attributes that every module has: its mode, hooks, and the tables of its children.
+MODULE_INTERNALS = frozenset(nn.Module().__dict__)
 
 
 class FingerprintError(TypeError):
-    """Something whose content cannot be told: no key can promise that it is the same next time."""
+    """A value without a fingerprint, because its behaviour does not follow from its content."""
 
 
 def fingerprint(value: Any) -> str:
-    """A digest of `value`: plain data, arrays, tensors, modules with their weights, dataclasses, code.
+    """Fingerprint plain data, arrays, tensors, modules with their weights, dataclasses, or code.
 
-    Code counts by the file that it stands in; what it imports from other files does not. Raises Unkeyable for anything
-    else.
+    Code counts with the file that defines it, not with the files that it imports. Raises
+    FingerprintError for anything else.
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(value, digest.update, ())
@@ -42,7 +44,7 @@ def fingerprint(value: Any) -> str:
 
 
 def fingerprint_files(paths: Sequence[Path]) -> str:
-    """A digest of the files' bytes, in this order."""
+    """Fingerprint the files' bytes, in this order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         content = path.read_bytes()
@@ -51,10 +53,23 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
-    """What the last digits of a network's values depend on besides its layers, as far as it is known.
+def fingerprint_layers(module: nn.Module, without: str) -> str:
+    """Fingerprint the layers of `module`, by name, except the submodule `without` and its children.
 
-    The processor, precision, memory format, and the versions of those who compute.
+    Of each layer its code, attributes, parameters and buffers count.
+    """
+    layers = []
+    for name, layer in module.named_modules():
+        if name != without and not name.startswith(f"{without}."):
+            state = {key: v for key, v in _state(layer).items() if key not in layer._modules}
+            layers.append((name, _code(type(layer)), state))
+    return fingerprint(layers)
+
+
+def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
+    """What the last digits of activations depend on besides the layers, as far as is known.
+
+    The processor, the precision, the memory format, and the versions of the numeric libraries.
     """
     processor = torch.backends.cpu.get_cpu_capability()
     if fabric.device.type == "cuda":
@@ -65,124 +80,122 @@ def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
 
 
 def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None:
+    """Add the content of `value` to a digest; `above` are the ids of the values it is part of."""
     if id(value) in above:
         raise FingerprintError("it contains itself")
     above = (*above, id(value))
-
-    def parts(kind: str, *items: Any) -> None:
-        add(f"{kind}({len(items)}".encode())
-        for item in items:
-            _add(item, add, above)
-        add(b")")
-
     kind = type(value)
     if value is None or value is Ellipsis or kind in (bool, int, float, complex, str, bytes):
         text = repr(value)
         add(f"{kind.__name__}:{len(text)}:{text}".encode())
     elif isinstance(
-        value, (torch.dtype, torch.device, torch.memory_format, torch.layout, np.dtype)
+        value, torch.dtype | torch.device | torch.memory_format | torch.layout | np.dtype
     ):
         add(repr(value).encode())
-    elif isinstance(value, enum.Enum):
-        parts("enum", kind.__qualname__, value.name)
-    elif isinstance(value, (np.ndarray, np.generic)):
+    elif isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
-        parts("array", str(array.dtype), list(array.shape))
+        _add_items("array", (str(array.dtype), list(array.shape)), add, above)
         add(array.tobytes())
     elif isinstance(value, Tensor):
-        parts("tensor", str(value.dtype), list(value.shape))
+        _add_items("tensor", (str(value.dtype), list(value.shape)), add, above)
         add(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        parts("mapping", *(part for item in value.items() for part in item))
-    elif isinstance(value, (set, frozenset)):
-        parts("set", *sorted(map(fingerprint, value)))
-    elif isinstance(value, (list, tuple, torch.Size)):
-        parts("sequence", *value)
-    elif isinstance(value, slice):
-        parts("slice", value.start, value.stop, value.step)
-    elif isinstance(value, partial):
-        parts("partial", value.func, value.args, value.keywords)
-    elif isinstance(
-        value, type | FunctionType | BuiltinFunctionType | MethodDescriptorType | ModuleType
-    ):
-        parts("code", *_code(value))
-        if isinstance(value, FunctionType):
-            try:
-                cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            except ValueError as error:
-                raise FingerprintError(
-                    f"{value.__qualname__} refers to a name that has no value yet"
-                ) from error
-            parts(
-                "function",
-                list(value.__code__.co_positions()),
-                value.__defaults__,
-                value.__kwdefaults__,
-                cells,
-            )
-    elif isinstance(value, nn.Module):
-        parts(
-            "module",
-            *_code(kind),
-            *(part for item in sorted(_state(value).items()) for part in item),
-        )
-    elif is_dataclass(value):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        parts("dataclass", *_code(kind), named | getattr(value, "__dict__", {}))
-    elif (
-        callable(value)
-        and hasattr(value, "__qualname__")
-        and _is_known(getattr(value, "__module__", None) or "")
-    ):
-        parts("builtin", value.__module__, value.__qualname__)
-    elif callable(value) and _is_known(kind.__module__):  # torch's overload packets and the like
-        parts("callable", kind.__qualname__, str(value))
     else:
+        for name, items in _take_apart(value):
+            _add_items(name, items, add, above)
+
+
+def _add_items(
+    kind: str, items: Sequence[Any], add: Callable[[Any], None], above: tuple[int, ...]
+) -> None:
+    add(f"{kind}({len(items)}".encode())
+    for item in items:
+        _add(item, add, above)
+    add(b")")
+
+
+def _take_apart(value: Any) -> list[tuple[str, Sequence[Any]]]:
+    """What a compound value consists of: the name of its kind and its items, once or twice."""
+    kind = type(value)
+    if isinstance(value, enum.Enum):
+        return [("enum", (kind.__qualname__, value.name))]
+    if isinstance(value, Mapping):
+        return [("mapping", _flatten_pairs(value.items()))]
+    if isinstance(value, set | frozenset):
+        return [("set", sorted(map(fingerprint, value)))]
+    if isinstance(value, list | tuple | torch.Size):
+        return [("sequence", value)]
+    if isinstance(value, slice):
+        return [("slice", (value.start, value.stop, value.step))]
+    if isinstance(value, partial):
+        return [("partial", (value.func, value.args, value.keywords))]
+    if isinstance(value, FunctionType):
+        return [("code", _code(value)), ("function", _function_state(value))]
+    if isinstance(value, type | BuiltinFunctionType | MethodDescriptorType | ModuleType):
+        return [("code", _code(value))]
+    if isinstance(value, nn.Module):
+        return [("module", (*_code(kind), *_flatten_pairs(sorted(_state(value).items()))))]
+    if is_dataclass(value):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        return [("dataclass", (*_code(kind), named | getattr(value, "__dict__", {})))]
+    if callable(value):
+        module = getattr(value, "__module__", None) or ""
+        if hasattr(value, "__qualname__") and _is_versioned(module):
+            return [("builtin", (value.__module__, value.__qualname__))]
+        if _is_versioned(kind.__module__):  # such as torch's overload packets
+            return [("callable", (kind.__qualname__, str(value)))]
+    raise FingerprintError(
+        f"what a {kind.__module__}.{kind.__qualname__} does cannot be told from its content"
+    )
+
+
+def _flatten_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+    return [item for pair in pairs for item in pair]
+
+
+def _function_state(function: FunctionType) -> Sequence[Any]:
+    """What a function is besides its file: its place there, its defaults and closure."""
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError as error:
         raise FingerprintError(
-            f"what a {kind.__module__}.{kind.__qualname__} does cannot be told from its content"
-        )
+            f"{function.__qualname__} refers to a name that has no value yet"
+        ) from error
+    positions = list(function.__code__.co_positions())
+    return positions, function.__defaults__, function.__kwdefaults__, cells
 
 
 def _code(value: Any) -> tuple[str, str, list[str]]:
-    """Where code lives and, unless a version tells, what is in its file; of a class also in those of its bases."""
+    """The module and name of code, and a fingerprint of its file unless its package is versioned.
+
+    For a class, the files of its base classes count too.
+    """
     module = getattr(value, "__module__", None) or getattr(value, "__name__", "")
     name = getattr(value, "__qualname__", "")
-    if isinstance(value, (BuiltinFunctionType, MethodDescriptorType)):
+    if isinstance(value, BuiltinFunctionType | MethodDescriptorType):
         return module, name, []
+    definitions = inspect.getmro(value) if isinstance(value, type) else [value]
     try:
         files = {
-            inspect.getfile(each)
-            for each in (inspect.getmro(value) if isinstance(value, type) else [value])
-            if not _is_known(getattr(each, "__module__", None) or getattr(each, "__name__", ""))
+            inspect.getfile(definition)
+            for definition in definitions
+            if not _is_versioned(
+                getattr(definition, "__module__", None) or getattr(definition, "__name__", "")
+            )
         }
         return module, name, [fingerprint_files([Path(file)]) for file in sorted(files)]
     except (TypeError, OSError) as error:
         raise FingerprintError(
-            f"the code of {module}.{name} cannot be read: put it into a file"
+            f"the code of {module}.{name} cannot be read: move it into a file"
         ) from error
 
 
-def _is_known(module: str) -> bool:
-    return module.split(".")[0] in KNOWN
-
-
-def fingerprint_layers(module: nn.Module, without: str) -> str:
-    """A digest of all layers of `module`, by name, and what they compute with, but for those in the part `without`."""
-    layers = [
-        (
-            name,
-            _code(type(layer)),
-            {key: value for key, value in _state(layer).items() if key not in layer._modules},
-        )
-        for name, layer in module.named_modules()
-        if name != without and not name.startswith(f"{without}.")
-    ]
-    return fingerprint(layers)
+def _is_versioned(module: str) -> bool:
+    return module.split(".")[0] in VERSIONED
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """What a module computes with: its attributes, weights and children, but not its mode or what is frozen."""
+    """What a module computes with: attributes, weights and children, not its mode or freezing."""
     if any(value for name, value in module.__dict__.items() if name.endswith("_hooks") and value):
         raise FingerprintError(f"{type(module).__qualname__} has hooks")
-    own = {name: value for name, value in module.__dict__.items() if name not in PLUMBING}
+    own = {name: value for name, value in module.__dict__.items() if name not in MODULE_INTERNALS}
     return own | module._parameters | module._buffers | module._modules
