@@ -1,4 +1,4 @@
-"""What several tests share: small images on disk, a small network, and the shell's entry called in this process."""
+"""What several tests share: small images on disk, and the shell's entry called in-process."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ settings.load_profile("tvf")
 
 @pytest.fixture(autouse=True)
 def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody is logged in to W&B, whatever the machine's owner is, no debug flag is set, and the store is empty."""
+    """No W&B login, whatever the machine has, no debug flag, and an empty store."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv(

@@ -24,9 +24,7 @@ from tvf.config.identity import (
 )
 
 CONF = ROOT / "conf"
-CHOICES = sorted(
-    path.relative_to(CONF) for path in CONF.glob("*/*.yaml")
-)
+CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
 def _config(*overrides: str) -> dict[str, Any]:

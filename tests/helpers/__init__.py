@@ -21,7 +21,7 @@ class Outcome:
 
 
 class SmallNet(nn.Module):
-    """Convolution, BatchNorm, twice, then a head: enough for freezing to have something to freeze."""
+    """Convolution, BatchNorm, twice, then a head: enough to have something to freeze."""
 
     def __init__(self, num_classes: int = 3) -> None:
         super().__init__()

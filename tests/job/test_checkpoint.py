@@ -49,7 +49,7 @@ def _train(
     phases: Sequence[Phase] = (Phase(3, 2),),
     richly: bool = False,
 ) -> tuple[list[EpochResult], dict[str, Tensor], dict[str, Tensor]]:
-    """The epochs, the last weights and the best; `best` are those on disk at the time of `state`."""
+    """The epochs, the last weights and the best; `best` are those on disk when at `state`."""
     torch.manual_seed(1)
     network = Dropping()
     network.load_state_dict(small_backbone().module.state_dict())

@@ -35,7 +35,7 @@ def _phase(folder: Path, pct: float = 0.5, **changes: Any) -> HeadPhase | None:
     return open_head_phase(job.head_phase, job.phases.store, job.phases.model)
 
 
-def _fingerprint(folder: Path, pct: float = 0.5, **changes: Any) -> str | None:
+def _fingerprint(folder: Path, pct: float = 0.5, /, **changes: Any) -> str | None:
     phase = _phase(folder, pct, **changes)
     return phase.fingerprint if phase else None
 
@@ -53,7 +53,7 @@ def test_what_trains_later_and_how_does_not_change_the_head_phase(tmp_path: Path
         {"tracker__mode": "offline"},
         {"store__max_gb": 1},
     ):
-        assert _fingerprint(tmp_path, **changes) == own, changes
+        assert _fingerprint(tmp_path, 0.5, **changes) == own, changes
 
 
 def test_everything_the_head_depends_on_changes_its_fingerprint(
@@ -83,7 +83,7 @@ def test_everything_the_head_depends_on_changes_its_fingerprint(
         {"channels_last": False},
         {"threads": 2},
     ):
-        assert _fingerprint(tmp_path, **changes) not in (own, None), changes
+        assert _fingerprint(tmp_path, 0.5, **changes) not in (own, None), changes
     images = DATA.val.images.clone()
     images[0, 0, 0, 0] += 1
     monkeypatch.setattr(training, "DATA", replace(DATA, val=Split(images, DATA.val.labels)))

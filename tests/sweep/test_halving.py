@@ -494,8 +494,7 @@ def test_a_single_job_pauses_and_resumes(tmp_path: Path) -> None:
 
     output = train("stop_after=2", "hydra.run.dir=job")
     assert (
-        "pauses after epoch 2 of 4" in output
-        and "repeat the command with hydra.run.dir=" in output
+        "pauses after epoch 2 of 4" in output and "repeat the command with hydra.run.dir=" in output
     )
     again = train("stop_after=1", "hydra.run.dir=job")
     assert "trained for stop_after=1 epochs already" in again and "groups train" not in again

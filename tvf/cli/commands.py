@@ -120,7 +120,7 @@ def report(folders: Sequence[Path], file_format: str, output: str | None) -> Non
 @_errors_as_messages()
 def dashboard(folder: Path) -> None:
     """Save a workspace and a report of a sweep's runs at W&B, and print their URLs."""
-    from tvf.report import compare, publish_dashboard, render_markdown, describe_test_score
+    from tvf.report import compare, describe_test_score, publish_dashboard, render_markdown
 
     folder = _sweep_folder(folder)
     tracked = [row for row in read_sweep(folder) if row["wandb_run_id"]]

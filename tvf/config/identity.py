@@ -223,7 +223,7 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
 
 
 def modern_options(config: Config) -> dict[str, Any]:
-    """All options by dotted key; an older config's in today's spelling, with what it did not say."""
+    """All options by dotted key; an older config's in today's spelling and with defaults."""
     options = {
         key: LEGACY_TARGETS.get(value, value) if key.endswith("_target_") else value
         for key, value in flatten(config).items()

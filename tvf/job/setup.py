@@ -102,6 +102,7 @@ class Job:
     """
 
     name: str
+    epochs: int
     facts: dict[str, Any]
     backbone: Backbone
     phases: JobPhases
@@ -150,6 +151,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     )
     return Job(
         name=config["name"],
+        epochs=config["epochs"],
         facts=facts,
         backbone=backbone,
         phases=job_phases,

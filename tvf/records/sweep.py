@@ -118,7 +118,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:
-    """InputError if a job's folder holds the results of another configuration, with the difference."""
+    """InputError, with the difference, if a job's folder holds another configuration's results."""
     for name, config in configs.items():
         held = read_json(folder / name / "config.json")
         before, now = result_config(held), result_config(config)

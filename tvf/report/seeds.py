@@ -18,10 +18,7 @@ def without_seeds(configs: Sequence[dict[str, Any]]) -> list[FlatConfig]:
     """
     flat = [result_config(config) for config in configs]
     seeds = [config.get("seed") for config in flat]
-    plain = [
-        {key: value for key, value in config.items() if key != "seed"}
-        for config in flat
-    ]
+    plain = [{key: value for key, value in config.items() if key != "seed"} for config in flat]
     result = [dict(config) for config in plain]
     for key in {key for config in plain for key in config if key.endswith("seed")}:
         for indices in _equal_but_for_seeds(plain, key):

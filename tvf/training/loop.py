@@ -116,7 +116,7 @@ class TrainingLoop:
             self._state.load_setup(state)
 
     def _start_next_phase(self) -> None:
-        """Start from the last weights of the previous phase or, if it could stop early, its best."""
+        """Start from the previous phase's last weights or, if it could stop early, its best."""
         if self._state.best_of_phase is not None:
             load_trained_weights(self._model, self._state.best_of_phase)
             if self._steps.average:

@@ -48,8 +48,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Train on the images `samples`; the batch's summed loss and hits, both before the step.
 
-    `draws` seed what is random about this batch. A hit is a correct prediction; a mixed image counts
-    by the share of the predicted class in it. Of several ranks, each computes its share.
+    `draws` seed what is random about this batch. A hit is a correct prediction; a mixed image
+    counts by the share of the predicted class in it. Of several ranks, each computes its share.
     """
     data = setup.pipeline.data
     labels = data.train.labels[torch.from_numpy(samples)]
