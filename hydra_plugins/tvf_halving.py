@@ -1,4 +1,4 @@
-"""hydra/sweeper=halving, where Hydra looks for plugins: it imports this at every start, so nothing of tvf is."""
+"""The sweeper that `hydra/sweeper=halving` selects, where Hydra looks for plugins."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
+# The class is defined here, not in tvf.sweep, because every Hydra program in the environment
+# imports this module at its start: it must not load tvf.
 class HalvingSweeper(BasicSweeper):
-    """A grid sweep by successive halving, as tvf.sweep.halving has it."""
+    """A grid sweep by successive halving (see tvf/sweep/halving.py)."""
 
     def __init__(
         self,
@@ -22,15 +24,18 @@ class HalvingSweeper(BasicSweeper):
         self._batches: list[Any] = []
 
     def is_done(self) -> bool:
-        """Whether the last rung has been launched; the end of one is when the next is decided."""
-        from tvf.sweep.callback import planned_rungs
+        """Return whether the last rung has been launched.
+
+        Hydra asks when a batch has ended, which is when the next rung is decided.
+        """
+        from tvf.sweep import planned_rungs
 
         if self._rungs is None:
             self._rungs = planned_rungs()
         if not self._batches and (jobs := next(self._rungs, None)):
-            self._batches = [*self.split_overrides_to_chunks(jobs, self.max_batch_size)]
+            self._batches = list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
         return not self._batches
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """The overrides of the next jobs to launch."""
+        """Return the overrides of the next jobs to launch."""
         return self._batches.pop(0)

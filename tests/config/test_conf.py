@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from helpers import ROOT
 from tvf.config import names
-from tvf.config.build import build, check_node
+from tvf.config.build import build, check_node, target_node
 from tvf.config.validate import NODES, SUPPLIED_BY_CODE, VALUES, validate_config
 from tvf.errors import InputError
 from tvf.sweep.callback import HALVING
 
 CONF = ROOT / "conf"
-OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/[!_]*.yaml"))
+OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
 def _override(option: Path) -> str:
@@ -52,13 +52,13 @@ def test_there_are_options_to_look_at() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_gives_its_targets_what_they_take(option: Path) -> None:
-    config = OmegaConf.to_container(_compose(_override(option)), resolve=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(_compose(_override(option)), resolve=True)
     assert set(config) == {*NODES, *VALUES}
     checked = 0
-    for name, node in _nodes(config, ""):
-        check_node(node, name, SUPPLIED_BY_CODE.get(name.strip("."), ()))
-        checked += 1
+    for name in NODES:
+        for path, node in _nodes(target_node(config, name), name):
+            check_node(node, path, SUPPLIED_BY_CODE.get(path, ()))
+            checked += 1
     assert checked >= len(NODES)
 
 

@@ -19,13 +19,13 @@ from tvf.config.identity import (
     head_phase_config,
     modern_options,
     result_config,
+    select_options,
     selection_name,
-    validation_config,
 )
 
 CONF = ROOT / "conf"
 CHOICES = sorted(
-    path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_")
+    path.relative_to(CONF) for path in CONF.glob("*/*.yaml")
 )
 
 
@@ -80,10 +80,12 @@ def test_batch_size_changes_frozen_layers_only_where_their_statistics_are_recali
 
 
 def test_scores_are_compared_on_the_same_images_and_metric() -> None:
-    plain = validation_config(_config())
-    assert plain == validation_config(_config("data.batch_size=9", "data.image_size=64"))
+    def judged(*overrides: str) -> dict[str, Any]:
+        return select_options(_config(*overrides), Affects.VALIDATION_IMAGES)
+
+    assert judged() == judged("data.batch_size=9", "data.image_size=64")
     for override in ("data.limit=9", "data.split_seed=2", "data.metric=macro_f1"):
-        assert validation_config(_config(override)) != plain, override
+        assert judged(override) != judged(), override
 
 
 def test_a_head_phase_does_not_depend_on_what_trains_later() -> None:

@@ -1,4 +1,4 @@
-"""Jobs of several phases from the shell: neither the store nor a kill changes them; what is shared."""
+"""Jobs of several phases from the shell: neither cache nor kill changes them; what they share."""
 
 import json
 import signal

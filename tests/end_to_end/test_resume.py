@@ -1,4 +1,4 @@
-"""Sweeps and jobs that are stopped in every way, and go on: through the shell, in processes of their own."""
+"""Sweeps and jobs that end in various ways and are resumed, as shell commands in processes."""
 
 import contextlib
 import json
@@ -21,7 +21,8 @@ from helpers import ROOT, forks
 from tvf import cli
 
 QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=none")
-# A backbone that ends its job in the first training step, in another way for each fraction, until a file is there.
+# A backbone that ends its job in the first training step, in a different way for each fraction,
+# until the file `mended` exists.
 ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
 BREAKING = f"""
 import os, signal, sys, time
@@ -67,38 +68,38 @@ def start(*arguments: str, cwd: Path) -> forks.Process:
 
 
 def tvf(*arguments: str, cwd: Path) -> tuple[int | None, str]:
-    """`tvf ARGUMENTS`: its exit code and what it printed."""
+    """Run `tvf ARGUMENTS`; return its exit code and its output."""
     process = forks.tvf(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=str(ROOT))
     output, _ = process.communicate()
     return process.returncode, output
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Of each job below `folder` its epochs and its summary, without times and what follows from them."""
+    """The summary and epochs of each job below `folder`, without values that vary between runs."""
     found = {}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
         rows = [
             json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()
         ]
-        for each in (summary, *rows):
-            for key in [k for k in each if k.endswith("_seconds") or k in LOOSE]:
-                del each[key]
+        for values in (summary, *rows):
+            for key in [key for key in values if key.endswith("_seconds") or key in LOOSE]:
+                del values[key]
         found[path.parent.name] = [summary, *rows]
     return found
 
 
-# What depends on time, memory, and on what the store held already.
+# Values that depend on time, memory and earlier contents of the store.
 LOOSE = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images", "wandb_run_id")
 
 
 def changed(path: Path) -> float:
-    """When `path` was last written; 0 if it never was."""
+    """When `path` was last written; 0 if it does not exist."""
     return path.stat().st_mtime if path.exists() else 0.0
 
 
 def states(folder: Path) -> dict[float, str]:
-    """Of each fraction how its job stands."""
+    """The state of each fraction's job."""
     found = {}
     for path in folder.glob("*/status.json"):
         config = json.loads((path.parent / "config.json").read_text())
@@ -108,7 +109,7 @@ def states(folder: Path) -> dict[float, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
+def test_a_job_that_ends_abnormally_leaves_the_others_alone_and_is_retried(
     tmp_path: Path, launcher: str
 ) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
@@ -123,18 +124,14 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
     output, _ = first.communicate()
     assert first.returncode == 0, output
     process = start(
-        *(
-            "-m",
-            "model.pct_unfreeze=0,0.1,0.25,0.5,0.75,1.0",
-            f"hydra/launcher={launcher}",
-            "hydra.sweep.dir=sweep",
-        ),
-        *(
-            "backbone._target_=breaking.make",
-            "+backbone.pct=${model.pct_unfreeze}",
-            "epochs=1",
-            *QUICK,
-        ),
+        "-m",
+        "model.pct_unfreeze=0,0.1,0.25,0.5,0.75,1.0",
+        f"hydra/launcher={launcher}",
+        "hydra.sweep.dir=sweep",
+        "backbone._target_=breaking.make",
+        "+backbone.pct=${model.pct_unfreeze}",
+        "epochs=1",
+        *QUICK,
         cwd=tmp_path,
     )
     output, _ = process.communicate()
@@ -155,7 +152,7 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
         last_words = "sys.exit(3)" if how == "exit" else reasons[how]
         assert all(words in written for words in ("trains", "on the way out", last_words))
         assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
-    assert "to go on with what is not done: tvf resume sweep" in output
+    assert "to finish it: tvf resume sweep" in output
     (tmp_path / "mended").touch()
     before = results(tmp_path / "sweep")
     code, output = tvf("resume", "sweep", cwd=tmp_path)
@@ -170,14 +167,16 @@ def test_a_job_that_ends_badly_costs_only_itself_and_is_tried_again(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_job(tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
     process = start(
-        *("-m", "model.pct_unfreeze=0,0.25,0.5", "hydra.sweep.dir=sweep", "epochs=1", *QUICK),
-        *(
-            "backbone._target_=breaking.make_and_kill_the_worker",
-            "+backbone.pct=${model.pct_unfreeze}",
-        ),
+        "-m",
+        "model.pct_unfreeze=0,0.25,0.5",
+        "hydra.sweep.dir=sweep",
+        "epochs=1",
+        *QUICK,
+        "backbone._target_=breaking.make_and_kill_the_worker",
+        "+backbone.pct=${model.pct_unfreeze}",
         cwd=tmp_path,
     )
     output, _ = process.communicate()
@@ -187,7 +186,7 @@ def test_a_worker_that_is_killed_costs_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_repeatedly_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     arguments = (
         *QUICK,
         "data.limit=80",
@@ -198,7 +197,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
         "threads=1",
     )
     arguments += ("checkpoint.every_minutes=0.001",)
-    # Not a fork but a Python of its own, with another seed of hashes.
+    # A new Python process instead of a fork, so that its hash seed is different.
     whole = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *arguments, "hydra.run.dir=whole"],
         cwd=tmp_path,
@@ -215,7 +214,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
         time.sleep(draw.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+        assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
     process = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path)
     output, _ = process.communicate()
     assert process.returncode == 0 and "goes on after epoch" in output, output
@@ -224,8 +223,8 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was() -> None:
-    """bench/kills.py in short."""
+def test_a_sweep_that_is_killed_repeatedly_ends_like_an_undisturbed_one() -> None:
+    """A short run of bench/kills.py."""
     command = [
         sys.executable,
         str(ROOT / "bench" / "kills.py"),
@@ -242,7 +241,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was() -> 
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_path: Path) -> None:
+def test_ctrl_c_stops_at_once_and_the_sweep_can_be_resumed_and_extended(tmp_path: Path) -> None:
     common = (*QUICK, "seed=1", "epochs=16", "model.pct_unfreeze=0.5,1.0", "hydra.sweep.dir=sweep")
     process = start("-m", *common, cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -278,7 +277,7 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_continued_and_widened(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_command_alone_stops_its_jobs(tmp_path: Path) -> None:
+def test_a_signal_to_the_command_alone_also_stops_its_jobs(tmp_path: Path) -> None:
     sweep = ("hydra.sweep.dir='sweep \\'a, é'", "hydra/launcher=basic")
     process = start("-m", *QUICK, "epochs=16", "model.pct_unfreeze=0.5,1.0", *sweep, cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -297,7 +296,7 @@ def test_a_signal_to_the_command_alone_stops_its_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None:
-    """And the run that compares them is the later one's, whole."""
+    """The run that compares the jobs is that of the process that ends last, and complete."""
     command = (
         "-m",
         *QUICK[:-1],
@@ -315,7 +314,7 @@ def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None
     assert 0 in [process.returncode for process in processes], outputs
     assert any("another process trains this job" in output for output in outputs), outputs
     statuses = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")]
-    assert [(each["state"], each["attempt"]) for each in statuses] == 3 * [("done", 1)]
+    assert [(status["state"], status["attempt"]) for status in statuses] == 3 * [("done", 1)]
     assert "\n".join(outputs).count("test_loss") == 3
     (compared,) = tmp_path.glob("sweep/wandb/offline-run-*")
     assert (compared / f"run-{compared.name.rpartition('-')[2]}.wandb").stat().st_size > 1000
@@ -325,13 +324,20 @@ def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> None:
+def test_in_a_terminal_one_table_shows_the_state_of_the_jobs(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = forks.train(
-        *("-m", *QUICK, "epochs=12", "model.pct_unfreeze=0,0.5,1.0", "hydra.sweep.dir=sweep"),
+        "-m",
+        *QUICK,
+        "epochs=12",
+        "model.pct_unfreeze=0,0.5,1.0",
+        "hydra.sweep.dir=sweep",
         cwd=tmp_path,
         terminal=theirs,
-        **{"TVF_STORE": str(tmp_path / "store"), "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+        TVF_STORE=str(tmp_path / "store"),
+        TERM="xterm",
+        COLUMNS="150",
+        LINES="40",
     )
     os.close(theirs)
     shown = b""
@@ -346,12 +352,12 @@ def test_in_a_terminal_one_table_shows_how_the_jobs_stand(tmp_path: Path) -> Non
     assert process.wait() == 0, shown.decode()
     text = shown.decode()
     assert "waiting" in text and "running" in text and re.search(r"\d+/12", text)
-    assert "train_loss" not in text  # jobs write to their logs
+    assert "train_loss" not in text  # jobs only write to their logs
     assert all("train_loss" in path.read_text() for path in tmp_path.glob("sweep/*/job.log"))
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """What `tvf ARGUMENTS`, in this process, is met with."""
+    """The error message of `tvf ARGUMENTS`, run in this process."""
     monkeypatch.setattr(sys, "argv", ["tvf", *arguments])
     with pytest.raises(SystemExit) as refused:
         cli.main()
@@ -359,7 +365,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     return refused.value.code
 
 
-def test_a_sweep_goes_on_with_its_own_values(
+def test_a_sweep_is_resumed_with_its_own_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sweep.json").write_text("{}")
@@ -369,7 +375,7 @@ def test_a_sweep_goes_on_with_its_own_values(
     assert "records no command" in refusal(monkeypatch, "resume", str(tmp_path))
 
 
-def test_what_is_no_sweep_cannot_be_continued_or_shown(
+def test_a_folder_that_is_not_a_sweep_cannot_be_resumed_or_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for command in ("resume", "status"):
@@ -378,20 +384,20 @@ def test_what_is_no_sweep_cannot_be_continued_or_shown(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 MB."""
+    """The folder of a mounted file system of 400 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("only the superuser can mount a small disk")
+        pytest.skip("only root can mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_costs_no_finished_number(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_costs_no_finished_epoch(tmp_path: Path, small_disk: Path) -> None:
     common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=12", "hydra/launcher=basic", *QUICK)
     process = start(*common, f"hydra.sweep.dir={small_disk}/sweep", cwd=tmp_path)
     deadline = time.monotonic() + 120
@@ -401,7 +407,7 @@ def test_a_disk_that_fills_up_costs_no_finished_number(tmp_path: Path, small_dis
         assert time.monotonic() < deadline
         time.sleep(0.02)
     with (small_disk / "filler").open("wb", buffering=0) as filler:
-        while process.poll() is None:  # whatever is freed is taken
+        while process.poll() is None:  # takes whatever space is freed
             with contextlib.suppress(OSError):
                 while filler.write(bytes(4096)):
                     pass

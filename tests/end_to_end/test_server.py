@@ -1,7 +1,7 @@
-"""W&B's protocol spoken for real: sweeps against a server on loopback, that is killed and comes back.
+"""Sweeps against a real W&B server on the loopback interface, which is killed and restarted.
 
-The server is openwandb, in an environment of its own. What it does not keep, a run's group and its exit code, is read
-from what passes through a proxy before it.
+The server is openwandb, in its own virtual environment. It does not store a run's group and exit
+code, so a proxy in front of it reads them from the requests.
 """
 
 import http.client
@@ -33,7 +33,7 @@ from tvf.report.formats import report_data
 pytestmark = pytest.mark.slow
 
 KEY = "local0000000000000000000000000000000000000000"
-BASIC = "hydra/launcher=basic"  # a sweep whose launcher is not what is tested starts faster so
+BASIC = "hydra/launcher=basic"  # starts faster, for sweeps whose launcher is not under test
 QUICK = ("data.limit=60", "data.image_size=32", "data.batch_size=16", "project=loopback")
 
 
@@ -44,7 +44,10 @@ def free_port() -> int:
 
 
 class Server:
-    """openwandb behind a proxy that notes each run's group and exit code; killed, it refuses connections."""
+    """openwandb behind a proxy that records each run's group, job type and exit code.
+
+    While it is killed, connections fail.
+    """
 
     def __init__(self, program: Path, folder: Path) -> None:
         self.groups: dict[str, str] = {}
@@ -88,7 +91,10 @@ class Server:
         self._proxy.server_close()
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """What the server's database has of each run: name, state, config, and the metrics of each step as a list."""
+        """Read each run from the server's database: name, state, config and metrics by step.
+
+        Each metric is the list of all values received for the step.
+        """
         database = sqlite3.connect(self._folder / "openwandb.db")
         found = {}
         for run, name, state, config in database.execute(
@@ -106,9 +112,9 @@ class Server:
         return found
 
     def shown(self, run: str) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
-        """The tables of a sweep's summary by their names, as rows, and the widths of its pictures."""
+        """Return the tables of a sweep's summary, as rows by name, and its images' widths."""
         deadline = time.monotonic() + 60
-        while len(files := self._media(run)) < 4:  # they are noted after they have been answered
+        while len(files := self._media(run)) < 4:  # stored after the upload is answered
             assert time.monotonic() < deadline, files
             time.sleep(0.1)
         tables, widths = {}, []
@@ -180,7 +186,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """openwandb, which is installed once for all processes that run tests."""
+    """The openwandb command, installed once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "openwandb"
     with FileLock(f"{folder}.lock"):
@@ -203,7 +209,8 @@ def server(program: Path, tmp_path: Path) -> Iterator[Server]:
 
 def start(server: Server, *arguments: str, cwd: Path) -> forks.Process:
     return forks.train(
-        *(*arguments, *QUICK),
+        *arguments,
+        *QUICK,
         cwd=cwd,
         WANDB_BASE_URL=server.url,
         WANDB_API_KEY=KEY,
@@ -212,7 +219,7 @@ def start(server: Server, *arguments: str, cwd: Path) -> forks.Process:
 
 
 def sync(server: Server, output: str, cwd: Path) -> None:
-    """The command that the end of `output` gives."""
+    """Run the command that the end of `output` suggests."""
     found = re.search(r"(wandb sync .*)", output)
     assert found, output
     done = subprocess.run(
@@ -227,7 +234,7 @@ def sync(server: Server, output: str, cwd: Path) -> None:
 
 
 def recorded(job: Path) -> tuple[str, dict[str, Any]]:
-    """A job's run, and what should have arrived of it, by its local record."""
+    """Return the id of a job's run and, from its files, what the server should have."""
     status = json.loads((job / "status.json").read_text())
     steps = {}
     for row in map(json.loads, (job / "metrics.jsonl").read_text().splitlines()):
@@ -250,21 +257,22 @@ def wait_for(path: Path, lines: int) -> None:
 
 
 def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> list[str]:
-    """The server's database is equal to the record of `jobs`; without `once` a step may have arrived twice, equal.
+    """Check that the server's database matches the record of `jobs`.
 
-    Returns the runs beside theirs: those that compare a sweep's jobs.
+    Without `once`, a step may have arrived twice with equal values. Returns the ids of the runs
+    that compare a sweep's jobs.
     """
     everything = server.runs()
-    summaries = [run for run, each in everything.items() if each["name"] == "sweep-summary"]
-    runs = {run: each for run, each in everything.items() if run not in summaries}
+    summaries = [run for run, held in everything.items() if held["name"] == "sweep-summary"]
+    runs = {run: held for run, held in everything.items() if run not in summaries}
     expected = dict(map(recorded, jobs))
     assert runs.keys() == expected.keys()
     for run, job in expected.items():
         got = runs[run]
-        if not once:  # openwandb appends what replaces the lines that it has
+        if not once:  # openwandb appends lines that replace earlier ones
             got["steps"] = {
-                n: {key: [*{*values}] for key, values in step.items()}
-                for n, step in got["steps"].items()
+                number: {key: list(set(values)) for key, values in step.items()}
+                for number, step in got["steps"].items()
             }
         assert (got["name"], got["config"]["config"], got["steps"]) == (
             job["name"],
@@ -273,11 +281,13 @@ def assert_arrived(server: Server, jobs: list[Path], once: bool = True) -> list[
         )
         assert got["config"]["pct_unfreeze"] == job["config"]["model"]["pct_unfreeze"]
         assert got["config"]["seed"] == job["config"]["seed"]
-        assert got["state"] == "finished"  # which openwandb calls every run that has ended
+        assert got["state"] == "finished"  # openwandb's state for every run that has ended
     return summaries
 
 
-def test_a_sweep_arrives_whole_and_its_failed_job_as_failed(server: Server, tmp_path: Path) -> None:
+def test_a_sweep_arrives_completely_and_its_failed_jobs_as_failed(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "breaking.py").write_text(
         """
 from tvf.models import efficientnet_lite0
@@ -293,15 +303,14 @@ def make(num_classes, pct):
     )
     process = start(
         server,
-        *(
-            "-m",
-            "model.pct_unfreeze=0,0.25",
-            "seed=1,2",
-            "epochs=2",
-            "hydra.sweep.dir=sweep",
-            BASIC,
-        ),
-        *("backbone._target_=breaking.make", "+backbone.pct=${model.pct_unfreeze}"),
+        "-m",
+        "model.pct_unfreeze=0,0.25",
+        "seed=1,2",
+        "epochs=2",
+        "hydra.sweep.dir=sweep",
+        BASIC,
+        "backbone._target_=breaking.make",
+        "+backbone.pct=${model.pct_unfreeze}",
         cwd=tmp_path,
     )
     output, _ = process.communicate()
@@ -322,7 +331,7 @@ def make(num_classes, pct):
     assert [row["state"] for row in tables["jobs"]] == ["done", "done", "failed", "failed"]
 
 
-def test_a_server_that_is_killed_and_comes_back_misses_nothing(
+def test_a_server_that_is_killed_and_restarted_misses_nothing(
     server: Server, tmp_path: Path
 ) -> None:
     process = start(
@@ -337,7 +346,7 @@ def test_a_server_that_is_killed_and_comes_back_misses_nothing(
     assert_arrived(server, [tmp_path / "job"])
 
 
-def test_a_server_that_is_gone_for_good_costs_its_timeout_and_no_number(
+def test_a_server_that_stays_down_costs_its_timeout_and_no_data(
     server: Server, tmp_path: Path
 ) -> None:
     process = start(
@@ -354,24 +363,22 @@ def test_a_server_that_is_gone_for_good_costs_its_timeout_and_no_number(
     trained = time.monotonic()
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert time.monotonic() - trained < 5 + 5  # and what it takes to end a process
+    assert time.monotonic() - trained < 5 + 5  # plus the time that a process takes to end
     assert json.loads((tmp_path / "job" / "status.json").read_text())["wandb_mode"] == "unsynced"
     server.start()
     sync(server, output, tmp_path)
     assert_arrived(server, [tmp_path / "job"], once=False)
 
 
-def test_an_offline_sweep_arrives_when_it_is_synced(server: Server, tmp_path: Path) -> None:
+def test_an_offline_sweep_arrives_when_synced(server: Server, tmp_path: Path) -> None:
     process = start(
-        *(
-            server,
-            "-m",
-            "model.pct_unfreeze=0,0.5",
-            "seed=1,2",
-            "epochs=2",
-            "hydra.sweep.dir=sweep",
-            BASIC,
-        ),
+        server,
+        "-m",
+        "model.pct_unfreeze=0,0.5",
+        "seed=1,2",
+        "epochs=2",
+        "hydra.sweep.dir=sweep",
+        BASIC,
         "tracker.mode=offline",
         cwd=tmp_path,
     )
@@ -406,7 +413,7 @@ def test_a_job_that_is_killed_and_resumed_is_one_run(
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(children, timeout=60)  # W&B's own process may still be sending
+    psutil.wait_procs(children, timeout=60)  # W&B's service process may still be sending
     process = start(server, *arguments, cwd=tmp_path)
     output, _ = process.communicate()
     assert process.returncode == 0 and "goes on after epoch" in output, output

@@ -1,4 +1,4 @@
-"""Whole sweeps through the shell, in processes of their own; and the table that ends them."""
+"""Whole sweeps, run as shell commands in their own processes, and the table at their end."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from tvf.records.sweep import read_commands, read_configs, summary_run_id, write
 from tvf.report.terminal import print_result, print_status
 
 QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
-# A backbone that raises in its first training step for one fraction: after the W&B run has begun.
+# A backbone that, for one fraction, raises in its first training step, when the W&B run is open.
 FLAKY = """
 import torch
 from tvf.models import efficientnet_lite0
@@ -37,21 +37,21 @@ def make(num_classes, pct, fails_at):
 
 @pytest.fixture(autouse=True)
 def wandb_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the settings that the machine's owner may have made."""
+    """Remove W&B settings of the machine that runs the tests."""
     for key in [*os.environ]:
         if key.startswith("WANDB"):
             monkeypatch.delenv(key)
 
 
 def _sweep(folder: Path, *arguments: str) -> tuple[int | None, str]:
-    """The exit code of a sweep in `folder`, and what it printed."""
+    """Run a sweep in `folder`; return its exit code and its output."""
     process = forks.train(*arguments, *QUICK, f"hydra.sweep.dir={folder}", cwd=folder.parent)
     output, _ = process.communicate()
     return process.returncode, output
 
 
-def _sweep_of_its_own(folder: Path, *arguments: str) -> tuple[int | None, str]:
-    """The same in a Python that starts for it."""
+def _sweep_in_new_python(folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """The same in a new Python process instead of a fork."""
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -68,13 +68,16 @@ def _csv(sweep: Path) -> list[dict[str, str]]:
 
 
 def _metrics(sweep: Path) -> dict[str, list[dict[str, float]]]:
-    """Of each job folder the epochs, without times."""
+    """The epochs of each job, without times, by folder name."""
     return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Path) -> None:
-    """local with two workers, local in this process, basic: distinct W&B runs, equal numbers, one table."""
+def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_path: Path) -> None:
+    """With two local workers, one local worker and the basic launcher.
+
+    W&B runs are distinct, metrics are equal, and there is one table.
+    """
     launchers = {
         "two": (),
         "one": ("hydra/launcher=local", "hydra.launcher.n_jobs=1"),
@@ -82,7 +85,7 @@ def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Pa
     }
     metrics, ids = {}, []
     for name, launcher in launchers.items():
-        sweep = _sweep if launcher else _sweep_of_its_own  # which the README's command is
+        sweep = _sweep if launcher else _sweep_in_new_python  # as the README's command
         code, output = sweep(
             tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher
         )
@@ -117,7 +120,7 @@ def test_a_sweep_is_one_run_a_job_and_the_same_under_every_launcher(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(
+def test_a_job_that_raises_leaves_the_others_alone_and_is_reported_at_the_end(
     tmp_path: Path, launcher: str
 ) -> None:
     conf = tmp_path / "conf" / "backbone"
@@ -139,7 +142,9 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(
     assert "fine-tuning-0.5 failed: RuntimeError: the flaky backbone broke" in output
     rows = {row["name"]: row for row in read_jobs(sweep)}
     assert {name: row["state"] for name, row in rows.items()} == {
-        **{"fine-tuning-0": "done", "fine-tuning-0.5": "failed", "fine-tuning-1.0": "done"}
+        "fine-tuning-0": "done",
+        "fine-tuning-0.5": "failed",
+        "fine-tuning-1.0": "done",
     }
     failed = sweep / rows["fine-tuning-0.5"]["folder"]
     assert "Traceback" in (failed / "job.log").read_text()
@@ -150,18 +155,16 @@ def test_a_job_that_raises_costs_only_itself_and_is_named_in_the_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(
+def test_an_override_that_refers_to_a_swept_value_is_resolved_per_job(
     tmp_path: Path, launcher: str
 ) -> None:
     code, output = _sweep(
         tmp_path / "sweep",
-        *(
-            "-m",
-            "model.pct_unfreeze=0,0.25,1.0",
-            "name=job-of-${model.pct_unfreeze}",
-            "tracker=none",
-            "epochs=1",
-        ),
+        "-m",
+        "model.pct_unfreeze=0,0.25,1.0",
+        "name=job-of-${model.pct_unfreeze}",
+        "tracker=none",
+        "epochs=1",
         f"hydra/launcher={launcher}",
     )
     assert code == 0, output
@@ -170,7 +173,7 @@ def test_an_override_that_refers_to_a_swept_value_has_each_jobs_own(
 
 
 @pytest.mark.slow
-def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path) -> None:
+def test_a_model_that_ignores_fractions_is_trained_once(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     code, output = _sweep(
         sweep,
@@ -190,7 +193,7 @@ def test_fractions_of_a_model_that_ignores_them_are_trained_once(tmp_path: Path)
     assert "ignores model.pct_unfreeze" in output
 
 
-def test_a_wrong_fraction_anywhere_in_a_sweep_is_refused_before_its_first_job(
+def test_an_invalid_fraction_anywhere_in_a_sweep_fails_before_its_first_job(
     shell: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     refused = shell("-m", "model.pct_unfreeze=0,0.5,50", *QUICK, "hydra.sweep.dir=sweep")
@@ -216,7 +219,7 @@ def _set(job: Path, **values: Any) -> None:
     (job / "status.json").write_text(json.dumps(status | values))
 
 
-def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
+def test_the_table_is_sorted_by_fraction_and_lists_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _job(tmp_path, "large", "done", pct_unfreeze=1.0, unfrozen_groups=["a", "b"], test_acc=0.5)
@@ -262,7 +265,7 @@ def test_the_table_is_sorted_by_fraction_and_tells_what_is_missing(
         ("sweep.json", '{"jobs": {"other": 3}, "commands": {}}'),
     ],
 )
-def test_a_file_that_is_not_as_tvf_writes_it_costs_only_itself(
+def test_a_damaged_file_does_not_affect_other_jobs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
 ) -> None:
     _job(tmp_path, "good", "done", pct_unfreeze=0.5)
@@ -274,7 +277,7 @@ def test_a_file_that_is_not_as_tvf_writes_it_costs_only_itself(
 
 
 @pytest.mark.parametrize("foreign", ["", "[]", '{"state": "done"', '{"status": "ok"}'])
-def test_a_folder_with_a_foreign_status_costs_only_itself(
+def test_a_folder_with_a_foreign_status_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], foreign: str
 ) -> None:
     _job(tmp_path, "good", "done", pct_unfreeze=0.5)
@@ -285,7 +288,7 @@ def test_a_folder_with_a_foreign_status_costs_only_itself(
     assert [row["name"] for row in _csv(tmp_path)] == ["good"]
 
 
-def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(
+def test_the_table_only_shows_other_overrides_in_which_jobs_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, bn in (("a", "eval"), ("b", "batch")):
@@ -299,12 +302,12 @@ def test_the_table_shows_other_overrides_only_where_jobs_differ_in_them(
     assert "epochs=3" not in printed and "seed=1" not in printed
 
 
-def test_a_sweep_of_which_every_job_is_done_is_well(tmp_path: Path) -> None:
+def test_a_sweep_whose_jobs_are_all_done_has_nothing_unfinished(tmp_path: Path) -> None:
     _job(tmp_path, "only", "done", pct_unfreeze=1.0)
     assert print_result(tmp_path, frozenset({"only"})) is False
 
 
-def test_the_run_that_compares_the_jobs_keeps_its_id_when_the_sweep_goes_on(tmp_path: Path) -> None:
+def test_the_run_that_compares_the_jobs_keeps_its_id_when_the_sweep_resumes(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"a": {"seed": 1}})
     run = summary_run_id(tmp_path)
     write_manifest(tmp_path, {"b": {"seed": 2}})

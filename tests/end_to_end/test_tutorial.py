@@ -1,4 +1,4 @@
-"""The tutorial, number for number: a plain PyTorch loop, written from its description, against tvf from the shell."""
+"""The tutorial, number for number: a plain PyTorch loop, as it describes it, against tvf."""
 
 import json
 import math
@@ -41,8 +41,8 @@ METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 
 
 @dataclass
-class Course:
-    """What the plain loop went through: the metrics and the whole state of the network, epoch by epoch."""
+class PlainRun:
+    """The plain loop's metrics and the network's whole state after every epoch."""
 
     metrics: list[dict[str, float]] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
@@ -50,9 +50,9 @@ class Course:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with CIFAR-10's files in data/ and, where torchvision looks for it, a checkpoint of ResNet18.
+    """A folder with CIFAR-10's files and a ResNet18 checkpoint where torchvision looks for it.
 
-    One thread, as the order of sums depends on it.
+    Sets torch to one thread, because the order of sums depends on it.
     """
     home = tmp_path_factory.mktemp("tutorial")
     checkpoints = home / "torch" / "hub" / "checkpoints"
@@ -72,7 +72,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pretrained_weights() -> dict[str, Tensor]:
-    """A ResNet18 whose BatchNorm layers have statistics, scales and shifts of their own, as after training."""
+    """A ResNet18 whose BatchNorm layers have statistics, scales and shifts as after training."""
     torch.manual_seed(7)
     network = torchvision.models.resnet18()
     for layer in network.modules():
@@ -88,8 +88,8 @@ def pretrained_weights() -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def train_plainly(root: Path, pct: float) -> Course:
-    """The tutorial's training without augmentation, and nothing of tvf. Transfer learning is `pct` 0."""
+def train_plainly(root: Path, pct: float) -> PlainRun:
+    """Train as the tutorial does, without augmentation or tvf. Transfer learning is `pct` 0."""
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     training, testing = (
         CIFAR10(root, train=True, transform=to_tensor),
@@ -114,9 +114,9 @@ def train_plainly(root: Path, pct: float) -> Course:
     optimizer = torch.optim.Adam(groups, weight_decay=1e-4)
     criterion = nn.CrossEntropyLoss()
 
-    course = Course()
+    run = PlainRun()
     for epoch in range(1, EPOCHS + 1):
-        # The one thing that a loop of one's own must take from tvf's documentation: the order of the samples.
+        # Only the order of the samples must be taken from tvf's documentation.
         order = np.random.default_rng([SEED, epoch]).permutation(len(training)).tolist()
         network.train()
         loss_sum, correct = 0.0, 0
@@ -138,37 +138,34 @@ def train_plainly(root: Path, pct: float) -> Course:
                 loss_sum += criterion(logits, labels).item() * len(labels)
                 correct += int((logits.argmax(1) == labels).sum())
         metrics |= {"val_loss": loss_sum / len(testing), "val_acc": correct / len(testing)}
-        course.metrics.append(metrics)
-        course.states.append(
-            {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        )
-    return course
+        run.metrics.append(metrics)
+        run.states.append({name: value.clone() for name, value in network.state_dict().items()})
+    return run
 
 
 def train_with_tvf(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *model: str) -> None:
-    """`python train.py +experiment=cifar10_tutorial` without augmentation, shorter and in smaller batches."""
+    """Run `train.py +experiment=cifar10_tutorial`, shorter, in small batches, not augmented."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            *(
-                "train.py",
-                "+experiment=cifar10_tutorial",
-                *model,
-                "augment=none",
-                f"epochs={EPOCHS}",
-            ),
-            *(f"data.root={home / 'data'}", "data.download=false", f"data.batch_size={BATCH}"),
-            *("fabric=cpu", "threads=1", "tracker=none", f"hydra.run.dir={folder}"),
-        ],
-    )
+    arguments = [
+        "+experiment=cifar10_tutorial",
+        *model,
+        "augment=none",
+        f"epochs={EPOCHS}",
+        f"data.root={home / 'data'}",
+        "data.download=false",
+        f"data.batch_size={BATCH}",
+        "fabric=cpu",
+        "threads=1",
+        "tracker=none",
+        f"hydra.run.dir={folder}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     cli.train()
 
 
 def assert_equal(actual: Tensor, expected: Tensor, name: str) -> None:
-    """Equal to 1e-6, relative to each number; for those near zero, to the largest one of their tensor."""
+    """Equal to 1e-6 relative to the number or, near zero, to the tensor's largest number."""
     largest = expected.abs().max().item()
     torch.testing.assert_close(
         actual, expected, rtol=1e-6, atol=1e-6 * largest, msg=lambda message: f"{name}: {message}"
@@ -209,7 +206,7 @@ def test_a_plain_loop_and_tvf_reach_the_same_numbers(
     best = max(
         range(EPOCHS), key=lambda i: (plain.metrics[i]["val_acc"], -plain.metrics[i]["val_loss"])
     )
-    # The last one, so that what is compared went through all of the training.
+    # The best epoch is the last, so what is compared went through the whole training.
     assert summary["best_epoch"] == best + 1 == EPOCHS
     for name in ("loss", "acc"):
         assert summary[f"test_{name}"] == pytest.approx(
@@ -230,7 +227,7 @@ def test_a_plain_loop_and_tvf_reach_the_same_numbers(
         ("0,0.5,1.0", ["fine-tuning-0", "fine-tuning-0.5", "fine-tuning-1.0", "transfer-learning"]),
     ],
 )
-def test_the_tutorials_command_is_its_two_runs_and_transfer_is_trained_once_for_all_fractions(
+def test_the_tutorials_command_makes_its_runs_and_trains_transfer_once_for_all_fractions(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fractions: str, names: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -241,7 +238,8 @@ def test_the_tutorials_command_is_its_two_runs_and_transfer_is_trained_once_for_
         "model=transfer,finetune",
         f"model.pct_unfreeze={fractions}",
     ]
-    # As the tutorial, but for the length: one epoch. One job after another, so that they see this process's files.
+    # Like the tutorial, but for one epoch. The basic launcher stays in this process, in which
+    # CIFAR-10's checksums are patched.
     arguments += [
         "epochs=1",
         f"data.root={home / 'data'}",
@@ -267,7 +265,7 @@ def test_an_epoch_of_391_batches_is_summed_without_losing_digits() -> None:
 
 
 def compose_tutorial(*overrides: str) -> dict[str, Any]:
-    """The experiment's config, as a job gets it."""
+    """The experiment's config as a job gets it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["+experiment=cifar10_tutorial", *overrides])
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -281,32 +279,22 @@ def test_the_experiment_has_the_tutorials_numbers() -> None:
     assert config["name"] == "fine-tuning-0.5"
     assert compose_tutorial("model=transfer")["name"] == "transfer-learning"
     assert (config["epochs"], config["seed"]) == (30, 1337)
-    assert (
-        config["model"]["frozen_bn"]
-        == compose_tutorial("model=transfer")["model"]["frozen_bn"]
-        == "batch"
-    )
+    for model in ("transfer", "finetune"):
+        assert compose_tutorial(f"model={model}")["model"]["frozen_bn"] == "batch"
     backbone, data, optimizer = config["backbone"], config["data"], config["optimizer"]
     assert (backbone["name"], backbone["grouping"]) == ("resnet18", "layers")
     assert (tuple(backbone["mean"]), tuple(backbone["std"])) == (MEAN, STD)
-    assert (data["image_size"], data["batch_size"], data["validate_on"], data["limit"]) == (
-        32,
-        128,
-        "test",
-        None,
-    )
+    assert (data["image_size"], data["batch_size"]) == (32, 128)
+    assert (data["validate_on"], data["limit"]) == ("test", None)
     assert optimizer["algorithm"]["_target_"] == "torch.optim.Adam"
-    assert (optimizer["lr"], optimizer["backbone_lr"], optimizer["weight_decay"]) == (
-        1e-3,
-        1e-4,
-        1e-4,
-    )
+    assert (optimizer["lr"], optimizer["backbone_lr"]) == (1e-3, 1e-4)
+    assert optimizer["weight_decay"] == 1e-4
     augment = config["augment"]
     assert (augment["padding"], augment["horizontal"], augment["vertical"]) == (4, 0.5, 0.0)
 
 
 def images_that_tell_positions(count: int) -> Tensor:
-    """Equal images whose red is a pixel's row and whose green is its column, both from 1, below a blue of 255."""
+    """Equal images whose red is a pixel's row and green its column, both from 1; blue is 255."""
     position = torch.arange(1, 33, dtype=torch.uint8)
     image = torch.stack(
         [
@@ -319,12 +307,12 @@ def images_that_tell_positions(count: int) -> Tensor:
 
 
 def find_crops(views: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Top and left, 0 to 8, and whether it was flipped, of each view of `images_that_tell_positions`."""
+    """Top and left (0 to 8) and flip of every view of `images_that_tell_positions`."""
     row, column, right = (
         views[:, channel, 16, x].long() for channel, x in ((0, 16), (1, 16), (1, 17))
     )
     flipped = column > right
-    # Four columns of padding; and what a flip brings to column 16 came from column 15.
+    # Padding is 4 columns, and a flip moves column 15 to column 16.
     return (row - 13).numpy(), (column - torch.where(flipped, 12, 13)).numpy(), flipped.numpy()
 
 
@@ -339,17 +327,15 @@ def augment() -> FlipsAndCrops:
 def test_crops_and_flips_are_drawn_as_the_tutorial_draws_them(
     augment: FlipsAndCrops, samples: int, views: int
 ) -> None:
-    """Each of 9 x 9 offsets, with and without a flip, equally often."""
+    """All 9 x 9 offsets, with and without a flip, are equally frequent."""
     images, counts = images_that_tell_positions(samples), np.zeros((9, 9, 2), int)
     for view in range(1, views + 1):
-        np.add.at(
-            counts,
-            tuple(x.astype(int) for x in find_crops(augment(images, np.arange(samples), view))),
-            1,
-        )
+        crops = find_crops(augment(images, np.arange(samples), view))
+        np.add.at(counts, tuple(values.astype(int) for values in crops), 1)
     assert counts.sum() == samples * views
     assert counts.min() > 0
-    # Views are a pure function, so this holds or fails for good: for fair draws it holds but once in a thousand seeds.
+    # Views are a pure function, so this always passes or always fails; fair draws would fail for
+    # one seed in a thousand.
     assert chisquare(counts.ravel()).pvalue > 1e-3  # type: ignore[attr-defined]
     for axes in ((1, 2), (0, 2), (0, 1)):
         assert chisquare(counts.sum(axes)).pvalue > 1e-3  # type: ignore[attr-defined]
@@ -366,7 +352,7 @@ def test_one_view_tells_nothing_about_the_next(augment: FlipsAndCrops) -> None:
             assert chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
 
 
-def test_the_network_sees_what_torchvisions_crop_flip_and_normalise_give_with_zeros_as_padding(
+def test_the_network_sees_the_result_of_torchvisions_zero_padding_crop_flip_and_normalise(
     augment: FlipsAndCrops,
 ) -> None:
     images = images_that_tell_positions(200)

@@ -1,4 +1,4 @@
-"""The wheel by itself: with what it declares and nothing else, run from a folder that knows nothing of the checkout."""
+"""The wheel with only its declared dependencies, run from a folder outside the checkout."""
 
 import json
 import os
@@ -25,7 +25,10 @@ def make(num_classes, width):
 
 
 def link_requirements(site: Path, wheel: Distribution, extra: str) -> set[str]:
-    """Link the installed packages that `wheel` declares, and those that they do, into `site`; the names of all."""
+    """Link the installed dependencies of `wheel`, direct and indirect, into `site`.
+
+    Returns the names of all linked packages.
+    """
     linked, todo = {(wheel.name, extra)}, [(text, extra) for text in wheel.requires or []]
     while todo:
         text, extra = todo.pop()
@@ -34,22 +37,22 @@ def link_requirements(site: Path, wheel: Distribution, extra: str) -> set[str]:
             continue
         package = distribution(requirement.name)
         assert requirement.specifier.contains(package.version, prereleases=True), text
-        new = {(package.name, each) for each in ("", *requirement.extras)} - linked
+        new = {(package.name, name) for name in ("", *requirement.extras)} - linked
         linked |= new
-        todo += [(each, extra) for _, extra in new for each in package.requires or []]
-        # hydra_plugins is a folder that several packages put files into, the wheel among them.
+        todo += [(needed, extra) for _, extra in new for needed in package.requires or []]
+        # Several packages, this wheel among them, install files into hydra_plugins.
         parts = (
             file.parts[: 2 if file.parts[0] == "hydra_plugins" else 1]
             for file in package.files or []
         )
-        for name in {str(Path(*each)) for each in parts if each[0] not in ("..", "__pycache__")}:
+        for name in {str(Path(*part)) for part in parts if part[0] not in ("..", "__pycache__")}:
             if not (site / name).exists():
                 (site / name).symlink_to(Path(str(package.locate_file(name))))
     return {name for name, _ in linked}
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path: Path) -> None:
+def test_the_wheel_alone_trains_the_default_and_a_users_own_network(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True
     )
@@ -57,11 +60,10 @@ def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path:
     held = zipfile.ZipFile(wheel).namelist()
     shipped = {name for name in held if name.endswith(".yaml")}
     assert shipped == {f"tvf/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
-    assert (
-        "hydra_plugins/tvf_halving.py" in held and "hydra_plugins/__init__.py" not in held
-    )  # others have plugins too
+    # hydra_plugins is a namespace package, which other packages extend too.
+    assert "hydra_plugins/tvf_halving.py" in held and "hydra_plugins/__init__.py" not in held
 
-    # Links instead of downloads: an install from nothing is how this environment has come about.
+    # Links instead of downloads: this environment was itself installed from scratch.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv/bin/python"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True)
@@ -91,7 +93,7 @@ def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path:
         return done.stdout
 
     assert "[finetune pct=0.5] epoch 1/1" in tvf("epochs=1", "data.limit=64")
-    # A sweep's workers are fresh processes: they must find the user's file too.
+    # A sweep's workers are new processes, which must find the user's file too.
     mine = (
         "--config-dir",
         "./my_conf",
@@ -106,6 +108,6 @@ def test_the_wheel_alone_trains_the_default_and_a_network_of_the_users(tmp_path:
     summaries = [
         json.loads(path.read_text()) for path in empty.glob("outputs/sweeps/*/*/summary.json")
     ]
-    (report,) = empty.glob("outputs/sweeps/*/report.html")  # whose template the wheel has, too
+    (report,) = empty.glob("outputs/sweeps/*/report.html")  # its template is in the wheel
     assert "vegaEmbed" in report.read_text()
     assert [summary["backbone"] for summary in summaries] == 2 * ["mine"]

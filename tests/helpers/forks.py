@@ -1,8 +1,9 @@
-"""Commands in processes of their own without the seconds that imports take: forks of one process that has done them.
+"""Run commands in their own processes without waiting for imports, by forking one server process.
 
-A fork has what a command started in a shell has: arguments, folder, environment, streams and a session of its own, and
-an interpreter that ends by itself. What it does not show: that the imports work, which is for those who start Python;
-and that nothing depends on the order of sets of strings, as forks of one process share the seed of its hashes.
+A fork has what a command started in a shell has: its own arguments, folder, environment, streams
+and session, and an interpreter that exits normally. It does not show that the imports work, nor
+that nothing depends on the order of sets of strings, because forks share one hash seed. Tests of
+these have to start Python.
 """
 
 import contextlib
@@ -29,14 +30,14 @@ IMPORTED = (
     "tvf.training",
     "timm",
     "sklearn.model_selection",
-    "tvf.report.figure",
+    "tvf.report.charts",
     "tvf.report",
 )
 REQUEST_BYTES = 1 << 20
 
 
 class Process:
-    """A fork, as subprocess.Popen shows a process."""
+    """A forked process with the interface of subprocess.Popen."""
 
     def __init__(self, report: int, output: int | None) -> None:
         self.returncode: int | None = None
@@ -57,7 +58,7 @@ class Process:
         return self.returncode
 
     def read_line(self) -> str:
-        """The next line that it prints."""
+        """Return the next line that the process prints."""
         assert self._output is not None
         line = b""
         while not line.endswith(b"\n") and (byte := os.read(self._output, 1)):
@@ -66,7 +67,10 @@ class Process:
         return line.decode()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """Wait for its end, and that of all processes that have its output; what they printed, errors among it."""
+        """Wait for the process and all others that hold its output stream to end.
+
+        Returns what they printed, stderr included.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._output is not None:
             left = None if deadline is None else max(0, deadline - time.monotonic())
@@ -86,7 +90,7 @@ class Process:
 
 
 def train(*arguments: str, cwd: Path, terminal: int | None = None, **environment: str) -> Process:
-    """`python train.py ARGUMENTS`; the variables beside this process's own."""
+    """`python train.py ARGUMENTS`, with `environment` added to this process's variables."""
     script = str(ROOT / "train.py")
     return _fork({"script": script, "argv": [script, *arguments]}, cwd, terminal, environment)
 
@@ -119,14 +123,14 @@ def _fork(
     message = json.dumps(request).encode()
     assert len(message) < REQUEST_BYTES
     socket.send_fds(_server()[0], [message], [*streams, reporting])
-    for each in {nothing, reporting, *([] if terminal is not None else streams[1:])}:
-        os.close(each)
+    for descriptor in {nothing, reporting, *([] if terminal is not None else streams[1:])}:
+        os.close(descriptor)
     return Process(report, output)
 
 
 @cache
 def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """The process that forks, and what asks it; it ends with this one."""
+    """Start the process that forks, which ends with this one; return the socket to it as well."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno())]
@@ -134,7 +138,10 @@ def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
 
 
 def _serve(asked: socket.socket) -> dict[str, Any]:
-    """Fork for each request until nobody is there to ask; what returns is a fork, with its request."""
+    """Fork for each request until the socket closes.
+
+    Only the forks return, each with its request.
+    """
     children: dict[int, int] = {}
     while True:
         ready = select.select([asked], [], [], 0.02 if children else None)[0]
@@ -154,18 +161,18 @@ def _serve(asked: socket.socket) -> dict[str, Any]:
         if child == 0:
             for number, file in enumerate(files[:3]):
                 os.dup2(file, number)
-            for each in {*files, *children.values()}:
-                os.close(each)
+            for descriptor in {*files, *children.values()}:
+                os.close(descriptor)
             asked.close()
             return json.loads(message)
-        for each in {*files[:3]}:
-            os.close(each)
+        for descriptor in set(files[:3]):
+            os.close(descriptor)
         children[child] = files[3]
         os.write(files[3], f"{child}\n".encode())
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Be the process that the request asks for."""
+    """Become the process that the request describes."""
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -184,10 +191,11 @@ def _become(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    # timm would import it, and it makes folders at its import, which the first fork that ends would remove from all.
+    # timm would import wandb, which creates folders when imported: the first fork to end would
+    # remove them for all others.
     sys.modules["wandb"] = None  # type: ignore[assignment]
-    for each in IMPORTED:
-        importlib.import_module(each)
+    for module in IMPORTED:
+        importlib.import_module(module)
     del sys.modules["wandb"]
     sys.path[0] = ""
     _become(_serve(socket.socket(fileno=int(sys.argv[1]))))

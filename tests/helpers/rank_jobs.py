@@ -1,4 +1,4 @@
-"""What ranks run in tests/distributed/test_ranks.py. Every rank pays for imports, so they are few."""
+"""What ranks run in tests/distributed/test_ranks.py. Imports are few, as every rank pays."""
 
 import os
 import signal

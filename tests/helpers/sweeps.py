@@ -1,4 +1,4 @@
-"""Folders of sweeps as tvf leaves them, with scores that a test chooses: for what reads them."""
+"""Sweep folders as tvf writes them, with scores that a test chooses."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def _base() -> str:
 
 
 def base_config() -> dict[str, Any]:
-    """The config of a job with nothing overridden but the tracker."""
+    """The config of a job without overrides, except for the tracker."""
     return json.loads(_base())
 
 
@@ -40,9 +40,10 @@ def add_job(
     manifest: bool = True,
     **summary: Any,
 ) -> Path:
-    """A job whose validation accuracy is `scores`, epoch by epoch; `changes` are of its config, by dotted keys.
+    """Add a job whose validation accuracy is `scores`, epoch by epoch.
 
-    `state` may be waiting: then only sweep.json knows of it.
+    `changes` are changes to its config, by dotted keys; `summary` are changes to its summary. A job
+    whose `state` is waiting is only in sweep.json.
     """
     config = base_config() | {
         "seed": seed,
@@ -52,10 +53,10 @@ def add_job(
     config["model"]["pct_unfreeze"] = fraction
     overrides = [f"model.pct_unfreeze={fraction}", f"seed={seed}"]
     for key, value in (changes or {}).items():
-        *nodes, last = key.split(".")
+        *parents, last = key.split(".")
         node = config
-        for each in nodes:
-            node = node[each]
+        for parent in parents:
+            node = node[parent]
         node[last] = value
         overrides.append(f"{key}={value}")
     number = len(list(sweep.glob("*/status.json")))
@@ -71,74 +72,76 @@ def add_job(
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     (folder / "config.json").write_text(json.dumps(config))
-    status = {
-        "state": state,
-        "name": config["name"],
-        "error": "RuntimeError: broke" if state == "failed" else None,
-    }
-    (folder / "status.json").write_text(
-        json.dumps(status | {"wandb_run_id": None, "wandb_mode": None})
-    )
-    lines = [
-        {
-            "epoch": number,
-            "train_loss": 0.5 / number,
-            "train_acc": min(score + 0.05, 1.0),
-            "val_loss": 0.6 / number,
-        }
-        | {
-            "val_acc": score,
-            "val_macro_f1": score - 0.1,
-            "val_auroc": score + 0.05,
-            "epoch_seconds": 1.0,
-        }
-        for number, score in enumerate(scores, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "status.json").write_text(json.dumps(_status(config["name"], state)))
+    lines = [json.dumps(_epoch(number, score)) for number, score in enumerate(scores, 1)]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     if state == "done":
-        best = max(scores)
-        given = {
-            **{
-                "name": config["name"],
-                "model": "finetune",
-                "backbone": "efficientnet_lite0",
-                "data": "elpv",
-            },
-            **{"seed": seed, "pct_unfreeze": fraction, "classes": ["functional", "defective"]},
-            **{
-                "unfrozen_groups": ["a"] * round(9 * fraction),
-                "trainable_params": 2562 + int(1e6 * fraction),
-            },
-            **{"total_params": 3373570, "epochs": len(scores), "metric": config["data"]["metric"]},
-            **{
-                "best_epoch": scores.index(best) + 1,
-                "val_loss": 0.4,
-                "val_acc": best,
-                "val_macro_f1": best - 0.1,
-            },
-            **{
-                "val_auroc": best + 0.05,
-                "val_recall": [best, best - 0.2],
-                "val_confusion": [[200, 70], [40, 83]],
-            },
-            **{
-                "test_loss": 0.45,
-                "test_acc": best - 0.02,
-                "test_macro_f1": best - 0.12,
-                "test_auroc": best + 0.03,
-            },
-            **{"test_recall": [best, best - 0.2], "test_confusion": [[350, 100], [60, 146]]},
-            **{
-                "train_seconds": 10 + 100 * fraction if seconds is None else seconds,
-                "prefix_seconds": 8.0,
-                "prefix_kept": True,
-            },
-            **{"images_per_second": 500 / (1 + fraction), "peak_memory_mb": 600 + 400 * fraction},
-            **{"wandb_run_id": None, "wandb_url": None, "approximations": []},
-            **{
-                "versions": {"python": "3.11", "torch": "2"},
-                "machine": {"host": "here", "cores": 2, "gpu": None},
-            },
-        }
-        (folder / "summary.json").write_text(json.dumps(given | summary))
+        values = _summary(config, fraction, scores)
+        if seconds is not None:
+            values["train_seconds"] = seconds
+        (folder / "summary.json").write_text(json.dumps(values | summary))
     return folder
+
+
+def _status(name: str, state: str) -> dict[str, Any]:
+    return {
+        "state": state,
+        "name": name,
+        "error": "RuntimeError: broke" if state == "failed" else None,
+        "wandb_run_id": None,
+        "wandb_mode": None,
+    }
+
+
+def _epoch(number: int, score: float) -> dict[str, float]:
+    return {
+        "epoch": number,
+        "train_loss": 0.5 / number,
+        "train_acc": min(score + 0.05, 1.0),
+        "val_loss": 0.6 / number,
+        "val_acc": score,
+        "val_macro_f1": score - 0.1,
+        "val_auroc": score + 0.05,
+        "epoch_seconds": 1.0,
+    }
+
+
+def _summary(config: dict[str, Any], fraction: float, scores: Sequence[float]) -> dict[str, Any]:
+    best = max(scores)
+    return {
+        "name": config["name"],
+        "model": "finetune",
+        "backbone": "efficientnet_lite0",
+        "data": "elpv",
+        "seed": config["seed"],
+        "pct_unfreeze": fraction,
+        "classes": ["functional", "defective"],
+        "unfrozen_groups": ["a"] * round(9 * fraction),
+        "trainable_params": 2562 + int(1e6 * fraction),
+        "total_params": 3373570,
+        "epochs": len(scores),
+        "metric": config["data"]["metric"],
+        "best_epoch": scores.index(best) + 1,
+        "val_loss": 0.4,
+        "val_acc": best,
+        "val_macro_f1": best - 0.1,
+        "val_auroc": best + 0.05,
+        "val_recall": [best, best - 0.2],
+        "val_confusion": [[200, 70], [40, 83]],
+        "test_loss": 0.45,
+        "test_acc": best - 0.02,
+        "test_macro_f1": best - 0.12,
+        "test_auroc": best + 0.03,
+        "test_recall": [best, best - 0.2],
+        "test_confusion": [[350, 100], [60, 146]],
+        "train_seconds": 10 + 100 * fraction,
+        "prefix_seconds": 8.0,
+        "prefix_kept": True,
+        "images_per_second": 500 / (1 + fraction),
+        "peak_memory_mb": 600 + 400 * fraction,
+        "wandb_run_id": None,
+        "wandb_url": None,
+        "approximations": [],
+        "versions": {"python": "3.11", "torch": "2"},
+        "machine": {"host": "here", "cores": 2, "gpu": None},
+    }

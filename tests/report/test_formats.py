@@ -1,7 +1,8 @@
-"""tvf report: the forms of the comparison, and what it says to folders that it cannot compare."""
+"""tvf report: the output formats, and its errors for folders that it cannot compare."""
 
 import csv
 import json
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree
@@ -12,19 +13,21 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from helpers import ROOT
 from helpers.sweeps import add_job
 from tvf import cli
 from tvf.records.job import LOCK
 from tvf.records.rows import read_sweep
-from tvf.report import terminal as results
-from tvf.report.charts import COLOURS, MORE_COLOURS, colours
+from tvf.report import compare, terminal
 from tvf.report.formats import FORMATS, render_report
 from tvf.report.html import render_html
+from tvf.report.palette import COLOURS, MORE_COLOURS, colours
+from tvf.report.pictures import draw_figure
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Three fractions of three seeds, and one job that failed."""
+    """Three fractions with three seeds each, and one job that failed."""
     folder = tmp_path / "sweep"
     folder.mkdir()
     for fraction, scores in {
@@ -55,7 +58,7 @@ def test_the_page_is_written_into_the_sweep(sweep: Path, monkeypatch: pytest.Mon
         assert words in page
 
 
-def test_markdown_has_the_recommendation_and_a_row_for_each_configuration(
+def test_markdown_has_the_recommendation_and_a_row_per_configuration(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "md", "--output", "-")
@@ -66,7 +69,7 @@ def test_markdown_has_the_recommendation_and_a_row_for_each_configuration(
     assert "- failed: 1 of 10 jobs." in lines
 
 
-def test_csv_is_one_row_a_job_and_one_row_an_epoch(
+def test_csv_has_one_row_per_job_and_one_row_per_epoch(
     sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", str(sweep / "out"))
@@ -76,7 +79,7 @@ def test_csv_is_one_row_a_job_and_one_row_an_epoch(
     assert {row["folder"] for row in epochs} == {row["folder"] for row in jobs}
     for row in jobs:
         if row["state"] == "done":
-            own = [float(each["val_acc"]) for each in epochs if each["folder"] == row["folder"]]
+            own = [float(e["val_acc"]) for e in epochs if e["folder"] == row["folder"]]
             assert float(row["val_acc"]) == max(own)
 
 
@@ -88,9 +91,7 @@ def test_json_has_what_the_page_has(sweep: Path, monkeypatch: pytest.MonkeyPatch
     assert len(comparison["differences"]) == 3 and comparison["pareto_front"] == ["0", "0.5"]
 
 
-def test_the_figure_is_a_picture_and_a_drawing(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figure_is_a_png_and_an_svg(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "png")
     with Image.open(sweep / "report.png") as picture:
         assert picture.width > 1500 and len(picture.convert("RGB").getcolors(2**24) or []) > 50
@@ -98,9 +99,22 @@ def test_the_figure_is_a_picture_and_a_drawing(
     xml.etree.ElementTree.fromstring(drawing)
     for expected in ("validation accuracy", "pct_unfreeze", COLOURS[0.5], COLOURS[1.0]):
         assert expected in drawing
+    assert "<text" in drawing and "currentColor" not in drawing
 
 
-def test_several_sweeps_stand_side_by_side_where_the_command_is_given(
+def test_the_figure_is_reproducible(sweep: Path) -> None:
+    comparisons = compare(read_sweep(sweep))
+    for kind in ("png", "svg"):
+        assert draw_figure(comparisons, kind) == draw_figure(comparisons, kind)
+
+
+def test_the_figure_says_if_no_job_has_finished(tmp_path: Path) -> None:
+    add_job(tmp_path, 0.5, 1, state="waiting")
+    for comparisons in (compare(read_sweep(tmp_path)), []):
+        assert "No" in draw_figure(comparisons, "svg").decode()
+
+
+def test_several_sweeps_are_compared_in_the_current_folder(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -119,19 +133,19 @@ def test_several_sweeps_stand_side_by_side_where_the_command_is_given(
     assert len(parts["comparisons"]) == 1 and len(parts["sweeps"]) == 2
 
 
-def test_mixed_data_are_compared_apart_on_one_page(sweep: Path) -> None:
+def test_different_data_are_compared_in_separate_sections_of_one_page(sweep: Path) -> None:
     for seed in (1, 2):
         add_job(sweep, 0.5, seed, [0.7, 0.75], changes={"data.limit": 100})
     page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
     assert "<h2>data.limit=None</h2>" in page and "<h2>data.limit=100</h2>" in page
 
 
-def test_numbers_that_are_none_and_epochs_that_are_torn_cost_only_themselves(sweep: Path) -> None:
+def test_missing_numbers_and_torn_epochs_affect_nothing_else(sweep: Path) -> None:
     broken = add_job(sweep, 0.0, 9, [0.8], epochs=2, val_acc=float("nan"), train_seconds=None)
     (broken / "metrics.jsonl").write_text('{"epoch": 1, "val_acc": NaN, "val_loss": 1.0}\n{"epo')
     page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
     assert (
-        "does not count" in page
+        "is not counted: its scores are not finite" in page
         and "NaN" not in page.partition('id="charts"')[2].partition("</script>")[0]
     )
 
@@ -160,7 +174,7 @@ def test_500_jobs_take_seconds(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_compared_is_refused_in_words(
+def test_what_cannot_be_compared_is_an_error_with_a_reason(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -172,7 +186,7 @@ def test_what_cannot_be_compared_is_refused_in_words(
     assert not (sweep / "report.html").exists()
 
 
-def test_a_format_that_there_is_not_is_refused(
+def test_an_unknown_format_is_an_error(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -180,15 +194,15 @@ def test_a_format_that_there_is_not_is_refused(
     assert "is not one of" in capsys.readouterr().err
 
 
-def test_without_a_config_jobs_are_named_as_left_out(sweep: Path) -> None:
+def test_the_page_says_how_many_jobs_without_a_config_it_skips(sweep: Path) -> None:
     for path in sweep.glob("*/config.json"):
         path.write_text("{}")
-    assert "10 of 10 jobs have no config that can be read" in render_html(
+    assert "10 of 10 jobs are not shown: their config is unreadable" in render_html(
         [sweep], read_sweep(sweep), []
     )
 
 
-# Machado, Oliveira and Fernandes 2009: linear RGB as seen without one kind of cones.
+# Machado, Oliveira and Fernandes 2009: linear RGB as seen with one type of cone missing.
 SIGHTS = {
     "deuteranopia": (
         (0.367322, 0.860646, -0.227968),
@@ -221,9 +235,7 @@ def lab(rgb: list[float]) -> list[float]:
     return [116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]
 
 
-def test_the_colours_of_fractions_are_apart_for_every_kind_of_sight_and_stand_out_on_both_pages() -> (
-    None
-):
+def test_colours_of_fractions_are_distinct_for_every_kind_of_sight_on_both_pages() -> None:
     for colour in (*COLOURS.values(), *MORE_COLOURS):
         luminance = sum(
             a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True)
@@ -239,7 +251,7 @@ def test_the_colours_of_fractions_are_apart_for_every_kind_of_sight_and_stand_ou
                 assert sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5 > 20, name
 
 
-def test_a_fraction_keeps_its_colour_whatever_others_there_are() -> None:
+def test_a_fraction_keeps_its_colour_beside_others() -> None:
     assert colours([0.5, 0.1]) == {0.1: MORE_COLOURS[0], 0.5: COLOURS[0.5]}
     assert len({*colours([0, 0.25, 0.5, 0.75, 1, 0.1, 0.2, 0.3, 0.4, 0.6]).values()}) == 10
 
@@ -263,24 +275,24 @@ def test_a_fraction_keeps_its_colour_whatever_others_there_are() -> None:
     ],
     ids=str,
 )
-def test_a_record_that_is_not_as_tvf_writes_it_costs_only_itself(
+def test_a_malformed_record_affects_nothing_else(
     sweep: Path, capsys: pytest.CaptureFixture[str], file: str, content: dict[str, Any]
 ) -> None:
-    """Neither the end of a sweep nor a report fails for it, in any format."""
+    """Neither the end of a sweep nor any report format fails because of it."""
     path = next(sweep.glob("*0.5-seed2*")) / file
     held = {} if file == "metrics.jsonl" else json.loads(path.read_text())
     path.write_text(json.dumps(held | content))
-    results.print_result(sweep, frozenset())
+    terminal.print_result(sweep, frozenset())
     assert "no report" not in capsys.readouterr().out
     for kind in FORMATS:
         render_report([sweep], read_sweep(sweep), kind)
 
 
-def test_many_fractions_have_a_colour_each() -> None:
+def test_many_fractions_have_distinct_colours() -> None:
     assert len({*colours([number / 20 for number in range(21)]).values()}) == 21
 
 
-def test_a_sweep_json_that_cannot_be_read_is_told(
+def test_an_unreadable_sweep_json_is_reported(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (sweep / "sweep.json").write_text("{")
@@ -289,18 +301,18 @@ def test_a_sweep_json_that_cannot_be_read_is_told(
     assert "sweep.json cannot be read" in printed.err and json.loads(printed.out)["comparisons"]
 
 
-def test_the_summary_of_a_sweep_whose_tracker_fails_costs_no_exit_code(
+def test_a_failing_tracker_does_not_change_the_exit_code(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(folder: Path) -> None:
         raise RuntimeError("the tracker broke")
 
-    monkeypatch.setattr("tvf.report.wandb_summary.log_summary", fail)
-    assert results.print_result(sweep, frozenset(), track=True) is False
+    monkeypatch.setattr("tvf.report.terminal.log_summary", fail)
+    assert terminal.print_result(sweep, frozenset(), track=True) is False
     assert "the sweep's summary is not logged: the tracker broke" in capsys.readouterr().out
 
 
-def test_a_running_sweep_has_a_page_with_what_is_known_so_far(sweep: Path) -> None:
+def test_a_running_sweep_has_a_page_of_its_results_so_far(sweep: Path) -> None:
     running = add_job(sweep, 0.5, 7, [0.6, 0.7], state="running", epochs=5)
     add_job(sweep, 1.0, 7, state="waiting", epochs=5)
     with FileLock(running / LOCK):  # as the process that trains it holds it
@@ -316,3 +328,12 @@ def test_the_page_of_50_jobs_is_under_5_megabytes(tmp_path: Path) -> None:
         scores = [0.5 + number / 200 + epoch / 400 for epoch in range(30)]
         add_job(tmp_path, number % 10 / 9, number // 10, scores, manifest=False)
     assert len(render_report([tmp_path], read_sweep(tmp_path), "html")["report.html"]) < 5_000_000
+
+
+def test_the_terminals_table_does_not_load_what_charts_and_statistics_need() -> None:
+    slow = ("altair", "jinja2", "matplotlib", "scipy", "torch", "vl_convert", "wandb")
+    code = f"import sys, tvf.report; print(*[name for name in {slow} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []

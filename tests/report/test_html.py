@@ -1,6 +1,6 @@
-"""report.html in a browser: what a reader sees and does, light and dark, at a desk and on a phone.
+"""report.html in a browser: what a reader sees and does, light and dark, on a desktop and a phone.
 
-Chromium is Debian's, another that is on the PATH, or what `playwright install chromium` has put in place.
+Uses a Chromium from the PATH, or the one that `playwright install chromium` installed.
 """
 
 import os
@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from helpers.sweeps import add_job
 from tvf.records.rows import read_sweep
-from tvf.report.charts import COLOURS
 from tvf.report.formats import render_report, write_files
+from tvf.report.palette import COLOURS
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four fractions of three seeds, and jobs that failed, wait, and have a hostile word to say."""
+    """Four fractions with three seeds, and jobs that failed, wait, or have a hostile name."""
     sweep = tmp_path_factory.mktemp("sweep")
     for fraction, scores in SCORES.items():
         for seed, score in enumerate(scores, 1):
@@ -81,7 +81,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Reader:
-    """A page that is open, and what went wrong on it."""
+    """An open page, and everything that went wrong on it."""
 
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self.complaints = page, list[str]()
@@ -90,7 +90,8 @@ class Reader:
         page.on("request", lambda request: self._note(request.url))
         page.goto(path.as_uri())
         page.wait_for_function(
-            "document.querySelectorAll('svg.marks').length === document.querySelectorAll('.chart').length"
+            "document.querySelectorAll('svg.marks').length"
+            " === document.querySelectorAll('.chart').length"
         )
 
     def _note(self, url: str) -> None:
@@ -98,11 +99,11 @@ class Reader:
             self.complaints.append(f"asked for {url}")
 
     def column(self, table: str, heading: str) -> list[str]:
-        """What the column of a table shows, from top to bottom."""
+        """The text of a table's column, from top to bottom."""
         return self.page.evaluate(
             """([table, heading]) => {
                 const all = what => [...document.querySelectorAll(`#${table} ${what}`)];
-                const index = all("th").findIndex(each => each.innerText.trim() === heading);
+                const index = all("th").findIndex(cell => cell.innerText.trim() === heading);
                 return all("tbody tr").map(row => row.cells[index].innerText.trim());
             }""",
             [table, heading],
@@ -116,22 +117,20 @@ def reader(browser: Browser, report: Path) -> Iterator[Reader]:
     page.close()
 
 
-def test_it_is_one_small_file_that_asks_for_nothing_and_complains_of_nothing(
-    reader: Reader, report: Path
-) -> None:
+def test_it_is_one_small_file_without_requests_or_errors(reader: Reader, report: Path) -> None:
     assert reader.complaints == []
     assert report.stat().st_size < 5_000_000
     assert "Train pct_unfreeze=0.5" in reader.page.inner_text(".choice")
 
 
-def test_every_chart_is_drawn_with_titles_on_its_axes(reader: Reader) -> None:
+def test_every_chart_is_drawn_with_axis_titles(reader: Reader) -> None:
     charts = {
-        # Marks: means and seeds; means and rings of the front; points, and those that hovering shows; pairs.
+        # Marks: means and seeds; means and rings; points and their hover marks; pairs.
         "score": (
             4 + 13,
             ["fraction of the groups that trains (pct_unfreeze)", "validation accuracy"],
         ),
-        "cost": (4 + 3, ["training, own seconds of a job (logarithmic)", "validation accuracy"]),
+        "cost": (4 + 3, ["own training seconds per job (log scale)", "validation accuracy"]),
         "curves": (2 * 4 * 2 * 4, ["epoch", "accuracy"]),
         "losses": (2 * 4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
         "differences": (6, ["difference in validation accuracy, paired by seed"]),
@@ -151,16 +150,17 @@ def test_a_fraction_has_one_colour_everywhere(reader: Reader) -> None:
     for name in ("score", "cost", "curves"):
         used = reader.page.evaluate(
             """name => [...document.querySelectorAll(`#part0-${name} .mark-symbol.role-mark path`)]
-                .map(path => ["aria-label", "fill", "stroke"].map(each => path.getAttribute(each)))""",
+                .map(path => ["aria-label", "fill", "stroke"]
+                    .map(attribute => path.getAttribute(attribute)))""",
             name,
         )
-        told = [
+        marks = [
             (re.search(r"pct_unfreeze: ([\d.]+)", label or ""), {fill, stroke})
             for label, fill, stroke in used
         ]
         seen = {
             (float(found[1]), colour)
-            for found, both in told
+            for found, both in marks
             if found
             for colour in both & {*COLOURS.values()}
         }
@@ -190,9 +190,9 @@ def test_tables_sort_by_their_headings(reader: Reader) -> None:
         )  # failed and waiting: below, whichever way
 
 
-def test_hovering_tells_numbers(reader: Reader) -> None:
+def test_hovering_shows_numbers(reader: Reader) -> None:
     page = reader.page
-    # Of fraction 0.5, whose mean is the fourth of the layer of means: seconds 110 * ... of the made-up jobs.
+    # The mean of fraction 0.5, the third in the layer of means.
     mean = page.locator("#part0-score .mark-symbol.role-mark").nth(1).locator("path").nth(2)
     mean.hover(force=True)
     tooltip = page.locator("#vg-tooltip-element.visible")
@@ -211,7 +211,7 @@ def test_hovering_tells_numbers(reader: Reader) -> None:
     assert "mean accuracy" in re.sub(r"\s+", " ", tooltip.inner_text())
 
 
-def test_jobs_link_to_their_runs_and_show_what_became_of_them(reader: Reader) -> None:
+def test_jobs_link_to_their_runs_and_show_their_state(reader: Reader) -> None:
     links = reader.page.locator("#part0-jobs a").evaluate_all(
         "links => links.map(link => link.getAttribute('href'))"
     )
@@ -225,7 +225,7 @@ def test_jobs_link_to_their_runs_and_show_what_became_of_them(reader: Reader) ->
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_readable_and_paper_is_white(
+def test_light_and_dark_are_readable_and_print_is_white(
     browser: Browser, report: Path, scheme: Any
 ) -> None:
     page = browser.new_page(color_scheme=scheme)
@@ -254,13 +254,13 @@ def test_light_and_dark_are_readable_and_paper_is_white(
     page.close()
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Browser, report: Path) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(browser: Browser, report: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     reader = Reader(page, report)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     for what in ("svg.marks", ".role-legend text", ".role-axis text"):
         ends = page.locator(what).evaluate_all(
-            "all => all.map(each => each.getBoundingClientRect().right)"
+            "all => all.map(item => item.getBoundingClientRect().right)"
         )
         assert ends and max(ends) <= 390, what
     assert reader.complaints == []

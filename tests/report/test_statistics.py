@@ -13,8 +13,8 @@ from tvf.report.statistics import estimate, holm, paired_difference, pareto_fron
 SCORES = st.lists(st.floats(0, 1).map(lambda value: round(value, 4)), min_size=2, max_size=8)
 
 
-def test_the_interval_is_students() -> None:
-    """t(2) = 4.303 in every printed table."""
+def test_the_interval_is_students_t() -> None:
+    """t(2) = 4.303 in printed tables."""
     found = estimate([0.80, 0.82, 0.87])
     assert found.mean == pytest.approx(0.83) and found.sd == pytest.approx(0.0360555)
     assert found.error == pytest.approx(0.0360555 / math.sqrt(3), rel=1e-5)
@@ -35,19 +35,22 @@ def test_the_interval_covers_the_truth_in_95_of_100_samples() -> None:
 
 
 @given(a=SCORES, seed=st.integers(0, 99))
-def test_the_paired_test_is_scipys(a: list[float], seed: int) -> None:
+def test_the_paired_test_is_scipys_and_that_of_the_definition(a: list[float], seed: int) -> None:
     b = np.random.default_rng(seed).uniform(0, 1, len(a)).tolist()
     found = paired_difference("a", "b", {"a": dict(enumerate(a)), "b": dict(enumerate(b))})
     assert found is not None and found.p is not None
     expected = scipy.stats.ttest_rel(a, b)
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
+    assert found.estimate.error is not None
+    t = abs(found.estimate.mean) / found.estimate.error
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(t, len(a) - 1), rel=1e-9)
     assert (found.estimate.low, found.estimate.high) == pytest.approx(
         (interval.low, interval.high), rel=1e-6, abs=1e-9
     )
 
 
-def test_pairs_are_the_seeds_that_both_have() -> None:
+def test_pairs_are_the_shared_seeds() -> None:
     scores = {"a": {1: 0.9, 2: 0.8, 3: 0.1}, "b": {2: 0.7, 1: 0.5, 4: 0.0}, "c": {9: 0.5}}
     found = paired_difference("a", "b", scores)
     assert found is not None and found.estimate.n == 2
@@ -61,7 +64,7 @@ def test_a_difference_that_is_the_same_for_every_seed_has_no_p_value() -> None:
     assert found is not None and found.p is None and found.estimate.mean == pytest.approx(0.1)
 
 
-def test_holms_example() -> None:
+def test_holm_gives_the_values_of_r() -> None:
     """0.01, 0.04, 0.03, 0.005: R's p.adjust(method="holm") gives 0.03, 0.06, 0.06, 0.02."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
@@ -79,7 +82,7 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(
     assert {index for index, value in enumerate(holm(values)) if value <= level} == rejected
 
 
-def test_the_rule_takes_the_error_of_the_best_one() -> None:
+def test_the_rule_uses_the_standard_error_of_the_best() -> None:
     scores = {
         "best": estimate([0.90, 0.92, 0.94]),  # standard error 0.0115
         "near": estimate([0.90, 0.91, 0.92]),
@@ -92,7 +95,7 @@ def test_the_rule_takes_the_error_of_the_best_one() -> None:
         within_one_error({"a": estimate([0.5])})
 
 
-def test_what_ties_with_the_best_is_within_its_error_although_that_is_zero() -> None:
+def test_a_tie_with_the_best_is_within_its_error_even_if_that_is_zero() -> None:
     scores = {"a": estimate([0.1, 0.2, 0.3]), "b": estimate([0.3, 0.2, 0.1])}
     assert within_one_error({**scores, "c": estimate([0.2, 0.2, 0.2])})[1] == ["a", "b", "c"]
     assert within_one_error({"a": estimate([0.7, 0.7]), "b": estimate([0.69, 0.7])}) == ("a", ["a"])
@@ -106,7 +109,7 @@ POINTS = st.dictionaries(
 
 
 @given(POINTS)
-def test_the_pareto_front_is_what_nothing_dominates(points: dict[str, tuple[int, int]]) -> None:
+def test_the_pareto_front_is_what_no_point_dominates(points: dict[str, tuple[int, int]]) -> None:
     front = pareto_front(
         {name: (float(cost), float(score)) for name, (cost, score) in points.items()}
     )

@@ -1,4 +1,4 @@
-"""The workspace and the report as W&B's service would get them, and what is said where it does not take them."""
+"""The workspace and report as W&B's service receives them, and the errors if it rejects them."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RECOMMENDATION, TABLE = "**0.25** is as good as 0.5", "| a | b |\n|---|---|\n| 1
 
 
 class Service:
-    """What the two libraries ask of W&B, and what was sent. `project` is None where it is not found."""
+    """A stand-in for W&B that keeps what is sent. `project` None means that it is not found."""
 
     app_url = "https://wandb.example/"
 
@@ -65,7 +65,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
 def specs(
     service: Service, metric: str = "val_acc", auroc: bool = False, **more: Any
 ) -> dict[str, dict[str, Any]]:
-    """The JSON of what is saved."""
+    """The JSON that is saved."""
     publish_dashboard("mine", GROUP, metric, RECOMMENDATION, TABLE, auroc=auroc, **more)
     return {kind: json.loads(sent["spec"]) for kind, sent in service.sent.items()}
 
@@ -73,29 +73,29 @@ def specs(
 def find(node: Any, key: str) -> list[Any]:
     """Every value of `key`, at any depth."""
     if isinstance(node, list):
-        return [value for each in node for value in find(each, key)]
+        return [value for item in node for value in find(item, key)]
     if not isinstance(node, dict):
         return []
     return [
         *([node[key]] if key in node else []),
-        *(value for each in node.values() for value in find(each, key)),
+        *(value for item in node.values() for value in find(item, key)),
     ]
 
 
 def panels(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     """The settings of the panels of one kind."""
-    listed = [each for some in find(spec, "panels") if isinstance(some, list) for each in some]
-    return [each["config"] for each in listed if each["viewType"] == kind]
+    lists = [found for found in find(spec, "panels") if isinstance(found, list)]
+    return [panel["config"] for found in lists for panel in found if panel["viewType"] == kind]
 
 
 def named(spec: dict[str, Any]) -> tuple[set[str], set[str], set[str]]:
-    """The names of history, summary and config in a spec, wherever a panel or a grouping has one."""
+    """The history, summary and config keys in a spec, of all panels and groupings."""
     lines, bars = panels(spec, "Run History Line Plot"), panels(spec, "Bar Chart")
     history = {key for line in lines for key in (line["xAxis"], *line["metrics"])}
     scatters = panels(spec, "Scatter Plot")
     axes = [
         *find(spec, "accessor"),
-        *(each[axis] for each in scatters for axis in ("xAxis", "yAxis")),
+        *(scatter[axis] for scatter in scatters for axis in ("xAxis", "yAxis")),
     ]
     axes += [f"summary:{key}" for bar in bars for key in bar["metrics"]]
     axes += [f"config:{key}" for key in find(spec, "groupBy")]
@@ -110,7 +110,7 @@ def named(spec: dict[str, Any]) -> tuple[set[str], set[str], set[str]]:
 @pytest.mark.parametrize(
     ("metric", "auroc"), [("val_acc", False), ("val_acc", True), ("val_auroc", False)]
 )
-def test_what_is_saved_names_all_keys_and_no_others(
+def test_what_is_saved_uses_all_keys_and_no_others(
     service: Service, metric: str, auroc: bool
 ) -> None:
     known = keys(metric, auroc)
@@ -138,7 +138,7 @@ def test_real_runs_have_all_keys(
 
     monkeypatch.setattr(tracking.NoTracker, "start", started)
     monkeypatch.setattr(run, "log", lambda self, metrics, step: note("history", metrics))
-    monkeypatch.setattr(run, "summarise", lambda self, values: note("summary", values))
+    monkeypatch.setattr(run, "set_summary", lambda self, values: note("summary", values))
     outcome = shell(
         "epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker=none"
     )
@@ -149,16 +149,16 @@ def test_real_runs_have_all_keys(
     assert {*known.config} <= got["config"]
 
 
-def test_runs_are_those_of_the_group_without_the_sweeps_own(service: Service) -> None:
+def test_runs_are_those_of_the_group_without_the_summary_run(service: Service) -> None:
     found = [
         filters
         for spec in specs(service).values()
         for filters in find(spec, "filters")
         if "filterFormat" in filters
     ]
-    assert len(found) == 6  # of the workspace, and of each panel grid
-    for each in found:
-        group, name = each["filters"]
+    assert len(found) == 6  # of the workspace, and of every panel grid
+    for filters in found:
+        group, name = filters["filters"]
         assert (group["key"], group["op"], group["value"]) == (
             {"section": "run", "name": "group"},
             "=",
@@ -173,13 +173,13 @@ def test_curves_are_means_and_deviations_over_seeds_by_epoch(service: Service) -
     for spec in specs(service).values():
         lines = panels(spec, "Run History Line Plot")
         assert len(lines) == len(keys("val_acc").history) - 1
-        for each in [*lines, *panels(spec, "Bar Chart")]:
-            assert (each["groupBy"], each["groupAgg"], each["groupArea"]) == (
+        for panel in [*lines, *panels(spec, "Bar Chart")]:
+            assert (panel["groupBy"], panel["groupAgg"], panel["groupArea"]) == (
                 "pct_unfreeze.value",
                 "mean",
                 "stddev",
             )
-            assert each["aggregate"]
+            assert panel["aggregate"]
         assert {line["xAxis"] for line in lines} == {"epoch"}
 
 
@@ -189,7 +189,7 @@ def test_the_workspace_groups_its_runs_by_fraction(service: Service) -> None:
     ]
 
 
-def test_a_report_groups_runs_but_where_it_shows_each(service: Service) -> None:
+def test_a_report_groups_runs_except_where_it_shows_single_runs(service: Service) -> None:
     blocks = [
         block
         for block in specs(service)["report"]["blocks"]
@@ -225,16 +225,16 @@ def test_panels_of_a_report_do_not_overlap(service: Service) -> None:
         places = [panel["layout"] for panel in grid["panels"]]
         cells = [
             (x, y)
-            for each in places
-            for x in range(each["x"], each["x"] + each["w"])
-            for y in range(each["y"], each["y"] + each["h"])
+            for place in places
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
         ]
         assert len(cells) == len({*cells})
         assert max(x for x, _ in cells) < 24
 
 
 @pytest.mark.parametrize(("entity", "owner"), [(None, "somebody"), ("team", "team")])
-def test_both_are_saved_and_their_addresses_told(
+def test_both_are_saved_and_their_urls_returned(
     service: Service, entity: str | None, owner: str
 ) -> None:
     workspace, report = publish_dashboard(
@@ -247,7 +247,7 @@ def test_both_are_saved_and_their_addresses_told(
 
 
 @pytest.mark.parametrize("group", [GROUP, "a" * 255, "2026-01-01_10-00-00-000000"])
-def test_any_folders_name_makes_a_title(service: Service, group: str) -> None:
+def test_any_folder_name_makes_a_title(service: Service, group: str) -> None:
     publish_dashboard("mine", group, "val_acc", RECOMMENDATION, TABLE)
     titles = {sent["displayName"] for sent in service.sent.values()}
     assert len(titles) == 1
@@ -261,7 +261,7 @@ def raising(error: Exception) -> Callable[..., Any]:
     return fail
 
 
-def test_a_project_that_is_not_found_is_named(service: Service) -> None:
+def test_a_missing_project_is_named_in_the_error(service: Service) -> None:
     service.project = None
     with pytest.raises(
         InputError, match=r"project 'somebody/mine' not found.*tracker\.entity=.*wandb sync"
@@ -278,29 +278,34 @@ def test_a_login_without_a_default_entity_asks_for_one(
         specs(service)
 
 
-# The first is what wandb raises where the server knows no such operation, the second where it answers with nothing.
+# wandb raises the first if the server does not know the operation, the second for an empty answer.
 @pytest.mark.parametrize(
     "error", [RuntimeError('Unknown operation named "".\nmore'), TypeError("no 'upsertView'")]
 )
-def test_a_server_without_workspaces_is_told_in_words(
+def test_a_server_without_workspaces_is_an_error_with_a_remedy(
     service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(service, "execute_graphql", raising(error))
-    with pytest.raises(InputError, match="WANDB_BASE_URL") as told:
+    with pytest.raises(InputError, match="WANDB_BASE_URL") as raised:
         specs(service)
-    assert str(error).splitlines()[0].rstrip(".") in str(told.value)
-    assert "more" not in str(told.value).splitlines()[0]
+    assert str(error).splitlines()[0].rstrip(".") in str(raised.value)
+    assert "more" not in str(raised.value).splitlines()[0]
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "remedy"),
     [
         ({}, "Log in with: wandb login."),
-        ({"WANDB_API_KEY": "short"}, "wandb login --relogin takes another key"),
+        ({"WANDB_API_KEY": "short"}, "Use another key with: wandb login --relogin."),
     ],
 )
-def test_a_missing_or_malformed_login_is_told(environment: dict[str, str], told: str) -> None:
-    code = "from tvf.report import publish_dashboard; publish_dashboard('mine', 'g', 'val_acc', '', '')"
+def test_a_missing_or_malformed_login_is_an_error_with_a_remedy(
+    environment: dict[str, str], remedy: str
+) -> None:
+    code = (
+        "from tvf.report import publish_dashboard; "
+        "publish_dashboard('mine', 'g', 'val_acc', '', '')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -310,13 +315,15 @@ def test_a_missing_or_malformed_login_is_told(environment: dict[str, str], told:
         text=True,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("tvf.errors.InputError: ") and told in last, done.stderr
+    assert last.startswith("tvf.errors.InputError: ") and remedy in last, done.stderr
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in (
         "wandb_workspaces",
-        *(each for each in sys.modules if each.startswith("wandb_workspaces.")),
+        *(module for module in sys.modules if module.startswith("wandb_workspaces.")),
     ):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r"pip install wandb-workspaces"):
@@ -325,7 +332,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         build_report("e", "mine", "g", "val_acc", "", "")
 
 
-def test_the_module_itself_needs_no_package() -> None:
+def test_the_module_can_be_imported_without_the_package() -> None:
     code = "import sys; sys.modules['wandb_workspaces'] = None; import tvf.report.wandb_dashboard"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     assert "wandb_workspaces" not in vars(dashboard)
@@ -336,7 +343,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     cli.main()
 
 
-def test_the_command_saves_both_of_the_sweeps_group(
+def test_the_command_saves_both_for_the_sweeps_group(
     service: Service,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -358,7 +365,7 @@ def test_the_command_saves_both_of_the_sweeps_group(
     assert capsys.readouterr().out.count("https://") == 2
 
 
-def test_a_sweep_without_runs_and_one_of_two_kinds_have_no_dashboard(
+def test_a_sweep_without_runs_or_with_mixed_data_has_no_dashboard(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in (None, 100):

@@ -1,4 +1,4 @@
-"""Successive halving: how long candidates train, who stays, and that who stays is none the worse for it."""
+"""Successive halving: budgets, promotion, and that survivors train exactly as in a full sweep."""
 
 import json
 import os
@@ -39,9 +39,9 @@ from tvf.sweep.halving import (
     ("candidates", "epochs", "eta", "min_epochs", "budgets"),
     [
         (8, 8, 2, 1, [1, 2, 4, 8]),
-        (8, 10, 2, 1, [2, 3, 5, 10]),  # epochs that are no power of eta
+        (8, 10, 2, 1, [2, 3, 5, 10]),  # epochs that are not a power of eta
         (4, 8, 2, 1, [2, 4, 8]),
-        (100, 8, 2, 1, [1, 2, 4, 8]),  # too few epochs to come down to one
+        (100, 8, 2, 1, [1, 2, 4, 8]),  # too few epochs to reduce them to one
         (9, 9, 3, 1, [1, 3, 9]),
         (8, 9, 3, 1, [3, 9]),
         (8, 9, 2, 2, [3, 5, 9]),
@@ -57,9 +57,7 @@ def test_budgets_grow_by_eta_until_about_one_candidate_is_left(
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(2, 5), st.integers(1, 5))
-def test_no_budget_is_less_than_the_one_before(
-    candidates: int, epochs: int, eta: int, min_epochs: int
-) -> None:
+def test_budgets_increase(candidates: int, epochs: int, eta: int, min_epochs: int) -> None:
     budgets = plan_budgets(candidates, max(epochs, min_epochs), eta, min_epochs)
     assert (
         budgets == sorted(set(budgets))
@@ -75,13 +73,13 @@ def test_no_budget_is_less_than_the_one_before(
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"eta": 1}, "hydra.sweeper.eta=1 is refused"),
-        ({"eta": 2.5}, "hydra.sweeper.eta=2.5 is refused"),
-        ({"min_epochs": 0}, "hydra.sweeper.min_epochs=0 is refused"),
-        ({"min_epochs": 9}, "hydra.sweeper.min_epochs=9 is refused: jobs have 8 epochs"),
+        ({"eta": 1}, "hydra.sweeper.eta=1 must be a whole number of at least 2"),
+        ({"eta": 2.5}, "hydra.sweeper.eta=2.5 must be a whole number of at least 2"),
+        ({"min_epochs": 0}, "hydra.sweeper.min_epochs=0 must be a whole number"),
+        ({"min_epochs": 9}, "hydra.sweeper.min_epochs=9 must be at most the jobs' epochs=8"),
     ],
 )
-def test_settings_that_make_no_rungs_are_refused(wrong: dict[str, Any], told: str) -> None:
+def test_settings_that_allow_no_rung_are_an_error(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         plan_budgets(4, 8, **wrong)
 
@@ -91,7 +89,7 @@ def standing(label: str, score: float | None, seconds: float = 1.0) -> Standing:
 
 
 def labels(standings: Sequence[Standing]) -> list[str]:
-    return [each.candidate.label for each in standings]
+    return [standing.candidate.label for standing in standings]
 
 
 STANDINGS = st.builds(
@@ -103,38 +101,38 @@ STANDINGS = st.builds(
 
 
 @given(st.lists(STANDINGS, min_size=1), st.integers(2, 4))
-def test_halving_never_keeps_a_candidate_worse_than_one_that_it_drops(
+def test_no_dropped_candidate_is_better_than_a_promoted_one(
     standings: list[Standing], eta: int
 ) -> None:
     kept, dropped = split_standings(standings, eta)
     assert len(kept) == -(-len(standings) // eta) and {*map(id, kept), *map(id, dropped)} == {
         *map(id, standings)
     }
-    for one in kept:
-        for other in dropped:
-            worse = -1.0 if one.score is None else one.score
-            better = -1.0 if other.score is None else other.score
-            assert worse > better or (worse == better and one.seconds <= other.seconds)
+    for stays in kept:
+        for goes in dropped:
+            high = -1.0 if stays.score is None else stays.score
+            low = -1.0 if goes.score is None else goes.score
+            assert high > low or (high == low and stays.seconds <= goes.seconds)
 
 
-def test_the_cheaper_of_equals_stays_then_the_first_and_what_failed_goes() -> None:
+def test_ties_go_to_the_faster_then_the_earlier_candidate_and_failures_rank_last() -> None:
     kept, dropped = split_standings(
         [
             standing("failed", None, 0),
-            standing("dear", 0.8, 9),
-            standing("cheap", 0.8, 2),
-            standing("as cheap", 0.8, 2),
+            standing("slow", 0.8, 9),
+            standing("fast", 0.8, 2),
+            standing("as fast", 0.8, 2),
         ]
     )
-    assert labels(kept) == ["cheap", "as cheap"] and labels(dropped) == ["dear", "failed"]
-    kept, dropped = split_standings([standing(each, None) for each in "abcd"], eta=3)
+    assert labels(kept) == ["fast", "as fast"] and labels(dropped) == ["slow", "failed"]
+    kept, dropped = split_standings([standing(label, None) for label in "abcd"], eta=3)
     assert labels(kept) == ["a", "b"] and str(kept[0]) == "a (failed)"
 
 
 def grid(
     fractions: Sequence[float] = (0.25, 0.5, 1.0), seeds: Sequence[int] = (1, 2), epochs: int = 4
 ) -> dict[str, dict[str, Any]]:
-    """The configs of a grid's jobs, by the names of their folders."""
+    """The configs of a grid's jobs, by folder name."""
     found = {}
     for fraction in fractions:
         for seed in seeds:
@@ -147,11 +145,11 @@ def grid(
 def overrides(configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return {
         name: [
-            f"model.pct_unfreeze={each['model']['pct_unfreeze']}",
-            f"seed={each['seed']}",
+            f"model.pct_unfreeze={config['model']['pct_unfreeze']}",
+            f"seed={config['seed']}",
             "tracker=none",
         ]
-        for name, each in configs.items()
+        for name, config in configs.items()
     }
 
 
@@ -159,16 +157,16 @@ def plan(folder: Path, configs: dict[str, dict[str, Any]], **settings: int) -> H
     return make_plan(folder, overrides(configs), configs, **settings)
 
 
-def test_jobs_that_differ_in_their_seed_alone_are_one_candidate() -> None:
+def test_jobs_that_only_differ_in_their_seed_are_one_candidate() -> None:
     configs = grid()
-    for each in configs.values():
-        each["augment"]["seed"] = each["seed"]  # augment.seed=${seed}
+    for config in configs.values():
+        config["augment"]["seed"] = config["seed"]  # augment.seed=${seed}
     made = plan(Path(), configs)
-    assert [each.label for each in made.candidates] == [
-        f"model.pct_unfreeze={each}" for each in (0.25, 0.5, 1.0)
+    assert [candidate.label for candidate in made.candidates] == [
+        f"model.pct_unfreeze={fraction}" for fraction in (0.25, 0.5, 1.0)
     ]
-    assert [[*each.jobs] for each in made.candidates] == [
-        [f"{each}-1", f"{each}-2"] for each in (0.25, 0.5, 1.0)
+    assert [list(candidate.jobs) for candidate in made.candidates] == [
+        [f"{fraction}-1", f"{fraction}-2"] for fraction in (0.25, 0.5, 1.0)
     ]
     assert made.budgets == [2, 4] and made.metric == "accuracy"
 
@@ -176,8 +174,8 @@ def test_jobs_that_differ_in_their_seed_alone_are_one_candidate() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("epochs", 9, "epochs=4, 9 is refused with hydra/sweeper=halving"),
-        ("stop_after", 1, "stop_after is refused with hydra/sweeper=halving"),
+        ("epochs", 9, "epochs=4, 9 must be a single value with hydra/sweeper=halving"),
+        ("stop_after", 1, "stop_after must be null with hydra/sweeper=halving"),
         ("data", {**base_config()["data"], "metric": "macro_f1"}, "data.metric cannot be swept"),
         ("data", {**base_config()["data"], "limit": 100}, "data.limit cannot be swept"),
     ],
@@ -189,7 +187,7 @@ def test_jobs_that_cannot_be_compared_are_not_halved(key: str, value: Any, told:
         plan(Path(), configs)
 
 
-def test_what_cannot_be_halved_is_refused_before_any_work(
+def test_a_sweep_that_cannot_be_halved_fails_before_any_work(
     shell: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     command = (
@@ -200,8 +198,8 @@ def test_what_cannot_be_halved_is_refused_before_any_work(
         "model.pct_unfreeze=0,0.5",
     )
     for wrong, told in {
-        "epochs=1,2": "epochs=1, 2 is refused",
-        "hydra.sweep.subdir=${hydra.job.num}": "hydra.sweep.subdir=${hydra.job.num} is refused",
+        "epochs=1,2": "epochs=1, 2 must be a single value",
+        "hydra.sweep.subdir=${hydra.job.num}": "hydra.sweep.subdir=${hydra.job.num} must not refer",
     }.items():
         outcome = shell(*command, wrong)
         assert outcome.code == 1 and f"error: {told}" in outcome.err
@@ -211,7 +209,7 @@ def test_what_cannot_be_halved_is_refused_before_any_work(
 def train_on(
     folder: Path, name: str, config: dict[str, Any], until: int, scores: Sequence[float]
 ) -> None:
-    """Leave what a job leaves that has trained for `until` epochs."""
+    """Write the files of a job that has trained for `until` epochs."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     record = JobRecord(folder / name, name, config)
     for number, score in enumerate(scores[:until], 1):
@@ -233,7 +231,10 @@ COURSES = {
 def launch(
     made: HalvingPlan, configs: dict[str, dict[str, Any]], most: int = 99
 ) -> list[tuple[int, list[str]]]:
-    """Train what each rung launches, but no more than `most` jobs in all; of each rung the epochs, and the jobs."""
+    """Train what each rung launches, at most `most` jobs in all.
+
+    Returns the epochs and the jobs of each rung.
+    """
     seen = []
     for jobs in rungs(made):
         (until,) = {
@@ -253,7 +254,7 @@ def launch(
 
 
 def started(folder: Path) -> tuple[dict[str, dict[str, Any]], HalvingPlan]:
-    """A sweep of four candidates of two seeds, as its callback leaves it."""
+    """A sweep of four candidates with two seeds each, as its callback leaves it."""
     configs = grid(fractions=(0.0, 0.25, 0.5, 1.0))
     made = plan(folder, configs)
     write_manifest(folder, configs)
@@ -268,18 +269,21 @@ RUNGS = [
 ]
 
 
-def test_each_rung_launches_what_the_one_before_has_left(
+def test_each_rung_launches_the_candidates_that_the_previous_one_promoted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the best epoch so far: 0.25, which would have won, and 0.0, whose first epoch was its best, say so."""
+    """Candidates are ranked by their best epoch so far.
+
+    0.25 is dropped although it would have won; 0.0 stays although its first epoch was its best.
+    """
     caplog.set_level("INFO", "tvf.sweep.halving")
     configs, made = started(tmp_path)
     assert launch(made, configs) == RUNGS
-    told = "kept model.pct_unfreeze=0.0 (0.885), model.pct_unfreeze=0.5 (0.485); dropped model.pct_unfreeze=1.0 (0.385)"
     assert (
-        f"After epoch 1 of 4, by validation accuracy: {told}, model.pct_unfreeze=0.25 (0.085)."
-        in caplog.text
-    )
+        "After epoch 1 of 4, by validation accuracy: "
+        "kept model.pct_unfreeze=0.0 (0.885), model.pct_unfreeze=0.5 (0.485); "
+        "dropped model.pct_unfreeze=1.0 (0.385), model.pct_unfreeze=0.25 (0.085)."
+    ) in caplog.text
     assert read_dropped(tmp_path) == {
         "0.25-1": 1,
         "0.25-2": 1,
@@ -288,14 +292,13 @@ def test_each_rung_launches_what_the_one_before_has_left(
         "0.5-1": 2,
         "0.5-2": 2,
     }
-    assert (
-        sibling_configs(tmp_path, configs["0.5-1"]) == []
-    )  # neither what is done nor what is dropped trains on
+    # Neither finished nor dropped jobs train further.
+    assert sibling_configs(tmp_path, configs["0.5-1"]) == []
     assert launch(made, configs) == []
 
 
 @pytest.mark.parametrize("most", [0, 3, 8, 10, 13])
-def test_a_sweep_that_ended_anywhere_decides_the_same_when_it_goes_on(
+def test_a_resumed_sweep_makes_the_same_decisions_wherever_it_ended(
     tmp_path: Path, most: int
 ) -> None:
     configs, made = started(tmp_path)
@@ -313,24 +316,24 @@ def test_a_sweep_that_ended_anywhere_decides_the_same_when_it_goes_on(
     }
 
 
-def test_a_candidate_of_which_one_job_failed_ranks_last(tmp_path: Path) -> None:
+def test_a_candidate_with_a_failed_job_has_no_score(tmp_path: Path) -> None:
     configs, made = started(tmp_path)
     for name, config in configs.items():
         train_on(
             tmp_path, name, config, 2 if name == "0.25-2" else 3, COURSES[float(name.split("-")[0])]
         )
-    scores = [read_standing(made, each, 3).score for each in made.candidates]
+    scores = [read_standing(made, candidate, 3).score for candidate in made.candidates]
     assert scores == [0.9, None, 0.8, 0.9]
 
 
-def test_a_job_is_where_it_was_to_stop_whatever_ended_it(tmp_path: Path) -> None:
+def test_whether_a_job_has_reached_its_stop_does_not_depend_on_how_it_ended(tmp_path: Path) -> None:
     (config,) = grid(fractions=[0.5], seeds=[1]).values()
     assert not has_reached(tmp_path / "job", config | {"stop_after": 1})
     train_on(tmp_path, "job", config, 2, (0.5, 0.6))
     job = tmp_path / "job"
     status = read_status(job)
     assert status["state"] == "paused" and not (job / "summary.json").exists()
-    assert [has_reached(job, config | {"stop_after": each}) for each in (1, 2, 3, 4, None)] == [
+    assert [has_reached(job, config | {"stop_after": epoch}) for epoch in (1, 2, 3, 4, None)] == [
         True,
         True,
     ] + 3 * [False]
@@ -342,12 +345,12 @@ def test_a_job_is_where_it_was_to_stop_whatever_ended_it(tmp_path: Path) -> None
     assert read_status(job) | {"ended": None} == status | {"ended": None}
     with pytest.raises(OSError), (record := JobRecord(job, "job", config)):
         record.paused()
-        raise OSError("no network")  # what happens to a tracker then does not change it
+        raise OSError("no network")  # a tracker's failure does not change the state
     assert read_status(job)["state"] == "paused"
 
 
 def halved(folder: Path, done: Sequence[float], seeds: Sequence[int] = (1, 2)) -> None:
-    """A sweep of four fractions, of which those `done` have stayed."""
+    """Write a sweep of four fractions, of which those in `done` survived."""
     dropped = []
     for fraction in (0.0, 0.25, 0.5, 1.0):
         for seed in seeds:
@@ -361,14 +364,14 @@ def halved(folder: Path, done: Sequence[float], seeds: Sequence[int] = (1, 2)) -
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
-def test_the_survivor_is_chosen_and_the_comparison_says_what_it_is_not(
+def test_the_survivor_is_chosen_and_the_comparison_states_its_limits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: tuple[int, ...]
 ) -> None:
     halved(tmp_path, [0.5], seeds)
     rows = read_sweep(tmp_path)
     (comparison,) = compare(rows)
     assert comparison.choice.chosen is not None and comparison.choice.chosen.label == "0.5"
-    assert "it is what successive halving has left" in comparison.choice.text
+    assert "the only configuration that successive halving kept" in comparison.choice.text
     assert f"paused: {3 * len(seeds)} of {4 * len(seeds)} jobs." in comparison.notes
     note = "Successive halving: 3 of 4 configurations were dropped after 1 of 3 epochs"
     for text in (
@@ -383,10 +386,10 @@ def test_the_survivor_is_chosen_and_the_comparison_says_what_it_is_not(
     assert "tvf resume" not in printed and "fine-tuning-0.25-seed1 paused" not in printed
 
 
-def test_survivors_are_compared_as_ever(tmp_path: Path) -> None:
+def test_survivors_are_compared_as_usual(tmp_path: Path) -> None:
     halved(tmp_path, [0.5, 1.0])
     (comparison,) = compare(read_sweep(tmp_path))
-    assert [(each.a, each.b) for each in comparison.differences] == [("1", "0.5")]
+    assert [(difference.a, difference.b) for difference in comparison.differences] == [("1", "0.5")]
     assert comparison.choice.chosen is not None and comparison.choice.chosen.label == "0.5"
     assert (
         "Dropped by successive halving: pct_unfreeze=0; pct_unfreeze=0.25."
@@ -394,7 +397,7 @@ def test_survivors_are_compared_as_ever(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_launched_once_more_is_not_dropped_any_more(
+def test_a_job_that_is_launched_again_is_no_longer_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     halved(tmp_path, [0.5], seeds=[1])
@@ -402,7 +405,7 @@ def test_what_is_launched_once_more_is_not_dropped_any_more(
     write_manifest(tmp_path, {row["folder"]: row["config"]})
     assert row["folder"] not in read_dropped(tmp_path) and len(read_dropped(tmp_path)) == 2
     assert not print_result(tmp_path, frozenset([row["folder"]]))
-    assert "to go on with what is not done: tvf resume" in capsys.readouterr().out
+    assert "to finish it: tvf resume" in capsys.readouterr().out
 
 
 QUICK = (
@@ -417,7 +420,7 @@ SWEEP = ("-m", "model.pct_unfreeze=0,0.25", "optimizer.lr=1e-3,1e-2", "seed=1", 
 
 
 def epochs(sweep: Path) -> dict[str, list[dict[str, float]]]:
-    """Of each job folder the epochs, without times."""
+    """The epochs of each job, without times, by folder name."""
     return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
 
 
@@ -426,13 +429,13 @@ def scores(sweep: Path) -> dict[str, tuple[Any, ...]]:
         path.parent.name: json.loads(path.read_text()) for path in sweep.glob("*/summary.json")
     }
     return {
-        name: (each["best_epoch"], each["val_loss"], each["test_loss"])
-        for name, each in found.items()
+        name: (summary["best_epoch"], summary["val_loss"], summary["test_loss"])
+        for name, summary in found.items()
     }
 
 
 @pytest.mark.slow
-def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_path: Path) -> None:
+def test_survivors_end_as_in_the_full_grid_even_if_the_sweep_is_killed(tmp_path: Path) -> None:
     surroundings: dict[str, Any] = {"TVF_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
     sweep = tmp_path / "sweep"
     process = forks.train(
@@ -441,14 +444,15 @@ def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_pat
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not read_dropped(sweep):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)  # as the second rung begins
+    os.killpg(process.pid, signal.SIGKILL)  # while the second rung starts
     output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
     first = read_dropped(sweep)
     process = forks.tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path, **surroundings)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "goes on after epoch" in output and "it is what successive halving has left" in output
+    assert "goes on after epoch" in output
+    assert "the only configuration that successive halving kept" in output
     dropped = read_dropped(sweep)
     assert (
         len(first) == 2
@@ -463,7 +467,7 @@ def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_pat
     assert process.returncode == 0, output
     whole, trained = epochs(tmp_path / "full"), epochs(sweep)
     assert len(whole) == 4
-    assert trained == {name: each[: dropped.get(name, 4)] for name, each in whole.items()}
+    assert trained == {name: rows[: dropped.get(name, 4)] for name, rows in whole.items()}
     survivors = scores(sweep)
     assert {*survivors} == {*whole} - {*dropped} and survivors.items() <= scores(
         tmp_path / "full"
@@ -479,7 +483,7 @@ def test_who_stays_ends_as_in_the_full_grid_even_if_the_sweep_was_killed(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_job_by_itself_pauses_and_goes_on(tmp_path: Path) -> None:
+def test_a_single_job_pauses_and_resumes(tmp_path: Path) -> None:
     def train(*arguments: str) -> str:
         process = forks.train(
             *QUICK, "model=transfer", *arguments, cwd=tmp_path, TVF_STORE=str(tmp_path / "store")
@@ -491,7 +495,7 @@ def test_a_job_by_itself_pauses_and_goes_on(tmp_path: Path) -> None:
     output = train("stop_after=2", "hydra.run.dir=job")
     assert (
         "pauses after epoch 2 of 4" in output
-        and "give its command again with hydra.run.dir=" in output
+        and "repeat the command with hydra.run.dir=" in output
     )
     again = train("stop_after=1", "hydra.run.dir=job")
     assert "trained for stop_after=1 epochs already" in again and "groups train" not in again

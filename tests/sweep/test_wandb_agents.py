@@ -1,4 +1,4 @@
-"""The YAML for `wandb sweep`: expanded by the code of W&B's own agent, and run as the agent would run it."""
+"""The YAML for `wandb sweep`, expanded by the code of W&B's agent and run as the agent runs it."""
 
 import json
 import re
@@ -14,13 +14,14 @@ from wandb import wandb_agent
 
 from helpers import Outcome
 from tvf import cli
+from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
 QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
 
 
 @pytest.fixture
 def expand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[list[str]]]:
-    """`expand(text)`: the commands that an agent starts for the sweep, one a job."""
+    """`expand(text)`: the commands that an agent starts for the sweep, one per job."""
     started: list[list[str]] = []
 
     class Process:
@@ -36,7 +37,7 @@ def expand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], l
                 "WANDB_SWEEP_ID",
                 "WANDB_RUN_ID",
                 "WANDB_SWEEP_PARAM_PATH",
-            ):  # which it sets
+            ):  # set by the agent
                 patch.setenv(variable, str(tmp_path))
             return agents_commands(text)
 
@@ -45,7 +46,7 @@ def expand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], l
         agent = wandb_agent.Agent(api=None, queue=None, sweep_id="abc")
         agent._sweep_command = config["command"]
         parameters = config["parameters"]
-        for number, values in enumerate(product(*(each["values"] for each in parameters.values()))):
+        for number, values in enumerate(product(*(node["values"] for node in parameters.values()))):
             args = {
                 key: {"value": as_sent(value)}
                 for key, value in zip(parameters, values, strict=True)
@@ -78,12 +79,12 @@ Describe = Callable[[list[str]], str]
 
 
 def as_sent(value: Any) -> Any:
-    """W&B's service stores values as JSON, in which whole numbers lose their point."""
+    """Values as W&B's service returns them: JSON, with whole floats as integers."""
     value = json.loads(json.dumps(value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def test_without_overrides_the_usual_fractions_vary(expand: Expand, describe: Describe) -> None:
+def test_without_overrides_the_default_fractions_vary(expand: Expand, describe: Describe) -> None:
     text = describe([])
     config = yaml.safe_load(text)
     assert (config["method"], config["metric"]) == ("grid", {"name": "val_acc", "goal": "maximize"})
@@ -93,7 +94,9 @@ def test_without_overrides_the_usual_fractions_vary(expand: Expand, describe: De
     ]
 
 
-def test_lists_vary_and_the_rest_stands_in_each_command(expand: Expand, describe: Describe) -> None:
+def test_listed_values_vary_and_other_overrides_are_in_each_command(
+    expand: Expand, describe: Describe
+) -> None:
     text = describe(
         ["seed=1,2,3", "epochs=2", "model.pct_unfreeze=0,0.5", "+optimizer.algorithm.amsgrad=true"]
     )
@@ -123,7 +126,8 @@ def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
     assert (summary["epochs"], summary["name"]) == (1, "fine-tuning-0.25-seed2")
 
 
-# As the shell gives them, and what the job's config has: the spellings that an agent, YAML and JSON get wrong.
+# Overrides as given in the shell, and the values in the jobs' configs: spellings that an agent,
+# YAML or JSON could change.
 @pytest.mark.parametrize(
     ("override", "values"),
     [
@@ -138,7 +142,7 @@ def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
         ("tracker.entity=${project},x${seed}", ["tvf", "x1337"]),
     ],
 )
-def test_values_reach_the_job_as_they_were_meant(
+def test_values_reach_the_job_unchanged(
     expand: Expand,
     describe: Describe,
     shell: Callable[..., Outcome],
@@ -157,7 +161,21 @@ def test_values_reach_the_job_as_they_were_meant(
     assert got == values
 
 
-def test_the_head_names_the_commands_and_the_projects_jobs(describe: Describe) -> None:
+def test_listed_groups_vary_instead_of_fractions(expand: Expand) -> None:
+    fixed, varied = read_grid(["model.groups=[layer3],[layer3,layer4]", "seed=1"])
+    assert (fixed, varied) == (["seed=1"], {"model.groups": ["[layer3]", "[layer3,layer4]"]})
+    assert [command[3:] for command in expand(wandb_sweep_yaml(fixed, varied, "val_acc", "p"))] == [
+        ["seed=1", "model.groups=[layer3]"],
+        ["seed=1", "model.groups=[layer3,layer4]"],
+    ]
+
+
+def test_null_groups_leave_the_fractions_to_vary() -> None:
+    _, varied = read_grid(["model.groups=null"])
+    assert varied == {"model.pct_unfreeze": ["0", "0.25", "0.5", "1.0"]}
+
+
+def test_the_header_gives_the_commands_and_the_number_of_jobs(describe: Describe) -> None:
     text = describe(["seed=1,2,3", "project=mine"])
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# 12 jobs")
@@ -166,12 +184,12 @@ def test_the_head_names_the_commands_and_the_projects_jobs(describe: Describe) -
     assert yaml.safe_load(text)["project"] == "mine"
 
 
-def test_the_metric_to_maximise_is_the_datas(describe: Describe) -> None:
+def test_the_metric_to_maximise_is_that_of_the_data(describe: Describe) -> None:
     assert yaml.safe_load(describe(["data.metric=auroc"]))["metric"]["name"] == "val_auroc"
 
 
 @pytest.mark.parametrize(("model", "varied"), [("finetune", True), ("transfer", False)])
-def test_fractions_vary_for_the_model_that_has_them(
+def test_fractions_only_vary_for_a_model_that_has_them(
     describe: Describe, model: str, varied: bool
 ) -> None:
     parameters = yaml.safe_load(describe([f"model={model}", "seed=1,2"]))["parameters"]
@@ -185,35 +203,36 @@ def test_fractions_vary_for_the_model_that_has_them(
         (["seed=1,,2"], "seed=1,,2 cannot be read"),
         (["tracker.tags=[a,b"], "tracker.tags=[a,b cannot be read"),
         (["seed=interval(1,4)"], "seed=value,value"),
-        (["seed=1", "seed=2"], "seed is given twice"),
-        (["seed=1,2", "seed=3"], "seed is given twice"),
-        (["-m", "seed=1,2"], "-m is refused"),
-        (["+experiment=smoke,cifar10"], "+experiment=smoke,cifar10 is refused"),
-        (["hydra/launcher=local,basic"], "fix one value"),
+        (["seed=1", "seed=2"], "seed must be given only once"),
+        (["seed=1,2", "seed=3"], "seed must be given only once"),
+        (["-m", "seed=1,2"], "-m must be left out"),
+        (["+experiment=smoke,cifar10"], "+experiment=smoke,cifar10 must have a single value"),
+        (["hydra/launcher=local,basic"], "hydra/launcher=local,basic must have a single value"),
         (["model.pct_unfreeze=0.5"], "nothing varies"),
         (["model=transfer"], "nothing varies"),
-        (["model=transfer,finetune"], "model=transfer is refused"),
+        (["model=transfer,finetune"], "model=transfer must not be combined"),
         (
             ["model=transfer", "model.pct_unfreeze=0.5,1"],
             "model.pct_unfreeze=0 trains the head alone",
         ),
         (["model.pct_unfreeze=0,25"], "did you mean 0.25?"),
         (
-            ["model.direction=top,block:a", "model.pct_unfreeze=0,1"],
-            "once for each fraction, which they ignore",
+            ["model.groups=null,[layer3]", "model.pct_unfreeze=0,1"],
+            "model.pct_unfreeze must not vary together with model.groups or model.train",
         ),
-        (["model.direction=block:a"], "nothing varies"),
-        (["seed=1,-1"], "seed=-1 is refused"),
-        (["epochs=0"], "epochs=0 is refused"),
+        (["model.train=a,b", "model.pct_unfreeze=0,1"], "once for each fraction"),
+        (["model.groups=[layer3]"], "nothing varies"),
+        (["seed=1,-1"], "seed=-1 must be a whole number"),
+        (["epochs=0"], "epochs=0 must be a whole number"),
         (["typo=1"], "typo"),
         (["tracker=none"], "tracker=none must be tracker=wandb: the sweep maximizes"),
         (
             ["hydra.run.dir=x", "seed=1,2"],
-            "hydra.run.dir=x is refused: each job has a folder of its own",
+            "hydra.run.dir=x must be left out: W&B launches the jobs, each in its own folder",
         ),
     ],
 )
-def test_what_cannot_be_a_sweep_is_refused_with_a_remedy(
+def test_an_error_says_why_the_overrides_are_no_sweep(
     describe: Describe, overrides: list[str], told: str
 ) -> None:
     with pytest.raises(SystemExit, match=re.escape(told)):

@@ -247,18 +247,18 @@ def test_a_phase_that_stops_early_gives_its_best_weights_to_the_next() -> None:
 
 
 def test_the_end_of_a_phase_is_reported_once_even_if_the_job_pauses_there() -> None:
-    told: list[int] = []
+    epochs_at_end: list[int] = []
     phases = [Phase(2, 0), Phase(2, 1), Phase(1, 2)]
     for stop_after in (2, None):
-        told.clear()
+        epochs_at_end.clear()
         model = FineTuneModel(small_backbone(), 0.5)
         best = train(
             model,
             phases,
             stop_after=stop_after,
-            on_phase=lambda state: told.append(len(state["history"])),
+            on_phase=lambda state: epochs_at_end.append(len(state["history"])),
         )
-        assert told == ([2] if stop_after else [2, 4])
+        assert epochs_at_end == ([2] if stop_after else [2, 4])
         assert (best is None) == (stop_after is not None)
 
 

@@ -120,7 +120,7 @@ def report(folders: Sequence[Path], file_format: str, output: str | None) -> Non
 @_errors_as_messages()
 def dashboard(folder: Path) -> None:
     """Save a workspace and a report of a sweep's runs at W&B, and print their URLs."""
-    from tvf.report import compare, publish_dashboard, render_markdown, test_sentence
+    from tvf.report import compare, publish_dashboard, render_markdown, describe_test_score
 
     folder = _sweep_folder(folder)
     tracked = [row for row in read_sweep(folder) if row["wandb_run_id"]]
@@ -141,7 +141,7 @@ def dashboard(folder: Path) -> None:
         config["project"],
         folder.name,
         comparison.score_key,
-        recommendation=f"{comparison.choice.text} {test_sentence(comparison)}".strip(),
+        recommendation=f"{comparison.choice.text} {describe_test_score(comparison)}".strip(),
         table=render_markdown([folder], comparisons).partition("\n\n")[2],
         entity=config["tracker"].get("entity"),
         auroc=any(row["val_auroc"] is not None for row in tracked),

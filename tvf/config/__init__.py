@@ -15,10 +15,10 @@ from tvf.config.build import (
 )
 from tvf.config.identity import (
     NOTHING,
+    Affects,
     Config,
     affects,
     explain_ignored,
-    flatten,
     frozen_layers_config,
     head_phase_config,
     is_transfer,
@@ -26,7 +26,6 @@ from tvf.config.identity import (
     modern_options,
     result_config,
     selection_name,
-    validation_config,
 )
 from tvf.config.names import job_folder, job_name
 
@@ -34,9 +33,10 @@ if TYPE_CHECKING:
     from tvf.config.validate import validate_config as validate_config
 
 __all__ = [
-    "NOTHING",
+    "Affects",
     "Config",
     "DISK_FULL",
+    "NOTHING",
     "affects",
     "build",
     "build_part",
@@ -44,7 +44,6 @@ __all__ = [
     "conf_dir",
     "explain_error",
     "explain_ignored",
-    "flatten",
     "frozen_layers_config",
     "head_phase_config",
     "is_transfer",
@@ -58,7 +57,6 @@ __all__ = [
     "target_node",
     "to_plain",
     "validate_config",
-    "validation_config",
 ]
 
 

@@ -204,11 +204,6 @@ def result_config(config: Config) -> dict[str, Any]:
     return select_options(config, Affects.NUMBERS)
 
 
-def validation_config(config: Config) -> dict[str, Any]:
-    """What the scores of two jobs must have in common to be compared: images and metric."""
-    return select_options(config, Affects.VALIDATION_IMAGES)
-
-
 def head_phase_config(config: Config) -> dict[str, Any]:
     """What a phase that trains the head alone depends on, besides its own length and rates."""
     return select_options(config, Affects.HEAD_PHASE)

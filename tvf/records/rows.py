@@ -1,4 +1,7 @@
-"""What the jobs of a sweep left on disk, as rows: plain data that tables, statistics and charts are made from."""
+"""Read a sweep's jobs back from disk as rows: plain data for tables, statistics and charts.
+
+One row per job. A file that is damaged or foreign only costs its own job's row.
+"""
 
 import csv
 import io
@@ -20,115 +23,117 @@ from tvf.records.sweep import read_configs, read_dropped
 
 Row = dict[str, Any]
 
-NUMBERS = [
-    *("seed", "pct_unfreeze", "trainable_params", "total_params", "epochs", "best_epoch"),
-    *(
-        "val_loss",
-        "val_acc",
-        "val_macro_f1",
-        "val_auroc",
-        "test_loss",
-        "test_acc",
-        "test_macro_f1",
-        "test_auroc",
-    ),
-    *("train_seconds", "prefix_seconds", "images_per_second", "peak_memory_mb"),
+RESULTS = [
+    "trainable_params",
+    "total_params",
+    "epochs",
+    "best_epoch",
+    "val_loss",
+    "val_acc",
+    "val_macro_f1",
+    "val_auroc",
+    "test_loss",
+    "test_acc",
+    "test_macro_f1",
+    "test_auroc",
+    "train_seconds",
+    "prefix_seconds",
+    "images_per_second",
+    "peak_memory_mb",
 ]
+NUMBERS = ["seed", "pct_unfreeze", *RESULTS]
 COLUMNS = [
-    *(
-        "sweep",
-        "folder",
-        "name",
-        "state",
-        "model",
-        "backbone",
-        "data",
-        "metric",
-        *NUMBERS[:2],
-        "unfrozen_groups",
-    ),
-    *(*NUMBERS[2:], "wandb_run_id", "wandb_mode", "wandb_url", "overrides", "error"),
-]
-SO_FAR = ("epoch", "left")  # of a job that runs, for the terminal's table alone
-SHOWN = (
+    "sweep",
+    "folder",
+    "name",
+    "state",
     "model",
-    "model.pct_unfreeze",
+    "backbone",
+    "data",
+    "metric",
     "seed",
-    "stop_after",
-)  # overrides that a table has in columns of their own
-WHOLE = ("config", "history", "summary")  # its files as they are
-DROPPED = (
-    "dropped"  # after how many epochs successive halving has dropped the job; None: it has not
-)
+    "pct_unfreeze",
+    "unfrozen_groups",
+    *RESULTS,
+    "wandb_run_id",
+    "wandb_mode",
+    "wandb_url",
+    "overrides",
+    "error",
+]
+PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
+FILES = ("config", "history", "summary")  # the contents of the job's files
+DROPPED = "dropped"  # the epoch after which successive halving dropped the job, else None
+# Overrides that have columns of their own in a table.
+SHOWN = ("model", "model.pct_unfreeze", "seed", "stop_after")
 
 
 def read_sweep(folder: Path) -> list[Row]:
-    """One row for each job of the sweep in `folder`, those that have not begun included (waiting)."""
+    """Return one row per job of the sweep in `folder`; jobs that have not started are waiting."""
     rows = read_jobs(folder)
-    begun = {row["folder"] for row in rows}
+    started = {row["folder"] for row in rows}
     for name, config in read_configs(folder).items():
-        if name not in begun:
-            row = _blank(folder, config) | {
-                "folder": name,
-                "name": config.get("name"),
-                "state": "waiting",
-            }
-            rows.append(row | {"overrides": []})
+        if name not in started:
+            row = _row_before_start(folder, config)
+            row |= {"folder": name, "name": config.get("name"), "state": "waiting", "overrides": []}
+            rows.append(row)
     return rows
 
 
 def read_jobs(folder: Path) -> list[Row]:
-    """One row for each job folder below `folder`, by fraction, then name. One whose process is gone is interrupted.
+    """Return one row per job folder in `folder`, sorted by fraction, then by name.
 
-    A number that is not finite is None.
+    A job whose process is gone is interrupted. Numbers that are not finite become None. Folders
+    without a valid record are left out, with a message on stderr.
     """
-    rows, dropped = [], read_dropped(folder)
-    for job in (path.parent for path in folder.glob("*/status.json")):
+    dropped = read_dropped(folder)
+    rows = []
+    for path in folder.glob("*/status.json"):
+        job = path.parent
         status = read_status(job)
         if not status:
-            print(
-                f"{job / 'status.json'} is not a job's status: its folder is left out.",
-                file=sys.stderr,
-            )
+            print(f"{path} is not a job's status: skipping its folder.", file=sys.stderr)
             continue
-        summary = _sound(read_json(job / "summary.json"))
-        row = _blank(folder, read_json(job / "config.json")) | {
-            key: summary[key] for key in COLUMNS if key in summary
-        }
-        row |= {
-            key: status.get(key) for key in ("name", "state", "error", "wandb_run_id", "wandb_mode")
-        }
-        row["name"] = str(row["name"])
-        row |= {
-            "folder": job.name,
-            "overrides": _overrides(job),
-            "history": read_history(job),
-            "summary": summary,
-        }
-        row[DROPPED] = dropped.get(job.name)
-        if row["state"] == "running" and not is_running(job):
-            row["error"] = STOPPED[1]
-        if row["error"] in STOPPED:
-            row["state"] = "interrupted"
-        numbers = all(isinstance(row[key], int | float | None) for key in NUMBERS)
-        if not numbers or not isinstance(row["seed"], int | None) or row["metric"] not in METRICS:
-            print(f"{job} holds no job's record: it is left out.", file=sys.stderr)
+        row = _read_job(job, status) | {DROPPED: dropped.get(job.name)}
+        if not _is_valid(row):
+            print(f"{job} does not hold a valid job record: skipping it.", file=sys.stderr)
             continue
-        rows.append(row | {key: finite(row[key]) for key in NUMBERS} | _so_far(row))
-    return sorted(
-        rows,
-        key=lambda row: (
-            row["pct_unfreeze"] is None,
-            row["pct_unfreeze"],
-            row["name"],
-            row["folder"],
-        ),
-    )
+        rows.append(row | {key: finite(row[key]) for key in NUMBERS} | _progress(row))
+    return sorted(rows, key=_sort_key)
 
 
-def _blank(folder: Path, config: dict[str, Any]) -> Row:
-    """What is known of a job before it has begun."""
-    row = dict.fromkeys((*COLUMNS, *SO_FAR, *WHOLE, DROPPED))
+def _sort_key(row: Row) -> tuple[Any, ...]:
+    return (row["pct_unfreeze"] is None, row["pct_unfreeze"], row["name"], row["folder"])
+
+
+def _read_job(job: Path, status: dict[str, Any]) -> Row:
+    """Return the row of the job in folder `job`, whose numbers are not checked yet."""
+    summary = _valid_summary(read_json(job / "summary.json"))
+    row = _row_before_start(job.parent, read_json(job / "config.json"))
+    row |= {key: summary[key] for key in COLUMNS if key in summary}
+    row |= {key: status.get(key) for key in ("state", "error", "wandb_run_id", "wandb_mode")}
+    row |= {
+        "name": str(status.get("name")),
+        "folder": job.name,
+        "overrides": _overrides(job),
+        "history": read_history(job),
+        "summary": summary,
+    }
+    if row["state"] == "running" and not is_running(job):
+        row["error"] = STOPPED[1]
+    if row["error"] in STOPPED:
+        row["state"] = "interrupted"
+    return row
+
+
+def _is_valid(row: Row) -> bool:
+    numbers = all(isinstance(row[key], int | float | None) for key in NUMBERS)
+    return numbers and isinstance(row["seed"], int | None) and row["metric"] in METRICS
+
+
+def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
+    """Return a row with what a job's config says, for the sweep in `folder`."""
+    row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED])
     row |= {
         "sweep": folder.name,
         "config": config,
@@ -136,64 +141,57 @@ def _blank(folder: Path, config: dict[str, Any]) -> Row:
         "summary": {},
         "metric": "accuracy",
     }
-    if isinstance(model := config.get("model"), dict):
-        row |= {
-            "pct_unfreeze": known_fraction(model)
-            if "_target_" in model
-            else model.get("pct_unfreeze") or 0
-        }
-        row |= (
-            {"model": "transfer" if is_transfer(model) else "finetune"}
-            if "_target_" in model
-            else {}
-        )
-    if any(
-        not isinstance(config.get(node, {}), dict) for node in ("model", "data", "store", "tracker")
-    ):
-        row["config"] = config = {}  # nobody knows what was trained
+    model = config.get("model")
+    if isinstance(model, dict) and "_target_" in model:
+        row["pct_unfreeze"] = known_fraction(model)
+        row["model"] = "transfer" if is_transfer(model) else "finetune"
+    elif isinstance(model, dict):
+        row["pct_unfreeze"] = model.get("pct_unfreeze") or 0
+    nodes = [config.get(key, {}) for key in ("model", "data", "store", "tracker")]
+    if not all(isinstance(node, dict) for node in nodes):
+        row["config"] = config = {}  # damaged: it does not say what was trained
     if "data" in config:
         row["metric"] = str(metric_of(config))
     return row | {key: config.get(key) for key in ("seed", "epochs")}
 
 
 def read_history(job: Path) -> list[dict[str, Any]]:
-    """The epochs of a job; none where its file is not as tvf writes it."""
+    """Return the epochs of a job; none if its metrics.jsonl is missing or damaged."""
     try:
-        lines = [
-            finite(json.loads(line)) for line in (job / "metrics.jsonl").read_text().splitlines()
-        ]
-        sound = all(
-            isinstance(value, int | float | None) for line in lines for value in line.values()
+        text = (job / "metrics.jsonl").read_text()
+        epochs = [finite(json.loads(line)) for line in text.splitlines()]
+        valid = all(
+            isinstance(value, int | float | None) for epoch in epochs for value in epoch.values()
         )
-        return [line for line in lines if line["epoch"] > 0] if sound else []
+        return [epoch for epoch in epochs if epoch["epoch"] > 0] if valid else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
-def _sound(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary without what is not of the kind that tvf writes: one job's file must not cost the whole page."""
-    texts = ("unfrozen_groups", "approximations", "classes")
-    kinds = {
-        **dict.fromkeys(texts, lambda value: _list_of(value, str)),
-        **dict.fromkeys(("versions", "machine"), lambda value: isinstance(value, dict)),
-        **dict.fromkeys(
-            ("metric", "name", "wandb_url"), lambda value: isinstance(value, str | None)
-        ),
-    }
-    for part in ("val", "test"):
-        kinds[f"{part}_recall"] = lambda value: _list_of(value, int | float | None)
-        kinds[f"{part}_confusion"] = lambda value: (
-            value is None or (_list_of(value, list) and all(_list_of(row, int) for row in value))
+def _valid_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary without values of a wrong type, so that one file cannot break a page."""
+    checks: dict[str, Any] = {}
+    for key in ("unfrozen_groups", "approximations", "classes"):
+        checks[key] = lambda value: _is_list_of(value, str)
+    for key in ("versions", "machine"):
+        checks[key] = lambda value: isinstance(value, dict)
+    for key in ("metric", "name", "wandb_url"):
+        checks[key] = lambda value: isinstance(value, str | None)
+    for split in ("val", "test"):
+        checks[f"{split}_recall"] = lambda value: _is_list_of(value, int | float | None)
+        checks[f"{split}_confusion"] = lambda value: (
+            value is None
+            or (_is_list_of(value, list) and all(_is_list_of(line, int) for line in value))
         )
-    return {key: value for key, value in summary.items() if key not in kinds or kinds[key](value)}
+    return {key: value for key, value in summary.items() if key not in checks or checks[key](value)}
 
 
-def _list_of(value: Any, kind: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+def _is_list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _so_far(row: Row) -> dict[str, Any]:
-    """How many epochs of how many are trained, and the seconds that the rest will take."""
+def _progress(row: Row) -> dict[str, Any]:
+    """Return how many of its epochs a job has trained, and the estimated seconds left."""
     epochs, history = row["epochs"], row["history"]
     try:
         left = (epochs - len(history)) * median(epoch["epoch_seconds"] for epoch in history)
@@ -202,41 +200,46 @@ def _so_far(row: Row) -> dict[str, Any]:
         return {"epoch": f"0/{epochs}" if epochs else None, "left": None}
 
 
-@cache  # they do not change, and a live table asks every other second
+@cache  # they do not change, and a live table reads them every two seconds
 def _overrides(job: Path) -> list[str]:
     try:
         listed = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return []
-    # Hydra escapes what a sweep was given plainly: block\\:layer3.
-    return [str(each).replace("\\:", ":") for each in listed] if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    # Hydra escapes colons in swept values: data.dir=a\\:b.
+    return [str(override).replace("\\:", ":") for override in listed]
 
 
 def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list[list[str]]:
-    """Of each row the overrides that not all have, but for those whose keys are shown `beside` them."""
-    begun = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
-    common = set.intersection(*begun) if begun else set()
+    """Return each row's overrides that not all started jobs share.
+
+    Overrides whose keys are in `beside`, because a table shows them in other columns, are left out.
+    """
+    started = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
+    common = set.intersection(*started) if started else set()
     return [
         [
-            each
-            for each in row["overrides"]
-            if each not in common and each.partition("=")[0] not in beside
+            override
+            for override in row["overrides"]
+            if override not in common and override.partition("=")[0] not in beside
         ]
         for row in rows
     ]
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """These columns of the rows under their names; lists are joined with spaces."""
+    """Return these columns of the rows as CSV with a header; lists are joined with spaces."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     for row in rows:
-        known = {key: row.get(key) for key in columns}
+        cells = {key: row.get(key) for key in columns}
         writer.writerow(
             {
                 key: " ".join(value) if isinstance(value, list) else value
-                for key, value in known.items()
+                for key, value in cells.items()
             }
         )
     return text.getvalue()

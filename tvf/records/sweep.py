@@ -1,4 +1,7 @@
-"""sweep.json: the configs of a sweep's jobs, so that each of them knows what the others will need."""
+"""The manifest of a sweep, sweep.json: its jobs' configs, its commands, and halving's decisions.
+
+Each job reads the others' configs from it, to know which shared results they will need.
+"""
 
 import secrets
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from tvf.files import read_json, write_json
 def write_manifest(
     folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None
 ) -> None:
-    """Note the configs of jobs by the names of their folders, and the command, beside what the sweep had before."""
+    """Add jobs (configs by folder name) and the command that launched them to the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
@@ -23,7 +26,7 @@ def write_manifest(
         if command and command not in commands:
             commands = [*commands, command]
         manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
-        if is_halving(folder):  # what is launched once more is not dropped any more
+        if is_halving(folder):  # a job that is launched again is no longer dropped
             dropped = {
                 name: epochs for name, epochs in read_dropped(folder).items() if name not in configs
             }
@@ -32,14 +35,14 @@ def write_manifest(
 
 
 def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
-    """Note that the sweep in `folder` is one of successive halving, and after how many epochs it decides."""
+    """Record that the sweep in `folder` uses successive halving, whose rungs end at `budgets`."""
     with FileLock(folder / ".lock"):
         halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
         write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
 
 
 def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
-    """Note how successive halving has decided after a rung, and the folders of the jobs that go on no more."""
+    """Record the decision at the end of a rung; `dropped` names the folders of the dropped jobs."""
     with FileLock(folder / ".lock"):
         manifest = read_json(folder / "sweep.json")
         halving = manifest["halving"]
@@ -49,12 +52,12 @@ def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
 
 
 def is_halving(folder: Path) -> bool:
-    """Whether the sweep in `folder` is one of successive halving."""
+    """Return whether the sweep in `folder` uses successive halving."""
     return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
 
 
 def read_dropped(folder: Path) -> dict[str, int]:
-    """The folders of the jobs that successive halving has dropped, and after how many epochs."""
+    """Return the folders of the jobs that successive halving dropped, and after which epoch."""
     halving = read_json(folder / "sweep.json").get("halving")
     dropped = halving.get("dropped") if isinstance(halving, dict) else None
     if not isinstance(dropped, dict):
@@ -63,52 +66,55 @@ def read_dropped(folder: Path) -> dict[str, int]:
 
 
 def summary_run_id(folder: Path) -> str:
-    """The id of the run that compares the jobs at their tracker: made once, so that a sweep that goes on has one."""
-    return _summary(folder, {"id": secrets.token_hex(4)})["id"]
+    """Return the id of the tracker's run that compares the jobs.
+
+    It is created once, so that a resumed sweep updates the same run.
+    """
+    return _update_summary(folder, defaults={"id": secrets.token_hex(4)})["id"]
 
 
 def note_summary(folder: Path, mode: str | None) -> None:
-    """Note how the run that compares the jobs was logged, for whoever sends what has not arrived."""
-    _summary(folder, {}, {"mode": mode})
+    """Record how the run that compares the jobs was logged, for `wandb sync` hints later."""
+    _update_summary(folder, changes={"mode": mode})
 
 
 def summary_mode(folder: Path) -> str | None:
-    """How the run that compares the jobs was logged; None if it was not."""
+    """Return how the run that compares the jobs was logged; None if it was not."""
     summary = read_json(folder / "sweep.json").get("summary")
     return summary.get("mode") if isinstance(summary, dict) else None
 
 
-def _summary(
-    folder: Path, new: dict[str, Any], changes: dict[str, Any] | None = None
+def _update_summary(
+    folder: Path, defaults: dict[str, Any] | None = None, changes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
+    """Fill in and change the manifest's entry about the comparing run, and return the entry."""
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
         manifest = read_json(path)
         held = manifest.get("summary")
-        summary = new | (held if isinstance(held, dict) else {}) | (changes or {})
+        summary = (defaults or {}) | (held if isinstance(held, dict) else {}) | (changes or {})
         if summary != held:
             write_json(path, manifest | {"summary": summary})
     return summary
 
 
 def read_commands(folder: Path) -> list[dict[str, Any]]:
-    """The commands that the sweep in `folder` was started and widened by: each its folder and its arguments."""
+    """Return the commands that started and extended the sweep, as their folder and arguments."""
     commands = read_json(folder / "sweep.json").get("commands")
     if isinstance(commands, list) and all(
-        isinstance(c, dict) and {"folder", "arguments"} <= c.keys() for c in commands
+        isinstance(command, dict) and {"folder", "arguments"} <= command.keys()
+        for command in commands
     ):
         return commands
     return []
 
 
 def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The configs of the jobs of the sweep in `folder`, by the names of their folders."""
+    """Return the configs of the jobs of the sweep in `folder`, by folder name."""
     jobs = read_json(folder / "sweep.json").get("jobs")
-    return (
-        {name: job for name, job in jobs.items() if isinstance(job, dict)}
-        if isinstance(jobs, dict)
-        else {}
-    )
+    if not isinstance(jobs, dict):
+        return {}
+    return {name: job for name, job in jobs.items() if isinstance(job, dict)}
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:

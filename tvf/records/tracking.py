@@ -1,6 +1,6 @@
-"""Where a job's numbers go beside its own folder: to a tracker (W&B, or none).
+"""Trackers, which get a copy of a job's results: Weights & Biases, or none.
 
-A tracker's `start` opens one run as a context: leaving it through an exception marks the run as failed.
+A tracker's `start` opens one run as a context; an exception in the context marks the run as failed.
 """
 
 import logging
@@ -15,14 +15,15 @@ from tvf.errors import InputError, require_choice, require_number
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "sweep-summary"  # the job type, and the name, of the run that compares a sweep's jobs
+SUMMARY = "sweep-summary"  # job type and name of the run that compares a sweep's jobs
 WANDB_MODES = ("online", "offline", "disabled")
 
 
 class Run(Protocol):
-    """One job's run at a tracker. `id`, `mode` and `url` are None where there is none.
+    """One job's run at a tracker. Its methods do not raise.
 
-    `mode` is offline, unsynced, which an online run is until everything has arrived, or online. Nothing here raises.
+    `mode` is offline, unsynced (an online run until everything has arrived) or online. `id`,
+    `mode` and `url` are None if the tracker has no run.
     """
 
     id: str | None
@@ -30,29 +31,31 @@ class Run(Protocol):
     url: str | None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        """Add a point to the run's curves. One that an earlier attempt has sent at this step is not taken twice."""
+        """Add a point to the run's curves, unless an earlier attempt has logged this step."""
 
-    def summarise(self, values: dict[str, Any]) -> None:
+    def set_summary(self, values: dict[str, Any]) -> None:
         """Set the run's final values."""
 
-    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
-        """Add tables, given as rows, and pictures."""
+    def log_media(self, tables: dict[str, list[dict[str, Any]]], images: dict[str, Path]) -> None:
+        """Add tables, given as rows, and image files."""
 
 
 def sync_command(folders: Sequence[str], mode: str | None) -> str | None:
-    """The command that sends what W&B has not got of the jobs in `folders`, quoted for a shell; None if it has all."""
+    """Return the shell command that uploads what W&B lacks of the jobs in `folders`.
+
+    The folders must be quoted for a shell. Returns None if W&B has everything.
+    """
     if mode == "offline":
         return f"wandb sync {' '.join(f'{folder}/wandb/offline-run-*' for folder in folders)}"
     if mode == "unsynced":
-        return (
-            f"wandb sync --include-online {' '.join(f'{folder}/wandb/run-*' for folder in folders)}"
-        )
+        runs = " ".join(f"{folder}/wandb/run-*" for folder in folders)
+        return f"wandb sync --include-online {runs}"
     return None
 
 
 @dataclass(frozen=True)
 class NoTracker:
-    """Nothing but the job's folder."""
+    """No tracker: results are only recorded in the job's folder."""
 
     @contextmanager
     def start(
@@ -64,35 +67,37 @@ class NoTracker:
         run_id: str | None = None,
         job_type: str | None = None,
     ) -> Iterator[Run]:
-        """Open a run that goes nowhere."""
+        """Open a run that discards what it gets."""
         yield _NoRun()
 
 
 @dataclass
 class _NoRun:
+    """A run that discards what it gets: the files in the job's folder hold the same data."""
+
     id: str | None = None
     mode: str | None = None
     url: str | None = None
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        """Nothing to add: metrics.jsonl has it."""
+        """Do nothing: metrics.jsonl holds the metrics."""
 
-    def summarise(self, values: dict[str, Any]) -> None:
-        """Nothing to set: summary.json has it."""
+    def set_summary(self, values: dict[str, Any]) -> None:
+        """Do nothing: summary.json holds the values."""
 
-    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
-        """Nothing to add: report.html has it."""
+    def log_media(self, tables: dict[str, list[dict[str, Any]]], images: dict[str, Path]) -> None:
+        """Do nothing: report.html holds the tables and charts."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Nothing to send."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class WandbTracker:
-    """One W&B run for each job. `mode` null means online where somebody is logged in, else offline.
+    """One W&B run per job. `mode` None means online if the user is logged in, else offline.
 
-    A server that does not answer costs at most `timeout` seconds at the start and at the end, and no number: the run
-    stays on disk, ready for `wandb sync`.
+    A server that does not respond delays a job by at most `timeout` seconds at its start and end.
+    No data is lost: the run stays on disk, ready for `wandb sync`.
     """
 
     project: str
@@ -103,7 +108,9 @@ class WandbTracker:
 
     def __post_init__(self) -> None:
         if not self.project:
-            raise InputError("project is empty: name the W&B project, or set tracker=none.")
+            raise InputError(
+                "project is empty: set it to the name of a W&B project, or set tracker=none."
+            )
         if self.mode is not None:
             require_choice("tracker.mode", self.mode, WANDB_MODES)
         elif mode := os.environ.get("WANDB_MODE"):
@@ -121,7 +128,7 @@ class WandbTracker:
         run_id: str | None = None,
         job_type: str | None = None,
     ) -> Iterator[Run]:
-        """Open the run, or go on with the one of an earlier attempt; its files lie below `folder`/wandb."""
+        """Open the run, or resume the one with id `run_id`; its files lie in `folder`/wandb."""
         import wandb
 
         def init(mode: Any) -> Any:
@@ -137,7 +144,7 @@ class WandbTracker:
                 dir=folder,
                 id=run_id,
                 resume="allow" if run_id else None,
-                # Without this a second job in one process would go on writing to the first one's run.
+                # Otherwise a second job in this process would write to the first job's run.
                 reinit="finish_previous",
                 settings=wandb.Settings(
                     silent=True,
@@ -148,29 +155,38 @@ class WandbTracker:
                 ),
             )
 
-        tracked: _WandbRun | _NoRun = _NoRun()
+        run = self._open(init, folder, run_id)
+        try:
+            yield run
+        except BaseException:
+            # Not `with run`, which would print a traceback even for errors shown as a message.
+            run.finish(exit_code=1)
+            raise
+        run.finish()
+
+    def _open(
+        self, init: Callable[[Any], Any], folder: Path, run_id: str | None
+    ) -> "_WandbRun | _NoRun":
+        """Return a run that `init(mode)` opens, offline if the first mode fails.
+
+        If that fails too, the run returned does nothing.
+        """
         for mode in dict.fromkeys((self._mode(), "offline")):
             try:
                 run = init(mode)
                 tracked = _WandbRun(run)
                 if run_id:
                     _set_aside(folder / "wandb", run_id, Path(run.settings.sync_dir))
-                break
-            except Exception as error:  # whatever it is, it is not the job's
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                return tracked
+            except Exception as error:  # no failure of W&B may end the job
                 outcome = (
-                    "the run stays on disk" if mode == "online" else "the job goes on without it"
+                    "the run stays on disk" if mode == "online" else "the job continues without W&B"
                 )
-                log.warning("W&B cannot be used %s (%s): %s.", mode, reason, outcome)
-        try:
-            yield tracked
-        except BaseException:
-            # Not through `with run`, which would print a traceback even for a mistake that is told in words.
-            tracked.finish(exit_code=1)
-            raise
-        tracked.finish()
+                log.warning("W&B %s run failed to start (%s): %s.", mode, _reason(error), outcome)
+        return _NoRun()
 
     def _mode(self) -> Any:
+        """Return the mode to start runs in; InputError if online is asked for without a login."""
         mode = self.mode or os.environ.get("WANDB_MODE")
         if mode in ("offline", "disabled"):
             return mode
@@ -179,33 +195,37 @@ class WandbTracker:
         wandb.setup(wandb.Settings(silent=True))
         try:
             logged_in = wandb.login(prompt=False, verify=False)
-        except wandb.Error as error:  # it tells where the key was found and what is wrong with it
+        except wandb.Error as error:  # it says where the key was found and what is wrong with it
             raise InputError(
-                f"W&B refuses the login: {error} tracker=none does without W&B."
+                f"W&B login failed: {error} Set tracker=none to train without W&B."
             ) from error
         finally:
-            # Jobs that are started from here would share this process's W&B process: what kills it would harm them all.
+            # Otherwise jobs started from here would all share this process's W&B service process,
+            # and would all be affected if it is killed.
             os.environ.pop("WANDB_SERVICE", None)
         if mode and not logged_in:
             raise InputError(
-                "tracker.mode=online is refused: nobody is logged in to W&B. wandb login, or leave it out."
+                "tracker.mode=online needs a W&B login: run `wandb login`, or leave it out."
             )
         return "online" if logged_in else "offline"
 
 
 def _set_aside(folder: Path, run_id: str, current: Path) -> None:
-    """Rename what earlier attempts at the run left on disk: this one repeats their epochs, and they may be torn."""
+    """Rename the files of earlier attempts at the run, so that they are not synced.
+
+    The current attempt repeats their epochs, and the files may be truncated.
+    """
     for path in [*folder.glob(f"run-*-{run_id}"), *folder.glob(f"offline-run-*-{run_id}")]:
         if path.name != current.name:
             path.rename(path.with_name(f"earlier-{path.name}"))
 
 
 class _WandbRun:
-    """A run that W&B has opened. What it raises later costs what W&B would have got, which stays on disk."""
+    """A run that W&B has opened. If W&B fails later, the rest of the data is not uploaded."""
 
     def __init__(self, run: Any) -> None:
         self._run, self._broken = run, False
-        self._next: int = run.starting_step  # after what an earlier attempt has sent
+        self._next: int = run.starting_step  # the first step that no earlier attempt has sent
         self._online = run.settings.mode == "online"
         self.id: str | None = run.id
         self.mode: str | None = "unsynced" if self._online else run.settings.mode
@@ -217,27 +237,25 @@ class _WandbRun:
             known = {key: value for key, value in metrics.items() if value is not None}
             self._try(lambda: self._run.log(known, step=step))
 
-    def summarise(self, values: dict[str, Any]) -> None:
+    def set_summary(self, values: dict[str, Any]) -> None:
         self._try(lambda: self._run.summary.update(values))
 
-    def show(self, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, Path]) -> None:
+    def log_media(self, tables: dict[str, list[dict[str, Any]]], images: dict[str, Path]) -> None:
         import wandb
 
         def send() -> None:
-            shown: dict[str, Any] = {
-                name: wandb.Image(str(path)) for name, path in pictures.items()
-            }
+            media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
             for name, rows in tables.items():
                 columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
-                shown[name] = wandb.Table(
+                media[name] = wandb.Table(
                     columns=columns, data=[[row.get(column) for column in columns] for row in rows]
                 )
-            self._run.log(shown)
+            self._run.log(media)
 
         self._try(send)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Send what is left; what cannot be sent in time stays on disk."""
+        """Send the remaining data; what cannot be sent in time stays on disk."""
         self._try(lambda: self._run.finish(exit_code=exit_code))
         if self._online and not self._broken:
             self.mode = "online"
@@ -249,5 +267,8 @@ class _WandbRun:
             call()
         except Exception as error:
             self._broken = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("W&B has failed (%s): training goes on without it.", reason)
+            log.warning("W&B has failed (%s): training continues without it.", _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The comparison in the forms that people want it in: a page, a Markdown table, CSV, JSON, a figure."""
+"""A comparison in every output format: HTML page, Markdown table, CSV, JSON, PNG with SVG."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,19 @@ from typing import Any
 from tvf.files import finite, write_whole
 from tvf.records import COLUMNS, Row, csv_text
 from tvf.report import tables
+from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
-from tvf.report.html import render_html, sweep_commands, test_sentence
+from tvf.report.configuration import Configuration
+from tvf.report.sentences import describe_test_score
 
 FORMATS = ("html", "md", "csv", "json", "png")
 
 
 def render_report(folders: Sequence[Path], rows: Sequence[Row], kind: str) -> dict[str, bytes]:
-    """The comparison of the jobs of the sweeps in `folders` in one of FORMATS: file names and what is in them."""
+    """Render the comparison of `rows`, the jobs of the sweeps in `folders`, in one of FORMATS.
+
+    Returns file contents by file name.
+    """
     if kind == "csv":
         epochs = tables.epochs(rows)
         columns = list(dict.fromkeys(key for row in epochs for key in row))
@@ -29,15 +34,18 @@ def render_report(folders: Sequence[Path], rows: Sequence[Row], kind: str) -> di
     if kind == "json":
         text = json.dumps(finite(report_data(folders, comparisons)), indent=2, allow_nan=False)
         return {"report.json": (text + "\n").encode()}
+    # The libraries behind charts and pages are slow to import.
     if kind == "png":
-        from tvf.report.figure import draw_figure
+        from tvf.report.pictures import draw_figure
 
-        return {f"report.{each}": draw_figure(comparisons, each) for each in ("png", "svg")}
+        return {f"report.{suffix}": draw_figure(comparisons, suffix) for suffix in ("png", "svg")}
+    from tvf.report.html import render_html
+
     return {"report.html": render_html(folders, rows, comparisons).encode()}
 
 
 def write_files(files: dict[str, bytes], folder: Path) -> list[Path]:
-    """Write what `make` made; raises OSError."""
+    """Write the files that `render_report` returns; raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -45,66 +53,84 @@ def write_files(files: dict[str, bytes], folder: Path) -> list[Path]:
 
 
 def render_markdown(folders: Sequence[Path], comparisons: Sequence[Comparison]) -> str:
-    """The recommendation and the table of configurations, mean ± sample standard deviation over seeds."""
+    """The recommendation and the table of configurations, as mean ± sample standard deviation."""
     lines = []
-    for each in comparisons:
-        lines += [f"### {each.title}", ""] if each.title else []
-        lines += [each.choice.text, *([test_sentence(each)] if test_sentence(each) else []), ""]
-        word = each.word
-        lines.append(
-            f"| `pct_unfreeze` | seeds | validation {word} | 95 % interval | test {word} | seconds a job | trainable |"
-        )
-        lines.append("|---|---|---|---|---|---|---|")
-        for row in tables.overview(each):
-            cells = [
-                row["label"].replace("|", r"\|"),
-                row["n"],
-                _spread(row.get("val"), row.get("sd")),
-                f"{row['low']:.3f} to {row['high']:.3f}" if row.get("low") is not None else "",
-                _spread(row.get("test"), row.get("test_sd")),
-                "" if row["seconds"] is None else f"{row['seconds']:.1f}",
-                "" if row["trainable_params"] is None else f"{row['trainable_params']:,}",
-            ]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        lines += ["", *(f"- {note}" for note in each.notes), *([""] if each.notes else [])]
+    for comparison in comparisons:
+        if comparison.title:
+            lines += [f"### {comparison.title}", ""]
+        lines.append(comparison.choice.text)
+        if test_score := describe_test_score(comparison):
+            lines.append(test_score)
+        lines += ["", *_markdown_table(comparison), ""]
+        if comparison.notes:
+            lines += [*(f"- {note}" for note in comparison.notes), ""]
     lines += [f"`{command}`" for folder in folders for command in sweep_commands(folder)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _spread(mean: float | None, sd: float | None) -> str:
+def _markdown_table(comparison: Comparison) -> list[str]:
+    word = comparison.word
+    headings = [
+        "`pct_unfreeze`",
+        "seeds",
+        f"validation {word}",
+        "95 % interval",
+        f"test {word}",
+        "seconds per job",
+        "trainable",
+    ]
+    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for row in tables.overview(comparison):
+        low, seconds, trainable = row.get("low"), row["seconds"], row["trainable_params"]
+        cells = [
+            row["label"].replace("|", r"\|"),
+            str(row["n"]),
+            _mean_and_sd(row.get("val"), row.get("sd")),
+            "" if low is None else f"{low:.3f} to {row['high']:.3f}",
+            _mean_and_sd(row.get("test"), row.get("test_sd")),
+            "" if seconds is None else f"{seconds:.1f}",
+            "" if trainable is None else f"{trainable:,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _mean_and_sd(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return ""
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def report_data(folders: Sequence[Path], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Everything in the page, for programs."""
+    """Everything on the page, for programs."""
     return {
         "sweeps": [
             {"folder": str(folder), "commands": sweep_commands(folder)} for folder in folders
         ],
-        "comparisons": [
-            {
-                "data": each.title,
-                "metric": each.metric,
-                "recommendation": each.choice.text,
-                "chosen": each.choice.chosen.label if each.choice.chosen else None,
-                "best": each.choice.best.label if each.choice.best else None,
-                "pareto_front": each.front,
-                "configurations": [
-                    row
-                    | {"scores": {str(seed): score for seed, score in configuration.scores.items()}}
-                    | {"by_class": tables.by_class(configuration)}
-                    for row, configuration in zip(
-                        tables.overview(each), each.configurations, strict=True
-                    )
-                ],
-                "differences": tables.differences(each),
-                "jobs": [
-                    {key: row[key] for key in ("label", *COLUMNS)} for row in tables.jobs(each)
-                ],
-                "notes": each.notes,
-            }
-            for each in comparisons
-        ],
+        "comparisons": [_comparison_data(comparison) for comparison in comparisons],
     }
+
+
+def _comparison_data(comparison: Comparison) -> dict[str, Any]:
+    choice = comparison.choice
+    rows = tables.overview(comparison)
+    return {
+        "data": comparison.title,
+        "metric": comparison.metric,
+        "recommendation": choice.text,
+        "chosen": choice.chosen.label if choice.chosen else None,
+        "best": choice.best.label if choice.best else None,
+        "pareto_front": comparison.front,
+        "configurations": [
+            _configuration_data(row, configuration)
+            for row, configuration in zip(rows, comparison.configurations, strict=True)
+        ],
+        "differences": tables.differences(comparison),
+        "jobs": [{key: row[key] for key in ("label", *COLUMNS)} for row in tables.jobs(comparison)],
+        "notes": comparison.notes,
+    }
+
+
+def _configuration_data(row: dict[str, Any], configuration: Configuration) -> dict[str, Any]:
+    scores = {str(seed): score for seed, score in configuration.scores.items()}
+    return row | {"scores": scores, "by_class": tables.by_class(configuration)}

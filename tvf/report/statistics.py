@@ -1,7 +1,7 @@
-"""Scores over seeds: means with their uncertainty, differences paired by seed, and the one-standard-error rule.
+"""Statistics over seeds: means with intervals, paired tests, the one-standard-error rule.
 
-Plain functions on lists of numbers. What they say is about seeds: about training anew on the same images, not about
-other images.
+Plain functions on lists of numbers. All uncertainty is over seeds: it describes training again on
+the same images and says nothing about other images.
 """
 
 import math
@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
 
-from scipy.stats import t as student
-
-LEVEL = 0.95  # of intervals
+LEVEL = 0.95  # of confidence intervals
+ROUNDING = 1e-12  # means of the same scores in another order differ in their last digits
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds. `sd` is the sample standard deviation, n - 1 below; None for one seed, as are the rest."""
+    """A mean over `n` seeds with its uncertainty.
+
+    `sd` is the sample standard deviation (n - 1), `error` the standard error of the mean, `low` and
+    `high` the ends of the confidence interval. All four are None for a single seed.
+    """
 
     n: int
     mean: float
@@ -28,32 +31,36 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
-    """Mean, standard deviation, standard error sd / sqrt(n), and Student's interval mean ± t(n - 1) * error.
+    """Estimate a mean: standard error sd / sqrt(n), Student's interval mean ± t(n - 1) * error.
 
-    The interval ends where values must: `low` and `high` are the least and the greatest that there can be.
+    The interval is clipped to [`low`, `high`], the range of possible values.
 
-    Student 1908, The probable error of a mean, Biometrika 6. Assumes that seeds are a sample of a normal distribution.
+    Student 1908, The probable error of a mean, Biometrika 6. Assumes that seeds are a sample from a
+    normal distribution.
     """
     n, mean = len(values), fmean(values)
     if n < 2:
-        return Estimate(n, mean, None, None, None, None)
+        return Estimate(n, mean, sd=None, error=None, low=None, high=None)
     sd = stdev(values)
     error = sd / math.sqrt(n)
-    reach = _quantile(n - 1) * error
-    return Estimate(n, mean, sd, error, max(mean - reach, low), min(mean + reach, high))
+    margin = _t_quantile(n - 1) * error
+    return Estimate(n, mean, sd, error, low=max(mean - margin, low), high=min(mean + margin, high))
 
 
 @cache
-def _quantile(degrees: int) -> float:
-    return float(student.ppf((1 + LEVEL) / 2, degrees))
+def _t_quantile(degrees_of_freedom: int) -> float:
+    from scipy.stats import t  # slow to import
+
+    return float(t.ppf((1 + LEVEL) / 2, degrees_of_freedom))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The score of `a` minus that of `b` over the seeds that both have. The interval is of this pair by itself.
+    """The score of `a` minus the score of `b` over the seeds that both have.
 
-    `p` is two-sided, of a difference of 0; None where there are fewer than two seeds, or all differ by the same.
-    `p_holm` is corrected for all the pairs that were compared.
+    The interval is for this pair alone, without correction. `p` is the two-sided p-value of the
+    paired t-test; None for fewer than two seeds, or if the difference is the same for every seed.
+    `p_holm` is `p` corrected for all pairs compared.
     """
 
     a: str
@@ -66,53 +73,56 @@ class Difference:
 def paired_difference(
     a: str, b: str, scores: Mapping[str, Mapping[int, float]]
 ) -> Difference | None:
-    """Student's paired t-test of two rows of `scores`, given by seed; None if they share no seed.
+    """Student's paired t-test of two entries of `scores`, by seed; None if they share no seed.
 
-    Pairing removes what a seed does to both alike (Gosset's paired comparison; Montgomery, Design and Analysis of
-    Experiments, section 2.5).
+    Pairing removes what a seed does to both alike (Gosset's paired comparison; Montgomery, Design
+    and Analysis of Experiments, section 2.5).
     """
-    shared = sorted(scores[a].keys() & scores[b].keys())
-    if not shared:
+    seeds = sorted(scores[a].keys() & scores[b].keys())
+    if not seeds:
         return None
-    found = estimate([scores[a][seed] - scores[b][seed] for seed in shared])
+    scores_a = [scores[a][seed] for seed in seeds]
+    scores_b = [scores[b][seed] for seed in seeds]
+    difference = estimate([x - y for x, y in zip(scores_a, scores_b, strict=True)])
     p = None
-    if (
-        found.error is not None and found.error > 1e-12
-    ):  # below it is rounding: the same difference for every seed
-        p = float(2 * student.sf(abs(found.mean) / found.error, found.n - 1))
-    return Difference(a, b, found, p)
+    # An error below rounding means the same difference for every seed: t is undefined.
+    if difference.error is not None and difference.error > ROUNDING:
+        from scipy.stats import ttest_rel  # slow to import
+
+        p = float(ttest_rel(scores_a, scores_b).pvalue)
+    return Difference(a, b, difference, p)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the given order: the chance of any false rejection stays below the level.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for multiple testing, in the given order, by Holm's step-down procedure.
 
-    Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+    Controls the probability of any false rejection (the family-wise error rate). Holm 1979, A
+    simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
     """
-    corrected, running = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        running = max(running, min(1.0, (len(values) - rank) * values[index]))
+    corrected, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
 
 
-def within_one_error(scores: Mapping[str, Estimate]) -> tuple[str, list[str]]:
-    """The best mean, and all that lie within one standard error of it, the error being the best one's own.
+def within_one_error(estimates: Mapping[str, Estimate]) -> tuple[str, list[str]]:
+    """Name the best mean, and all means within one standard error (the best one's) of it.
 
-    Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3: of these, choose the
-    simplest. Theirs is an error over cases, here it is one over seeds. Raises ValueError if the best has one seed only.
+    Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3:
+    choose the simplest of these. Their error is over cases, here it is over seeds. Raises
+    ValueError if the best has a single seed.
     """
-    best = max(scores, key=lambda name: scores[name].mean)
-    error = scores[best].error
+    best = max(estimates, key=lambda name: estimates[name].mean)
+    error = estimates[best].error
     if error is None:
-        raise ValueError(f"{best} has one seed: it has no standard error")
-    # Means of the same scores in another order differ in their last digit.
-    return best, [
-        name for name, each in scores.items() if each.mean >= scores[best].mean - error - 1e-12
-    ]
+        raise ValueError(f"{best} has one seed, so no standard error")
+    threshold = estimates[best].mean - error - ROUNDING
+    return best, [name for name, estimate in estimates.items() if estimate.mean >= threshold]
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Of (cost, score) those that no other beats in one without losing in the other, cheap ones first."""
+    """Names of the (cost, score) points that no other point dominates, cheapest first."""
     front: list[str] = []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
         if not front or points[name][1] > points[front[-1]][1]:

@@ -1,4 +1,4 @@
-"""The comparison's tables, as rows of plain values with a heading, a format and a meaning for each column."""
+"""The comparison's tables: rows of plain values, and columns with heading, format and meaning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any
 from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.comparison import Comparison
-from tvf.report.recommend import Configuration
+from tvf.report.configuration import Configuration
 
-NEARLY = 0.95  # of its best score: when a job has come so far, the rest is slow
+CLOSE_TO_BEST = 0.95  # fraction of the best score from which on progress is slow
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its key in the rows, what it is headed, how its values are written, and what it means."""
+    """A column: its key in the rows, its heading, the format of its values, and what it means."""
 
     key: str
     heading: str
@@ -23,27 +23,27 @@ class Column:
     meaning: str = ""
 
     def text(self, row: dict[str, Any]) -> str:
-        """A row's value, written out; nothing if it has none."""
+        """The formatted value of a row; empty if there is none."""
         value = row.get(self.key)
         if value is None:
             return ""
         return str(value) if isinstance(value, str) else format(value, self.form)
 
 
-SWEEP = Column("sweep", "sweep")  # before JOBS, where there are several
+SWEEP = Column("sweep", "sweep")  # before JOBS, if there are several sweeps
 JOBS = (
     Column("label", "pct_unfreeze"),
     Column("seed", "seed"),
     Column("state", "state"),
     Column("val", "validation", ".3f", "score of the epoch that validation chose"),
-    Column("test", "test", ".3f", "score of the same epoch, looked at once"),
+    Column("test", "test", ".3f", "score of the same epoch, evaluated once"),
     Column("best_epoch", "best epoch"),
     Column("epochs", "epochs"),
     Column(
         "train_seconds",
-        "all seconds",
+        "total seconds",
         ".1f",
-        "of training, with frozen layers where the job computed them",
+        "training, including frozen layers where the job computed them",
     ),
     Column("name", "W&B run"),
 )
@@ -53,32 +53,32 @@ COSTS = (
         "seconds",
         "own seconds",
         ".1f",
-        "median of training, without frozen layers that the store keeps for all",
+        "median training time, excluding frozen layers that the store keeps for all jobs",
     ),
     Column(
         "prefix_seconds",
         "shared seconds",
         ".1f",
-        "sum in frozen layers: whoever comes first computes for all",
+        "total time in frozen layers: the first job that needs a result computes it for all",
     ),
     Column("images_per_second", "images/s", ".0f", "median, in training"),
-    Column("peak_memory_mb", "memory, MiB", ".0f", "most in use, of all seeds"),
+    Column("peak_memory_mb", "memory, MiB", ".0f", "peak over all seeds"),
     Column("trainable_params", "trainable", ",d", "parameters"),
 )
 DIFFERENCES = (
     Column("a", "pct_unfreeze"),
-    Column("b", "minus that of"),
+    Column("b", "minus"),
     Column("n", "seeds", "", "that both have"),
-    Column("mean", "difference", "+.4f", "mean over the seeds"),
-    Column("low", "95 % from", "+.4f", "of this pair by itself"),
+    Column("mean", "difference", "+.4f", "mean over seeds"),
+    Column("low", "95 % from", "+.4f", "interval for this pair alone"),
     Column("high", "95 % to", "+.4f"),
     Column("p", "p", ".3g", "paired t-test, two-sided"),
-    Column("p_holm", "p (Holm)", ".3g", "corrected for all pairs here"),
+    Column("p_holm", "p (Holm)", ".3g", "corrected for all pairs"),
 )
 
 
 def overview_columns(comparison: Comparison) -> list[Column]:
-    """Of the table of configurations."""
+    """Columns of the table of configurations."""
     return [
         Column("label", "pct_unfreeze", "", "fraction of the groups that trains"),
         Column("n", "seeds"),
@@ -90,15 +90,15 @@ def overview_columns(comparison: Comparison) -> list[Column]:
             "test",
             "test",
             ".3f",
-            "mean over seeds, of the epochs that validation chose; nothing is chosen by it",
+            "mean over seeds, at the epochs that validation chose; no choice depends on it",
         ),
         Column("test_sd", "test sd", ".3f"),
         Column("best_epoch", "best epoch", "g", "median"),
         Column(
-            "nearly",
+            "epochs_to_95_percent",
             "epochs to 95 %",
             "g",
-            "median epoch that first reaches 95 % of the best score",
+            "first epoch that reaches 95 % of the best score, median",
         ),
         Column("gap", "overfitting", "+.3f", "training minus validation accuracy, last epoch"),
         Column("loss_gap", "loss gap", "+.3f", "validation minus training loss, last epoch"),
@@ -106,116 +106,132 @@ def overview_columns(comparison: Comparison) -> list[Column]:
 
 
 def overview(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row for each configuration: scores over seeds, learning dynamics, cost."""
-    return [_overview(each, comparison) for each in comparison.configurations]
+    """One row per configuration: scores over seeds, learning dynamics, costs."""
+    return [_overview_row(group, comparison.score_key) for group in comparison.configurations]
 
 
-def _overview(configuration: Configuration, comparison: Comparison) -> dict[str, Any]:
+def _overview_row(configuration: Configuration, score_key: str) -> dict[str, Any]:
     done = configuration.done
-    last = [row["history"][-1] for row in done if row["history"]]
     row: dict[str, Any] = {
         "label": configuration.label,
         "fraction": configuration.fraction,
         "n": len(done),
     }
-    if configuration.val:
-        val = configuration.val
+    if val := configuration.val:
         row |= {"val": val.mean, "sd": val.sd, "low": val.low, "high": val.high}
-    if configuration.test:
-        row |= {"test": configuration.test.mean, "test_sd": configuration.test.sd}
+    if test := configuration.test:
+        row |= {"test": test.mean, "test_sd": test.sd}
+    last = [job["history"][-1] for job in done if job["history"]]
+    close = [_first_epoch_close_to_best(job["history"], score_key) for job in done]
+    gaps = [_subtract(epoch, "train_acc", "val_acc") for epoch in last]
+    loss_gaps = [_subtract(epoch, "val_loss", "train_loss") for epoch in last]
     return row | {
-        "best_epoch": _over(median, [each["best_epoch"] for each in done]),
-        "nearly": _over(median, [_nearly(each["history"], comparison.score_key) for each in done]),
-        "gap": _over(fmean, [_minus(epoch, "train_acc", "val_acc") for epoch in last]),
-        "loss_gap": _over(fmean, [_minus(epoch, "val_loss", "train_loss") for epoch in last]),
+        "best_epoch": _aggregate(median, [job["best_epoch"] for job in done]),
+        "epochs_to_95_percent": _aggregate(median, close),
+        "gap": _aggregate(fmean, gaps),
+        "loss_gap": _aggregate(fmean, loss_gaps),
         "seconds": configuration.seconds,
-        "prefix_seconds": _over(sum, [each["prefix_seconds"] for each in done]),
-        "images_per_second": _over(median, [each["images_per_second"] for each in done]),
-        "peak_memory_mb": _over(max, [each["peak_memory_mb"] for each in done]),
-        "trainable_params": _over(max, [each["trainable_params"] for each in done]),
+        "prefix_seconds": _aggregate(sum, [job["prefix_seconds"] for job in done]),
+        "images_per_second": _aggregate(median, [job["images_per_second"] for job in done]),
+        "peak_memory_mb": _aggregate(max, [job["peak_memory_mb"] for job in done]),
+        "trainable_params": _aggregate(max, [job["trainable_params"] for job in done]),
     }
 
 
-def _nearly(history: Sequence[dict[str, Any]], key: str) -> int | None:
+def _first_epoch_close_to_best(history: Sequence[dict[str, Any]], key: str) -> int | None:
     scores = [(epoch["epoch"], epoch[key]) for epoch in history if epoch.get(key) is not None]
     best = max((score for _, score in scores), default=0.0)
-    return next((number for number, score in scores if score >= NEARLY * best), None)
+    return next((epoch for epoch, score in scores if score >= CLOSE_TO_BEST * best), None)
 
 
-def _minus(epoch: dict[str, Any], a: str, b: str) -> float | None:
-    return None if epoch.get(a) is None or epoch.get(b) is None else epoch[a] - epoch[b]
+def _subtract(epoch: dict[str, Any], a: str, b: str) -> float | None:
+    if epoch.get(a) is None or epoch.get(b) is None:
+        return None
+    return epoch[a] - epoch[b]
 
 
-def _over(function: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:
+def _aggregate(function: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:
+    """Apply `function` to the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return function(known) if known else None
 
 
 def jobs(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row for each job, whatever its state."""
+    """One row per job, in any state."""
     key = METRICS[comparison.metric]
     return [
-        row | {"label": each.label, "val": row[f"val_{key}"], "test": row[f"test_{key}"]}
-        for each in comparison.configurations
-        for row in each.jobs
+        job | {"label": group.label, "val": job[f"val_{key}"], "test": job[f"test_{key}"]}
+        for group in comparison.configurations
+        for job in group.jobs
     ]
 
 
 def differences(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row for each pair of configurations that was compared."""
+    """One row per compared pair of configurations."""
     return [
-        {"a": each.a, "b": each.b, "p": each.p, "p_holm": each.p_holm}
-        | {key: getattr(each.estimate, key) for key in ("n", "mean", "sd", "low", "high")}
-        for each in comparison.differences
+        {
+            "a": pair.a,
+            "b": pair.b,
+            "p": pair.p,
+            "p_holm": pair.p_holm,
+            "n": pair.estimate.n,
+            "mean": pair.estimate.mean,
+            "sd": pair.estimate.sd,
+            "low": pair.estimate.low,
+            "high": pair.estimate.high,
+        }
+        for pair in comparison.differences
     ]
 
 
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:
-    """For each part, scores by class: means over seeds, and the confusion matrix summed over them."""
-    found = []
-    for part, name in (("val", "validation"), ("test", "test")):
-        summaries = [
-            row["summary"] for row in configuration.done if row["summary"].get(f"{part}_recall")
-        ]
-        if not summaries:
-            continue
-        matrices = [each.get(f"{part}_confusion") for each in summaries]
-        sizes = {len(each[f"{part}_recall"]) for each in summaries} | {
-            len(m) for m in matrices if m
-        }
-        sizes |= {len(row) for m in matrices for row in m or ()} | {
-            len(each.get("classes") or ()) for each in summaries
-        }
-        if len(sizes - {0}) > 1:  # the folders of classes have changed between jobs
-            continue
-        recalls = list(zip(*(each[f"{part}_recall"] for each in summaries), strict=True))
-        found.append(
-            {
-                "part": name,
-                "classes": summaries[0].get("classes")
-                or [str(index) for index in range(len(recalls))],
-                "scores": {
-                    word: _over(fmean, [each.get(f"{part}_{key}") for each in summaries])
-                    for word, key in (
-                        ("accuracy", "acc"),
-                        ("macro F1", "macro_f1"),
-                        ("AUROC", "auroc"),
-                    )
-                },
-                "recall": [_over(fmean, values) for values in recalls],
-                "confusion": _sum(matrices) if all(matrices) else None,
-            }
-        )
-    return found
+    """Scores by class for validation and test: means over seeds, and the summed confusion matrix.
+
+    A split is skipped if its jobs do not agree on the number of classes.
+    """
+    splits = (("val", "validation"), ("test", "test"))
+    tables = [_by_class_in_split(configuration, key, name) for key, name in splits]
+    return [table for table in tables if table]
 
 
-def _sum(matrices: Sequence[Any]) -> list[list[int]]:
+def _by_class_in_split(configuration: Configuration, key: str, name: str) -> dict[str, Any] | None:
+    summaries = [
+        job["summary"] for job in configuration.done if job["summary"].get(f"{key}_recall")
+    ]
+    if not summaries or len(_class_counts(summaries, key)) > 1:
+        return None
+    matrices = [summary.get(f"{key}_confusion") for summary in summaries]
+    recalls = list(zip(*(summary[f"{key}_recall"] for summary in summaries), strict=True))
+    scores = (("accuracy", "acc"), ("macro F1", "macro_f1"), ("AUROC", "auroc"))
+    return {
+        "split": name,
+        "classes": summaries[0].get("classes") or [str(index) for index in range(len(recalls))],
+        "scores": {
+            word: _aggregate(fmean, [summary.get(f"{key}_{score}") for summary in summaries])
+            for word, score in scores
+        },
+        "recall": [_aggregate(fmean, values) for values in recalls],
+        "confusion": _sum_matrices(matrices) if all(matrices) else None,
+    }
+
+
+def _class_counts(summaries: Sequence[dict[str, Any]], key: str) -> set[int]:
+    """The numbers of classes found; more than one if the class folders changed between jobs."""
+    counts = set()
+    for summary in summaries:
+        matrix = summary.get(f"{key}_confusion") or []
+        counts |= {len(summary[f"{key}_recall"]), len(matrix), *map(len, matrix)}
+        counts.add(len(summary.get("classes") or ()))
+    return counts - {0}
+
+
+def _sum_matrices(matrices: Sequence[Any]) -> list[list[int]]:
     return [
         [sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)
     ]
 
 
 def epochs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One row for each epoch of each job, with what tells the job: tidy data for a program of statistics."""
-    told = ("sweep", "folder", "name", "seed", "pct_unfreeze")
-    return [{key: row[key] for key in told} | epoch for row in rows for epoch in row["history"]]
+    """One row per epoch of each job, with the job's identity: tidy data for statistics programs."""
+    identity = ("sweep", "folder", "name", "seed", "pct_unfreeze")
+    return [{key: row[key] for key in identity} | epoch for row in rows for epoch in row["history"]]

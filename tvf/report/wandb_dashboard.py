@@ -1,6 +1,6 @@
 """A sweep in W&B's app: a workspace, which is a saved view of its runs, and a report.
 
-Both show the runs of the sweep's group, by fraction, as mean and standard deviation over seeds.
+Both show the runs of the sweep's group by fraction, as mean and standard deviation over seeds.
 """
 
 import re
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 EPOCH, FRACTION, SECONDS = "epoch", "pct_unfreeze", "train_seconds"
-EACH_JOB = ("Score and cost", "Jobs")  # sections of a report that show runs, not groups of them
+# Sections of a report that show single runs instead of means over seeds.
+SINGLE_RUN_SECTIONS = ("Score and cost", "Jobs")
+FULL_WIDTH = 24  # of a panel grid, in columns
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What is read of a run: points of its history, values of its summary, values at the top of its config."""
+    """The values that panels read from a run: in its history, summary and top-level config."""
 
     history: tuple[str, ...]
     summary: tuple[str, ...]
@@ -32,40 +34,46 @@ class Keys:
 
 
 def keys(metric: str, auroc: bool = False) -> Keys:
-    """The names in use where `metric`, as runs call it (val_acc), selects; `auroc`: whether they have that score."""
-    scores = ["loss", "acc", "macro_f1", *(["auroc"] if auroc or metric == "val_auroc" else [])]
-    curves = [*(f"val_{score}" for score in scores), "train_loss", "train_acc"]
-    tested = metric.replace("val_", "test_", 1)
+    """The keys in use if `metric`, by its name in runs (val_acc), selects the epoch.
+
+    `auroc` says whether the runs have that score.
+    """
+    scores = ["loss", "acc", "macro_f1"]
+    if auroc or metric == "val_auroc":
+        scores.append("auroc")
+    curves = [f"val_{score}" for score in scores] + ["train_loss", "train_acc"]
+    test_metric = metric.replace("val_", "test_", 1)
     return Keys(
-        (EPOCH, *curves),
-        (metric, tested, SECONDS, "trainable_params", "peak_memory_mb"),
-        (FRACTION, "seed"),
+        history=(EPOCH, *curves),
+        summary=(metric, test_metric, SECONDS, "trainable_params", "peak_memory_mb"),
+        config=(FRACTION, "seed"),
     )
 
 
 def build_workspace(
     entity: str, project: str, group: str, metric: str, recommendation: str, auroc: bool = False
 ) -> "Workspace":
-    """The workspace of the sweep whose runs form `group`; `recommendation` is Markdown. Nothing is sent.
+    """Build the workspace of the sweep whose runs form `group`, without saving it.
 
-    Raises InputError where wandb-workspaces is not installed.
+    `recommendation` is Markdown. Raises InputError if wandb-workspaces is not installed.
     """
     wr, ws = _library()
 
     def section(name: str, panels: list[Any]) -> Any:
-        columns = 24 // panels[0].layout.w
+        columns = FULL_WIDTH // panels[0].layout.w
         layout = ws.SectionLayoutSettings(columns=columns, rows=-(-len(panels) // columns))
         return ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout)
 
-    sections = {
-        "Recommendation": [wr.MarkdownPanel(markdown=recommendation, layout=wr.Layout(w=24))]
-    }
+    text = wr.MarkdownPanel(markdown=recommendation, layout=wr.Layout(w=FULL_WIDTH))
+    sections = {"Recommendation": [text]} | _panels(wr, keys(metric, auroc))
     return ws.Workspace(
         entity=entity,
         project=project,
         name=_title(group),
-        sections=[section(*each) for each in (sections | _panels(wr, keys(metric, auroc))).items()],
-        runset_settings=ws.RunsetSettings(filters=_jobs_of(group), groupby=[ws.Config(FRACTION)]),
+        sections=[section(name, panels) for name, panels in sections.items()],
+        runset_settings=ws.RunsetSettings(
+            filters=_filter_jobs(group), groupby=[ws.Config(FRACTION)]
+        ),
     )
 
 
@@ -78,16 +86,20 @@ def build_report(
     table: str,
     auroc: bool = False,
 ) -> "Report":
-    """The report of the sweep whose runs form `group`; `recommendation` and `table` are Markdown. Nothing is sent.
+    """Build the report of the sweep whose runs form `group`, without saving it.
 
-    Raises InputError where wandb-workspaces is not installed.
+    `recommendation` and `table` are Markdown. Raises InputError if wandb-workspaces is not
+    installed.
     """
     wr, _ = _library()
     blocks = [wr.MarkdownBlock(text=recommendation), wr.MarkdownBlock(text=table)]
     for name, panels in _panels(wr, keys(metric, auroc)).items():
-        by = [] if name in EACH_JOB else [f"config.{FRACTION}"]
         runs = wr.Runset(
-            entity=entity, project=project, name=group, filters=_jobs_of(group), groupby=by
+            entity=entity,
+            project=project,
+            name=group,
+            filters=_filter_jobs(group),
+            groupby=[] if name in SINGLE_RUN_SECTIONS else [f"config.{FRACTION}"],
         )
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(entity=entity, project=project, title=_title(group), blocks=blocks)
@@ -102,26 +114,27 @@ def publish_dashboard(
     entity: str | None = None,
     auroc: bool = False,
 ) -> tuple[str, str]:
-    """Save a new workspace and a new report at W&B; their addresses. `entity` None is the login's default one.
+    """Save a new workspace and a new report at W&B, and return their URLs.
 
-    Raises InputError where wandb-workspaces is not installed, nobody is logged in, the project is not found, or the
-    server does not answer or takes neither.
+    `entity` None is the login's default entity. Raises InputError if wandb-workspaces is not
+    installed, there is no login, the project is not found, or the server does not answer or does
+    not support workspaces and reports.
     """
     wr, _ = _library()
-    with _explained(project):
+    with _explain_errors(project):
         entity = entity or wr.Report(project=project).entity
     if not entity:
-        raise InputError("W&B has no default entity for this login: name one with tracker.entity=.")
+        raise InputError("W&B has no default entity for this login: set tracker.entity=.")
     report = build_report(entity, project, group, metric, recommendation, table, auroc)
     workspace = build_workspace(entity, project, group, metric, recommendation, auroc)
-    with _explained(f"{entity}/{project}"):
-        report.save()  # first, for it alone looks whether the project is there
+    with _explain_errors(f"{entity}/{project}"):
+        report.save()  # first, because only a report checks that the project exists
         workspace.save()
         return workspace.url, report.url
 
 
 def _panels(wr: Any, known: Keys) -> dict[str, list[Any]]:
-    """The panels of each section; those of a section are equally wide, 24 being the whole width."""
+    """The panels of each section; all panels of a section have the same width."""
     metric, *others = known.summary
     score, fraction = wr.SummaryMetric(metric), wr.Config(FRACTION)
     over_seeds = {"groupby": fraction, "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
@@ -132,34 +145,36 @@ def _panels(wr: Any, known: Keys) -> dict[str, list[Any]]:
     }
     axes = [*map(wr.Config, known.config), *map(wr.SummaryMetric, (*others, metric))]
     columns = [wr.ParallelCoordinatesPlotColumn(axis) for axis in axes]
+    by_fraction = f"{metric} by {FRACTION}"
+    by_seconds = f"{metric} by {SECONDS}"
     return {
-        "Score": [
-            wr.BarPlot(
-                title=f"{metric} by {FRACTION}", metrics=[metric], orientation="v", **over_seeds
-            )
-        ],
+        "Score": [wr.BarPlot(title=by_fraction, metrics=[metric], orientation="v", **over_seeds)],
         "Score and cost": [
-            wr.ScatterPlot(title=f"{metric} by {FRACTION}", x=fraction, y=score),
-            wr.ScatterPlot(title=f"{metric} by {SECONDS}", x=wr.SummaryMetric(SECONDS), y=score),
+            wr.ScatterPlot(title=by_fraction, x=fraction, y=score),
+            wr.ScatterPlot(title=by_seconds, x=wr.SummaryMetric(SECONDS), y=score),
         ],
         "Validation": [curve for key, curve in curves.items() if key.startswith("val_")],
         "Training": [curve for key, curve in curves.items() if key.startswith("train_")],
         "Jobs": [
-            wr.ParallelCoordinatesPlot(columns=columns, layout=wr.Layout(w=24, h=10)),
-            wr.RunComparer(diff_only=True, layout=wr.Layout(w=24, h=10)),
+            wr.ParallelCoordinatesPlot(columns=columns, layout=wr.Layout(w=FULL_WIDTH, h=10)),
+            wr.RunComparer(diff_only=True, layout=wr.Layout(w=FULL_WIDTH, h=10)),
         ],
     }
 
 
-def _jobs_of(group: str) -> str:
-    """The filter of the group's jobs. wandb_workspaces changes = < > within quotes too, unless they are escaped."""
+def _filter_jobs(group: str) -> str:
+    """A filter for the group's jobs.
+
+    wandb_workspaces rewrites = < > even inside quotes, unless they are escaped.
+    """
     value = re.sub(r"[^A-Za-z0-9_. -]", lambda found: f"\\U{ord(found[0]):08x}", group)
-    # The summary by its name: jobs have no job type, and it is the service's to say whether none is unequal to one.
+    # Excludes the summary run by name: jobs have no job type, and whether the service counts none
+    # as unequal to a value is not specified.
     return f"Metric('Group') == '{value}' and Metric('Name') != '{SUMMARY}'"
 
 
 def _title(group: str) -> str:
-    """What both are called: wandb_workspaces takes = and its like for emojis, and 128 characters at most."""
+    """The title of both, in what wandb_workspaces allows: no emojis (= is one), 128 characters."""
     return re.sub(r"[^\w., -]", "-", f"tvf {group}")[:128]
 
 
@@ -177,19 +192,28 @@ def _library() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _explained(project: str) -> Iterator[None]:
-    """Turn what wandb and wandb_workspaces raise, among it bare Exceptions, into a reason and a remedy."""
+def _explain_errors(project: str) -> Iterator[None]:
+    """Turn errors of wandb and wandb_workspaces, some bare Exceptions, into a reason and remedy."""
     try:
         yield
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-        kind = type(error).__name__
-        if kind == "UsageError" or type(error) is Exception:
-            remedy = "Log in with: wandb login."
-        elif kind == "AuthenticationError":
-            remedy = "wandb login --relogin takes another key; WANDB_BASE_URL says which server is asked."
-        elif isinstance(error, ValueError):
-            remedy = f"Is {project} right (project=, tracker.entity=)? Runs that are offline: wandb sync them first."
-        else:
-            remedy = "A server that is not W&B's own (WANDB_BASE_URL) may have none; tvf report needs no server."
-        raise InputError(f"W&B saves no workspace and no report: {reason}. {remedy}") from error
+        remedy = _remedy(error, project)
+        raise InputError(f"W&B did not save workspace and report: {reason}. {remedy}") from error
+
+
+def _remedy(error: Exception, project: str) -> str:
+    kind = type(error).__name__
+    if kind == "UsageError" or type(error) is Exception:
+        return "Log in with: wandb login."
+    if kind == "AuthenticationError":
+        return (
+            "Use another key with: wandb login --relogin. "
+            "WANDB_BASE_URL sets the server that is asked."
+        )
+    if isinstance(error, ValueError):
+        return (
+            f"Check that {project} is right (project=, tracker.entity=). "
+            "Upload offline runs first with: wandb sync."
+        )
+    return "A self-hosted server (WANDB_BASE_URL) may not support them; tvf report needs no server."

@@ -1,7 +1,7 @@
-"""The sweep's own run at its tracker: what compares the jobs, beside their runs and in their group."""
+"""The sweep's own tracker run, in the group of its jobs' runs: what compares them."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tvf.report.comparison import Comparison, compare
 
 
 def log_summary(folder: Path) -> None:
-    """Log tables, statistics and the figure as one run, if a job is done and has a run itself.
+    """Log tables, statistics and the figure as one run, if any finished job has a run.
 
-    A sweep that goes on logs to the same run again; of two processes that end one sweep the later knows all.
+    A resumed sweep logs to the same run again. If two processes finish one sweep, a lock makes the
+    later one, which sees all jobs, log last.
     """
     with FileLock(folder / ".summary.lock"):
         rows = read_sweep(folder)
@@ -29,41 +30,59 @@ def log_summary(folder: Path) -> None:
         if not trackers or not any(row["state"] == "done" for row in rows):
             return
         comparisons = compare(rows)
-        config = {"recommendations": [each.choice.text for each in comparisons], "jobs": len(rows)}
+        recommendations = [comparison.choice.text for comparison in comparisons]
         tracker = build(trackers[0], "tracker")
         with tracker.start(
-            folder, SUMMARY, folder.name, config, summary_run_id(folder), job_type=SUMMARY
+            folder,
+            SUMMARY,
+            folder.name,
+            {"recommendations": recommendations, "jobs": len(rows)},
+            summary_run_id(folder),
+            job_type=SUMMARY,
         ) as run:
             if run.id:
-                _log(run, comparisons)
+                _log_comparisons(run, comparisons)
         note_summary(folder, run.mode)
 
 
-def _log(run: Run, comparisons: Sequence[Comparison]) -> None:
-    from tvf.report.figure import draw_figure
+def _log_comparisons(run: Run, comparisons: Sequence[Comparison]) -> None:
+    from tvf.report.pictures import draw_figure  # its libraries are slow to import
 
     with tempfile.TemporaryDirectory() as temporary:
         figure = Path(temporary) / "comparison.png"
         figure.write_bytes(draw_figure(comparisons, "png"))
-        run.show(
+        run.log_media(
             {
                 "configurations": _table(comparisons, tables.overview),
                 "differences": _table(comparisons, tables.differences),
-                "jobs": _table(comparisons, _jobs),
+                "jobs": _table(comparisons, _job_rows),
             },
             {"comparison": figure},
         )
-    told = {"recommendation": "\n".join(each.choice.text for each in comparisons)}
+    run.set_summary(_summary(comparisons))
+
+
+def _summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The recommendation and, if it is the only one, what it chose."""
+    texts = [comparison.choice.text for comparison in comparisons]
+    values: dict[str, Any] = {"recommendation": "\n".join(texts)}
     if len(comparisons) == 1 and (chosen := comparisons[0].choice.chosen):
-        told |= {"pct_unfreeze": chosen.fraction, "configuration": chosen.label}
-        told |= {"score": chosen.val.mean} if chosen.val else {}
-    run.summarise(told)
+        values |= {"pct_unfreeze": chosen.fraction, "configuration": chosen.label}
+        if chosen.val:
+            values["score"] = chosen.val.mean
+    return values
 
 
-def _table(comparisons: Sequence[Comparison], rows: Any) -> list[dict[str, Any]]:
-    return [{"data": each.title, **finite(row)} for each in comparisons for row in rows(each)]
+def _table(
+    comparisons: Sequence[Comparison], rows_of: Callable[[Comparison], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    return [
+        {"data": comparison.title, **finite(row)}
+        for comparison in comparisons
+        for row in rows_of(comparison)
+    ]
 
 
-def _jobs(comparison: Comparison) -> list[dict[str, Any]]:
-    keys = [column.key for column in tables.JOBS]
-    return [{key: row[key] for key in (*keys, "wandb_url")} for row in tables.jobs(comparison)]
+def _job_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    keys = [*(column.key for column in tables.JOBS), "wandb_url"]
+    return [{key: row[key] for key in keys} for row in tables.jobs(comparison)]

@@ -1,7 +1,8 @@
-"""Successive halving: train all candidates a little, keep the best by validation, train those on, and so on.
+"""Successive halving: train all candidates briefly, keep the best, train those longer, and so on.
 
-One bracket of Hyperband (Jamieson and Talwalkar 2016; Li et al. 2018), over whole epochs. Who stays is decided by the
-first epochs in the job folders' metrics.jsonl alone, so a sweep that is given again decides the same.
+One bracket of Hyperband (Jamieson and Talwalkar 2016; Li et al. 2018) with whole epochs as the
+budget. Promotion depends only on the first epochs in the jobs' metrics.jsonl, so a sweep that is
+rerun makes the same decisions.
 """
 
 import logging
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration: the overrides of the jobs that differ in their seed alone, by the names of their folders.
+    """A configuration: jobs that only differ in their seed, as overrides by folder name.
 
-    `label` is what tells it from other candidates.
+    `label` tells it from the other candidates.
     """
 
     label: str
@@ -33,21 +34,26 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a candidate has done so far: the mean over seeds of the best score, None if a job has failed; seconds."""
+    """A candidate's result at the end of a rung.
+
+    `score` is the mean over seeds of the best validation score so far, None if a job has failed;
+    `seconds` is the training time of all its jobs.
+    """
 
     candidate: Candidate
     score: float | None
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.candidate.label} ({'failed' if self.score is None else format(self.score, '.3f')})"
+        score = "failed" if self.score is None else format(self.score, ".3f")
+        return f"{self.candidate.label} ({score})"
 
 
 @dataclass(frozen=True)
 class HalvingPlan:
-    """The sweep in `folder`: its candidates, by which metric they are judged, and after how many epochs.
+    """The candidates of the sweep in `folder` and the epoch at which each rung ends (`budgets`).
 
-    `configs` are the jobs', by the names of their folders.
+    `metric` is what candidates are ranked by; `configs` are the jobs' by folder name.
     """
 
     folder: Path
@@ -59,35 +65,38 @@ class HalvingPlan:
 
 
 def plan_budgets(candidates: int, epochs: int, eta: int = 2, min_epochs: int = 1) -> list[int]:
-    """After how many epochs, in all, each rung ends: `epochs`, before it an eta-th of them, rounded up, and so on.
+    """Return the epoch at which each rung ends.
 
-    There are as many rungs as bring the candidates down to about one, if the first has `min_epochs` at least. Raises
-    InputError.
+    The last rung ends at `epochs`, each earlier one at 1/`eta` of the next, rounded up. There are
+    as many rungs as it takes to reduce the candidates to about one, as long as the first rung has
+    at least `min_epochs`. Raises InputError for settings that allow no rung.
     """
     require_count("hydra.sweeper.eta", eta, 2)
     require_count("hydra.sweeper.min_epochs", min_epochs, 1)
     if min_epochs > epochs:
         raise InputError(
-            f"hydra.sweeper.min_epochs={min_epochs} is refused: jobs have {epochs} epochs in all."
+            f"hydra.sweeper.min_epochs={min_epochs} must be at most the jobs' epochs={epochs}."
         )
     rungs = 1
     while eta**rungs <= candidates and min_epochs * eta**rungs <= epochs:
         rungs += 1
-    return [-(-epochs // eta**left) for left in reversed(range(rungs))]
+    return [-(-epochs // eta**later) for later in reversed(range(rungs))]
 
 
 def split_standings(
     standings: Sequence[Standing], eta: int = 2
 ) -> tuple[list[Standing], list[Standing]]:
-    """Those that stay, one in `eta` and rounded up, and those that are dropped; each from the best to the worst.
+    """Return the promoted candidates (one in `eta`, rounded up) and the dropped ones, best first.
 
-    Of equal scores the one with fewer seconds is the better, then the one that comes first. What failed ranks last.
+    Ties go to the candidate with less training time, then to the earlier one. Failed candidates
+    rank last.
     """
     ranked = sorted(
-        standings, key=lambda each: (each.score is None, -(each.score or 0.0), each.seconds)
+        standings,
+        key=lambda standing: (standing.score is None, -(standing.score or 0.0), standing.seconds),
     )
-    kept = -(-len(ranked) // eta)
-    return ranked[:kept], ranked[kept:]
+    promoted = -(-len(ranked) // eta)
+    return ranked[:promoted], ranked[promoted:]
 
 
 def make_plan(
@@ -97,71 +106,89 @@ def make_plan(
     eta: int = 2,
     min_epochs: int = 1,
 ) -> HalvingPlan:
-    """The plan for the jobs in `folder`, given by the names of their folders.
+    """Return the plan for the jobs in `folder`; `overrides` and `configs` are by folder name.
 
-    Raises InputError where jobs cannot be halved: they must be judged alike, and after as many epochs.
+    Raises InputError unless all jobs have the same number of epochs and comparable scores.
     """
     from tvf.config import build_phases
 
+    epochs = _common_epochs(configs)
+    _check_comparable(configs)
+    candidates = _group_candidates(overrides, configs)
+    first_decision = 1 + max(
+        sum(phase.epochs for phase in build_phases(config, 1)[:-1]) for config in configs.values()
+    )
+    budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, first_decision))
+    if first_decision > 1 and len(budgets) == 1 < len(candidates):
+        raise InputError(
+            "hydra/sweeper=halving has nothing to decide by before epoch "
+            f"{first_decision} of {epochs}, when all jobs have begun the last phase of their "
+            "recipe: raise epochs, or shorten the earlier phases."
+        )
+    metric = metric_of(next(iter(configs.values())))
+    return HalvingPlan(folder, metric, eta, budgets, candidates, configs)
+
+
+def _common_epochs(configs: Mapping[str, dict[str, Any]]) -> int:
     if any(config["stop_after"] is not None for config in configs.values()):
         raise InputError(
-            "stop_after is refused with hydra/sweeper=halving, which sets it itself: leave it out."
+            "stop_after must be null with hydra/sweeper=halving, which sets it itself: leave it "
+            "out."
         )
-    lengths = {config["epochs"] for config in configs.values()}
+    lengths = sorted({config["epochs"] for config in configs.values()})
     if len(lengths) > 1:
-        told = ", ".join(map(str, sorted(lengths)))
         raise InputError(
-            f"epochs={told} is refused with hydra/sweeper=halving, which itself gives jobs more or fewer: choose one."
+            f"epochs={', '.join(map(str, lengths))} must be a single value with "
+            "hydra/sweeper=halving, which decides how long each job trains."
         )
-    flat = without_seeds(list(configs.values()))
+    return lengths[0]
+
+
+def _check_comparable(configs: Mapping[str, dict[str, Any]]) -> None:
+    """Raise InputError unless the same metric on the same images judges all jobs."""
     judged = [
-        judged_by(metric_of(config), each)
-        for config, each in zip(configs.values(), flat, strict=True)
+        judged_by(metric_of(config), flat)
+        for config, flat in zip(configs.values(), without_seeds([*configs.values()]), strict=True)
     ]
     differing = {
-        key for each in judged for key in {*each, *judged[0]} if each.get(key) != judged[0].get(key)
+        key
+        for options in judged
+        for key in {*options, *judged[0]}
+        if options.get(key) != judged[0].get(key)
     }
     if differing:
         raise InputError(
-            f"{', '.join(sorted(differing))} cannot be swept with hydra/sweeper=halving: candidates are compared by "
-            "one score of the same images. Sweep it apart."
+            f"{', '.join(sorted(differing))} cannot be swept with hydra/sweeper=halving, which "
+            "compares candidates by one metric on the same images. Sweep it separately."
         )
+
+
+def _group_candidates(
+    overrides: Mapping[str, list[str]], configs: Mapping[str, dict[str, Any]]
+) -> list[Candidate]:
     groups: dict[str, dict[str, list[str]]] = {}
-    for name, each in zip(configs, flat, strict=True):
-        groups.setdefault(repr(sorted((key, repr(value)) for key, value in each.items())), {})[
-            name
-        ] = overrides[name]
+    for name, flat in zip(configs, without_seeds([*configs.values()]), strict=True):
+        options = repr(sorted((key, repr(value)) for key, value in flat.items()))
+        groups.setdefault(options, {})[name] = overrides[name]
     common = set.intersection(*map(set, overrides.values()))
-    candidates = [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
-    (epochs,) = lengths
-    least = 1 + max(
-        sum(phase.epochs for phase in build_phases(config, 1)[:-1]) for config in configs.values()
-    )
-    budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, least))
-    if least > 1 and len(budgets) == 1 < len(candidates):
-        raise InputError(
-            f"hydra/sweeper=halving has nothing to decide by before epoch {least} of {epochs}, when the recipe's last "
-            "phase has begun in all jobs: raise epochs, or shorten the phases before it."
-        )
-    return HalvingPlan(
-        folder, metric_of(next(iter(configs.values()))), eta, budgets, candidates, configs
-    )
+    return [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
 
 
 def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
     name, overrides = next(iter(jobs.items()))
-    told = [
-        each
-        for each in overrides
-        if each not in common and each.partition("=")[0].lstrip("+") != "seed"
+    own = [
+        text
+        for text in overrides
+        if text not in common and text.partition("=")[0].lstrip("+") != "seed"
     ]
-    return " ".join(told) or name
+    return " ".join(own) or name
 
 
 def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
-    """The overrides of the jobs to launch, rung by rung: who is in one follows from what the one before has left.
+    """Yield the overrides of the jobs to launch, rung by rung.
 
-    Jobs that an earlier process has brought so far are not among them.
+    Each rung is decided when the previous one has ended. Jobs that an earlier process has already
+    trained far enough are left out.
     """
     candidates = plan.candidates
     log.info(
@@ -170,44 +197,57 @@ def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
         ", ".join(map(str, plan.budgets)),
     )
     for budget in plan.budgets[:-1]:
-        if jobs := _due(plan, candidates, budget):
+        if jobs := _unfinished(plan, candidates, budget):
             yield [[*job, f"stop_after={budget}"] for job in jobs]
         _wait(plan.folder, candidates)
-        kept, dropped = split_standings(
-            [read_standing(plan, each, budget) for each in candidates], plan.eta
-        )
-        log.info(
-            "After epoch %d of %d, by validation %s: kept %s; dropped %s.",
-            *(budget, plan.budgets[-1], WORDS[plan.metric], _listed(kept), _listed(dropped)),
-        )
-        note_rung(
-            plan.folder,
-            {
-                "epochs": budget,
-                "kept": {each.candidate.label: each.score for each in kept},
-                "dropped": {each.candidate.label: each.score for each in dropped},
-            },
-            [name for each in dropped for name in each.candidate.jobs],
-        )
-        staying = {id(each.candidate) for each in kept}
-        candidates = [
-            each for each in candidates if id(each) in staying
-        ]  # as launched: what takes longest comes first
-    if jobs := _due(plan, candidates, plan.budgets[-1]):
+        candidates = _promote(plan, candidates, budget)
+    if jobs := _unfinished(plan, candidates, plan.budgets[-1]):
         yield jobs
 
 
-def _due(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
-    """The overrides of the candidates' jobs that have not been trained for `budget` epochs, or do not say so."""
+def _promote(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
+    """Decide the rung that ends at epoch `budget`, record the decision and return who stays."""
+    kept, dropped = split_standings(
+        [read_standing(plan, candidate, budget) for candidate in candidates], plan.eta
+    )
+    log.info(
+        "After epoch %d of %d, by validation %s: kept %s; dropped %s.",
+        budget,
+        plan.budgets[-1],
+        WORDS[plan.metric],
+        _listed(kept),
+        _listed(dropped),
+    )
+    note_rung(
+        plan.folder,
+        {
+            "epochs": budget,
+            "kept": {standing.candidate.label: standing.score for standing in kept},
+            "dropped": {standing.candidate.label: standing.score for standing in dropped},
+        },
+        [name for standing in dropped for name in standing.candidate.jobs],
+    )
+    promoted = {id(standing.candidate) for standing in kept}
+    # In launch order, not by rank: the longest jobs come first.
+    return [candidate for candidate in candidates if id(candidate) in promoted]
 
-    def stands(name: str) -> bool:
+
+def _unfinished(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
+    """Return the overrides of the candidates' jobs that are not known to have reached `budget`."""
+
+    def finished(name: str) -> bool:
         folder, config = plan.folder / name, plan.configs[name]
         paused = read_status(folder).get("state") == "paused" and has_reached(
             folder, config | {"stop_after": budget}
         )
         return paused or is_done(folder, config)
 
-    return [job for each in candidates for name, job in each.jobs.items() if not stands(name)]
+    return [
+        job
+        for candidate in candidates
+        for name, job in candidate.jobs.items()
+        if not finished(name)
+    ]
 
 
 def _listed(standings: Sequence[Standing]) -> str:
@@ -215,28 +255,34 @@ def _listed(standings: Sequence[Standing]) -> str:
 
 
 def read_standing(plan: HalvingPlan, candidate: Candidate, budget: int) -> Standing:
-    """How `candidate` stands after `budget` epochs, by its jobs' files. A job with fewer, and not done, has failed."""
-    key, scores, seconds = f"val_{METRICS[plan.metric]}", [], 0.0
+    """Read from its jobs' files how `candidate` stands after `budget` epochs.
+
+    A job with fewer epochs that is not done counts as failed.
+    """
+    key = f"val_{METRICS[plan.metric]}"
+    scores: list[float | None] = []
+    seconds = 0.0
     for name in candidate.jobs:
         epochs = read_history(plan.folder / name)[:budget]
         known = [epoch[key] for epoch in epochs if epoch.get(key) is not None]
-        whole = len(known) == budget or (
+        complete = len(known) == budget or (
             known and read_status(plan.folder / name).get("state") == "done"
         )
-        scores.append(max(known) if whole else None)
+        scores.append(max(known) if complete else None)
         seconds += sum(epoch.get("epoch_seconds") or 0.0 for epoch in epochs)
-    complete = [score for score in scores if score is not None]
-    # Means of equal sums may differ in the last digit, which is not to decide.
-    return Standing(
-        candidate, round(fmean(complete), 9) if len(complete) == len(scores) else None, seconds
-    )
+    found = [score for score in scores if score is not None]
+    # Means of equal scores may differ in the last digit, which must not decide.
+    score = round(fmean(found), 9) if len(found) == len(scores) else None
+    return Standing(candidate, score, seconds)
 
 
 def _wait(folder: Path, candidates: Sequence[Candidate]) -> None:
-    """Wait for jobs that another process trains: the launcher has left them to it."""
-    told = False
-    while live := [name for each in candidates for name in each.jobs if is_running(folder / name)]:
-        if not told:
-            log.info("Waiting for jobs that another process trains: %s.", ", ".join(live))
-            told = True
+    """Wait for jobs that another process trains, which the launcher has skipped."""
+    announced = False
+    while running := [
+        name for candidate in candidates for name in candidate.jobs if is_running(folder / name)
+    ]:
+        if not announced:
+            log.info("Waiting for jobs that another process trains: %s.", ", ".join(running))
+            announced = True
         time.sleep(0.5)

@@ -1,25 +1,22 @@
-"""The sweep's beginning and end, in the process that launches the jobs."""
+"""How many jobs of a sweep run at once."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import joblib
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def default_workers(accelerator: str, devices: Any = 1) -> int:
-    """How many jobs to run at once on this machine: one a GPU, or one a core where there is none or none is wanted.
+    """Return how many jobs to run at once on this machine: one per GPU, else one per core.
 
-    Jobs with several `devices`, a number or a list of them, take so many each; other values are for them to refuse.
+    `devices` is what each job uses: a number of devices or a list of them. Other values are not
+    judged here, because each job checks its own config.
     """
-    each = (
-        len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else devices
-    )
-    there = joblib.cpu_count()
+    import joblib  # 0.3 s, which `tvf --help` should not pay
+
+    several = isinstance(devices, Sequence) and not isinstance(devices, str)
+    per_job = len(devices) if several else devices
+    available = joblib.cpu_count()
     if accelerator != "cpu":
         import torch
 
-        there = torch.cuda.device_count() or there
-    return max(1, there // each) if isinstance(each, int) and each > 0 else there
+        available = torch.cuda.device_count() or available
+    return max(1, available // per_job) if isinstance(per_job, int) and per_job > 0 else available

@@ -1,6 +1,6 @@
-"""A process for each job of a sweep: whatever ends it, an exception or the system, ends no other job.
+"""Run each job of a sweep in its own process, and stop such jobs on Ctrl-C.
 
-And what Ctrl-C does to them.
+Whatever ends a job, an exception or the system, leaves the other jobs of the sweep alone.
 """
 
 import contextlib
@@ -17,116 +17,132 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import psutil
-from tqdm import tqdm
-
 from tvf.records import read_status
 
-QUIET = "TVF_QUIET"  # in the environment: jobs write to their logs alone, since a live table has the terminal
-PATIENCE = 5.0  # seconds that an interrupted job has to end by itself before it is told once more
+QUIET = (
+    "TVF_QUIET"  # environment variable: jobs only write to their logs, for the live table's sake
+)
+GRACE_SECONDS = 5.0  # how long an interrupted job may take to end before it is signalled again
+SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
 
 
 def can_fork() -> bool:
-    """Whether jobs can have processes of their own: on Linux, where a process that has imported torch may be forked."""
+    """Return whether jobs can run in forked processes.
+
+    Only Linux supports a fork of a process that has imported torch.
+    """
     return sys.platform == "linux"
 
 
 def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
-    """Call `job` in a process of its own and wait for it; the number it returns, or minus the signal that killed it.
+    """Call `job` in a forked process and wait for it.
 
-    What it prints goes to `log_file`, and what it logs to the terminal as well, unless a live table is there. Ctrl-C
-    reaches the job, which is waited for, and is then raised here.
+    Returns what `job` returns, or minus the number of the signal that killed it. The job's output
+    goes to `log_file`; its log lines also go to the terminal, unless a live table is shown there.
+    Ctrl-C reaches the job too: KeyboardInterrupt is raised here after the job has ended.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        code = 1
-        try:
-            from tvf.distributed import die_with_parent  # with torch, which a job needs anyway
-
-            die_with_parent(parent)
-            tqdm.set_lock(
-                threading.RLock()
-            )  # its own is one between processes, which nobody would remove
-            with contextlib.suppress(OSError):  # of a disk that is full
-                _print_to(log_file)
-            faulthandler.enable()
-            with interruptible():
-                code = job()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            try:
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
-                logging.shutdown()
-                for stream in (sys.stdout, sys.stderr):
-                    with contextlib.suppress(OSError, ValueError):
-                        stream.flush()
-            finally:
-                # Not sys.exit: what the parent has registered for its own end is not this process's to run.
-                os._exit(code)
+        _run_and_exit(job, log_file, parent)
     try:
         status = os.waitpid(child, 0)[1]
     except KeyboardInterrupt:
-        _stop(child)
+        _wait_or_kill(child)
         raise
     return os.waitstatus_to_exitcode(status)
 
 
 @contextmanager
 def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt in here, once `first` has been called.
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM in this context, after calling `first`.
 
-    Both may come at once, or twice, from a terminal and from a parent: what comes within two seconds is one. Python
-    drops what is raised while it removes an object, so that is waited for.
+    A terminal and a parent process may both send a signal, so signals that arrive within two
+    seconds count as one. Python ignores exceptions raised in `__del__`, so a signal that arrives
+    there is raised again a little later.
     """
-    raised = -2.0
+    last_raised = -SAME_INTERRUPT_SECONDS
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal raised
-        if any(each.f_code.co_name == "__del__" for each, _ in traceback.walk_stack(frame)):
+        nonlocal last_raised
+        if any(outer.f_code.co_name == "__del__" for outer, _ in traceback.walk_stack(frame)):
             threading.Timer(0.05, signal.raise_signal, [number]).start()
-        elif time.monotonic() - raised >= 2:
-            raised = time.monotonic()
+        elif time.monotonic() - last_raised >= SAME_INTERRUPT_SECONDS:
+            last_raised = time.monotonic()
             first()
             raise KeyboardInterrupt
 
-    earlier = {
+    previous = {
         number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield
     finally:
-        for number, handler in earlier.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def stop_jobs(folder: Path) -> None:
-    """Interrupt the jobs of the sweep in `folder` that descend from this process, and wait until they have said so."""
-    told, deadline = set(), time.monotonic() + PATIENCE
+    """Interrupt the running jobs of the sweep in `folder` that descend from this process.
+
+    Returns when they have recorded their end, or after GRACE_SECONDS.
+    """
+    import psutil
+
+    signalled, deadline = set(), time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
-        ours = {each.pid: each for each in psutil.Process().children(recursive=True)}
+        ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
         statuses = [read_status(path.parent) for path in folder.glob("*/status.json")]
-        live = {
-            ours[each["pid"]]
-            for each in statuses
-            if each.get("state") == "running" and each.get("pid") in ours
+        running = {
+            ours[status["pid"]]
+            for status in statuses
+            if status.get("state") == "running" and status.get("pid") in ours
         }
-        if not live:
+        if not running:
             return
-        for job in live - told:
+        for job in running - signalled:
             with contextlib.suppress(psutil.Error):
                 worker = job.parent()
-                for each in (worker, job) if worker and worker.pid in ours else (job,):
-                    each.send_signal(signal.SIGINT)  # a worker that is told starts no other job
-        told |= live
+                if worker and worker.pid in ours:
+                    worker.send_signal(signal.SIGINT)  # so that it starts no further job
+                job.send_signal(signal.SIGINT)
+        signalled |= running
         time.sleep(0.05)
 
 
-def _print_to(log_file: Path) -> None:
-    """Put all that this process prints into `log_file`; a thread of the parent may hold the streams that it had."""
+def _run_and_exit(job: Callable[[], int], log_file: Path, parent: int) -> None:
+    """Run `job` in the forked process and end the process with what it returns."""
+    code = 1
+    try:
+        from tvf.distributed import die_with_parent  # imports torch, which a job needs anyway
+
+        die_with_parent(parent)
+        with contextlib.suppress(OSError):  # the disk may be full
+            _redirect_output(log_file)
+        faulthandler.enable()
+        with interruptible():
+            code = job()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+        finally:
+            # Not sys.exit: exit handlers that the parent has registered must not run here.
+            os._exit(code)
+
+
+def _redirect_output(log_file: Path) -> None:
+    """Append everything this process prints to `log_file`; log lines go to the terminal too.
+
+    The streams are new ones, because a thread of the parent may hold the locks of the old ones.
+    """
     file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     terminal = open(os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1)
     for number in (1, 2):
@@ -138,14 +154,17 @@ def _print_to(log_file: Path) -> None:
             handler.stream = terminal
 
 
-def _stop(child: int) -> None:
-    """Wait for a job that Ctrl-C has reached, as it does every process of a terminal; tell it again if it lingers."""
-    for told in (signal.SIGINT, signal.SIGKILL):
-        deadline = time.monotonic() + PATIENCE
+def _wait_or_kill(child: int) -> None:
+    """Wait for a job that Ctrl-C has interrupted; if it does not end, interrupt it, then kill it.
+
+    A terminal sends Ctrl-C to all its processes, so the job usually has the signal already.
+    """
+    for number in (signal.SIGINT, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):
                 if os.waitpid(child, os.WNOHANG)[0]:
                     return
                 time.sleep(0.05)
-        os.kill(child, told)
+        os.kill(child, number)
     os.waitpid(child, 0)

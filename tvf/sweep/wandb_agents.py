@@ -1,6 +1,6 @@
-"""A sweep in W&B's hands: the YAML that `wandb sweep` registers, and by which `wandb agent` runs its jobs.
+"""Let W&B run a sweep: the YAML for `wandb sweep`, whose jobs `wandb agent` then starts.
 
-Values that an override lists become a grid of W&B's; every other override stands in each job's command.
+Values that an override lists become a W&B grid; all other overrides go into each job's command.
 """
 
 import json
@@ -9,74 +9,50 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from tvf.errors import InputError
 
-FRACTION, FRACTIONS = "model.pct_unfreeze", ["0", "0.25", "0.5", "1.0"]
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # of a parameter, by W&B's schema of a sweep
+FRACTION, DEFAULT_FRACTIONS = "model.pct_unfreeze", ["0", "0.25", "0.5", "1.0"]
+PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # according to W&B's schema of a sweep
 HEADER = """\
 # {jobs} jobs, one for each combination of the values under "parameters".
-# In an environment that tvf is installed in, after `wandb login`:
+# In an environment with tvf installed, after `wandb login`:
 #   wandb sweep sweep.yaml
-#     registers the sweep, and prints the command that starts an agent:
+#     registers the sweep and prints the command that starts an agent:
 #   wandb agent ENTITY/{project}/ID
-#     runs one job after another until none is left. Start as many agents as you like, on as many machines.
+#     runs one job after another until none is left.
+# You can start any number of agents, on any number of machines.
 """
 
 
 def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The overrides that are fixed, and the values of those that vary, spelled for Hydra; the fractions if none does.
+    """Split overrides into fixed ones and the values of those that vary, in Hydra's spelling.
 
-    Raises InputError for what W&B cannot vary, or if nothing varies, and Hydra's errors for what cannot be read.
+    If no override says what trains, the default fractions vary. Raises InputError for what W&B
+    cannot vary and if nothing varies, and Hydra's errors for overrides that cannot be parsed.
     """
-    if options := [each for each in overrides if each.startswith("-")]:
-        raise InputError(
-            f"{options[0]} is refused: W&B starts each job by itself, and takes overrides alone."
-        )
-    fixed: dict[str, str] = {}
-    varied: dict[str, list[str]] = {}
-    for text, override in zip(
-        overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
-    ):
-        key = override.key_or_group
-        if key.startswith("hydra."):
-            raise InputError(
-                f"{text} is refused: each job has a folder of its own, and W&B launches them."
-            )
-        if key in fixed or key in varied:
-            raise InputError(f"{text} is refused: {key} is given twice.")
-        if not override.is_sweep_override():
-            fixed[key] = text
-        elif not override.is_discrete_sweep():
-            raise InputError(f"{text} is refused: a grid needs values: {key}=value,value.")
-        elif not NAME.fullmatch(text.partition("=")[0]):
-            raise InputError(
-                f"{text} is refused: W&B varies what letters, digits, _ . and - name; fix one value."
-            )
-        else:
-            varied[key] = list(override.sweep_string_iterator())
+    fixed, varied = _parse(overrides)
     models = varied.get("model") or [fixed.get("model", "model=finetune").partition("=")[2]]
-    directions = varied.get("model.direction") or [fixed.get("model.direction", "")]
-    named = "model.train" in {*fixed, *varied} or any(
-        "block" in direction for direction in directions
+    groups = varied.get("model.groups") or [fixed.get("model.groups", "").partition("=")[2]]
+    names_what_trains = "model.train" in {*fixed, *varied} or any(
+        value not in ("", "null") for value in groups
     )
-    if FRACTION not in {*fixed, *varied} and "finetune" in models and not named:
-        varied = {FRACTION: FRACTIONS} | varied
-    if named and FRACTION in varied:
+    if FRACTION not in {*fixed, *varied} and "finetune" in models and not names_what_trains:
+        varied = {FRACTION: DEFAULT_FRACTIONS} | varied
+    if names_what_trains and FRACTION in varied:
         raise InputError(
-            f"{FRACTION} is refused beside model.train or model.direction=block:...: W&B would train each of these "
-            "once for each fraction, which they ignore."
+            f"{FRACTION} must not vary together with model.groups or model.train, which ignore it: "
+            "W&B would train each of them once for each fraction. Leave one of them out."
         )
     if "transfer" in models and FRACTION in varied:
         raise InputError(
-            f"model=transfer is refused: W&B would train it once for each {FRACTION}, which it ignores. Leave model "
-            f"out: {FRACTION}=0 trains the head alone."
+            f"model=transfer must not be combined with several values of {FRACTION}, which it "
+            "ignores: W&B would train it once for each fraction. Leave model out: "
+            f"{FRACTION}=0 trains the head alone."
         )
     if not varied:
         raise InputError(
-            f"nothing varies: list values, as in {FRACTION}={','.join(FRACTIONS)} or seed=1,2,3."
+            f"nothing varies: list values, as in {FRACTION}={','.join(DEFAULT_FRACTIONS)} "
+            "or seed=1,2,3."
         )
     return list(fixed.values()), varied
 
@@ -84,7 +60,9 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
 def wandb_sweep_yaml(
     fixed: Sequence[str], varied: dict[str, list[str]], metric: str, project: str
 ) -> str:
-    """The YAML of a grid that `read_grid` gave; `metric` is what runs call the score to maximise."""
+    """Return the YAML of a grid from `read_grid`; runs log the score to maximise as `metric`."""
+    import yaml
+
     sweep = {
         "program": "tvf",
         "project": project,
@@ -99,8 +77,44 @@ def wandb_sweep_yaml(
     return header + yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True, width=10_000)
 
 
+def _parse(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return by key the overrides with one value as given, and the values of the others."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if options := [text for text in overrides if text.startswith("-")]:
+        raise InputError(
+            f"{options[0]} must be left out: W&B starts each job, and only overrides are allowed."
+        )
+    fixed: dict[str, str] = {}
+    varied: dict[str, list[str]] = {}
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for text, override in zip(overrides, parsed, strict=True):
+        key = override.key_or_group
+        if key.startswith("hydra."):
+            raise InputError(
+                f"{text} must be left out: W&B launches the jobs, each in its own folder."
+            )
+        if key in fixed or key in varied:
+            raise InputError(f"{key} must be given only once, but {text} repeats it.")
+        if not override.is_sweep_override():
+            fixed[key] = text
+        elif not override.is_discrete_sweep():
+            raise InputError(f"{text} must list the values of the grid: {key}=value,value.")
+        elif not PARAMETER_NAME.fullmatch(text.partition("=")[0]):
+            raise InputError(
+                f"{text} must have a single value: W&B only varies parameters whose names consist "
+                "of letters, digits, _ . and -."
+            )
+        else:
+            varied[key] = list(override.sweep_string_iterator())
+    return fixed, varied
+
+
 def _typed(value: str) -> Any:
-    """Numbers and truth values as such, for W&B's axes; the rest as it was spelled: an agent writes null as None."""
+    """Return numbers and booleans as such, for W&B's axes, and everything else as it was spelled.
+
+    null stays a string because an agent would write it as None.
+    """
     try:
         typed = json.loads(value)
     except ValueError:

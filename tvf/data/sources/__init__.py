@@ -2,7 +2,7 @@
 
 To add one:
 1. write a module here with a subclass of `DataSource` (see base.py) and export it below;
-2. add `conf/data/<name>.yaml` with its `_target_` and its options, on top of `_base.yaml`;
+2. add `conf/data/<name>.yaml` with its `_target_` and its options, on top of `conf/_data.yaml`;
 3. add a row for each new option in `tvf/config/identity.py`: what the option affects.
 """
 

@@ -1,7 +1,7 @@
 """What every data source has in common: the shared options, and `load` as the method to implement.
 
 To add a data source: write a module beside this one with a subclass that implements `load`, add
-`conf/data/<name>.yaml` (its `_target_` and options, on top of `_base.yaml`), and add a row for each
+`conf/data/<name>.yaml` (its `_target_` and options, on top of `conf/_data.yaml`), and add a row for each
 new option in `tvf/config/identity.py`.
 """
 

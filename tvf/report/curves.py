@@ -1,0 +1,89 @@
+"""The chart of learning curves: training and validation by epoch."""
+
+from statistics import fmean
+from typing import Any
+
+import altair as alt
+
+from tvf.report.comparison import Comparison
+from tvf.report.encodings import LayeredChart, Palette, colour, identity, shape
+
+MAX_TICKS = 10  # on the axis of epochs
+MAX_SINGLE_LINES = 100  # with more jobs, only means are drawn
+
+
+def learning_curves(comparison: Comparison, palette: Palette, key: str, word: str) -> LayeredChart:
+    """Means over seeds by epoch, dashed for training; thin lines are single seeds.
+
+    `key` is the score's name in records without its prefix (acc, loss), `word` its name in text.
+    """
+    single, means = _curve_points(comparison, key)
+    epochs = sorted({point["epoch"] for point in means})
+    ticks = epochs[:: max(1, -(-len(epochs) // MAX_TICKS))]
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(values=ticks, format="d"))
+    y = alt.Y("value:Q", title=word, scale=alt.Scale(zero=False))
+    dash = alt.StrokeDash(
+        "split:N",
+        title=None,
+        scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]]),
+        legend=alt.Legend(orient="top"),
+    )
+    jobs = {(point["label"], point["seed"]) for point in single}
+    thin = (
+        alt.Chart(alt.InlineData(values=single if len(jobs) <= MAX_SINGLE_LINES else []))
+        .mark_line(strokeWidth=0.8, opacity=0.4)
+        .encode(
+            x=x,
+            y=y,
+            color=colour(comparison, palette),
+            strokeDash=dash,
+            detail=["label:N", "seed:N"],
+        )
+    )
+    base = alt.Chart(alt.InlineData(values=means)).encode(
+        x=x, y=y, color=colour(comparison, palette)
+    )
+    lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=dash, detail="label:N")
+    points = base.mark_point(filled=True, opacity=1, size=30).encode(
+        shape=shape(comparison), detail=["label:N", "split:N"]
+    )
+    return alt.layer(thin, lines, points, _points_on_hover(base, word)).properties(height=300)
+
+
+def _points_on_hover(base: alt.Chart, word: str) -> alt.Chart:
+    """Points that show, with a tooltip, when the pointer is nearest to them."""
+    nearest = alt.selection_point(
+        nearest=True, on="pointerover", clear="pointerout", fields=["epoch", "label", "split"]
+    )
+    visible = alt.condition(nearest, alt.value(1), alt.value(0), empty=False)
+    tooltip = [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("split:N"),
+        alt.Tooltip("epoch:Q"),
+        alt.Tooltip("value:Q", title=f"mean {word}", format=".4f"),
+        alt.Tooltip("seeds:Q"),
+    ]
+    points = base.mark_point(filled=True, size=70).encode(opacity=visible, tooltip=tooltip)
+    return points.add_params(nearest)
+
+
+def _curve_points(
+    comparison: Comparison, key: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The points of single seeds, and those of the means over seeds."""
+    single, means = [], []
+    for configuration in comparison.configurations:
+        for split, name in (("validation", f"val_{key}"), ("training", f"train_{key}")):
+            common = identity(configuration) | {"split": split}
+            by_epoch: dict[int, list[float]] = {}
+            for job in configuration.done or configuration.jobs:
+                for epoch in job["history"]:
+                    if (value := epoch.get(name)) is None:
+                        continue
+                    by_epoch.setdefault(epoch["epoch"], []).append(value)
+                    point = {"epoch": epoch["epoch"], "value": value, "seed": job["seed"]}
+                    single.append(common | point)
+            for number, values in sorted(by_epoch.items()):
+                point = {"epoch": number, "value": fmean(values), "seeds": len(values)}
+                means.append(common | point)
+    return single, means

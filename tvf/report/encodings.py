@@ -1,0 +1,146 @@
+"""What the charts share: their data, colours, shapes, titles and tooltips.
+
+Colours of text and lines are `currentColor`: a page resolves it to its own, light or dark.
+"""
+
+from typing import Any
+
+import altair as alt
+
+from tvf.report.comparison import Comparison
+from tvf.report.configuration import Configuration, own_seconds
+from tvf.report.palette import shapes
+
+Palette = dict[float, str]  # colours by fraction
+LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
+INK = "currentColor"
+
+
+def series_of(label: str) -> str:
+    """What a configuration is besides its fraction."""
+    return label.partition(", ")[2] or "default"
+
+
+def identity(configuration: Configuration) -> dict[str, Any]:
+    """The values that tell configurations apart in a chart's data."""
+    return {
+        "label": configuration.label,
+        "fraction": configuration.fraction,
+        "series": series_of(configuration.label),
+    }
+
+
+def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
+    """A point for each configuration's mean score."""
+    return [
+        {
+            **identity(configuration),
+            "score": configuration.val.mean,
+            "low": configuration.val.low,
+            "high": configuration.val.high,
+            "n": configuration.val.n,
+            "seconds": configuration.seconds,
+            "front": configuration.label in comparison.front,
+        }
+        for configuration in comparison.configurations
+        if configuration.val
+    ]
+
+
+def seed_points(comparison: Comparison) -> list[dict[str, Any]]:
+    """A point for each job that counts."""
+    return [
+        {
+            **identity(configuration),
+            "seed": job["seed"],
+            "score": configuration.scores[job["seed"]],
+            "seconds": own_seconds(job),
+        }
+        for configuration in comparison.configurations
+        for job in configuration.done
+    ]
+
+
+def fractions_of(comparison: Comparison) -> list[float]:
+    """The distinct fractions, in order."""
+    return sorted({configuration.fraction for configuration in comparison.configurations})
+
+
+def fraction_title(comparison: Comparison) -> str:
+    """Title of the fraction axis, which counts groups or parameters."""
+    units = {
+        (job["config"].get("model") or {}).get("unit")
+        for configuration in comparison.configurations
+        for job in configuration.jobs
+    }
+    unit = "parameters" if "params" in units else "groups"
+    return f"fraction of the {unit} that trains (pct_unfreeze)"
+
+
+def score_axis(comparison: Comparison) -> alt.Y:
+    """The score, on an axis that shows every seed and every interval."""
+    return alt.Y(
+        "score:Q",
+        title=score_title(comparison),
+        scale=alt.Scale(domain=_score_range(comparison), nice=True),
+    )
+
+
+def score_title(comparison: Comparison) -> str:
+    """Title of the score axis."""
+    return f"validation {comparison.word}"
+
+
+def _score_range(comparison: Comparison) -> list[float]:
+    """The range of scores and intervals, with some margin where all are equal."""
+    shown: list[float] = []
+    for configuration in comparison.configurations:
+        shown += configuration.scores.values()
+        if val := configuration.val:
+            shown += [end for end in (val.low, val.high) if end is not None]
+    margin = max(0.02 * (max(shown) - min(shown)), 0.005)
+    return [max(min(shown) - margin, 0.0), min(max(shown) + margin, 1.0)]
+
+
+def colour(comparison: Comparison, palette: Palette) -> alt.Color:
+    """Colour by fraction."""
+    fractions = fractions_of(comparison)
+    scale = alt.Scale(domain=fractions, range=[palette[fraction] for fraction in fractions])
+    return alt.Color("fraction:N", title="pct_unfreeze", scale=scale)
+
+
+def shape(comparison: Comparison) -> alt.Shape:
+    """Shape by what else varies; if nothing does, by fraction, to repeat what the colour says."""
+    series = sorted({series_of(group.label) for group in comparison.configurations})
+    if len(series) > 1:
+        return alt.Shape(
+            "series:N",
+            title="other settings",
+            scale=alt.Scale(domain=series, range=shapes(series)),
+            legend=alt.Legend(columns=1, labelLimit=300),
+        )
+    fractions = fractions_of(comparison)
+    scale = alt.Scale(domain=fractions, range=shapes(fractions))
+    return alt.Shape("fraction:N", title="pct_unfreeze", scale=scale)
+
+
+def mean_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
+    """What hovering over a mean shows."""
+    return [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("score:Q", title=f"mean {comparison.word}", format=".4f"),
+        alt.Tooltip("low:Q", title="95 % from", format=".4f"),
+        alt.Tooltip("high:Q", title="95 % to", format=".4f"),
+        alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seconds:Q", title="own seconds", format=".3~g"),
+    ]
+
+
+def seed_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
+    """What hovering over a single seed shows."""
+    return [
+        alt.Tooltip("label:N", title="pct_unfreeze"),
+        alt.Tooltip("seed:N"),
+        alt.Tooltip("score:Q", title=comparison.word, format=".4f"),
+        alt.Tooltip("seconds:Q", title="own seconds", format=".3~g"),
+    ]

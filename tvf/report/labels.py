@@ -1,0 +1,72 @@
+"""What configurations and comparisons are called: the fraction, and whatever else differs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvf.config import NOTHING, affects
+from tvf.records import Row, varied_overrides
+from tvf.report.seeds import FOLLOWS_SEED, FlatConfig
+
+FRACTION = "model.pct_unfreeze"
+# What makes one model transfer learning and another fine-tuning: the fraction says it.
+MODEL_KEYS = (FRACTION, "model._target_", "model.unit")
+DIRECTION_KEYS = ("model.direction", "model.groups", "model.train")
+
+
+def label_configurations(jobs: Sequence[list[Row]], configs: Sequence[FlatConfig]) -> list[str]:
+    """Label each configuration, given its jobs and its config, by its fraction.
+
+    Where the fraction does not tell them apart, the overrides that do are added, or else the config
+    keys that differ.
+    """
+    first_jobs = [group[0] for group in jobs]
+    fractions = [f"{job['pct_unfreeze'] or 0:g}" for job in first_jobs]
+    directions = {repr([config.get(key) for key in DIRECTION_KEYS]) for config in configs}
+    if len({*fractions}) == len(fractions) and len(directions) == 1:
+        return fractions
+    labels = _add_overrides(fractions, first_jobs, configs)
+    for label in {label for label in labels if labels.count(label) > 1}:
+        same = [index for index, other in enumerate(labels) if other == label]
+        keys = differing_keys([configs[index] for index in same])
+        for index in same:
+            values = [f"{key}={configs[index].get(key)}" for key in keys]
+            labels[index] = ", ".join([label, *values])
+    return labels
+
+
+def _add_overrides(
+    fractions: Sequence[str], jobs: Sequence[Row], configs: Sequence[FlatConfig]
+) -> list[str]:
+    """Add to each fraction the overrides that not all jobs have and that affect results."""
+    following = [
+        key for config in configs for key, value in config.items() if value == FOLLOWS_SEED
+    ]
+    labels = []
+    overrides_by_job = varied_overrides(jobs, (FRACTION, "seed", *following))
+    for fraction, overrides in zip(fractions, overrides_by_job, strict=True):
+        relevant = [item for item in overrides if affects(_key(item)) != NOTHING]
+        labels.append(", ".join([fraction, *sorted(relevant)]))
+    return labels
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def differing_keys(configs: Sequence[FlatConfig]) -> list[str]:
+    """Keys with more than one value, except those that the fraction stands for."""
+    keys = dict.fromkeys(key for config in configs for key in config if key not in MODEL_KEYS)
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+
+
+def title_comparisons(criteria: Sequence[dict[str, Any]]) -> list[str]:
+    """Title each comparison by what its scores depend on that is not the same in all of them."""
+    keys = dict.fromkeys(
+        key
+        for values in criteria
+        for key in values
+        if any(other.get(key) != values[key] for other in criteria)
+    )
+    return [
+        ", ".join(f"{key}={values[key]}" for key in keys if key in values) for values in criteria
+    ]

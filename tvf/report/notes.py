@@ -1,0 +1,87 @@
+"""Warnings shown beside a recommendation: what limits the evidence, or what the numbers are not."""
+
+from collections.abc import Sequence
+
+from tvf.records import Row
+from tvf.report.configuration import Configuration
+from tvf.report.labels import differing_keys
+from tvf.report.seeds import FlatConfig
+
+UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
+
+
+def collect_notes(
+    configurations: Sequence[Configuration], configs: Sequence[FlatConfig], metric: str
+) -> list[str]:
+    """All warnings about a comparison; `configs` are the configurations' own, without seeds."""
+    notes = [
+        about_halving(configurations),
+        *_count_unfinished([job for group in configurations for job in group.jobs]),
+        _about_validation_images(configs),
+        _about_majority_class(configurations, metric),
+        _about_other_differences(configurations, configs),
+    ]
+    return [note for note in notes if note]
+
+
+def about_halving(configurations: Sequence[Configuration]) -> str | None:
+    """How successive halving limits the statistics; None if it has dropped no configuration."""
+    dropped = [group for group in configurations if group.dropped]
+    if not dropped:
+        return None
+    jobs = [job for group in dropped for job in group.jobs]
+    rungs = sorted({job["dropped"] for job in jobs if job["dropped"]})
+    after = f"{rungs[0]}{f' to {rungs[-1]}' if len(rungs) > 1 else ''}"
+    epochs = max(job["epochs"] or 0 for job in jobs)
+    return (
+        f"Successive halving: {len(dropped)} of {len(configurations)} configurations were dropped "
+        f"after {after} of {epochs} epochs, by their validation scores at that point. Intervals, "
+        "differences and the recommendation cover only the configurations that were kept because "
+        "they led. They are not those of a full sweep, in which a slow starter might have won."
+    )
+
+
+def _count_unfinished(jobs: Sequence[Row]) -> list[str]:
+    counts = {state: sum(job["state"] == state for job in jobs) for state in UNFINISHED}
+    return [f"{state}: {count} of {len(jobs)} jobs." for state, count in counts.items() if count]
+
+
+def _about_validation_images(configs: Sequence[FlatConfig]) -> str | None:
+    if configs[0].get("data.validate_on") != "test":
+        return None
+    return (
+        "The validation images are the test images (data.validate_on=test): the scores shown also "
+        "made the choices."
+    )
+
+
+def _about_majority_class(configurations: Sequence[Configuration], metric: str) -> str | None:
+    """Warn if the best accuracy may be no better than always predicting the most frequent class."""
+    scored = [(group, group.val) for group in configurations if group.val]
+    if not scored or metric != "accuracy":
+        return None
+    best, val = max(scored, key=lambda pair: pair[1].mean)
+    summary = best.done[0]["summary"]
+    if not summary.get("val_confusion"):
+        return None
+    class_sizes = [sum(row) for row in summary["val_confusion"]]
+    largest = max(class_sizes)
+    baseline = largest / max(sum(class_sizes), 1)
+    if (val.mean if val.low is None else val.low) > baseline:
+        return None
+    index = class_sizes.index(largest)
+    name = summary["classes"][index] if summary.get("classes") else str(index)
+    return (
+        f"Always predicting {name} has a validation accuracy of {baseline:.3f}, and even the best "
+        "configuration may be no better: data.metric=macro_f1 counts every class alike."
+    )
+
+
+def _about_other_differences(
+    configurations: Sequence[Configuration], configs: Sequence[FlatConfig]
+) -> str | None:
+    """Name what differs besides the fraction where the labels show nothing but the fraction."""
+    keys = differing_keys(configs)
+    if not keys or any(", " in group.label for group in configurations):
+        return None
+    return f"Configurations differ in more than the fraction: {', '.join(keys)}."
