@@ -209,7 +209,7 @@ def test_a_table_counts_in_full_while_it_is_being_computed(tmp_path: Path) -> No
 
 def _python(code: str, folder: Path) -> forks.Process:
     names = "Path, RecordingFill, Store, StoreError, fill_slowly, make_table, sys"
-    header = f"from test_store import {names}\n"
+    header = f"from store.test_disk import {names}\n"
     return forks.python(
         header + code, str(folder), cwd=folder, PYTHONPATH=f"{ROOT / 'tests'}:{ROOT}"
     )
