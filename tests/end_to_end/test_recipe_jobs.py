@@ -68,7 +68,7 @@ def test_jobs_with_the_same_head_phase_train_it_once(tmp_path: Path) -> None:
         process = forks.train(*common, *more, cwd=tmp_path, TVF_STORE=str(tmp_path / "store"))
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]
-    shared = "epochs 1 to 2, of the head alone, are another job's."
+    shared = "takes epochs 1 to 2 from another job."
     assert outputs["on"].count(shared) == 1 and outputs["off"].count(shared) == 0
     on, off = (
         sorted(str(metrics(path.parent)) for path in (tmp_path / mode).glob("*/metrics.jsonl"))
@@ -111,7 +111,7 @@ def test_a_job_killed_in_every_phase_ends_like_one_that_was_not(tmp_path: Path) 
         killed.communicate()
     again = start("killed")
     output, _ = again.communicate()
-    assert again.returncode == 0 and "goes on after epoch" in output
+    assert again.returncode == 0 and "resumes after epoch" in output
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     assert summary(tmp_path / "killed")["test_loss"] == summary(tmp_path / "whole")["test_loss"]
 

@@ -217,7 +217,7 @@ def test_a_job_that_is_killed_repeatedly_ends_like_an_undisturbed_one(tmp_path: 
         assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
     process = start(*arguments, "hydra.run.dir=killed", cwd=tmp_path)
     output, _ = process.communicate()
-    assert process.returncode == 0 and "goes on after epoch" in output, output
+    assert process.returncode == 0 and "resumes after epoch" in output, output
     assert results(tmp_path / "killed")["killed"] == results(tmp_path / "whole")["whole"]
     assert not list((tmp_path / "killed" / "checkpoints").glob("*.pt"))
 
@@ -258,7 +258,7 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_resumed_and_extended(tmp_path
     assert code == 0 and "interrupted" in output and "/16" in output
     code, output = tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path)
     assert code == 0, output
-    assert "goes on after epoch" in output
+    assert "resumes after epoch" in output
     before = results(tmp_path / "sweep")
     widened = start(
         "-m", *common, "model.pct_unfreeze=0,0.5,1.0", "hydra/launcher=basic", cwd=tmp_path
@@ -312,7 +312,7 @@ def test_two_processes_on_one_folder_train_each_job_once(tmp_path: Path) -> None
     processes.append(start(*command, cwd=tmp_path))
     outputs = [process.communicate()[0] for process in processes]
     assert 0 in [process.returncode for process in processes], outputs
-    assert any("another process trains this job" in output for output in outputs), outputs
+    assert any("another process is training this job" in output for output in outputs), outputs
     statuses = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")]
     assert [(status["state"], status["attempt"]) for status in statuses] == 3 * [("done", 1)]
     assert "\n".join(outputs).count("test_loss") == 3
@@ -420,7 +420,7 @@ def test_a_full_disk_costs_no_finished_epoch(tmp_path: Path, small_disk: Path) -
         assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     (small_disk / "filler").unlink()
     code, output = tvf("resume", f"{small_disk}/sweep", cwd=tmp_path)
-    assert code == 0 and "goes on after epoch" in output, output
+    assert code == 0 and "resumes after epoch" in output, output
     whole = start(*common, "hydra.sweep.dir=whole", cwd=tmp_path)
     output, _ = whole.communicate()
     assert whole.returncode == 0, output

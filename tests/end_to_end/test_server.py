@@ -416,7 +416,7 @@ def test_a_job_that_is_killed_and_resumed_is_one_run(
     psutil.wait_procs(children, timeout=60)  # W&B's service process may still be sending
     process = start(server, *arguments, cwd=tmp_path)
     output, _ = process.communicate()
-    assert process.returncode == 0 and "goes on after epoch" in output, output
+    assert process.returncode == 0 and "resumes after epoch" in output, output
     if mode == "offline":
         sync(server, output, tmp_path)
     assert_arrived(server, [tmp_path / "job"], once=mode == "online")

@@ -25,7 +25,7 @@ from torchvision.transforms import functional
 from helpers.cifar_files import draw_images, expect_files, write_cifar10
 from tvf import cli
 from tvf.config import conf_dir
-from tvf.config.build import build
+from tvf.config.build import build, build_part
 from tvf.data.augment import FlipsAndCrops
 from tvf.models.backbones import resnet
 from tvf.models.finetune import FineTuneModel
@@ -396,8 +396,8 @@ def test_six_groups_follow_the_tutorials_code_and_four_its_prose(
     config = compose_tutorial(
         f"backbone.grouping={grouping}", "backbone.weights=null", f"model.pct_unfreeze={pct}"
     )
-    backbone = build(config["backbone"], "backbone", num_classes=10)
-    model = build(config["model"], "model", backbone=backbone)
+    backbone = build_part(config, "backbone", num_classes=10)
+    model = build_part(config, "model", backbone=backbone)
     names = {name for name, parameter in model.module.named_parameters() if parameter.requires_grad}
     assert {name.partition(".")[0] for name in names} == {"fc", *trained}
     for layer in ("fc", *trained):

@@ -324,7 +324,7 @@ def test_recalibrated_statistics_are_cached_per_network_and_pixel_scaling(
     """At fraction 1.0 nothing is frozen, so there is nothing to recalibrate."""
 
     def statistics(store: Store | None, std: float) -> list[Tensor]:
-        module = set_up(fraction, "recalibrate")
+        module = set_up(fraction)
         module.module.std.fill_(std)
         recalibrate(FABRIC, module, SPLIT, 16, store)
         return [buffer.clone() for buffer in module.module.module.buffers()]

@@ -181,7 +181,7 @@ def test_files_that_hold_no_weights_or_another_networks_are_errors_with_their_na
     save_weights(nn.Linear(2, 3), path, 5)
     weights = nn.Linear(2, 3)
     load_weights(weights, path, 5)
-    with pytest.raises(InputError, match=r"best.safetensors is of epoch 5, not of 4"):
+    with pytest.raises(InputError, match=r"best.safetensors is from epoch 5, not 4"):
         load_weights(weights, path, 4)
     assert is_readable(path)
     with pytest.raises(InputError, match=r"best.safetensors does not hold this model's weights"):
@@ -222,7 +222,7 @@ def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
     checkpoints = Checkpoints(tmp_path / "file" / "folder", configuration="this")
     for _ in range(2):
         checkpoints.save({"number": 1})
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("cannot write ") == 1
     assert checkpoints.load() is None
 
 

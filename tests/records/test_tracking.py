@@ -72,7 +72,7 @@ def test_a_job_that_raises_is_a_failed_run(tmp_path: Path) -> None:
 
 
 def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(InputError, match="tracker.mode='on'"):
+    with pytest.raises(InputError, match="tracker.mode=on must be one of"):
         WandbTracker("tvf", mode="on")
 
 

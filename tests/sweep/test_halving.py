@@ -451,7 +451,7 @@ def test_survivors_end_as_in_the_full_grid_even_if_the_sweep_is_killed(tmp_path:
     process = forks.tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path, **surroundings)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "goes on after epoch" in output
+    assert "resumes after epoch" in output
     assert "the only configuration that successive halving kept" in output
     dropped = read_dropped(sweep)
     assert (
@@ -498,7 +498,7 @@ def test_a_single_job_pauses_and_resumes(tmp_path: Path) -> None:
     )
     again = train("stop_after=1", "hydra.run.dir=job")
     assert "trained for stop_after=1 epochs already" in again and "groups train" not in again
-    assert "goes on after epoch 2" in train("stop_after=3", "hydra.run.dir=job")
+    assert "resumes after epoch 2" in train("stop_after=3", "hydra.run.dir=job")
     assert "test_acc" in train("hydra.run.dir=job")
     train("hydra.run.dir=whole")
     trained = epochs(tmp_path)

@@ -199,9 +199,9 @@ def test_fractions_only_vary_for_a_model_that_has_them(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["seed"], "seed cannot be read"),
-        (["seed=1,,2"], "seed=1,,2 cannot be read"),
-        (["tracker.tags=[a,b"], "tracker.tags=[a,b cannot be read"),
+        (["seed"], "cannot parse seed "),
+        (["seed=1,,2"], "cannot parse seed=1,,2 "),
+        (["tracker.tags=[a,b"], "cannot parse tracker.tags=[a,b "),
         (["seed=interval(1,4)"], "seed=value,value"),
         (["seed=1", "seed=2"], "seed must be given only once"),
         (["seed=1,2", "seed=3"], "seed must be given only once"),

@@ -16,6 +16,7 @@ from helpers.training import train
 from tvf.errors import InputError
 from tvf.models.finetune import FineTuneModel
 from tvf.training.ema import ExponentialMovingAverage
+from tvf.training.loop import LoopOptions
 from tvf.training.optimizer import DiscriminativeOptimizer
 from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
 from tvf.training.state import EpochResult
@@ -255,7 +256,7 @@ def test_the_end_of_a_phase_is_reported_once_even_if_the_job_pauses_there() -> N
         best = train(
             model,
             phases,
-            stop_after=stop_after,
+            options=LoopOptions(stop_after=stop_after),
             on_phase=lambda state: epochs_at_end.append(len(state["history"])),
         )
         assert epochs_at_end == ([2] if stop_after else [2, 4])

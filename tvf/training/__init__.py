@@ -1,5 +1,7 @@
 """Phases, steps and scores: everything between a batch and an epoch."""
 
+from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 
 from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
@@ -48,16 +50,4 @@ __all__ = [
 
 def training_modules() -> list[ModuleType]:
     """The modules of this room, whose code decides what training makes of its inputs."""
-    from tvf.training import (
-        ema,
-        loop,
-        loss,
-        optimizer,
-        phases,
-        schedules,
-        scores,
-        state,
-        step,
-    )
-
-    return [ema, loop, loss, optimizer, phases, schedules, scores, state, step]
+    return [import_module(module.name) for module in iter_modules(__path__, f"{__name__}.")]
