@@ -116,9 +116,8 @@ def _read(path: Path) -> dict[str, Any]:
     start = len(MAGIC) + DIGEST
     if content.startswith(OLD_MAGIC):
         raise InputError(
-            f"{path} was written by an older version of tvf, whose checkpoints this "
-            "version cannot resume: finish the job with that version, or delete its folder to train "
-            "it again."
+            f"{path} was written by an older version of tvf, whose checkpoints this version cannot "
+            "resume: finish the job with that version, or delete its folder to train it again."
         )
     if not content.startswith(MAGIC):
         raise ValueError("not a checkpoint of tvf")
