@@ -1,6 +1,6 @@
 """tvf: how much of a pretrained vision network should train?
 
-The front door for Python, loaded name by name: `import tvf` waits for no library.
+The public Python API. Names load on first use, so `import tvf` imports no other library.
 """
 
 from importlib import import_module

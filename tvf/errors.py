@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-# Keys of a config that Hydra reads itself.
+# Config keys that Hydra itself reads.
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -51,11 +51,11 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
-    """Return the error for an option that does not exist, with the nearest one that does."""
+    """Return the error for an option that does not exist, with the closest one that does."""
     names = sorted(name for name in known if name not in RESERVED)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
     if near:
         hint = f"did you mean {prefix}{near[0]}?"
     else:
-        hint = f"known here: {', '.join(prefix + name for name in names) or 'none'}."
+        hint = f"valid options: {', '.join(prefix + name for name in names) or 'none'}."
     return InputError(f"{key} is not an option: {hint}")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-# Inside a job's folder.
+# Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
-    """Replace `path` by `content`; a reader sees either the old file or the new one."""
+    """Write `content` to `path`; a reader sees either the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -25,7 +25,7 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a write to a full disk raises without a file name
+            error.filename = str(path)  # the error for a full disk has no file name
         raise
 
 
@@ -40,7 +40,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinities become null, as JSON has neither."""
+    """Write `value` as indented JSON; NaN and infinities become null, since JSON has neither."""
     write_whole(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -60,7 +60,7 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Copy a nested value, with None in place of numbers that are not finite."""
+    """Copy a nested value, replacing non-finite numbers with None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,14 +5,14 @@ from typing import Any
 
 from tvf.errors import InputError, require_choice
 
-# What records call each metric, after val_ or test_.
+# The key of each metric in records, after val_ or test_.
 METRICS = {"accuracy": "acc", "macro_f1": "macro_f1", "auroc": "auroc"}
-# What reports call each metric.
+# The name of each metric in reports.
 WORDS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def metric_of(config: Mapping[str, Any]) -> str:
-    """Return the metric that a job's config chooses; a user's own data source may not name one."""
+    """Return the metric in a job's config; accuracy if a custom data source has none."""
     return config["data"].get("metric") or "accuracy"
 
 
@@ -21,5 +21,6 @@ def require_metric(metric: object, classes: int | None = None) -> None:
     require_choice("data.metric", metric, tuple(METRICS))
     if metric == "auroc" and classes not in (None, 2):
         raise InputError(
-            f"data.metric=auroc must be used with 2 classes, here are {classes}. Choose macro_f1."
+            f"data.metric=auroc must be used with 2 classes, but there are {classes}. "
+            "Choose macro_f1."
         )

@@ -135,7 +135,7 @@ def _empty_test(root: Path) -> str:
 
 def _no_train(root: Path) -> str:
     (root / "train").rename(root / "training")
-    return "has no folder train/"
+    return "has no train/ folder"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_job_that_hardly_trains_has_the_score_of_its_origins_best_epoch(
             4,
             {},
             r"its head is for 4 classes, this one for 3 "
-            r"\(module.head.weight is \(4, 8\), here \(3, 8\)",
+            r"\(module.head.weight is \(4, 8\), expected \(3, 8\)",
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_an_origin_that_split_the_same_images_differently_raises(
         ),
         (
             lambda state: state.update({"module.conv1.bias": torch.zeros(7)}),
-            r"another backbone: module.conv1.bias is \(7,\), here \(4,\)",
+            r"another backbone: module.conv1.bias is \(7,\), expected \(4,\)",
         ),
         (
             lambda state: state.update(

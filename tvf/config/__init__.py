@@ -1,4 +1,4 @@
-"""From what the shell says to plain, validated values, and what each option affects."""
+"""Turns command-line options into plain, validated values, and says what each option affects."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "validate_config":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Checking values takes torch, which `tvf --help` and a job's name do not wait for.
+    # Validation imports torch, which `tvf --help` and naming a job do not need.
     from tvf.config.validate import validate_config
 
     return validate_config

@@ -1,4 +1,4 @@
-"""From a config node with a `_target_` to the object it names; keys it does not take are errors."""
+"""Builds the object that a config node names by `_target_`; keys it does not take are errors."""
 
 import errno
 import inspect
@@ -17,9 +17,9 @@ from tvf.errors import RESERVED, InputError, unknown_key
 if TYPE_CHECKING:
     from tvf.training import Phase
 
-# Options that stand in a node and that the job acts on, not the node's target.
+# Options in a node that the job handles itself instead of passing them to the node's target.
 JOB_OPTIONS = {"model": ("init_from",), "optimizer": ("clip_norm",)}
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of a user's quota
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
 
 
 def build_part(config: Config, name: str, **supplied: Any) -> Any:
@@ -30,14 +30,14 @@ def build_part(config: Config, name: str, **supplied: Any) -> Any:
 def build_phases(config: Config, groups: int) -> "tuple[Phase, ...]":
     """The phases of a job that trains `groups` groups.
 
-    InputError if they do not add up to its epochs.
+    Raises InputError if they do not add up to its epochs.
     """
     stopping = build_part(config, "early_stopping")
     return build_part(config, "recipe")(config["epochs"], groups, stopping)
 
 
 def target_node(config: Config, name: str) -> dict[str, Any]:
-    """The node as its target takes it, without what the job handles or the model ignores."""
+    """The node as passed to its target: without what the job handles or the model ignores."""
     node = {k: v for k, v in config[name].items() if k not in JOB_OPTIONS.get(name, ())}
     if name == "model" and "_target_" in node:
         if is_transfer(node):
@@ -48,11 +48,11 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
 
 
 def build(node: Config, name: str, **supplied: Any) -> Any:
-    """Build what `node` describes, passing `supplied` beside its own keys.
+    """Build what `node` describes, passing `supplied` along with its own keys.
 
-    `supplied` reaches the target as it is, so it may hold tensors and modules. With
-    `_partial_: true` in the node the result is a function still to be called. Raises InputError for
-    a target that cannot be imported, a key it does not take, or a required key that is missing.
+    `supplied` is passed unchanged, so it may hold tensors and modules. With `_partial_: true` in
+    the node, the target is returned uncalled. Raises InputError for a target that cannot be
+    imported, a key it does not take, or a missing required key.
     """
     check_node(node, name, supplied)
     make = _instantiate({**node, "_partial_": True})
@@ -62,9 +62,9 @@ def build(node: Config, name: str, **supplied: Any) -> Any:
 def check_node(
     node: Config, name: str, supplied: Iterable[str] = (), known: Iterable[str] = ()
 ) -> None:
-    """Check the keys of `node`, and of the nodes in it, against the signatures of their targets.
+    """Check the keys of `node` and of nested nodes against the signatures of their targets.
 
-    `supplied` are arguments that come from the code, `known` further keys to suggest for a typo.
+    `supplied` are arguments that the code passes; `known` are further keys to suggest for a typo.
     """
     if "_target_" not in node:
         raise InputError(f"{name} has no _target_: it must name the function or class to build.")
@@ -111,7 +111,7 @@ def resolve_target(node: Config, name: str) -> Callable[..., Any]:
     """The function or class that `node` names. InputError if it cannot be imported."""
     path = node["_target_"]
     if path in LEGACY_TARGETS:
-        raise InputError(f"{name}._target_={path!r} is called {LEGACY_TARGETS[path]} now.")
+        raise InputError(f"{name}._target_={path!r} is now called {LEGACY_TARGETS[path]}.")
     try:
         target = get_object(path)
     except Exception as error:
@@ -133,7 +133,7 @@ def _instantiate(node: Config) -> Any:
 
 
 def to_plain(node: DictConfig) -> dict[str, Any]:
-    """The node as plain data; InputError where a value is missing or refers to nothing."""
+    """The node as plain data; InputError if a value is missing or its reference is broken."""
     try:
         values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -142,7 +142,7 @@ def to_plain(node: DictConfig) -> dict[str, Any]:
 
 
 def explain_error(error: Exception) -> str:
-    """An error from composing or building a config in words: what is wrong and what to do."""
+    """Explain an error from composing or building a config: what is wrong and what to do."""
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: set it with {error.full_key}=..."

@@ -1,7 +1,7 @@
-"""What each option of a job affects: the one table that resuming, comparing and sharing read.
+"""What each option of a job affects: the single table behind resuming, comparing and sharing.
 
-An option that a YAML in conf/ has and this table lacks fails a test. Options of a user's own affect
-whatever any option of their node does.
+A test fails if an option in conf/ is missing from this table. A user's own option is assumed to
+affect everything that the options of its node affect.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ Config = Mapping[str, Any]
 
 
 class Affects(Flag):
-    """What changes with an option."""
+    """What an option can change."""
 
     NOTHING = 0
     NUMBERS = auto()  # losses, scores and weights of the job
-    VALIDATION_IMAGES = auto()  # which images choose, and by which metric
+    VALIDATION_IMAGES = auto()  # which images choose the epoch, and by which metric
     FROZEN_LAYERS = auto()  # the activations of frozen layers, or the store that holds them
     HEAD_PHASE = auto()  # the head after a phase that trains it alone
 
@@ -131,7 +131,7 @@ OPTIONS: dict[str, Affects] = {
     "tracker.timeout": NOTHING,
 }
 
-# The targets of configs from before the modules moved into rooms, by what they are called now.
+# Targets in configs from before the modules moved into rooms, and their current names.
 LEGACY_TARGETS = {
     "tvf.average.Ema": "tvf.training.ExponentialMovingAverage",
     "tvf.average.none": "tvf.training.no_average",
@@ -159,7 +159,7 @@ LEGACY_TARGETS = {
     "tvf.tracking.NoTracker": "tvf.records.NoTracker",
     "tvf.tracking.WandbTracker": "tvf.records.WandbTracker",
 }
-# What a job did whose config is older than the option.
+# What jobs did whose configs predate the option.
 LEGACY_DEFAULTS: dict[str, Any] = {
     "average._target_": "tvf.training.no_average",
     "data.class_weights": None,
@@ -181,14 +181,14 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "recipe._target_": "tvf.training.Direct",
 }
 
-# What says which layers train: transfer learning has no use for any of it, and named layers none
-# for a fraction.
+# The options that select which layers train. Transfer learning ignores all of them; a selection by
+# name ignores the fraction.
 SELECTION = ("pct_unfreeze", "unit", "direction", "groups", "train")
 FRACTION = ("pct_unfreeze", "unit")
 
 
 def affects(key: str) -> Affects:
-    """What the option with this dotted key affects; of an unknown one, all that its node does."""
+    """What the option with this dotted key affects; if unknown, everything that its node does."""
     if key in OPTIONS:
         return OPTIONS[key]
     node = key.partition(".")[0]
@@ -200,7 +200,7 @@ def affects(key: str) -> Affects:
 
 
 def result_config(config: Config) -> dict[str, Any]:
-    """The options that a job's numbers depend on, by dotted key; equal ones, equal jobs."""
+    """The options that a job's numbers depend on, by dotted key: equal options, equal numbers."""
     return select_options(config, Affects.NUMBERS)
 
 
@@ -210,7 +210,7 @@ def head_phase_config(config: Config) -> dict[str, Any]:
 
 
 def frozen_layers_config(config: Config) -> dict[str, Any]:
-    """What two jobs must have in common for frozen layers to compute the same for both."""
+    """The options that two jobs must share for their frozen layers to compute the same values."""
     options = select_options(config, Affects.FROZEN_LAYERS)
     if options.get("model.frozen_bn") == "recalibrate":  # its statistics are means over batches
         options["data.batch_size"] = (config.get("data") or {}).get("batch_size")
@@ -218,12 +218,12 @@ def frozen_layers_config(config: Config) -> dict[str, Any]:
 
 
 def select_options(config: Config, effect: Affects) -> dict[str, Any]:
-    """The options of `config` that affect `effect`, by dotted key, in today's spelling."""
+    """The options of `config` that affect `effect`, by dotted key, with current names."""
     return {key: value for key, value in modern_options(config).items() if effect in affects(key)}
 
 
 def modern_options(config: Config) -> dict[str, Any]:
-    """All options by dotted key; an older config's in today's spelling and with defaults."""
+    """All options by dotted key; an older config gets current names and the missing defaults."""
     options = {
         key: LEGACY_TARGETS.get(value, value) if key.endswith("_target_") else value
         for key, value in flatten(config).items()
@@ -277,26 +277,26 @@ def selection_name(model: Config) -> str | None:
 
 
 def ignored_options(model: Config) -> tuple[str, ...]:
-    """The keys that the node `model` may have and makes no use of."""
+    """The keys that the node `model` may have but ignores."""
     if is_transfer(model):
         return SELECTION
     return FRACTION if (selection_name(model) or "").startswith(("train", "groups-")) else ()
 
 
 def explain_ignored(name: str, model: Config) -> str | None:
-    """A line about the options that are given and ignored; None if there are none."""
+    """One line that names the options given but ignored; None if there are none."""
     given = [key for key in ignored_options(model) if model.get(key) is not None]
     if not given:
         return None
-    reason = "model=transfer trains the head alone"
+    reason = "model=transfer trains only the head"
     if not is_transfer(model):
         named = "train" if model.get("train") is not None else "groups"
-        reason = f"model.{named} names what trains"
+        reason = f"model.{named} selects what trains"
     return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."
 
 
 def known_fraction(model: Config) -> float | None:
-    """The node's pct_unfreeze; None where layers are named: only the network tells their share."""
+    """The node's pct_unfreeze; None if layers are named, as their share depends on the network."""
     if not is_transfer(model) and ignored_options(model):
         return None
     fraction = model.get("pct_unfreeze") or 0

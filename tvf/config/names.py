@@ -1,4 +1,4 @@
-"""What a job and its folder are called: conf/config.yaml asks for these while Hydra composes it."""
+"""Names of a job and its folder; conf/config.yaml calls these while Hydra composes it."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from tvf.config.identity import NOTHING, affects, ignored_options, is_transfer, 
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
 
-    With the seed where the shell names one.
+    Includes the seed if the command line sets it.
     """
     model = _root_.model
     if is_transfer(model):
@@ -28,9 +28,9 @@ def job_name(*, _root_: DictConfig) -> str:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """The job's name and a hash of its overrides in any order, so that jobs of one name are apart.
+    """The job's name and a hash of its sorted overrides, so that jobs with the same name differ.
 
-    Overrides that the model ignores or that affect nothing do not count.
+    The hash leaves out overrides that the model ignores or that affect nothing.
     """
     ignored = {f"model.{key}" for key in ignored_options(_root_.model)}
     counting = sorted(
@@ -47,7 +47,7 @@ def _key(override: str) -> str:
 
 
 def _overrides(root: DictConfig) -> list[str]:
-    """The overrides: in the config itself while Hydra composes it, in Hydra once the job runs."""
+    """The overrides: from the config while Hydra composes it, from HydraConfig in a running job."""
     if "hydra" in root:
         return list(root.hydra.overrides.task)
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

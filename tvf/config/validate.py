@@ -1,6 +1,6 @@
-"""Checks a job's config for every mistake that shows without reading images or weights.
+"""Checks a job's config for every mistake that can be found without reading images or weights.
 
-A sweep can so be turned down as a whole, before its first job trains.
+This way a sweep is rejected as a whole, before its first job trains.
 """
 
 import os
@@ -63,7 +63,7 @@ NODES = (
     "tracker",
 )
 VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last")
-# Arguments that a target gets from the code, not from its YAML.
+# Arguments that the code passes to a target, not its YAML.
 SUPPLIED_BY_CODE = {
     "model": ("backbone",),
     "backbone": ("num_classes",),
@@ -71,11 +71,11 @@ SUPPLIED_BY_CODE = {
     "checkpoint": ("folder", "configuration"),
     "scheduler": ("optimizer", "epochs", "batches"),
 }
-STRATEGIES = ("auto", "ddp")  # there is one way to train on several devices
+STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 
 def validate_config(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain data, with every key known and every single value checked.
+    """The resolved config as plain data, with every key and every value checked.
 
     Raises InputError with the key, its value, the rule and the remedy.
     """
@@ -109,7 +109,7 @@ def _check_values(config: dict[str, Any]) -> None:
 
 
 def _normalise_model(model: dict[str, Any]) -> None:
-    """Check the node, and bring it into the form that records keep.
+    """Check the node and convert it in place to the form that records keep.
 
     Options it ignores become null, and paths absolute.
     """
@@ -141,7 +141,7 @@ def _check_selection(model: dict[str, Any]) -> None:
 
 
 def _check_parts(config: dict[str, Any]) -> None:
-    """Build what can be built at once, so that its own checks run."""
+    """Build the parts that need no images or weights, so that their own checks run."""
     for name in ("data", "optimizer", "store", "tracker", "mix", "loss", "average"):
         build_part(config, name)
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
@@ -154,7 +154,7 @@ def _check_parts(config: dict[str, Any]) -> None:
     augment = build_part(config, "augment")
     if not isinstance(augment, Augmentation):
         target = config["augment"]["_target_"]
-        raise InputError(f"augment._target_={target!r} must make a tvf.data.Augmentation.")
+        raise InputError(f"augment._target_={target!r} must build a tvf.data.Augmentation.")
     size = config["data"].get("image_size")
     if isinstance(size, int):
         with single_thread():

@@ -1,8 +1,8 @@
 """Augmentation as a pure function of (augment seed, view, sample).
 
 View v of sample i has the same pixels in any batch, order or process: each random number is a hash
-of (seed, view, sample, index of the draw) instead of the next number of a generator. So a view that
-is computed once can be shared.
+of (seed, view, sample, index of the draw) instead of the next number of a generator. So a view is
+computed once and shared.
 """
 
 import random
@@ -174,7 +174,7 @@ class ViewRows:
 
     With flips alone, for example, view 2 shows about half of the samples exactly as view 1 did.
     So the table of view v holds only the images that no earlier view has: its row r is the image
-    of sample `new_samples(v)[r]`. Rows are numbered on from table to table; `starts[v - 1]` is the
+    of sample `new_samples(v)[r]`. Row numbers continue from table to table; `starts[v - 1]` is the
     first row of view v's table. `rows_of_view(v)` says which row is the image of each sample.
 
     `count` is the number of samples.
@@ -184,7 +184,7 @@ class ViewRows:
         self.starts = [0]
         self._augment = augment
         self._samples = np.arange(count)
-        self._new_samples: list[np.ndarray] = []  # by view, as the next
+        self._new_samples: list[np.ndarray] = []  # one per view, like the next list
         self._rows_of_view: list[np.ndarray] = []
         # The ids of all images so far, ascending, and the row of each.
         self._known_images = np.empty(0, np.int64)

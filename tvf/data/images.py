@@ -1,4 +1,4 @@
-"""Image files to one uint8 tensor: decoded, turned upright, cropped to a square and resized.
+"""Reads image files into a uint8 tensor: decoded, turned upright, cropped to a square, resized.
 
 Decoding runs in threads; with a store each set of files is decoded once, for all jobs.
 """
@@ -23,8 +23,8 @@ from tvf.store import ArraySpec, Store, StoreError, fingerprint, fingerprint_fil
 
 log = logging.getLogger(__name__)
 
-DECODER_VERSION = 2  # increase it when `read_image` returns other pixels
-CHUNK_SIZE = 256  # images that are decoded between two steps of the progress bar
+DECODER_VERSION = 2  # increase it when `read_image` returns different pixels
+CHUNK_SIZE = 256  # images decoded per step of the progress bar
 
 
 def read_images(
@@ -39,8 +39,8 @@ def read_images(
     """Read images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear, RGB.
 
     A store keeps the pixels until the content of the files or the size changes. Raises InputError
-    that names a file that cannot be read, or that has more than `max_megapixels` (it is not
-    decoded then).
+    that names a file that cannot be read or has more than `max_megapixels` (checked before it is
+    decoded).
     """
     label = "reading images" if progress else None
     read = partial(_read_chunk, image_size=image_size, max_megapixels=max_megapixels)
@@ -71,7 +71,7 @@ def read_images(
 def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np.ndarray:
     """Read one image as uint8 [image_size, image_size, 3], as a viewer shows it.
 
-    That is the first frame, upright, transparency on white.
+    That is the first frame, upright, with transparency on white.
     """
     try:
         with Image.open(path) as image:
@@ -113,7 +113,7 @@ def _fingerprint_pixels(paths: Sequence[Path], image_size: int) -> str:
 
 
 def _read_chunk(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
-    # `read_image` checks the size against our own limit, so Pillow's is off meanwhile.
+    # `read_image` checks the size against our own limit, so Pillow's is disabled here.
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     read = partial(read_image, image_size=image_size, max_megapixels=max_megapixels)
     try:

@@ -25,7 +25,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images to train on, to choose epochs by (`val`), and to judge a job by once (`test`)."""
+    """Images to train on, to choose epochs with (`val`), and to evaluate a job on once (`test`)."""
 
     classes: tuple[str, ...]
     train: Split
@@ -36,7 +36,7 @@ class DataSplits:
 def split_off(
     samples: np.ndarray, strata: np.ndarray, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide `samples` into (rest, split), `size` of them in the split, each stratum in proportion.
+    """Divide `samples` into (rest, split), `size` of them in the split, stratified.
 
     `strata[i]` is the stratum of sample i. Both results are sorted. Raises InputError if a stratum
     is too small.

@@ -82,7 +82,7 @@ def resnet(
 ) -> Backbone:
     """A torchvision ResNet.
 
-    `weights` names one of torchvision's, downloaded at first use; None means random weights.
+    `weights` names one of torchvision's, downloaded on first use; None means random weights.
     `grouping` "layers" has six groups (layer4, layer3, layer2, layer1, bn1, conv1), "stages" has
     four, with bn1 and conv1 in the group of layer1.
     """
@@ -107,7 +107,7 @@ def timm_backbone(
     coarse: bool = True,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A timm network with one linear head, which nearly all have.
+    """A timm network with a single linear head, as nearly all have.
 
     Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
     `options` are passed to `timm.create_model` (img_size, drop_path_rate, ...).
@@ -154,7 +154,7 @@ def import_timm() -> Any:
     """Import timm without the W&B client, so that a job without a tracker does not load it.
 
     `timm.utils` imports wandb if it can. While it is imported, wandb is set to None in
-    `sys.modules`, which makes Python raise ImportError for it, and timm then does without.
+    `sys.modules`, which makes Python raise ImportError for it, and timm works without it.
     """
     hidden = "wandb" not in sys.modules
     if hidden:
@@ -195,7 +195,7 @@ def _timm_groups(module: Any, head: str, coarse: bool) -> tuple[Group, ...]:
 
 
 def _download(name: str, create: Callable[[], Any]) -> Any:
-    """Call `create`, which may download weights; InputError if it cannot have them.
+    """Call `create`, which may download weights; InputError if it cannot get them.
 
     Without a network, or for a truncated file, libraries raise different errors.
     """
@@ -205,7 +205,7 @@ def _download(name: str, create: Callable[[], Any]) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"cannot load the weights of {name} ({type(error).__name__}: {reason}). They are "
-            f"downloaded at first use, into {torch.hub.get_dir()} or the hub's cache: delete any "
+            f"downloaded on first use, into {torch.hub.get_dir()} or the hub's cache: delete any "
             "damaged file there and connect to the internet once, or choose a backbone that is "
             f"available offline: {OFFLINE}."
         ) from error

@@ -46,8 +46,8 @@ def recalibrate_batchnorm(
 ) -> None:
     """Give `layers` the mean statistics of the batches that `run` pushes through `module`.
 
-    Leaves `module` in eval mode. As `torch.optim.swa_utils.update_bn` does for all layers of a
-    network (Izmailov et al. 2018).
+    Leaves `module` in eval mode. `torch.optim.swa_utils.update_bn` does the same for all layers of
+    a network (Izmailov et al. 2018).
     """
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]

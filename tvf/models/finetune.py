@@ -1,6 +1,6 @@
-"""The two models that tvf compares: one trains only a backbone's head, the other a fraction too.
+"""The two models that tvf compares: one trains only a backbone's head, the other also a fraction.
 
-Both take pixels and normalise them themselves, so a saved model can be given images as they are.
+Both take pixels and normalise them, so a saved model accepts images without preprocessing.
 """
 
 import math
@@ -17,11 +17,11 @@ from tvf.models.groups import Selection, group_share, select_layers, unfreeze
 
 
 class FineTuneModel(nn.Module):
-    """A backbone whose head trains, and a part of it: by default the deepest `pct_unfreeze`.
+    """A backbone that trains its head and some layers: by default the deepest `pct_unfreeze`.
 
     `pct_unfreeze`, `unit`, `direction`, `groups` and `train` select what trains, see `Selection`.
-    Where names do, the attribute `pct_unfreeze` is the share of the groups that train at least in
-    part.
+    For a selection by name, the attribute `pct_unfreeze` is the share of the groups that train at
+    least in part.
     `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their
     statistics, "batch" normalises by the batch and keeps updating them, like a plain training loop.
     `head_dropout` is the probability that training drops an input of the head.
@@ -58,21 +58,21 @@ class FineTuneModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats from 0 to 255."""
-        # Here and not in __init__: of several models over one backbone, the one that runs decides.
+        # Not in __init__: if several models share a backbone, the one that runs decides.
         drop_input(self.module.get_submodule(self.head), self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
-        """As nn.Module's, but frozen BatchNorm layers follow `frozen_bn`."""
+        """Like nn.Module.train, but frozen BatchNorm layers follow `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module)
         return self
 
     def unfreeze(self, count: int | None = None) -> None:
-        """Let exactly the head and the first `count` of the trained groups train (None: all).
+        """Train exactly the head and the first `count` of the trained groups (None: all).
 
-        Regardless of what another model over this backbone, or an earlier call, has frozen.
+        This overrides what an earlier call, or another model with this backbone, has frozen.
         """
         self.unfrozen_groups = self.trained_groups[:count]
         unfreeze(self.module, self.unfrozen_groups, self.head)
@@ -90,7 +90,7 @@ class FineTuneModel(nn.Module):
 
 
 class TransferModel(FineTuneModel):
-    """A backbone of which only the new head trains: `FineTuneModel` at fraction 0."""
+    """A backbone that trains only its new head: `FineTuneModel` at fraction 0."""
 
     def __init__(
         self, backbone: Backbone, frozen_bn: str = "eval", head_dropout: float = 0.0
@@ -110,7 +110,7 @@ def check_dropout(value: object) -> float:
 
 
 def drop_input(layer: nn.Module, rate: float) -> None:
-    """In training drop each input of `layer` with probability `rate`, like nn.Dropout before it.
+    """During training, drop inputs of `layer` with probability `rate`, like nn.Dropout before it.
 
     A hook rather than a layer, so that parameter names stay the same. torch.fx runs it with the
     layer.
@@ -128,7 +128,7 @@ def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
-    """Which groups train and how many parameters each has, in a line."""
+    """Which groups train and how many parameters each has, in one line."""
     sizes = [("head", count_parameters(model.head_parameters()))]
     for group in model.trained_groups:
         parameters = map(backbone.module.get_parameter, group.parameters)
@@ -140,5 +140,5 @@ def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
-    """The number of values in them."""
+    """The total number of values."""
     return sum(parameter.numel() for parameter in parameters)

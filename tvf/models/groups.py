@@ -1,6 +1,6 @@
 """Which part of a backbone trains: its layers in groups, deepest first, and a selection of them.
 
-A fraction of the groups from either end, groups by name, or parameters by name.
+A selection is a fraction of the groups from either end, groups by name, or parameters by name.
 """
 
 import difflib
@@ -22,7 +22,7 @@ DIRECTIONS = ("top", "bottom")
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that freeze and train together: a name for people, and full parameter names."""
+    """Layers that freeze and train together: a display name, and full parameter names."""
 
     name: str
     parameters: tuple[str, ...]
@@ -34,7 +34,7 @@ class Selection:
 
     `pct_unfreeze` is the fraction, `unit` what it counts ("groups" or "params"), `direction` the
     end that it counts from: "top" is next to the head, "bottom" next to the pixels. `groups` are
-    names of groups; `train` is a regular expression, or several, that matches names of parameters.
+    group names; `train` is one or more regular expressions that match parameter names.
     """
 
     pct_unfreeze: float | None = None
@@ -49,7 +49,7 @@ class Selection:
 
     @property
     def is_named(self) -> bool:
-        """Whether names, not a fraction, say what trains."""
+        """Whether names, not a fraction, select what trains."""
         return self.groups is not None or self.train is not None
 
 
@@ -58,7 +58,7 @@ def select_layers(
 ) -> tuple[Group, ...]:
     """The groups of a backbone that a selection trains, in the order of `groups`, deepest first.
 
-    InputError for names that the backbone does not have.
+    Raises InputError for names that the backbone does not have.
     """
     if selection.train is not None:
         return match_groups(module, groups, selection.train)
@@ -132,7 +132,7 @@ def check_patterns(value: object) -> list[str]:
 
 
 def check_selection(direction: str, groups: object, train: object) -> None:
-    """InputError if more than one of them says what trains."""
+    """Raise InputError if more than one of them selects what trains."""
     given = {
         "direction": direction if direction != "top" else None,
         "groups": groups,
@@ -141,7 +141,7 @@ def check_selection(direction: str, groups: object, train: object) -> None:
     named = [f"model.{key}={value}" for key, value in given.items() if value is not None]
     if len(named) > 1:
         raise InputError(
-            f"{' and '.join(named)} cannot be combined: each says what trains, so choose one."
+            f"{' and '.join(named)} cannot be combined: each selects what trains, so choose one."
         )
 
 
@@ -163,7 +163,7 @@ def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tupl
 def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
     """Check that the groups partition the parameters outside the head.
 
-    InputError names the parameters that they miss, repeat or have besides.
+    Raises InputError that names missing, repeated and unknown parameters.
     """
     listed = [name for group in groups for name in group.parameters]
     expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
@@ -190,7 +190,7 @@ def select_groups(
 ) -> tuple[Group, ...]:
     """The groups that a fraction trains, in the order of `groups`, deepest first.
 
-    direction "top": the first of `groups`; "bottom": as many from their end.
+    direction "top": the first of `groups`; "bottom": the same number from the end.
     unit "groups": `round(pct * len(groups))` of them, Python's round (half to even).
     unit "params": the fewest that hold at least `pct` of the backbone's parameters.
     """
@@ -227,7 +227,7 @@ def pick_groups(groups: Sequence[Group], names: object) -> tuple[Group, ...]:
 def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -> tuple[Group, ...]:
     """`groups` reduced to the parameters whose names match one of `patterns` (`re.search`).
 
-    A group that is reduced is called name(part). InputError for a pattern without a match.
+    A group reduced this way is called name(part). Raises InputError for a pattern without a match.
     """
     names, matched = [name for group in groups for name in group.parameters], set()
     for pattern in check_patterns(patterns):
@@ -248,7 +248,7 @@ def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -
 
 
 def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Let exactly the head and `groups` train."""
+    """Unfreeze the head and `groups`, and freeze everything else."""
     training = {name for group in groups for name in group.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in training or name.startswith(f"{head}."))
@@ -276,7 +276,7 @@ def tabulate_groups(
 ) -> str:
     """A Markdown table: for each fraction the groups that train, and how many parameters they have.
 
-    A selection by names has a single row, with the share of the groups that train.
+    A selection by name gives a single row, with the share of the groups that train.
     """
     if selection.is_named:
         named = select_layers(module, groups, selection)

@@ -1,6 +1,6 @@
-"""A model's weights as safetensors: saved, loaded, and taken over from another job.
+"""A model's weights as safetensors: saved, loaded, and copied from another job.
 
-Nothing in these files is executed by reading them.
+Reading these files executes no code from them.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from tvf.files import BEST_WEIGHTS, read_json, write_whole
 
 
 def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
-    """Write every parameter and buffer of `model`, and the epoch that they are from."""
+    """Write every parameter and buffer of `model`, and their epoch."""
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -25,7 +25,7 @@ def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
 def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
     """Load the weights in `path` into `model`.
 
-    InputError if they do not fit it by names, shapes and epoch.
+    Raises InputError if names, shapes or epoch do not match.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -54,7 +54,7 @@ def is_readable(path: Path) -> bool:
 def find_weights(init_from: object) -> Path:
     """The file that `model.init_from` names: itself, or the best weights of a job's folder.
 
-    InputError if there is none.
+    Raises InputError if there is none.
     """
     remedy = "name a finished job's folder, or a .safetensors file."
     if not isinstance(init_from, str) or not init_from:
@@ -77,7 +77,7 @@ def find_weights(init_from: object) -> Path:
 
 
 def check_not_own_weights(init_from: str | None, folder: Path) -> None:
-    """InputError if a job in `folder` would start from the weights that it is going to write."""
+    """Raise InputError if a job in `folder` would start from weights that it overwrites."""
     if init_from is not None and find_weights(init_from).resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"model.init_from={init_from} must be outside this job's own folder: choose another "
@@ -86,9 +86,10 @@ def check_not_own_weights(init_from: str | None, folder: Path) -> None:
 
 
 def load_initial_weights(model: nn.Module, init_from: str, head: str) -> str:
-    """Load the weights that `model.init_from` names, the head's too; which they are, in words.
+    """Load the weights that `model.init_from` names, including the head's; return a description.
 
-    `head` is the head's name in the model. InputError unless names and shapes of the tensors fit.
+    `head` is the head's name in the model. Raises InputError unless the tensors' names and shapes
+    match.
     """
     path = find_weights(init_from)
     try:
@@ -110,21 +111,21 @@ def _difference(
 ) -> str | None:
     """How the tensors in a file differ from a model's in names and shapes; None if they do not."""
     if lacking := own.keys() - found.keys():
-        return f"its weights are of another backbone, without {shorten(sorted(lacking))}"
+        return f"its weights are from another backbone, without {shorten(sorted(lacking))}"
     if extra := found.keys() - own.keys():
-        return f"its weights are of another backbone, with {shorten(sorted(extra))} as well"
+        return f"its weights are from another backbone, with {shorten(sorted(extra))} as well"
     shapes = {name: (tuple(found[name].shape), tuple(own[name].shape)) for name in own}
     differing = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     if not differing:
         return None
     details = shorten(
-        [f"{name} is {theirs}, here {ours}" for name, (theirs, ours) in differing.items()]
+        [f"{name} is {theirs}, expected {ours}" for name, (theirs, ours) in differing.items()]
     )
     if all(name.startswith(f"{head}.") for name in differing):
         theirs, ours = next(iter(differing.values()))
         theirs, ours = (shape[0] if shape else 1 for shape in (theirs, ours))
         return f"its head is for {theirs} classes, this one for {ours} ({details})"
-    return f"its weights are of another backbone: {details}"
+    return f"its weights are from another backbone: {details}"
 
 
 def shorten(values: object) -> str:

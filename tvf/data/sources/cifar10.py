@@ -47,7 +47,7 @@ class Cifar10(DataSource):
         require_metric(self.metric, 10)
 
     def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """Read CIFAR-10 below `root`; with `download`, download it if need be.
+        """Read CIFAR-10 below `root`; with `download`, download it if needed.
 
         An archive that is already in `root` is unpacked without a network. Raises InputError that
         names a missing or damaged file.
@@ -97,7 +97,7 @@ class Cifar10(DataSource):
         else:
             what = f"CIFAR-10 is not in {root}: its files are expected in {folder}"
             remedy = f"Put the files there, or {again}; {offline}; data=elpv needs no download."
-        # torchvision does not download if nothing but batches.meta is wrong.
+        # torchvision does not download if only batches.meta is wrong.
         if self.download and set(faults) - {CIFAR10.meta["filename"]}:
             what += f". The download failed ({type(error).__name__}: {error})"
             if fault := _find_fault(archive, CIFAR10.tgz_md5) if archive.exists() else None:
@@ -106,7 +106,7 @@ class Cifar10(DataSource):
 
 
 def _find_faults(root: Path) -> dict[str, str]:
-    """Return what is wrong with which of CIFAR-10's files below `root`, in reading order."""
+    """Return what is wrong with each faulty CIFAR-10 file below `root`, in reading order."""
     from torchvision.datasets import CIFAR10
 
     files = [

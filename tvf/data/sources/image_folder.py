@@ -18,7 +18,7 @@ from tvf.store import Store
 class ImageFolder(DataSource):
     """Images in `root/train/<class>/`; `val/` and `test/` likewise, or split off from `train/`.
 
-    Without a folder `test/`, `test_fraction` of the training images become the test split; without
+    Without a `test/` folder, `test_fraction` of the training images become the test split; without
     `val/`, `val_fraction` of the rest become the val split; both are stratified by class. Images
     larger than `max_megapixels` are an error.
     """
@@ -38,7 +38,7 @@ class ImageFolder(DataSource):
             )
         if not (root / "train").is_dir():
             raise InputError(
-                f"data.root={self.root} has no folder train/: put the images in train/<class>/."
+                f"data.root={self.root} has no train/ folder: put the images in train/<class>/."
             )
         require_metric(self.metric, len(_classes(root)))
 
