@@ -258,7 +258,7 @@ def test_auto_caches_what_saves_time_and_logs_what_does_not_and_why(
         (
             1.0,
             1000,
-            "train, val, test not cached: 1.54 kB exceed store.max_gb=1e-06: raise it",
+            "train, val, test not cached: 1.54 kB exceeds store.max_gb=1e-06: raise it",
         ),
         (1.0, 10**9, "train, val, test cached"),
     ):

@@ -175,7 +175,7 @@ def test_eviction_takes_the_least_recently_used_and_spares_entries_in_use(tmp_pa
 
 def test_a_table_above_the_budget_raises_before_it_is_computed(tmp_path: Path) -> None:
     filled = RecordingFill()
-    with pytest.raises(StoreError, match=r"do not fit into store.max_gb=1e-06"):
+    with pytest.raises(StoreError, match=r"does not fit into store.max_gb=1e-06"):
         make_table(Store(tmp_path, 1000), filled).tensors()
     assert filled == []
 
@@ -188,7 +188,7 @@ def test_nothing_is_evicted_for_a_table_that_would_still_not_fit(tmp_path: Path)
     ]
     first.entry("kind", ["kept"], {}).table("t", 1, [column], ones).tensors()
     first.close()
-    with pytest.raises(StoreError, match="4 MB do not fit"):
+    with pytest.raises(StoreError, match="4 MB does not fit"):
         Store(tmp_path, 3_000_000).entry("kind", ["large"], {}).table(
             "t", 4, [column], ones
         ).tensors()
@@ -201,7 +201,7 @@ def test_a_table_counts_in_full_while_it_is_being_computed(tmp_path: Path) -> No
     large.chunk(0, wait=True)
     assert list_entries(tmp_path)[0].size > large.size
     column = ArraySpec((40_000 - large.size + 1,), torch.uint8)
-    with pytest.raises(StoreError, match="do not fit"):
+    with pytest.raises(StoreError, match="does not fit"):
         Store(tmp_path, 40_000).entry("kind", ["other"], {}).table(
             "t", 1, [column], lambda rows, wait: [torch.ones(1, *column.shape, dtype=torch.uint8)]
         ).tensors()

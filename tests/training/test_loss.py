@@ -49,7 +49,7 @@ def test_balanced_weights_are_those_of_scikit_learn(labels: list[int]) -> None:
 
 
 def test_balanced_weights_require_images_of_every_class() -> None:
-    with pytest.raises(InputError, match="no training image is of class b, d. Raise data.limit"):
+    with pytest.raises(InputError, match="there are none of class b, d. Raise data.limit"):
         balanced_weights(torch.tensor([0, 2]), "abcd")
 
 

@@ -109,9 +109,9 @@ def test_a_metric_that_is_unknown_or_undefined_raises() -> None:
     with pytest.raises(InputError, match="data.metric=f1 must be one of accuracy, macro_f1, auroc"):
         require_metric("f1")
     with pytest.raises(
-        InputError, match="data.metric=auroc must be used with 2 classes, here are 10"
+        InputError, match="data.metric=auroc must be used with 2 classes, but there are 10"
     ):
         require_metric("auroc", 10)
-    with pytest.raises(InputError, match="all validation images are of one class"):
+    with pytest.raises(InputError, match="of both classes, but all of them are of one class"):
         require_both_classes("auroc", torch.zeros(5, dtype=torch.int64))
     require_both_classes("accuracy", torch.zeros(5, dtype=torch.int64))

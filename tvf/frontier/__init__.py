@@ -1,4 +1,4 @@
-"""The cut between frozen and trained layers, and the inputs of the layers behind it."""
+"""The cut between frozen and trained layers, and the inputs of the layers after it."""
 
 from tvf.frontier.inputs import EpochInputs, InputPipeline
 from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline

@@ -1,6 +1,6 @@
 """Activations at the frontier for one split: read from the store, or computed by the frozen layers.
 
-Cuts from shallow to deep lead from the pixels to the job's own cut. Each has its own table in the
+Between the pixels and the job's own cut there can be shallower cuts. Each has its own tables in the
 store, so a job can continue from the activations that another job computed at a shallower cut.
 """
 
@@ -52,8 +52,8 @@ class ActivationReader:
         self._last = len(self._cuts) - 1
         self._rows = ViewRows(plan.augment, len(plan.split))
         self._tables: dict[tuple[int, int], ArrayTable] = {}  # by level (index of the cut) and view
-        self._extracted: dict[tuple[int | None, int], Any] = {}  # modules from level to level
-        self._failed: set[int] = set()  # levels that the store could not take
+        self._extracted: dict[tuple[int | None, int], Any] = {}  # modules between levels
+        self._failed: set[int] = set()  # levels that the store could not save
         self._suffix = plan.trace.extract(self._cuts[-1], None)
 
     def suffix(self, *activations: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class ActivationReader:
     def inputs(self, view: int) -> Inputs:
         """Return the activations of a view by sample, after filling the gaps in the store.
 
-        Raises StoreError if the store cannot take them.
+        Raises StoreError if the store cannot save them.
         """
         if not self.cached:
             return partial(self.compute, view)
@@ -113,7 +113,7 @@ class ActivationReader:
     def _fill(self, level: int, view: int, rows: slice, wait: bool) -> list[Tensor]:
         """Compute rows of a table, from the deepest shallower cut that has them, or from pixels.
 
-        A planned cut that does not have them yet is filled first.
+        A planned cut is filled first if it lacks them.
         """
         start, values = self._nearest(level, view, rows, wait)
         if start is None:
@@ -168,8 +168,8 @@ def run_in_blocks(
     """Run `module` over `values` block by block, without autograd; results are on its device.
 
     For very small batches some libraries choose other kernels, which round differently. So a last
-    block of less than half the size joins the block before it, and fewer images than that are
-    repeated to fill half a block.
+    block smaller than half the size is merged with the block before it, and a smaller input is
+    padded with repeats to half a block.
     """
     count = len(values[0])
     if count < BLOCK_SIZE // 2:

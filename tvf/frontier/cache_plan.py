@@ -1,4 +1,4 @@
-"""How one split uses the store: at which cuts its activations are cached, under which names.
+"""How one split uses the store: the cuts where its activations are cached, and their names.
 
 A cached activation is identified by two fingerprints: of its source (pixels, augmentation, numeric
 environment) and of its cut (the layers before it and their weights). Jobs with equal fingerprints
@@ -26,7 +26,7 @@ from tvf.store import (
     numeric_environment,
 )
 
-# Bytes per second of an ordinary disk: what store.mode=auto assumes.
+# Bytes per second of a typical disk, as store.mode=auto assumes.
 WRITE_RATE, READ_RATE = 300e6, 1.5e9
 
 
@@ -34,7 +34,7 @@ WRITE_RATE, READ_RATE = 300e6, 1.5e9
 class CachePoint:
     """A cut, how many jobs of the sweep train on it, and the seconds per image from pixels to it.
 
-    Without jobs (0) the cut is read as far as the store has it, but not filled.
+    A cut with 0 jobs is read if the store has it, but never filled.
     """
 
     cut: Cut
@@ -63,7 +63,7 @@ class CachePlan:
 
     @property
     def cost(self) -> str:
-        """Size and compute time of one image's activations, for people."""
+        """Size and compute time of one image's activations, for the log."""
         size, milliseconds = format_bytes(self.row_bytes(self.own.cut)), 1e3 * self.own.seconds
         return f"{size} and {milliseconds:.1f} ms of frozen layers per image"
 
@@ -82,7 +82,7 @@ class CachePlan:
         return [array_spec(layout, self.dtype) for layout in cut.layouts]
 
     def row_bytes(self, cut: Cut) -> int:
-        """Return the bytes that one image takes at a cut."""
+        """Return the bytes per image at a cut."""
         return sum(column.row_bytes for column in self.columns(cut))
 
     def source_fingerprint(self, fabric: Fabric) -> str:
@@ -91,9 +91,9 @@ class CachePlan:
         Raises FingerprintError.
         """
         augment = copy(self.augment)
-        object.__setattr__(augment, "views", "epochs")  # the number of views changes none of them
+        object.__setattr__(augment, "views", "epochs")  # the number of views does not change a view
         images = [self.split.fingerprint or self.split.images, augment]
-        # How float32 is stored: tables of other dtypes are separate.
+        # The dtype that float32 is stored as: tables of other dtypes are separate.
         stored = array_spec(TensorLayout((), torch.float32, False), self.dtype).dtype
         environment = numeric_environment(fabric, self.trace.model)
         return fingerprint([self.trace.training, images, stored, environment])
@@ -103,8 +103,8 @@ class CachePlan:
     ) -> "tuple[CachePlan, list[Callable[[], Entry]] | None, str]":
         """Decide whether `epochs` read this split from the store.
 
-        Returns the plan with the cache points that this store is worth using, ways to open their
-        entries (None: not cached), and the verdict for the log. Raises FingerprintError or
+        Returns the plan with the cache points that are worth storing, functions that open their
+        entries (None: not cached), and the decision for the log. Raises FingerprintError or
         StoreError if the split cannot be cached.
         """
         source = self.source_fingerprint(fabric)
@@ -118,7 +118,7 @@ class CachePlan:
     ) -> str | None:
         """Return why a cut is not worth caching for `epochs` of its jobs; None if it is.
 
-        Counts one job more than is known, since most people run again.
+        Assumes one more job than is known, since most people run another one later.
         """
         rows = ViewRows(self.augment, len(self.split))
         views = [self.augment.view_of(epoch) for epoch in epochs]
@@ -134,9 +134,10 @@ class CachePlan:
         size = row_bytes * missing
         if size > store.max_bytes:
             limit = f"store.max_gb={store.max_bytes / 1e9:g}"
-            return f"{format_bytes(size)} exceed {limit}: raise it"
+            return f"{format_bytes(size)} exceeds {limit}: raise it"
         if size > (free := shutil.disk_usage(store.folder).free):
-            return f"{format_bytes(size)} exceed the {format_bytes(free)} free on disk: {MORE_ROOM}"
+            space = format_bytes(free)
+            return f"{format_bytes(size)} exceeds the {space} free on disk: {MORE_ROOM}"
         saved = point.seconds * (read - missing)
         if saved > size / WRITE_RATE + row_bytes * read / READ_RATE:
             return None
@@ -164,7 +165,7 @@ class CachePlan:
         return replace(self, points=[*chain, self.own])
 
     def _open_entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
-        """Return ways to open the points' entries; opens the job's own. Raises StoreError."""
+        """Return functions that open the points' entries; open the job's own. Raises StoreError."""
 
         def opening(cut: Cut) -> Callable[[], Entry]:
             nodes = ", ".join(node.name for node in cut.nodes)
@@ -182,7 +183,7 @@ def view_name(view: int) -> str:
 
 
 def array_spec(layout: TensorLayout, dtype: torch.dtype | None) -> ArraySpec:
-    """Return how the store keeps a tensor of a cut; `dtype` replaces float32 unless it is None."""
+    """Return how the store saves a tensor of a cut; `dtype` replaces float32 unless it is None."""
     shape = (*layout.shape[1:], layout.shape[0]) if layout.channels_last else layout.shape
     if dtype is None or layout.dtype != torch.float32:
         dtype = layout.dtype

@@ -1,6 +1,6 @@
 """Where each epoch gets its inputs: pixels for the full network, or activations for the suffix.
 
-An input pipeline gives each pass over a split a module and its inputs. Both pipelines here lead to
+An input pipeline gives each pass over a split a module and its inputs. Both pipelines here give
 the same losses; the cached one runs the prefix once per image instead of once per epoch.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EpochInputs:
-    """One pass over a split: `module(*inputs(samples))` are logits.
+    """One pass over a split: `module(*inputs(samples))` returns logits.
 
     The module is in the mode, training or eval, that the pass needs.
     """
@@ -96,7 +96,7 @@ class CachedPipeline(InputPipeline):
     def __init__(self, uncached: InputPipeline, readers: Mapping[str, ActivationReader]) -> None:
         super().__init__(uncached.fabric, uncached.module, uncached.data, uncached.augment)
         self._readers = readers
-        self._failed: set[str] = set()  # splits that the store could not take
+        self._failed: set[str] = set()  # splits that the store could not save
 
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""

@@ -1,7 +1,7 @@
 """Which splits a phase reads from the store, and at which cuts: decided before its first epoch.
 
 `open_pipeline` turns the pipeline of the full network into one that starts at the frontier. It
-traces the model, finds its own cut and those of the sibling jobs, and logs what it decided.
+traces the model, finds its cut and those of the sibling jobs, and logs the decision.
 """
 
 import logging
@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SiblingJobs:
-    """Jobs of the sweep that have the same frozen layers as this one, or some of them.
+    """Jobs of the sweep that share all or some of this job's frozen layers.
 
-    `freeze` sets `requires_grad` and the training mode of the model as these `jobs` (a count) do.
+    `freeze` sets `requires_grad` and the training mode of the model as in these jobs; `jobs` is
+    their number.
     """
 
     freeze: Callable[[], None]
@@ -39,9 +40,9 @@ class SiblingJobs:
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What a phase may cache: its epochs (from 1), the store, and who else uses the store.
+    """What a phase may cache: its epochs (from 1), the store, and other jobs that use the store.
 
-    `mixed`: the training images are mixed (mixup, cutmix), so they are new ones in every epoch.
+    `mixed`: the training images are mixed (mixup, cutmix), so they differ in every epoch.
     """
 
     epochs: range
@@ -56,8 +57,8 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
 
     `pipeline` is the uncached one; its model must be set up, on its device, in its final memory
     format and freezing. Activations are stored as `store.dtype` says; by default as computed, but
-    float32 ones as float16 under mixed precision. Without a store the frozen layers are split off
-    all the same, so that a store does not change the last digits. Mixed training images pass
+    float32 ones as float16 under mixed precision. Without a store the frozen layers are still
+    split off, so that a store does not change the last digits. Mixed training images pass
     through the full network. Logs the decision in one line that begins with `tag`.
     """
     try:
@@ -66,7 +67,7 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
         message = "%s cannot split off the frozen layers; running the full network: %s."
         log.warning(message, tag, error)
         return pipeline
-    verdicts: dict[str, list[str]] = {}  # the splits that each is about
+    verdicts: dict[str, list[str]] = {}  # the splits with each verdict
     if options.mixed and plans.pop("train", None):
         verdicts["not cached: mixup/cutmix images change every epoch"] = ["train"]
     if not plans:
@@ -116,7 +117,7 @@ def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, Ca
 def _find_cache_points(
     trace: TracedModel, siblings: Sequence[SiblingJobs], example: Tensor
 ) -> list[CachePoint]:
-    """Return the siblings' cuts that lead to the model's own, and that; none without a prefix."""
+    """Return the siblings' cuts before the model's own, then its own; none without a prefix."""
     own = trace.find_cut()
     if not own.weights:
         return []
@@ -125,7 +126,7 @@ def _find_cache_points(
     with preserve_freezing(trace.model):
         for sibling in siblings:
             sibling.freeze()
-            with suppress(TraceError, FingerprintError):  # the sibling will report its own
+            with suppress(TraceError, FingerprintError):  # the sibling reports its own errors
                 cut = trace.find_cut()
                 cuts[cut.fingerprint] = cut
                 jobs[cut.fingerprint] = jobs.get(cut.fingerprint, 0) + sibling.jobs

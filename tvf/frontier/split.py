@@ -1,8 +1,8 @@
 """The frontier: where a network's graph is cut into prefix (frozen, deterministic) and suffix.
 
-torch.fx traces the network once. Which nodes are frozen is read off the parameters and BatchNorm
-modes, so one trace can be cut for every freezing pattern. A cut is identified by digests of all
-that determines its values, so a deeper cut can continue from a shallower one of any other job.
+torch.fx traces the network once. Parameters and BatchNorm modes tell which nodes are frozen, so one
+trace can be cut for every freezing pattern. A cut is identified by digests of everything that
+determines its values, so a deeper cut can continue from a shallower one of any other job.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ class TracedModel:
         self._digests: dict[fx.Node, str] = {}
 
     def find_cut(self) -> Cut:
-        """Return the frontier for what is frozen now; call `model.train()` before.
+        """Return the frontier for what is frozen now; call `model.train()` first.
 
         A node is in the prefix if its inputs are, none of its parameters trains, it draws no random
         numbers, and no BatchNorm layer in it uses or updates batch statistics in training. Raises
@@ -94,7 +94,7 @@ class TracedModel:
             without_rows = {node for node in tensors if self._layout(node) is None}
             if not without_rows:
                 break
-            # What has no row per sample cannot be stored by sample: the suffix computes it.
+            # A tensor without one row per sample cannot be stored: the suffix computes it.
             frozen -= self._dependents(without_rows)
         if not tensors:
             raise TraceError("its output depends on no trainable weights")
@@ -246,7 +246,7 @@ class TracedModel:
                 yield value
 
     def _is_shape(self, node: fx.Node) -> bool:
-        """Whether the node's value is numbers that follow from the batch size alone."""
+        """Whether the node's value consists of numbers that depend only on the batch size."""
         computed = node.op not in ("placeholder", "output", "get_attr") and node.target not in (
             "item",
             "tolist",
@@ -265,7 +265,7 @@ class TracedModel:
 
     def _digest(self, node: fx.Node) -> str:
         """Return a digest of the node's operation, its weights, and the digests of its inputs."""
-        # In graph order inputs come first, so nothing recurses.
+        # In graph order inputs come first, so no recursion is needed.
         for other in self.graph.nodes:
             if node in self._digests:
                 break
@@ -273,7 +273,7 @@ class TracedModel:
                 try:
                     self._digests[other] = self._digest_from_inputs(other)
                 except (FingerprintError, KeyError):
-                    continue  # nor can anything that depends on it be fingerprinted
+                    continue  # the nodes that depend on it have no digest either
         if node not in self._digests:
             raise TraceError(f"the value of its node {node.name} cannot be fingerprinted")
         return self._digests[node]

@@ -80,7 +80,7 @@ def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx
 def follows_batch_size(two: Any, three: Any) -> bool:
     """Whether the values are numbers that are equal for both batches or proportional to their size.
 
-    Nested tuples of numbers, dtypes and devices count too.
+    Also true for nested tuples of such numbers, dtypes and devices.
     """
     if isinstance(two, tuple) and isinstance(three, tuple):
         return len(two) == len(three) > 0 and all(map(follows_batch_size, two, three))
@@ -125,7 +125,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # BatchNorm stays one node: its mode is read off the layer, and changes with what is frozen.
+        # BatchNorm stays one node: its mode is read off the layer, and depends on what is frozen.
         leaf = isinstance(m, (_BatchNorm, *_timm_modules()))
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
@@ -157,7 +157,7 @@ class _Observer(fx.Interpreter):
             value = super().run_node(n)
         if not all(map(torch.equal, states, self._random_states())):
             self.random.add(n)
-        # The mode of a BatchNorm layer is read when a cut is made; here are all other statistics.
+        # A BatchNorm layer's mode is read when a cut is made; this covers all other statistics.
         updated = versions != _buffer_versions(layers)
         if updated or (operations.used and n.op != "call_module"):
             self.mixes.add(n)
@@ -204,5 +204,5 @@ def _summarize(value: Any) -> Any:
 
 
 def _gpus(model: nn.Module) -> list[int]:
-    """Return the GPUs that hold the model: the random states of others are not ours to touch."""
+    """Return the GPUs that hold the model; random states of other GPUs are left alone."""
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

@@ -1,4 +1,4 @@
-"""Results that every job can reuse, kept on disk: fingerprints, memory-mapped tables, a budget."""
+"""Reusable results on disk: fingerprints, memory-mapped tables, and a budget."""
 
 from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError
 from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries

@@ -1,7 +1,7 @@
 """Tables of the store: rows of one or more tensors in a memory-mapped file, computed once.
 
-A table is computed in chunks. Processes that need the same table at once divide its chunks among
-themselves; each chunk has a lock that the system releases when its holder dies. The file gets its
+A table is computed in chunks. Processes that need the same table at the same time share its
+chunks; each chunk has a lock that the system releases when its holder dies. The file gets its
 final name once it is complete, and every chunk has a checksum, so damage is detected.
 """
 
@@ -26,10 +26,10 @@ from tvf.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 64  # bytes; where the data of a tensor may start in the file
-CHUNK = 128  # rows; the size of a chunk is a multiple of it
-MAX_CHUNKS = 256  # of a table
-ATTEMPTS = 3  # at a table that is damaged whenever it has been computed
+ALIGNMENT = 64  # bytes; the data of each tensor starts at a multiple of it
+CHUNK = 128  # rows; a chunk's size is a multiple of it
+MAX_CHUNKS = 256  # per table
+ATTEMPTS = 3  # for a table that is damaged each time it is computed
 MORE_ROOM = "tvf store clear frees space, store.dir chooses another folder"
 
 
@@ -56,12 +56,12 @@ class ArraySpec:
 
 @dataclass
 class ArrayTable:
-    """A memory-mapped table of `rows` rows in the file `path`, read where present, else computed.
+    """A memory-mapped table of `rows` rows in the file `path`; missing rows are computed.
 
     `fill(rows, wait)` computes a slice of the rows and returns one tensor per column; if `wait` is
     false it may raise ChunkBusy instead of waiting for another process. `reserve(path, size)` makes
     an empty file of `size` bytes or raises StoreError. With a `label`, a progress bar of that name
-    is shown while rows are computed.
+    shows while rows are computed.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class ArrayTable:
     def _read_or_compute(self, number: int, wait: bool) -> Sequence[Tensor] | None:
         """Return the rows of a chunk whose lock this process holds.
 
-        None if other processes have just completed the table.
+        Returns None if other processes have just completed the table.
         """
         if self.path.exists():
             return None
@@ -176,7 +176,7 @@ class ArrayTable:
                 self._mapped = tensors
                 return tensors
             with FileLock(self._lock_file):
-                # Unless another process has replaced the damaged file already.
+                # Another process may have replaced the damaged file already.
                 if self.path.stat().st_ino == found.st_ino:
                     log.warning("store: %s is damaged (%s): recomputing it.", self.path, fault)
                     self.path.unlink()
@@ -188,9 +188,9 @@ class ArrayTable:
         description = read_json(self._description_file)
         checksums = description.pop("checksums", None)
         if description != self._description() or not isinstance(checksums, list):
-            return None, "its description does not fit"
+            return None, "its description does not match"
         if len(checksums) != self.chunks:
-            return None, "its description does not fit"
+            return None, "its description does not match"
         if size != self.size:
             return None, "its size is wrong"
         tensors = self._map(self.path)
@@ -201,7 +201,7 @@ class ArrayTable:
         return tensors, ""
 
     def _lock_chunk(self, number: int, wait: bool) -> FileLock | None:
-        """Lock a chunk; None if its folder has just been removed, which completing a table does."""
+        """Lock a chunk; None if its folder is gone because another process completed the table."""
         lock = FileLock(self._partial_file(f"{number}.lock"))
         with storage_errors(self.path):
             if not self.path.parent.is_dir():
@@ -276,7 +276,7 @@ class ArrayTable:
         start = self._rows_of(number).start
         with storage_errors(self.path):
             try:
-                # With write, not a memory map: on a full disk a write raises, a map crashes.
+                # Not through a memory map: on a full disk a write raises, but a map crashes.
                 file = os.open(self._partial_file("rows"), os.O_RDWR)
                 try:
                     for offset, column, value in zip(
@@ -313,7 +313,7 @@ def _bytes(value: Tensor) -> Any:
 
 
 def _write_at(file: int, place: int, content: Any) -> None:
-    """Write all of `content`; the system may accept less of it at a time."""
+    """Write all of `content`; a single call to the system may write only part of it."""
     remaining = memoryview(content)
     while remaining:
         written = os.pwrite(file, remaining, place)

@@ -1,6 +1,6 @@
-"""The store: results that every job can reuse, kept on disk within a budget.
+"""The store: results that any job can reuse, kept on disk within a budget.
 
-It consists of entries, which are kept or evicted whole; an entry is a folder of tables.
+It consists of entries, which are kept or evicted as a whole; an entry is a folder of tables.
 """
 
 import logging
@@ -25,7 +25,7 @@ from tvf.store.arrays import ArraySpec, ArrayTable, StoreError, storage_errors
 log = logging.getLogger(__name__)
 
 REMEDY = "choose another store.dir, or set store.mode=off"
-REMOVED = ".removed"  # in the store's folder: entries whose removal is under way
+REMOVED = ".removed"  # in the store's folder: entries being removed
 MODES = ("auto", "on", "off")
 DTYPES = {
     "auto": None,
@@ -40,8 +40,9 @@ class StoreOptions:
     """Where the store is, how much it may hold, and when it is used.
 
     `dir` None means the folder in TVF_STORE, or the user's cache folder. `mode` "auto" stores what
-    is faster to read than to recompute, "on" whatever can be stored, "off" nothing. `dtype` "auto"
-    stores float32 runs exactly and mixed-precision runs in 16 bits. `max_gb` is in 1e9 bytes.
+    is faster to read than to recompute, "on" everything that can be stored, "off" nothing. `dtype`
+    "auto" stores float32 runs exactly and mixed-precision runs in 16 bits. `max_gb` is in 1e9
+    bytes.
     """
 
     dir: str | None = None
@@ -95,8 +96,8 @@ class StoreOptions:
 class Store:
     """A folder with a budget of `max_bytes`. Entries it has opened are not evicted until `close`.
 
-    Two settings are for its users: `must_pay` asks them to store only what is faster to read than
-    to recompute, `dtype` is what they convert values to (None: see `tvf.frontier.plan`).
+    Callers apply two settings: `must_pay` means to store only what is faster to read than to
+    recompute, `dtype` is the type to convert values to (None: see `tvf.frontier.plan`).
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Store:
     def entry(self, kind: str, keys: Sequence[str], about: dict[str, Any]) -> "Entry":
         """Open the entry with these keys, creating it if needed, and hold it until `close`.
 
-        `about` is saved with a new entry, for people and for `siblings`. Raises StoreError.
+        `about` is saved with a new entry, for display and for `siblings`. Raises StoreError.
         """
         folder = self.folder.joinpath(kind, *keys)
         with storage_errors(folder), self._locked():
@@ -131,15 +132,15 @@ class Store:
         return Entry(self, folder)
 
     def siblings(self, kind: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Map the next key of each entry whose keys begin with `keys` to what is noted about it."""
+        """Map the next key of each entry whose keys begin with `keys` to its description."""
         folder = self.folder.joinpath(kind, *keys)
         return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/entry.json"))}
 
     def reserve(self, file: Path, size: int) -> None:
         """Create an empty file of `size` bytes, evicting entries if the budget requires it.
 
-        Entries that no job uses are evicted, least recently used first; none if all of them would
-        not be enough. Raises StoreError.
+        Evicts entries that no job uses, least recently used first; evicts none if removing all of
+        them would not free enough. Raises StoreError.
         """
         with storage_errors(file), self._locked():
             if file.exists():
@@ -153,8 +154,9 @@ class Store:
             available = free + sum(entry.size for entry in unused)
             if available < size:
                 raise StoreError(
-                    f"{format_bytes(size)} do not fit into store.max_gb={self.max_bytes / 1e9:g}, "
-                    f"of which {format_bytes(max(available, 0))} are free or can be freed: raise it"
+                    f"{format_bytes(size)} does not fit into store.max_gb="
+                    f"{self.max_bytes / 1e9:g}, of which {format_bytes(max(available, 0))} is free "
+                    "or can be freed: raise it"
                 )
             for entry in sorted(unused, key=lambda entry: entry.used):
                 if free >= size:
@@ -166,7 +168,7 @@ class Store:
                 empty.truncate(size)
 
     def close(self) -> None:
-        """Release all entries: they may be evicted from now on."""
+        """Release all entries, so that they can be evicted."""
         for folder, lock in self._held.items():
             lock.release()
             with suppress(OSError):
@@ -216,7 +218,7 @@ class EntryInfo:
 
 
 def list_entries(folder: Path) -> list[EntryInfo]:
-    """List the entries of the store in `folder`, ignoring what the store did not make."""
+    """List the entries of the store in `folder`, ignoring other files."""
     found = []
     for root, folders, files in os.walk(folder):
         path = Path(root)
@@ -255,7 +257,7 @@ def clear_store(folder: Path) -> tuple[int, int, int]:
 
 
 def format_bytes(size: float) -> str:
-    """Write a size as people read it: 12.3 MB, 4.56 GB."""
+    """Format a size for display: 12.3 MB, 4.56 GB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
@@ -263,7 +265,7 @@ def format_bytes(size: float) -> str:
 
 
 def _remove(folder: Path, entry: EntryInfo) -> bool:
-    """Remove an entry at once, by renaming it first; return whether that succeeded."""
+    """Remove an entry atomically, by renaming it first; return whether that succeeded."""
     aside = folder / REMOVED / uuid4().hex
     try:
         aside.parent.mkdir(exist_ok=True)
@@ -276,7 +278,7 @@ def _remove(folder: Path, entry: EntryInfo) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Finish the removals of processes that were killed, and delete the locks of readers gone."""
+    """Finish removals that were interrupted, and delete the locks of dead readers."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
     for entry in list_entries(folder):
         for reader in (entry.folder / "readers").glob("*.lock"):

@@ -1,7 +1,7 @@
 """Fingerprints: equal contents have equal names, in every process.
 
-A fingerprint covers all that a value consists of, down to the source files of code, so that a
-result stored under the fingerprint of its inputs is right for whoever finds it there.
+A fingerprint covers everything that a value consists of, down to the source files of code, so that
+a result stored under the fingerprint of its inputs is valid for every job that finds it.
 """
 
 import enum
@@ -20,9 +20,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-FORMAT = 1  # to be raised when what is stored under a fingerprint changes its meaning
-# Packages whose code changes only with their version, which `numeric_environment` contains. Of any
-# other code the content of the file counts.
+FORMAT = 1  # increase it when the meaning of stored values changes
+# Packages whose code changes only with their version, which `numeric_environment` contains. Other
+# code is fingerprinted by the content of its file.
 VERSIONED = ("torch", "torchvision", "timm", "builtins", "_operator", "operator", "math", "numpy")
 # Attributes that every module has: its mode, hooks, and the tables of its children.
 MODULE_INTERNALS = frozenset(nn.Module().__dict__)
@@ -35,7 +35,7 @@ class FingerprintError(TypeError):
 def fingerprint(value: Any) -> str:
     """Fingerprint plain data, arrays, tensors, modules with their weights, dataclasses, or code.
 
-    Code counts with the file that defines it, not with the files that it imports. Raises
+    Code includes the file that defines it, but not the files that it imports. Raises
     FingerprintError for anything else.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -56,7 +56,7 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
 def fingerprint_layers(module: nn.Module, without: str) -> str:
     """Fingerprint the layers of `module`, by name, except the submodule `without` and its children.
 
-    Of each layer its code, attributes, parameters and buffers count.
+    Covers the code, attributes, parameters and buffers of each layer.
     """
     layers = []
     for name, layer in module.named_modules():
@@ -67,7 +67,7 @@ def fingerprint_layers(module: nn.Module, without: str) -> str:
 
 
 def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
-    """What the last digits of activations depend on besides the layers, as far as is known.
+    """Everything known, besides the layers, that changes the last digits of activations.
 
     The processor, the precision, the memory format, and the versions of the numeric libraries.
     """
@@ -114,7 +114,7 @@ def _add_items(
 
 
 def _take_apart(value: Any) -> list[tuple[str, Sequence[Any]]]:
-    """What a compound value consists of: the name of its kind and its items, once or twice."""
+    """What a compound value consists of: pairs of a kind and its items."""
     kind = type(value)
     if isinstance(value, enum.Enum):
         return [("enum", (kind.__qualname__, value.name))]
@@ -144,7 +144,7 @@ def _take_apart(value: Any) -> list[tuple[str, Sequence[Any]]]:
         if _is_versioned(kind.__module__):  # such as torch's overload packets
             return [("callable", (kind.__qualname__, str(value)))]
     raise FingerprintError(
-        f"what a {kind.__module__}.{kind.__qualname__} does cannot be told from its content"
+        f"the behaviour of a {kind.__module__}.{kind.__qualname__} does not follow from its content"
     )
 
 
@@ -153,7 +153,7 @@ def _flatten_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
 
 
 def _function_state(function: FunctionType) -> Sequence[Any]:
-    """What a function is besides its file: its place there, its defaults and closure."""
+    """What defines a function besides its file: its position there, its defaults and closure."""
     try:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError as error:
@@ -167,7 +167,7 @@ def _function_state(function: FunctionType) -> Sequence[Any]:
 def _code(value: Any) -> tuple[str, str, list[str]]:
     """The module and name of code, and a fingerprint of its file unless its package is versioned.
 
-    For a class, the files of its base classes count too.
+    For a class, the files of its base classes are included.
     """
     module = getattr(value, "__module__", None) or getattr(value, "__name__", "")
     name = getattr(value, "__qualname__", "")

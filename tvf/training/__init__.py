@@ -1,4 +1,4 @@
-"""Phases, steps and scores: everything between a batch and an epoch."""
+"""Training: recipes and their phases, the loop over epochs, single steps, and scores."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -49,5 +49,5 @@ __all__ = [
 
 
 def training_modules() -> list[ModuleType]:
-    """The modules of this room, whose code decides what training makes of its inputs."""
+    """The modules of this room, whose code determines the result of training."""
     return [import_module(module.name) for module in iter_modules(__path__, f"{__name__}.")]

@@ -11,16 +11,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tvf.errors import require_number
 
-STEPS = "steps"  # the key of the step count in a state, beside the averaged values
+STEPS = "steps"  # the key of the step count in a state, next to the averaged values
 
 
 @dataclass(frozen=True)
 class ExponentialMovingAverage:
     """Builds the exponential moving average of a model: d * average + (1 - d) * weights every step.
 
-    BatchNorm statistics are averaged as well (Polyak & Juditsky 1992; `torch.optim.swa_utils`). d
-    is `decay`, or (1 + n) / (10 + n) after n steps as long as that is less, so that the initial
-    weights are soon forgotten.
+    BatchNorm statistics are averaged as well (Polyak & Juditsky 1992; `torch.optim.swa_utils`).
+    After n steps, d is the smaller of `decay` and (1 + n) / (10 + n), so that the initial weights
+    are soon forgotten.
     """
 
     decay: float = 0.99
@@ -46,7 +46,7 @@ class WeightAverage:
         self._average.n_averaged.fill_(1)  # torch would only copy at the first update
 
     def update(self) -> None:
-        """Take in the model's weights after a training step."""
+        """Update the average with the model's weights after a training step."""
         self._average.update_parameters(self._model)
         averaged_buffers = self._average.module.buffers()
         for averaged, value in zip(averaged_buffers, self._model.buffers(), strict=True):
@@ -55,7 +55,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the model the averaged weights inside the block, and its own again afterwards."""
+        """Give the model the averaged weights inside the context; restore its own afterwards."""
         own, averaged = _tensors(self._model), _tensors(self._average.module)
         kept = [value.clone() for value in own]
         _copy_into(own, averaged)

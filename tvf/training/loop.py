@@ -32,7 +32,7 @@ from tvf.training.step import StepOptions, evaluate, sum_batches, train_step
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """`metric` chooses the best epoch; the loop ends before its time after epoch `stop_after`."""
+    """`metric` chooses the best epoch; `stop_after` ends the loop early, after that epoch."""
 
     metric: str = "accuracy"
     stop_after: int | None = None
@@ -40,12 +40,12 @@ class LoopOptions:
 
 
 class TrainingLoop:
-    """`for result in loop:` trains an epoch per turn and yields its result.
+    """`for result in loop:` trains one epoch per iteration and yields its result.
 
-    In the body the model holds the epoch's weights, `state_dict()` everything needed to resume, and
-    `is_best`, `phase_is_over` and `is_over` say where training stands. `state` continues an earlier
-    loop. `after_batch` is called after every batch but an epoch's last, between which and the body
-    nothing happens that is worth saving. Iterating raises InputError when a loss is not finite.
+    In the body the model holds the epoch's weights, `state_dict()` returns everything needed to
+    resume, and `is_best`, `phase_is_over` and `is_over` describe the progress. `state` resumes an
+    earlier loop. `after_batch` is called after every batch except the last of an epoch, which the
+    body follows. Iterating raises InputError when a loss is not finite.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TrainingLoop:
 
     @property
     def history(self) -> list[EpochResult]:
-        """The epochs that are over."""
+        """The finished epochs."""
         return self._state.history
 
     @property
@@ -87,7 +87,7 @@ class TrainingLoop:
 
     @property
     def phase_is_over(self) -> bool:
-        """Whether the phase has had its epochs, or its patience has run out."""
+        """Whether the phase has used up its epochs or its patience."""
         phase = self._builder.phases[self._state.phase]
         number = self._state.phase + 1
         scores = [e.score(self._options.metric) for e in self.history if e.phase == number]
@@ -99,15 +99,15 @@ class TrainingLoop:
         return self._state.phase + 1 == len(self._builder.phases) and self.phase_is_over
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume from here, as `state` takes it."""
+        """Everything needed to resume from here, to be passed as `state`."""
         return self._state.state_dict()
 
     def _start(self, state: dict[str, Any] | None) -> None:
-        """Set up the first phase, or the one that `state` is in, with the weights that it had."""
+        """Set up the first phase, or the phase of `state` with its weights."""
         metric = self._options.metric
-        # A checkpoint is written before the best weights, which a stop may have prevented.
+        # A checkpoint is written before the best weights, so an interruption can lose the latter.
         self.is_best = bool(state and state["history"] and holds_best(state, metric))
-        first: Any = None  # set up below: a phase's inputs may follow from the weights
+        first: Any = None  # set up below: a phase's inputs may depend on the weights
         self._state = TrainState(self._fabric, self._model, self._steps.average, first)
         if state is not None:
             self._state.load_progress(state)
@@ -168,7 +168,7 @@ class TrainingLoop:
     def _train_batches(
         self, number: int, inputs: EpochInputs
     ) -> tuple[int, tuple[float, float | None]]:
-        """Train on what is left of the epoch; how many images that was, and the last rates."""
+        """Train on the rest of the epoch; return its image count and the last learning rates."""
         setup, steps, state = self._state.setup, self._steps, self._state
         order = sample_order(steps.seed, number, len(setup.pipeline.data.train))
         batches = list(split_batches(order, steps.batch_size))

@@ -32,7 +32,7 @@ class CrossEntropyLoss:
         require_number("loss.label_smoothing", self.label_smoothing, 0, 0.9)
 
     def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The sum over images. `targets` are classes, int64 [N], or shares, float [N, classes]."""
+        """Sum over images. `targets` are classes, int64 [N], or shares, float [N, classes]."""
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         return cross_entropy(
             logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing
@@ -49,15 +49,15 @@ class CrossEntropyLoss:
 
 
 def balanced_weights(labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """Class weights, float [classes], by which all classes count alike: N / (classes * images).
+    """Class weights, float [classes], that give all classes equal weight: N / (classes * images).
 
-    As scikit-learn's "balanced" (King & Zeng 2001). Raises InputError if a class has no image.
+    Like scikit-learn's "balanced" (King & Zeng 2001). Raises InputError if a class has no image.
     """
     counts = labels.bincount(minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise InputError(
-            "data.class_weights=balanced must have training images of every class, but no training "
-            f"image is of class {', '.join(missing)}. Raise data.limit if it is set."
+            "data.class_weights=balanced must have training images of every class, but there are "
+            f"none of class {', '.join(missing)}. Raise data.limit if it is set."
         )
     return len(labels) / (len(classes) * counts.float())
 

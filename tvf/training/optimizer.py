@@ -68,7 +68,7 @@ class DiscriminativeOptimizer:
     def _parameter_groups(
         self, parameters: list[nn.Parameter], lr: float, part: str
     ) -> list[dict[str, Any]]:
-        """One parameter group, or two if some weights do not decay; empty ones are left out."""
+        """One parameter group, or two if some weights do not decay; without empty ones."""
         decaying, exempt = parameters, []
         if not self.decay_all:
             decaying = [parameter for parameter in parameters if parameter.ndim > 1]

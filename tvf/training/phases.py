@@ -70,7 +70,7 @@ class LpFt:
     """Linear probing, then fine-tuning (LP-FT).
 
     First the head trains alone for `head_epochs` or, if that is None, until `head_patience` epochs
-    in a row bring no improvement, for at most half of the epochs. Then head and groups train at
+    in a row show no improvement, for at most half of the epochs. Then head and groups train at
     `lr` and `backbone_lr`. With `head_epochs` 0, or if the job trains only the head, it is the same
     as `Direct`.
 
@@ -90,7 +90,7 @@ class LpFt:
         _check_learning_rates("recipe", self.lr, self.backbone_lr)
 
     def __call__(self, epochs: int, groups: int, stopping: EarlyStopping) -> tuple[Phase, ...]:
-        """One or two phases. Raises InputError if no epoch is left for one of two."""
+        """One or two phases. Raises InputError if either of two would get no epoch."""
         if self.head_epochs == 0 or not groups:
             return Direct()(epochs, groups, stopping)
         if self.head_epochs is None:
@@ -167,7 +167,7 @@ class Phases:
                 f"recipe.phases must have shares that add up to 1, but they add up to "
                 f"{sum(shares):g}. Change one of them."
             )
-        # A job's record says that its whole fraction trained.
+        # A job's record states that its whole fraction trained.
         if max(phase.get("fraction", 1) for phase in self.phases) < 1:
             raise InputError(
                 "recipe.phases must train all of the job's groups in at least one phase "
@@ -211,7 +211,7 @@ def _check_phase(name: str, phase: object) -> None:
         if key not in PHASE_KEYS:
             raise unknown_key(f"{name}.{key}", PHASE_KEYS, f"{name}.")
     if ("epochs" in phase) == ("share" in phase):
-        raise InputError(f"{name} must have either epochs or share, and not both. Set one of them.")
+        raise InputError(f"{name} must have either epochs or share, but not both. Set one of them.")
     if "epochs" in phase:
         require_count(f"{name}.epochs", phase["epochs"], 1)
     else:

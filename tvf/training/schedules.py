@@ -1,8 +1,8 @@
 """How learning rates change over a phase: torch's schedulers, built for the phase's length.
 
 A scheduler in a config is a function of an optimizer and the phase's length, in epochs and in
-batches per epoch. One of torch's own, which takes only an optimizer, works too: it is stepped after
-every epoch.
+batches per epoch. A scheduler from torch, which takes only an optimizer, works too: it is stepped
+after every epoch.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
 
 from tvf.errors import require_count, require_number
 
-WARMUP_START = 0.01  # the fraction of the learning rate at which a warm-up begins
+WARMUP_START = 0.01  # a warm-up begins at this fraction of the learning rate
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def make_schedule(
 def cosine(optimizer: Optimizer, epochs: int, batches: int, warmup: float = 0.0) -> Schedule:
     """Learning rates fall to zero along a cosine (Loshchilov & Hutter 2017), epoch by epoch.
 
-    With `warmup`, a fraction of the phase, they first rise over it (Goyal et al. 2017), and all
-    changes are batch by batch.
+    With `warmup`, a fraction of the phase, they first rise over that fraction (Goyal et al. 2017),
+    and all changes are batch by batch.
     """
     require_number("scheduler.warmup", warmup, 0, 0.9)
     steps = epochs * batches
@@ -89,7 +89,7 @@ def one_cycle(
     require_number("scheduler.start", start, 1)
     require_number("scheduler.end", end, 1)
     # One step more than there are batches, because torch raises on the step after the last one.
-    # It also divides by the rising steps minus one, so there must be more than one of them.
+    # It also divides by the number of rising steps minus one, so there must be more than one.
     steps = epochs * batches + 1
     scheduler = OneCycleLR(
         optimizer,
@@ -113,8 +113,8 @@ def plateau(
 ) -> Schedule:
     """Multiply learning rates by `factor` once validation stops improving.
 
-    That is after more than `patience` epochs in a row whose score does not exceed the best one by
-    more than `min_delta`.
+    Improvement has stopped after more than `patience` epochs in a row whose score does not exceed
+    the best one by more than `min_delta`.
     """
     require_number("scheduler.factor", factor, 0, 0.99, above=True)
     require_count("scheduler.patience", patience, 0)

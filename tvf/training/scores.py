@@ -1,4 +1,4 @@
-"""How well logits separate the classes: accuracy, and measures in which rare classes count too.
+"""How well logits separate the classes: accuracy, and measures that also reflect rare classes.
 
 scikit-learn computes them. It is imported where it is used, because it loads joblib.
 """
@@ -35,7 +35,7 @@ class Scores:
 
 
 def compute_scores(logits: Tensor, labels: Tensor, loss: float, acc: float) -> Scores:
-    """The scores of `logits`, float [N, C], given `labels`, int64 [N], and the known loss and acc.
+    """The scores of `logits`, float [N, C], given `labels`, int64 [N], loss and accuracy.
 
     Both tensors are on the CPU.
     """
@@ -43,7 +43,7 @@ def compute_scores(logits: Tensor, labels: Tensor, loss: float, acc: float) -> S
 
     classes = logits.shape[1]
     confusion = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(classes))
-    # One matrix gives recall and F1 too: scikit-learn's functions for them would each count anew.
+    # The matrix gives recall and F1 too; scikit-learn's functions for them would count again.
     hits, images, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     occurring = images + predictions > 0
     return Scores(
@@ -60,12 +60,12 @@ def compute_scores(logits: Tensor, labels: Tensor, loss: float, acc: float) -> S
 
 
 def _auroc(logits: Tensor, labels: Tensor) -> float | None:
-    """The area under the ROC curve of class 1 against class 0; None where it is undefined."""
+    """The area under the ROC curve of class 1 against class 0; None if it is undefined."""
     from sklearn.metrics import roc_auc_score
 
     if logits.shape[1] != 2 or len(labels.unique()) < 2 or not logits.isfinite().all():
         return None
-    # Not softmax: it rounds to 1 wherever the network is sure, and would tie those images.
+    # Not softmax: it rounds to 1 when the network is confident, and would tie those images.
     # The difference of finite logits can overflow; nan_to_num keeps the order.
     margin = (logits[:, 1] - logits[:, 0]).nan_to_num()
     return float(roc_auc_score(labels.numpy(), margin.numpy()))
@@ -75,6 +75,6 @@ def require_both_classes(metric: str, labels: Tensor) -> None:
     """Raise InputError if `metric` is undefined for validation images with these labels."""
     if metric == "auroc" and len(labels.unique()) < 2:
         raise InputError(
-            "data.metric=auroc must have validation images of both classes, but all validation "
-            "images are of one class. Raise data.limit if it is set, or choose macro_f1."
+            "data.metric=auroc must have validation images of both classes, but all of them are "
+            "of one class. Raise data.limit if it is set, or choose macro_f1."
         )

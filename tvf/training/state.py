@@ -1,4 +1,4 @@
-"""Where training stands: finished epochs, the current one, and everything needed to resume."""
+"""The state of training: finished epochs, the current one, and everything needed to resume."""
 
 import random
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ STATE_KEYS = {
     "random",
 }
 OTHER_NETWORK = (
-    "the job's checkpoint is of a different network, although the config is the same: delete its "
+    "the job's checkpoint is from a different network, although the config is the same: delete its "
     "folder checkpoints/."
 )
 
@@ -60,11 +60,11 @@ class EpochResult:
     phase: int = 1
 
     def score(self, metric: str) -> float:
-        """The validation score by one of METRICS."""
+        """The validation score for one of METRICS."""
         return getattr(self, f"val_{METRICS[metric]}")
 
     def better_than(self, other: "EpochResult | None", metric: str = "accuracy") -> bool:
-        """By the validation metric, then by validation loss; of equals the earlier one wins."""
+        """Compare by validation metric, then by validation loss; on ties the earlier epoch wins."""
         if other is None:
             return True
         return (self.score(metric), -self.val_loss) > (other.score(metric), -other.val_loss)
@@ -72,7 +72,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class PhaseSetup:
-    """What a phase trains with. A model that is frozen as the phase freezes it belongs to it."""
+    """What a phase trains with. Assumes that the model is frozen as the phase requires."""
 
     pipeline: InputPipeline
     optimizer: Optimizer
@@ -80,14 +80,14 @@ class PhaseSetup:
 
 
 class PhaseBuilder(Protocol):
-    """Knows a job's phases, and sets each of them up when it starts."""
+    """Knows a job's phases, and sets up each one when it starts."""
 
     phases: tuple[Phase, ...]
 
     def start(self, index: int, previous: Optimizer | None) -> PhaseSetup:
-        """Freeze the model as phase `index` does, and build what it trains with.
+        """Freeze the model for phase `index`, and build what it trains with.
 
-        `previous` is the optimizer of the phase before, whose momenta and steps are carried over.
+        `previous` is the optimizer of the previous phase, whose momenta and steps are kept.
         """
         ...
 
@@ -96,8 +96,8 @@ class PhaseBuilder(Protocol):
 class TrainState:
     """The state of a job between two batches.
 
-    `losses` and `hits` are those of the batches of the epoch that runs; `best_of_phase` holds the
-    best weights of a phase that may stop early.
+    `losses` and `hits` belong to the batches of the current epoch; `best_of_phase` holds the best
+    weights of a phase that may stop early.
     """
 
     fabric: Fabric
@@ -127,7 +127,7 @@ class TrainState:
         }
 
     def load_progress(self, state: dict[str, Any]) -> None:
-        """Take over the epochs, the phase and the weights; the phase can then be set up."""
+        """Restore the epochs, the phase and the weights; the phase can then be set up."""
         self.history = [EpochResult(**row) for row in state["history"]]
         self.losses = [*self.fabric.to_device(state["losses"])]
         self.hits = [*self.fabric.to_device(state["hits"])]
@@ -135,7 +135,7 @@ class TrainState:
         load_trained_weights(self.model, state["model"])
 
     def load_setup(self, state: dict[str, Any]) -> None:
-        """Take over the state of the optimizer, the schedule, the average and the generators."""
+        """Restore the state of the optimizer, the schedule, the average and the generators."""
         self.setup.optimizer.load_state_dict(state["optimizer"])
         self.setup.schedule.scheduler.load_state_dict(state["scheduler"])
         if self.average:
@@ -153,9 +153,9 @@ def best_epoch(history: Iterable[EpochResult], metric: str = "accuracy") -> Epoc
 
 
 def holds_best(state: dict[str, Any], metric: str = "accuracy") -> bool:
-    """Whether the weights in a state are the best so far, or no epoch is over.
+    """Whether the weights in a state are the best so far, or no epoch has finished.
 
-    Otherwise the best weights are in a file of their own.
+    Otherwise the best weights are in a separate file.
     """
     history = [EpochResult(**row) for row in state["history"]]
     return not history or (best_epoch(history, metric) is history[-1] and not len(state["losses"]))
@@ -168,7 +168,7 @@ def trained_weights(model: FineTuneModel) -> dict[str, Tensor]:
 
 
 def load_trained_weights(model: FineTuneModel, weights: dict[str, Tensor]) -> None:
-    """Put `trained_weights` of an earlier attempt into `model`; InputError if they do not fit."""
+    """Load `trained_weights` of an earlier run into `model`; InputError if they do not match."""
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes differ
@@ -195,7 +195,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put all generators back to where they were."""
+    """Restore the states of all generators."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]

@@ -1,4 +1,4 @@
-"""One training step, and one evaluation pass. Of several ranks, each computes its share of both."""
+"""One training step, and one evaluation pass. With several ranks, each computes its share."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ from tvf.training.state import PhaseSetup
 class StepOptions:
     """How a job trains on a batch, in every phase.
 
-    `seed` draws the sample order and what is random about single batches. Gradients longer than
+    `seed` determines the sample order and the random draws for each batch. Gradients longer than
     `clip_norm` are scaled down to it (Pascanu et al. 2013).
     """
 
@@ -34,7 +34,7 @@ class StepOptions:
     average: WeightAverage | None = None
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within the context the model holds the weights to validate and to keep."""
+        """A context in which the model holds the weights to validate and to save."""
         return self.average.in_place() if self.average else nullcontext()
 
 
@@ -46,10 +46,10 @@ def train_step(
     samples: np.ndarray,
     draws: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Train on the images `samples`; the batch's summed loss and hits, both before the step.
+    """Train on the images `samples`; return the batch's summed loss and hits before the step.
 
-    `draws` seed what is random about this batch. A hit is a correct prediction; a mixed image
-    counts by the share of the predicted class in it. Of several ranks, each computes its share.
+    `draws` seeds the random draws for this batch. A hit is a correct prediction; a mixed image
+    counts as the share of its predicted class. With several ranks, each computes its share.
     """
     data = setup.pipeline.data
     labels = data.train.labels[torch.from_numpy(samples)]
@@ -92,7 +92,7 @@ def train_step(
 
 
 def _read_share(inputs: EpochInputs, samples: np.ndarray, own: np.ndarray) -> tuple[Tensor, ...]:
-    """The inputs of the samples at the positions `own`, of which there may be none."""
+    """The inputs of the samples at the positions `own`, which may be empty."""
     if len(own):
         return inputs.inputs(samples[own])
     return tuple(tensor[:0] for tensor in inputs.inputs(samples[:1]))
@@ -102,7 +102,7 @@ def _read_share(inputs: EpochInputs, samples: np.ndarray, own: np.ndarray) -> tu
 def evaluate(fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int) -> Scores:
     """The scores of a split with these labels, int64 [N]; the loss is the mean over its images.
 
-    Of several ranks, each computes its share and gets the scores of the whole split.
+    With several ranks, each computes its share and gets the scores of the whole split.
     """
     losses, hits, outputs, samples = [], [], [], np.arange(len(labels))
     own = share_of(samples, fabric.global_rank, fabric.world_size)
@@ -121,6 +121,6 @@ def evaluate(fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: in
 def sum_batches(values: list[Tensor]) -> float:
     """The sum of one number per batch, in float64: hundreds in float32 lose the seventh digit.
 
-    Read back once an epoch, because on a GPU each read waits for all earlier work.
+    The values are read once per epoch, because on a GPU each read waits for all earlier work.
     """
     return sum(torch.stack(values).tolist())
