@@ -167,9 +167,12 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["data.metric=f1"], r"data.metric='?f1'? must be one of accuracy, macro_f1, auroc"),
         (
             ["data.metric=auroc", "data.task=four_class"],
-            r"data.metric=auroc must be used with 2 classes, here are 4",
+            r"data.metric=auroc must be used with 2 classes, but there are 4",
         ),
-        (["data.metric=auroc", "data.limit=1"], r"all validation images are of one class"),
+        (
+            ["data.metric=auroc", "data.limit=1"],
+            r"of both classes, but all of them are of one class",
+        ),
         (["data.image_size=7"], r"data.image_size=7 must be a whole number of at least 32"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 must be a finite number above 0"),
         (["seed=-1"], r"seed=-1 must be a whole number of at least 0"),
@@ -219,7 +222,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         ),
         (
             ["augment._target_=argparse.Namespace"],
-            r"augment._target_='argparse.Namespace' must make a tvf.data.Augmentation",
+            r"augment._target_='argparse.Namespace' must build a tvf.data.Augmentation",
         ),
         (
             ["augment._target_=builtins.dict"],

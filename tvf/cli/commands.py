@@ -1,6 +1,6 @@
-"""What the commands other than train do, as plain functions that print to stdout.
+"""All commands other than train, as plain functions that print to stdout.
 
-Bad input ends each of them with a message on stderr and exit code 1.
+On bad input they exit with code 1 and a message on stderr.
 """
 
 import os
@@ -79,7 +79,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 @_errors_as_messages()
 def status(folder: Path) -> None:
-    """Print the table of a sweep's jobs, read from its files: it may be running or dead."""
+    """Print the table of a sweep's jobs, read from its files; the sweep need not be running."""
     from tvf.report import print_status
 
     print_status(_sweep_folder(folder))
@@ -153,7 +153,7 @@ def dashboard(folder: Path) -> None:
 def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print the YAML of a sweep for W&B's agents.
 
-    Every value of the grid is validated, with the first value of all other parameters.
+    Every value of the grid is validated together with the first value of all other parameters.
     """
     from tvf.config import validate_config
     from tvf.sweep import read_grid, wandb_sweep_yaml
@@ -198,7 +198,7 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
 
 @_errors_as_messages()
 def store_info(store_dir: str | None) -> None:
-    """List what the store holds, most recently used first; None is the default store."""
+    """List the store's entries, most recently used first; None means the default store."""
     from tvf.store import StoreOptions, format_bytes, list_entries
 
     folder = StoreOptions(dir=store_dir).path()
@@ -217,7 +217,7 @@ def store_info(store_dir: str | None) -> None:
 
 @_errors_as_messages()
 def store_clear(store_dir: str | None) -> None:
-    """Remove what no running job uses from the store; None is the default store."""
+    """Remove entries that no running job uses from the store; None means the default store."""
     from tvf.store import StoreOptions, clear_store, format_bytes
 
     folder = StoreOptions(dir=store_dir).path()

@@ -1,6 +1,6 @@
-"""The command `tvf`: names, arguments and help of its commands, and nothing else.
+"""The command `tvf`: names, arguments and help of its subcommands, and nothing else.
 
-Each command imports what it needs when it runs, so `tvf --help` waits for click alone.
+Each subcommand imports what it needs when it runs, so `tvf --help` only loads click.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ DIR = click.Path(path_type=Path)
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List commands in the order in which people need them."""
+        """List commands in the order in which they are defined."""
         return list(self.commands)
 
 
@@ -145,7 +145,7 @@ def report(folders: tuple[Path, ...], file_format: str, output: str | None) -> N
 def dashboard(folder: Path) -> None:
     """Save a sweep's comparison to W&B.
 
-    Save a workspace and a report of the runs of the sweep in DIR, and print their URLs. Needs the
+    Save a workspace and a report for the runs of the sweep in DIR, and print their URLs. Needs the
     extra "dashboard" (pip install '.[dashboard]') and a W&B login.
 
     \b
@@ -163,7 +163,7 @@ _config_dir = click.option(
     "-cd",
     metavar="DIR",
     type=DIR,
-    help="A folder with config options and Python files of your own.",
+    help="A folder with your own config options and Python files.",
 )
 
 
@@ -174,7 +174,7 @@ def wandb_sweep(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Print a sweep as YAML for W&B's agents.
 
     Takes the overrides of tvf train -m: lists of values become the grid of the W&B sweep. Without
-    any list, the grid is four fractions.
+    any list, the grid consists of four fractions.
 
     \b
     Examples:
@@ -208,8 +208,8 @@ def groups(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
 def store() -> None:
     """List or remove cached activations and images.
 
-    The store holds what frozen layers computed, so that later jobs need not. It is in the folder
-    that TVF_STORE names, or else in the user's cache folder.
+    The store keeps the output of frozen layers, so that later jobs need not recompute it. It is in
+    the folder that TVF_STORE names, or else in the user's cache folder.
 
     \b
     Examples:

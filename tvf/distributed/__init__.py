@@ -1,4 +1,4 @@
-"""Devices, and the processes of a job that trains on several of them."""
+"""Devices, and the processes of a job that trains on several devices."""
 
 from tvf.distributed.collectives import (
     RankStrategy,

@@ -1,8 +1,8 @@
-"""What the ranks of a job compute together, so that they train as one process would.
+"""Collective operations that make the ranks of a job train as a single process would.
 
 Each rank has a share of a global batch. Its loss is the sum over its share divided by the size of
-the global batch: summed over ranks, gradients are those of the global batch, however unequal the
-shares.
+the global batch: summed over ranks, the gradients equal those of the global batch, even if shares
+differ in size.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# Ranks may wait for hours while one of them computes what all will read. None waits for a dead one:
+# Ranks may wait for hours while one of them fills the store for all. No rank waits for a dead one,
 # see tvf.distributed.ranks.
 TIMEOUT = timedelta(days=7)
 
@@ -28,8 +28,8 @@ TIMEOUT = timedelta(days=7)
 class RankStrategy(DDPStrategy):
     """Fabric's strategy of one process per device, without its wrapper that reduces gradients.
 
-    Ranks are numbered by tvf.distributed.ranks, whatever launched the job: SLURM, for one, sets
-    variables of its own.
+    tvf.distributed.ranks numbers the ranks, however the job was launched: SLURM, for example, sets
+    its own variables.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ def share_of(samples: np.ndarray, rank: int, world: int) -> np.ndarray:
 def reduce_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over the ranks.
 
-    All ranks must pass the same parameters in the same order. A rank without a gradient counts as
-    zero; if no rank has one, there is none afterwards, as in one process.
+    All ranks must pass the same parameters in the same order. A missing gradient counts as zero; if
+    it is missing on all ranks, it stays missing, as in one process.
 
     Why not DistributedDataParallel: it averages over ranks as if their shares had the same size,
     and wraps one module with a fixed set of parameters. Here a share may be smaller or empty, the
@@ -78,7 +78,7 @@ def _reduce_together(parameters: list[nn.Parameter]) -> None:
     distributed.all_reduce(flat)
     *sums, counts = flat.split([*(p.numel() for p in parameters), len(parameters)])
     for parameter, total, count in zip(parameters, sums, counts, strict=True):
-        # `count` is read only if needed: on a GPU the read waits for all work before it.
+        # `count` is read only if needed: on a GPU the read waits for all earlier work.
         if parameter.grad is None and count:
             parameter.grad = torch.empty_like(parameter)
         if parameter.grad is not None:
@@ -88,7 +88,7 @@ def _reduce_together(parameters: list[nn.Parameter]) -> None:
 def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
     """Concatenate the ranks' tensors, [N_r, ...], to [sum of N_r, ...] on every rank.
 
-    The N_r may differ, and be 0.
+    The N_r may differ and may be 0.
     """
     if fabric.world_size == 1:
         return tensor
@@ -100,7 +100,7 @@ def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
 
 
 def global_batchnorm(fabric: Fabric) -> AbstractContextManager[Any]:
-    """Have BatchNorm layers in train mode use the global batch's statistics inside the block.
+    """Make BatchNorm layers in train mode use the global batch's statistics inside the context.
 
     Every rank must pass through the same layers, even with an empty share. Statistics are computed
     in float32, or in float64 for float64 inputs. Layers raise ValueError, as torch does, if the
@@ -108,8 +108,8 @@ def global_batchnorm(fabric: Fabric) -> AbstractContextManager[Any]:
 
     Why not torch.nn.SyncBatchNorm: it does not run on CPUs, and its convert_sync_batchnorm would
     replace timm's BatchNormAct2d together with the activation inside. Weight standardisation, which
-    timm also computes with batch_norm, stays right: ranks have equal weights, so the statistics
-    over all ranks are those of one.
+    timm also computes with batch_norm, stays correct: ranks have equal weights, so the statistics
+    over all ranks equal those of one.
     """
     return _GlobalBatchNorm() if fabric.world_size > 1 else nullcontext()
 
@@ -140,7 +140,7 @@ def _batch_norm(
 ) -> Tensor:
     """torch.nn.functional.batch_norm of this rank's share, with the global batch's statistics.
 
-    It has that function's signature.
+    The signature is the same.
     """
     if not training:
         return functional.batch_norm(
@@ -181,7 +181,7 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises by given global statistics; `backward` knows that they depend on all inputs."""
+    """Normalises by global statistics; `backward` accounts for their dependence on all inputs."""
 
     @staticmethod
     def forward(
@@ -211,7 +211,7 @@ class _Normalise(torch.autograd.Function):
         bias_grad = None if bias is None else sums[0].to(bias.dtype)
         weight_grad = None if weight is None else sums[1].to(weight.dtype)
         input_grad = None
-        if ctx.needs_input_grad[0]:  # the same answer on every rank
+        if ctx.needs_input_grad[0]:  # the same on every rank
             means = sums.clone()
             distributed.all_reduce(means)
             means /= count
@@ -233,12 +233,12 @@ def _gather_equal(tensor: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in the precision in which statistics are computed."""
+    """The tensor in the precision used for statistics."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _others(input: Tensor) -> list[int]:
-    """All dimensions except that of channels."""
+    """All dimensions except the channels."""
     return [0, *range(2, input.dim())]
 
 

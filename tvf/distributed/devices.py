@@ -1,4 +1,4 @@
-"""What the machine gives a job: its own GPU, threads, memory; and what the job was measured on."""
+"""A job's share of the machine (GPUs, threads, memory), and a description of the machine."""
 
 import ctypes
 import getpass
@@ -23,7 +23,7 @@ _all_threads = torch.get_num_threads()
 def claim_gpus(count: int) -> list[int]:
     """Claim `count` GPUs for this process until it ends, and return their indices.
 
-    They are GPUs that no other tvf process of this user trains on, if enough are free. Raises
+    If enough are free, these are GPUs that no other tvf process of this user trains on. Raises
     InputError if the machine has fewer than `count`.
     """
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -39,8 +39,8 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
     """The indices of the first `count` of `names` that no other process of this user has claimed.
 
     There must be at least `count` names. If too few are free, the process shares others, chosen by
-    its process id. A process keeps what it has claimed, and gets it again. `folder` holds the lock
-    files.
+    process id. A process keeps its claims, so a second call returns the same ones. `folder` holds
+    the lock files.
     """
     folder = folder or Path(tempfile.gettempdir())
     for index, name in enumerate(names):
@@ -58,7 +58,7 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
 
 
 def count_devices(devices: object) -> int:
-    """The number of devices in `fabric.devices`, which is that number or a list of device indices.
+    """The number of devices in `fabric.devices`, which is a number or a list of device indices.
 
     Raises InputError for anything else, including "auto" and -1: the jobs of a sweep share the
     machine's devices.
@@ -91,7 +91,7 @@ def set_threads(
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Have torch compute in the calling thread only: its other threads do not survive a fork."""
+    """Make torch compute only in the calling thread: its other threads do not survive a fork."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,7 +101,7 @@ def single_thread() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next training step, not return it to the kernel.
+    """Make glibc keep freed memory for the next training step, not return it to the kernel.
 
     Without this, steps on a CPU spend a tenth of their time on page faults. Values do not change.
     """
@@ -113,7 +113,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return to the kernel what `keep_freed_memory` kept, so that the next job starts small."""
+    """Return the memory kept by `keep_freed_memory` to the kernel, so that the next job has it."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -124,7 +124,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         return_freed_memory()
-        with suppress(OSError):  # some containers forbid it: the peak is then the process's
+        with suppress(OSError):  # some containers forbid it: the peak then covers all earlier jobs
             Path("/proc/self/clear_refs").write_text("5")
 
 

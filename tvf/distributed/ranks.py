@@ -1,7 +1,7 @@
-"""The processes of a job that trains on several devices: one per device, started by the job's own.
+"""The processes of a job that trains on several devices: one per device, started by rank 0.
 
-The job's process is rank 0. The others read from standard input which function to call, and run it
-with rank 0's interpreter, import path and environment. If rank 0 ends, so do they, however it ends;
+The job's own process is rank 0. The others read from standard input which function to call, and run
+it with rank 0's interpreter, import path and environment. They end when rank 0 ends for any reason;
 if one of them fails, so does the job.
 """
 
@@ -26,28 +26,28 @@ from tvf.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# A rank imports nothing from tvf before it knows the import path. The module's name follows as an
-# argument, for people who list processes.
+# A rank imports nothing from tvf before it knows the import path. The module's name is passed as an
+# argument so that it shows in process lists.
 ENTRY = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
     "from tvf.distributed.ranks import serve; serve()"
 )
 HOST = "127.0.0.1"
-PATIENCE = 10.0  # seconds that a process has to end by itself once another one of the job is gone
+PATIENCE = 10.0  # seconds that a process has to end by itself once another process is gone
 
 Ranks = Mapping[int, subprocess.Popen[str]]
 
 
 @contextmanager
 def start_ranks(count: int, function: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Make this process rank 0 of `count` inside the block, while the other ranks call `function`.
+    """Make this process rank 0 of `count` in a context, while the other ranks call `function`.
 
     `function` is "module:name", `arguments` are JSON data. Inside, `RankStrategy` makes Fabric join
-    the ranks into one process group. On leaving, the other ranks are awaited, or stopped if this
+    the ranks into one process group. On exit, the other ranks are awaited, or stopped if this
     process failed; the environment is restored and the process group destroyed, so that another
-    job may follow.
+    job can follow.
 
-    Raises RuntimeError if a rank does not end by returning, which collectives over gloo notice. If
+    Raises RuntimeError if a rank does not return normally, which collectives over gloo notice. If
     nothing has been raised PATIENCE seconds later, because this process waits for a GPU that waits
     for the lost rank, this process exits with code 1.
     """
@@ -57,7 +57,8 @@ def start_ranks(count: int, function: str, arguments: Mapping[str, Any]) -> Iter
     environment, fabric_log = {**os.environ}, logging.getLogger("lightning_fabric")
     level = fabric_log.level
     fabric_log.setLevel(logging.WARNING)  # it logs every process group
-    # This store holds its port, which a port found free could lose; Fabric's shares its server.
+    # This store keeps its port open, while a port that was merely found free could be taken in the
+    # meantime. Fabric's store shares its server.
     store = TCPStore(HOST, 0, count, is_master=True, wait_for_workers=False, multi_tenant=True)
     shared = _group_environment(count, store.port)
     message = {"parent": os.getpid(), "function": function, "arguments": dict(arguments)}
@@ -74,7 +75,7 @@ def start_ranks(count: int, function: str, arguments: Mapping[str, Any]) -> Iter
         try:
             yield
         except RuntimeError as error:
-            # Collectives raise it when a rank is gone, whose process may not quite have ended yet.
+            # Collectives raise it when a rank is lost, whose process may still be exiting.
             if lost := _describe_lost(ranks, wait=2):
                 raise RuntimeError(lost) from error
             raise
@@ -90,7 +91,7 @@ def start_ranks(count: int, function: str, arguments: Mapping[str, Any]) -> Iter
 
 
 def serve() -> None:
-    """Run this process as a rank: read from standard input what to call, call it, and exit."""
+    """Run this process as a rank: read a function's name from standard input, call it, exit."""
     message = json.loads(sys.stdin.readline())
     _end_with_rank_0(message["parent"])
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -116,7 +117,7 @@ def serve() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent dies; it would train on unseen if not."""
+    """Have Linux kill this process when its parent dies; otherwise it would train on unnoticed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
@@ -124,7 +125,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def _group_environment(count: int, port: int) -> dict[str, str]:
-    """The variables by which all ranks find each other."""
+    """The environment variables through which the ranks find each other."""
     shared = {
         "NODE_RANK": "0",
         "WORLD_SIZE": str(count),
@@ -132,7 +133,7 @@ def _group_environment(count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     if sys.platform == "linux":
-        # By default gloo resolves the machine's name, which may have no address.
+        # By default gloo resolves the host name, which may have no address.
         shared["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return shared
 
@@ -148,7 +149,7 @@ def _start_rank(
 ) -> subprocess.Popen[str]:
     """Start a process that serves `message`.
 
-    It has a session of its own: Ctrl-C in the terminal reaches only rank 0, which ends the others.
+    It has its own session: Ctrl-C in the terminal reaches only rank 0, which ends the others.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", ENTRY, "tvf.distributed.ranks"],
@@ -159,7 +160,7 @@ def _start_rank(
     )
     assert process.stdin
     path = [os.path.abspath(folder) for folder in sys.path]
-    with suppress(BrokenPipeError):  # if it has already ended, the wait for it will notice
+    with suppress(BrokenPipeError):  # if it has already ended, start_ranks notices
         print(json.dumps(path), json.dumps(message), sep="\n", file=process.stdin, flush=True)
     return process
 
@@ -171,7 +172,7 @@ def _require_all(ranks: Ranks) -> None:
 
 
 def _describe_lost(ranks: Ranks, wait: float = 0) -> str | None:
-    """How a rank failed; None if none does within `wait` seconds."""
+    """How a rank failed; None if none fails within `wait` seconds."""
     deadline = time.monotonic() + wait
     while True:
         for rank, process in ranks.items():
@@ -209,11 +210,11 @@ def _await_end(ranks: Ranks) -> None:
         try:
             process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.warning("rank %d of the job does not exit by itself. Stopping it.", rank)
+            log.warning("rank %d of the job did not exit by itself. Stopping it.", rank)
 
 
 def _stop(ranks: Ranks) -> None:
-    """End all ranks that still run."""
+    """End all ranks that are still running."""
     for process in ranks.values():
         process.terminate()
     for process in ranks.values():
@@ -242,7 +243,7 @@ def _call(rank: int, message: Mapping[str, Any]) -> None:
 
 
 def _end_with_rank_0(parent: int) -> None:
-    """Have this process end when rank 0 does."""
+    """Make this process end when rank 0 does."""
     if sys.platform == "linux":
         die_with_parent(parent)
     else:  # standard input closes only when rank 0 ends

@@ -1,4 +1,4 @@
-"""What jobs and sweeps leave on disk, and the trackers that get a copy."""
+"""Records of jobs and sweeps on disk, and trackers that receive a copy."""
 
 from tvf.records.job import (
     LOCK,

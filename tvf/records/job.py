@@ -1,6 +1,6 @@
-"""The record that every job leaves in its folder: config, status, epochs and results.
+"""The record that every job keeps in its folder: config, status, epochs and results.
 
-It is kept whatever tracker a job has.
+It does not depend on the job's tracker.
 """
 
 import logging
@@ -19,7 +19,7 @@ from tvf.records.tracking import Run
 
 log = logging.getLogger(__name__)
 
-# The errors in status.json of jobs that were stopped and have nothing wrong with them.
+# The errors in status.json of jobs that were stopped from outside rather than failed.
 STOPPED = ("interrupted", "its process is gone")
 LOCK = ".lock"  # in a job's folder: held by the process that trains it
 
@@ -27,9 +27,9 @@ LOCK = ".lock"  # in a job's folder: held by the process that trains it
 class JobRecord:
     """The files of a job: config.json, status.json, metrics.jsonl, summary.json.
 
-    Creating one removes those of an earlier attempt, except for the epochs in `history`, which this
-    attempt resumes after. Leaving it as a context with an exception marks the job as failed.
-    `run_id` is the tracker's run of an earlier attempt at the same configuration, if any.
+    Creating one removes those of an earlier attempt, except for the epochs in `history`, after
+    which this attempt resumes. As a context manager it marks the job as failed on an exception.
+    `run_id` is the tracker's run from an earlier attempt at the same configuration, if any.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class JobRecord:
         self.run_id: str | None = earlier.get("wandb_run_id") if resumes else None
         self._status = _new_status(name, attempt=earlier.get("attempt", 0) + 1)
         self._status["wandb_run_id"] = self.run_id
-        # In this order no folder ever has one attempt's "done" beside another attempt's files.
+        # In this order, one attempt's "done" never stands beside another attempt's files.
         write_json(folder / "status.json", self._status)
         (folder / "summary.json").unlink(missing_ok=True)
         if history:
@@ -57,7 +57,7 @@ class JobRecord:
         write_json(folder / "config.json", config)
 
     def tracked(self, run: Run) -> None:
-        """Note the tracker's run, for `wandb sync` and for a later attempt to continue."""
+        """Record the tracker's run, for `wandb sync` and for later attempts to resume."""
         self._status |= {"wandb_run_id": run.id, "wandb_mode": run.mode}
         write_json(self.folder / "status.json", self._status)
 
@@ -72,14 +72,14 @@ class JobRecord:
         self._end(state="done")
 
     def paused(self) -> None:
-        """Mark the job as paused: it stopped where it was asked to, and can be resumed."""
+        """Mark the job as paused: it stopped after `stop_after` epochs, and can be resumed."""
         self._end(state="paused")
 
     def __enter__(self) -> None:
         """The job has been running since the record was created."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Mark a running job as failed if there is an error; later ones cost no result."""
+        """Mark a running job as failed if there is an error; later errors change nothing."""
         if error is not None and self._status["state"] == "running":
             try:
                 self._end(state="failed", error=failure_reason(error))
@@ -92,13 +92,13 @@ class JobRecord:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The content of status.json; empty if there is none, or it is not one of tvf's."""
+    """The content of status.json; empty if it is missing or was not written by tvf."""
     status = read_json(folder / "status.json")
     return status if {"state", "name", "error"} <= status.keys() else {}
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a job's status is running, and a process holds its folder."""
+    """Whether a job's status is running and a process holds its lock."""
     if read_status(folder).get("state") != "running":
         return False
     try:
@@ -109,13 +109,13 @@ def is_running(folder: Path) -> bool:
 
 
 def is_done(folder: Path, config: Config) -> bool:
-    """Whether this configuration, wherever its store was, was trained to its end in `folder`."""
+    """Whether this configuration (with any store) was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
     return done and _holds(folder, config)
 
 
 def has_reached(folder: Path, config: Config) -> bool:
-    """Whether this configuration was trained in `folder` to its `stop_after`, short of its end."""
+    """Whether this configuration was trained in `folder` up to its `stop_after`, before its end."""
     stop_after = config["stop_after"]
     if stop_after is None or stop_after >= config["epochs"]:
         return False
@@ -128,7 +128,7 @@ def has_reached(folder: Path, config: Config) -> bool:
 
 
 def mark_failed(folder: Path, name: str, reason: str) -> None:
-    """Say in status.json that a job never started, or that its process is gone.
+    """Record in status.json that a job never started, or that its process is gone.
 
     A job that is done stays done.
     """
@@ -139,7 +139,7 @@ def mark_failed(folder: Path, name: str, reason: str) -> None:
 
 
 def mark_paused(folder: Path) -> None:
-    """Say in status.json that a job stopped where it was asked to, however its process ended."""
+    """Record in status.json that a job stopped at its `stop_after`, however its process ended."""
     status = read_status(folder)
     if status["state"] != "paused":
         ended = {"state": "paused", "ended": _now(), "error": None}
@@ -147,7 +147,7 @@ def mark_paused(folder: Path) -> None:
 
 
 def failure_reason(error: BaseException) -> str:
-    """A job's error as status.json has it."""
+    """A job's error as written to status.json."""
     if isinstance(error, KeyboardInterrupt):
         return STOPPED[0]
     return f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """Read a sweep's jobs back from disk as rows: plain data for tables, statistics and charts.
 
-One row per job. A file that is damaged or foreign only costs its own job's row.
+One row per job. A damaged or foreign file affects only its own job's row.
 """
 
 import csv
@@ -64,7 +64,7 @@ COLUMNS = [
 PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
 FILES = ("config", "history", "summary")  # the contents of the job's files
 DROPPED = "dropped"  # the epoch after which successive halving dropped the job, else None
-# Overrides that have columns of their own in a table.
+# Overrides that have their own columns in a table.
 SHOWN = ("model", "model.pct_unfreeze", "seed", "stop_after")
 
 
@@ -132,7 +132,7 @@ def _is_valid(row: Row) -> bool:
 
 
 def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
-    """Return a row with what a job's config says, for the sweep in `folder`."""
+    """Return a row filled from a job's config, for the sweep in `folder`."""
     row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED])
     row |= {
         "sweep": folder.name,
@@ -149,7 +149,7 @@ def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
         row["pct_unfreeze"] = model.get("pct_unfreeze") or 0
     nodes = [config.get(key, {}) for key in ("model", "data", "store", "tracker")]
     if not all(isinstance(node, dict) for node in nodes):
-        row["config"] = config = {}  # damaged: it does not say what was trained
+        row["config"] = config = {}  # damaged
     if "data" in config:
         row["metric"] = str(metric_of(config))
     return row | {key: config.get(key) for key in ("seed", "epochs")}
@@ -169,7 +169,7 @@ def read_history(job: Path) -> list[dict[str, Any]]:
 
 
 def _valid_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary without values of a wrong type, so that one file cannot break a page."""
+    """Return the summary without values of the wrong type, so that one file cannot break a page."""
     checks: dict[str, Any] = {}
     for key in ("unfrozen_groups", "approximations", "classes"):
         checks[key] = lambda value: _is_list_of(value, str)
@@ -200,7 +200,7 @@ def _progress(row: Row) -> dict[str, Any]:
         return {"epoch": f"0/{epochs}" if epochs else None, "left": None}
 
 
-@cache  # they do not change, and a live table reads them every two seconds
+@cache  # they never change, and a live table reads them every two seconds
 def _overrides(job: Path) -> list[str]:
     try:
         listed = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text())
@@ -213,9 +213,9 @@ def _overrides(job: Path) -> list[str]:
 
 
 def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list[list[str]]:
-    """Return each row's overrides that not all started jobs share.
+    """Return each row's overrides, without those that all started jobs share.
 
-    Overrides whose keys are in `beside`, because a table shows them in other columns, are left out.
+    Also leaves out the keys in `beside`, which a table shows in other columns.
     """
     started = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
     common = set.intersection(*started) if started else set()

@@ -1,6 +1,6 @@
 """The manifest of a sweep, sweep.json: its jobs' configs, its commands, and halving's decisions.
 
-Each job reads the others' configs from it, to know which shared results they will need.
+Each job reads the other jobs' configs from it, to know which shared results they will need.
 """
 
 import secrets
@@ -35,7 +35,7 @@ def write_manifest(
 
 
 def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
-    """Record that the sweep in `folder` uses successive halving, whose rungs end at `budgets`."""
+    """Record that the sweep in `folder` uses successive halving, with rungs ending at `budgets`."""
     with FileLock(folder / ".lock"):
         halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
         write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
@@ -57,7 +57,7 @@ def is_halving(folder: Path) -> bool:
 
 
 def read_dropped(folder: Path) -> dict[str, int]:
-    """Return the folders of the jobs that successive halving dropped, and after which epoch."""
+    """Map the folders of the jobs that successive halving dropped to the epoch of the drop."""
     halving = read_json(folder / "sweep.json").get("halving")
     dropped = halving.get("dropped") if isinstance(halving, dict) else None
     if not isinstance(dropped, dict):
@@ -79,7 +79,7 @@ def note_summary(folder: Path, mode: str | None) -> None:
 
 
 def summary_mode(folder: Path) -> str | None:
-    """Return how the run that compares the jobs was logged; None if it was not."""
+    """Return how the run that compares the jobs was logged; None if it was not logged."""
     summary = read_json(folder / "sweep.json").get("summary")
     return summary.get("mode") if isinstance(summary, dict) else None
 
@@ -87,7 +87,7 @@ def summary_mode(folder: Path) -> str | None:
 def _update_summary(
     folder: Path, defaults: dict[str, Any] | None = None, changes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Fill in and change the manifest's entry about the comparing run, and return the entry."""
+    """Update the manifest's entry about the run that compares the jobs, and return the entry."""
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
         manifest = read_json(path)
@@ -118,24 +118,26 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:
-    """InputError, with the difference, if a job's folder holds another configuration's results."""
+    """Raise InputError, with the differences, if a job's folder holds another configuration."""
     for name, config in configs.items():
         held = read_json(folder / name / "config.json")
         before, now = result_config(held), result_config(config)
         differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if held and differing:
-            changes = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing[:5]]
+            changes = [
+                f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]
+            ]
             raise InputError(
                 f"{folder / name} holds another configuration: {', '.join(changes)} "
                 f"({len(differing)} in all). Choose another folder with hydra.sweep.dir= or "
-                "hydra.run.dir=, or delete that one."
+                "hydra.run.dir=, or delete this one."
             )
 
 
 def sibling_configs(folder: Path, config: Config) -> list[dict[str, Any]]:
     """The configs of the sweep's jobs that share frozen layers with `config`'s.
 
-    Jobs that are done or were dropped do not count.
+    Leaves out jobs that are done or were dropped.
     """
     dropped, shared = read_dropped(folder), frozen_layers_config(config)
     return [

@@ -1,4 +1,4 @@
-"""Trackers, which get a copy of a job's results: Weights & Biases, or none.
+"""Trackers, which receive a copy of a job's results: Weights & Biases, or none.
 
 A tracker's `start` opens one run as a context; an exception in the context marks the run as failed.
 """
@@ -41,7 +41,7 @@ class Run(Protocol):
 
 
 def sync_command(folders: Sequence[str], mode: str | None) -> str | None:
-    """Return the shell command that uploads what W&B lacks of the jobs in `folders`.
+    """Return the shell command that uploads the missing data of the jobs in `folders` to W&B.
 
     The folders must be quoted for a shell. Returns None if W&B has everything.
     """
@@ -67,13 +67,13 @@ class NoTracker:
         run_id: str | None = None,
         job_type: str | None = None,
     ) -> Iterator[Run]:
-        """Open a run that discards what it gets."""
+        """Open a run that discards its data."""
         yield _NoRun()
 
 
 @dataclass
 class _NoRun:
-    """A run that discards what it gets: the files in the job's folder hold the same data."""
+    """A run that discards its data: the files in the job's folder hold the same data."""
 
     id: str | None = None
     mode: str | None = None
@@ -128,7 +128,7 @@ class WandbTracker:
         run_id: str | None = None,
         job_type: str | None = None,
     ) -> Iterator[Run]:
-        """Open the run, or resume the one with id `run_id`; its files lie in `folder`/wandb."""
+        """Open the run, or resume the one with id `run_id`; its files are in `folder`/wandb."""
         import wandb
 
         def init(mode: Any) -> Any:
@@ -159,7 +159,7 @@ class WandbTracker:
         try:
             yield run
         except BaseException:
-            # Not `with run`, which would print a traceback even for errors shown as a message.
+            # Not `with run`, which prints a traceback even for errors that we show as a message.
             run.finish(exit_code=1)
             raise
         run.finish()
@@ -169,7 +169,7 @@ class WandbTracker:
     ) -> "_WandbRun | _NoRun":
         """Return a run that `init(mode)` opens, offline if the first mode fails.
 
-        If that fails too, the run returned does nothing.
+        If that fails too, returns a run that does nothing.
         """
         for mode in dict.fromkeys((self._mode(), "offline")):
             try:
@@ -178,7 +178,7 @@ class WandbTracker:
                 if run_id:
                     _set_aside(folder / "wandb", run_id, Path(run.settings.sync_dir))
                 return tracked
-            except Exception as error:  # no failure of W&B may end the job
+            except Exception as error:  # a failure of W&B must not end the job
                 outcome = (
                     "the run stays on disk" if mode == "online" else "the job continues without W&B"
                 )
@@ -186,7 +186,7 @@ class WandbTracker:
         return _NoRun()
 
     def _mode(self) -> Any:
-        """Return the mode to start runs in; InputError if online is asked for without a login."""
+        """Return the mode to start runs in; InputError for online mode without a login."""
         mode = self.mode or os.environ.get("WANDB_MODE")
         if mode in ("offline", "disabled"):
             return mode
@@ -195,13 +195,13 @@ class WandbTracker:
         wandb.setup(wandb.Settings(silent=True))
         try:
             logged_in = wandb.login(prompt=False, verify=False)
-        except wandb.Error as error:  # it says where the key was found and what is wrong with it
+        except wandb.Error as error:  # its message says where the key was found and what is wrong
             raise InputError(
                 f"W&B login failed: {error} Set tracker=none to train without W&B."
             ) from error
         finally:
-            # Otherwise jobs started from here would all share this process's W&B service process,
-            # and would all be affected if it is killed.
+            # Otherwise all jobs started by this process would share its W&B service process, and
+            # all would be affected if it were killed.
             os.environ.pop("WANDB_SERVICE", None)
         if mode and not logged_in:
             raise InputError(
@@ -221,7 +221,7 @@ def _set_aside(folder: Path, run_id: str, current: Path) -> None:
 
 
 class _WandbRun:
-    """A run that W&B has opened. If W&B fails later, the rest of the data is not uploaded."""
+    """A run opened by W&B. If W&B fails later, the rest of the data is not uploaded."""
 
     def __init__(self, run: Any) -> None:
         self._run, self._broken = run, False
@@ -255,7 +255,7 @@ class _WandbRun:
         self._try(send)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Send the remaining data; what cannot be sent in time stays on disk."""
+        """Send the remaining data; data that cannot be sent in time stays on disk."""
         self._try(lambda: self._run.finish(exit_code=exit_code))
         if self._online and not self._broken:
             self.mode = "online"
