@@ -152,7 +152,7 @@ def test_a_job_that_ends_abnormally_leaves_the_others_alone_and_is_retried(
         last_words = "sys.exit(3)" if how == "exit" else reasons[how]
         assert all(words in written for words in ("trains", "on the way out", last_words))
         assert ("Traceback" in written) == (how in ("raise", "unpicklable"))
-    assert "to finish it: tvf resume sweep" in output
+    assert "to finish the sweep: tvf resume sweep" in output
     (tmp_path / "mended").touch()
     before = results(tmp_path / "sweep")
     code, output = tvf("resume", "sweep", cwd=tmp_path)
@@ -272,7 +272,8 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_resumed_and_extended(tmp_path
     refused = start("-m", *common, cwd=tmp_path)
     output, _ = refused.communicate()
     assert (
-        refused.returncode == 1 and "holds another configuration: epochs was 17, is 16" in output
+        refused.returncode == 1
+        and "holds another configuration: epochs was 17, is now 16" in output
     ), output
 
 

@@ -153,7 +153,7 @@ def test_a_score_that_is_not_finite_is_not_counted(tmp_path: Path, score: float 
     add_job(tmp_path, 0.0, 4, val_acc=score)
     comparison = compared(tmp_path)
     assert set(comparison.configurations[0].scores) == {1, 2, 3}
-    assert "fine-tuning-0.0-seed4 is not counted: its scores are not finite." in comparison.notes
+    assert "fine-tuning-0.0-seed4 does not count: its scores are not finite." in comparison.notes
 
 
 def test_labels_name_what_else_varies_but_not_values_that_follow_the_seed(

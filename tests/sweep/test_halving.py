@@ -378,7 +378,7 @@ def test_the_survivor_is_chosen_and_the_comparison_states_its_limits(
         render_markdown([tmp_path], [comparison]),
         render_html([tmp_path], rows, [comparison]),
     ):
-        assert note in text and "not those of a full sweep" in text
+        assert note in text and "In a full sweep they may differ" in text
         assert "tvf resume" not in text
     assert not print_result(tmp_path, frozenset(row["folder"] for row in rows))
     printed = capsys.readouterr().out
@@ -405,7 +405,7 @@ def test_a_job_that_is_launched_again_is_no_longer_dropped(
     write_manifest(tmp_path, {row["folder"]: row["config"]})
     assert row["folder"] not in read_dropped(tmp_path) and len(read_dropped(tmp_path)) == 2
     assert not print_result(tmp_path, frozenset([row["folder"]]))
-    assert "to finish it: tvf resume" in capsys.readouterr().out
+    assert "to finish the sweep: tvf resume" in capsys.readouterr().out
 
 
 QUICK = (

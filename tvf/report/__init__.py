@@ -1,7 +1,7 @@
 """The comparison of a sweep: statistics, a recommendation, tables, charts and pages.
 
-Nothing imported here loads the libraries behind charts, pages and statistics (altair, jinja2,
-vl_convert, scipy): the functions that need them do, so that a terminal's table is quick.
+The libraries for charts, pages and statistics (altair, jinja2, vl_convert, scipy) are not loaded
+here but in the functions that need them, so that the terminal's table is quick.
 """
 
 from tvf.report.comparison import compare, judged_by

@@ -21,11 +21,11 @@ from tvf.report.encodings import (
     shape,
 )
 
-LONG_PAIR = 25  # characters from which on the two labels of a pair stand on lines of their own
+LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
 def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str, Any]]:
-    """The page's charts by name, as specifications; charts without data are left out."""
+    """The page's charts by name, as specifications, without charts that have no data."""
     charts: dict[str, LayeredChart] = {}
     configurations = comparison.configurations
     if any(configuration.val for configuration in configurations):
@@ -156,7 +156,7 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
 
 
 def chart_config(font: str) -> dict[str, Any]:
-    """The style of text, axes and legends, on the page as in pictures."""
+    """The style of text, axes and legends, on the page and in pictures."""
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     return {
         "font": font,

@@ -1,4 +1,4 @@
-"""The shell commands that made a sweep, for repeating it."""
+"""The shell commands that started a sweep, for repeating it."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ def sweep_commands(folder: Path) -> list[str]:
 
 
 def sweep_commands_with_folders(folder: Path) -> list[str]:
-    """The same, each after a `cd` to the folder that its relative paths start from."""
+    """The same commands, each after a `cd` to the folder that its paths are relative to."""
     return [
         f"cd {shlex.quote(str(command['folder']))} && {text}"
         for command, text in zip(read_commands(folder), sweep_commands(folder), strict=True)

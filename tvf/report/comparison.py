@@ -1,7 +1,7 @@
-"""From the jobs of one or more sweeps to a comparison: statistics over seeds and a recommendation.
+"""Compares the jobs of one or more sweeps: statistics over seeds and a recommendation.
 
-Rows are those of `read_jobs`. Validation scores make every choice; test scores are only carried
-along for what validation chose.
+Rows come from `read_jobs`. Every choice is made by validation scores; test scores are only reported
+for the chosen configurations.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
 from tvf.report.statistics import Difference, holm, paired_difference, pareto_front
 
-ALL_PAIRS = 8  # at most this many configurations are compared in all pairs, more only with the best
+ALL_PAIRS = 8  # up to this many configurations, all pairs are compared; beyond, only with the best
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Configurations validated on the same images by the same metric.
 
-    `title` tells it from other comparisons. `pairs` says which pairs have `differences`. `front`
-    are the labels on the Pareto front. `following` are the config keys whose value is the seed in
-    every job, `keys` all config keys.
+    `title` distinguishes it from other comparisons. `pairs` says which pairs `differences` holds.
+    `front` lists the labels on the Pareto front. `following` are the config keys whose value is the
+    seed in every job, `keys` all config keys.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """Compare jobs, separately for each kind of data and metric. Skips jobs without a config."""
+    """Compare jobs, separately for each choice of data and metric. Skips jobs without a config."""
     known = [row for row in rows if isinstance(row["config"].get("data"), dict)]
     configs = without_seeds([row["config"] for row in known])
     groups: dict[str, list[tuple[Row, FlatConfig]]] = {}
@@ -72,7 +72,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def judged_by(metric: str, config: FlatConfig) -> dict[str, Any]:
-    """What two jobs must have in common for their scores to be comparable."""
+    """The options that two jobs must share for their scores to be comparable."""
     decisive = [key for key in config if Affects.VALIDATION_IMAGES in affects(key)]
     return {"data.metric": metric} | {k: config[k] for k in decisive if k != "data.metric"}
 
@@ -124,11 +124,11 @@ def _keys_that_follow_the_seed(config: FlatConfig) -> frozenset[str]:
 
 
 def _test_differences(configurations: Sequence[Configuration]) -> tuple[list[Difference], str]:
-    """Paired differences, with p corrected for all pairs, and a sentence on which pairs they are.
+    """Paired differences, with p corrected for all pairs, and a sentence that names the pairs.
 
-    Many configurations are shown only against the best, still corrected for all pairs: the same
-    scores choose the best, so correcting only for its own pairs would find chance differences too
-    often.
+    If there are many configurations, only pairs with the best are returned, still corrected for all
+    pairs: the same scores choose the best, so a correction for its own pairs alone would find
+    chance differences too often.
     """
     scores = {group.label: group.scores for group in configurations if len(group.scores) > 1}
     pairs = [paired_difference(a, b, scores) for b, a in combinations(scores, 2)]

@@ -16,7 +16,7 @@ from tvf.report.statistics import Estimate, estimate
 class Configuration:
     """Jobs that differ only in their seed.
 
-    `label` starts with the fraction. `jobs` are all of them, `done` those that count, one for each
+    `label` starts with the fraction. `jobs` are all its jobs, `done` those that count, one for each
     seed. The rest comes from `done`: validation `scores` by seed, the estimates of the validation
     and test scores, and the median and range of the jobs' own training seconds.
     """
@@ -43,7 +43,7 @@ class Configuration:
 def build_configuration(
     label: str, jobs: list[Row], metric: str
 ) -> tuple[Configuration, list[str]]:
-    """Build a configuration from its jobs; also warn of finished jobs that do not count."""
+    """Build a configuration from its jobs; also return warnings about jobs that do not count."""
     key = METRICS[metric]
     done, warnings = _counting_jobs(jobs, key)
     tests = [job[f"test_{key}"] for job in done if job[f"test_{key}"] is not None]
@@ -63,7 +63,7 @@ def build_configuration(
 
 
 def own_seconds(job: Row) -> float | None:
-    """Training seconds, without those in frozen layers if the store keeps their results."""
+    """Training seconds, excluding time in frozen layers if the store keeps their results."""
     total, prefix = job["train_seconds"], job["prefix_seconds"] or 0.0
     if total is None:
         return None
@@ -78,7 +78,7 @@ def _counting_jobs(jobs: Sequence[Row], key: str) -> tuple[list[Row], list[str]]
         if job["state"] != "done":
             continue
         if job[f"val_{key}"] is None or job["val_loss"] is None:
-            warnings.append(f"{job['name']} is not counted: its scores are not finite.")
+            warnings.append(f"{job['name']} does not count: its scores are not finite.")
         elif job["seed"] in by_seed:
             sweeps = f"{by_seed[job['seed']]['sweep']}, {job['sweep']}"
             warnings.append(f"{job['name']} appears twice ({sweeps}): only the first counts.")

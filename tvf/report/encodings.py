@@ -1,6 +1,6 @@
-"""What the charts share: their data, colours, shapes, titles and tooltips.
+"""Shared parts of the charts: data, colours, shapes, titles and tooltips.
 
-Colours of text and lines are `currentColor`: a page resolves it to its own, light or dark.
+Text and lines have the colour `currentColor`, which a page resolves to its own, light or dark.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ INK = "currentColor"
 
 
 def series_of(label: str) -> str:
-    """What a configuration is besides its fraction."""
+    """The part of a configuration's label after the fraction."""
     return label.partition(", ")[2] or "default"
 
 
 def identity(configuration: Configuration) -> dict[str, Any]:
-    """The values that tell configurations apart in a chart's data."""
+    """The values that identify a configuration in a chart's data."""
     return {
         "label": configuration.label,
         "fraction": configuration.fraction,
@@ -92,7 +92,7 @@ def score_title(comparison: Comparison) -> str:
 
 
 def _score_range(comparison: Comparison) -> list[float]:
-    """The range of scores and intervals, with some margin where all are equal."""
+    """The range of scores and intervals, with a margin even if all are equal."""
     shown: list[float] = []
     for configuration in comparison.configurations:
         shown += configuration.scores.values()
@@ -110,7 +110,7 @@ def colour(comparison: Comparison, palette: Palette) -> alt.Color:
 
 
 def shape(comparison: Comparison) -> alt.Shape:
-    """Shape by what else varies; if nothing does, by fraction, to repeat what the colour says."""
+    """Shape by the other settings that vary; if none do, by fraction, like the colour."""
     series = sorted({series_of(group.label) for group in comparison.configurations})
     if len(series) > 1:
         return alt.Shape(
@@ -125,7 +125,7 @@ def shape(comparison: Comparison) -> alt.Shape:
 
 
 def mean_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
-    """What hovering over a mean shows."""
+    """The tooltip of a mean."""
     return [
         alt.Tooltip("label:N", title="pct_unfreeze"),
         alt.Tooltip("score:Q", title=f"mean {comparison.word}", format=".4f"),
@@ -137,7 +137,7 @@ def mean_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
 
 
 def seed_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
-    """What hovering over a single seed shows."""
+    """The tooltip of a single seed."""
     return [
         alt.Tooltip("label:N", title="pct_unfreeze"),
         alt.Tooltip("seed:N"),

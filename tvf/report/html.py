@@ -1,6 +1,6 @@
 """report.html: the comparison as one file that needs no network.
 
-Text and tables are in report.html.jinja; this module collects what the template shows.
+Text and tables are in report.html.jinja; this module collects the template's values.
 """
 
 import shlex
@@ -101,7 +101,7 @@ def _warn_of_skipped_jobs(rows: Sequence[Row], comparisons: Sequence[Comparison]
 
 
 def _can_resume(row: Row, folder: Path) -> bool:
-    """Whether the job is of this sweep, and `tvf resume` would train it."""
+    """Whether the job belongs to this sweep and `tvf resume` would train it."""
     if row["sweep"] != folder.name:
         return False
     if row["state"] == "paused":
@@ -110,7 +110,7 @@ def _can_resume(row: Row, folder: Path) -> bool:
 
 
 def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[str, Any]:
-    """What the template shows of one comparison."""
+    """The template's values for one comparison."""
     choice = comparison.choice
     overview, jobs = tables.overview(comparison), tables.jobs(comparison)
     fractions = {group.label: group.fraction for group in comparison.configurations}
@@ -141,7 +141,7 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
 
 
 def _split_configs(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The config values that all jobs share, and the different values of the others."""
+    """The config values that all jobs share, and the values of options that differ."""
     configs = [result_config(row["config"]) for row in rows]
     keys = dict.fromkeys(key for config in configs for key in config)
     common, differing = {}, {}
@@ -155,7 +155,7 @@ def _split_configs(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[
 
 
 def _distinct_descriptions(rows: Sequence[Row], key: str) -> list[str]:
-    """The different values of a mapping in the jobs' summaries, each on a line."""
+    """The distinct values of a mapping in the jobs' summaries, each on one line."""
     descriptions = (row["summary"].get(key) or {} for row in rows)
     return list(
         dict.fromkeys(

@@ -1,4 +1,4 @@
-"""What configurations and comparisons are called: the fraction, and whatever else differs."""
+"""Labels of configurations and comparisons: the fraction, and anything else that differs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from tvf.records import Row, varied_overrides
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig
 
 FRACTION = "model.pct_unfreeze"
-# What makes one model transfer learning and another fine-tuning: the fraction says it.
+# Options that separate transfer learning from fine-tuning, which the fraction already shows.
 MODEL_KEYS = (FRACTION, "model._target_", "model.unit")
 DIRECTION_KEYS = ("model.direction", "model.groups", "model.train")
 
@@ -16,8 +16,8 @@ DIRECTION_KEYS = ("model.direction", "model.groups", "model.train")
 def label_configurations(jobs: Sequence[list[Row]], configs: Sequence[FlatConfig]) -> list[str]:
     """Label each configuration, given its jobs and its config, by its fraction.
 
-    Where the fraction does not tell them apart, the overrides that do are added, or else the config
-    keys that differ.
+    If the fraction does not tell them apart, adds the overrides that do, or else the config keys
+    that differ.
     """
     first_jobs = [group[0] for group in jobs]
     fractions = [f"{job['pct_unfreeze'] or 0:g}" for job in first_jobs]
@@ -54,13 +54,13 @@ def _key(override: str) -> str:
 
 
 def differing_keys(configs: Sequence[FlatConfig]) -> list[str]:
-    """Keys with more than one value, except those that the fraction stands for."""
+    """Keys with more than one value, except those that the fraction covers."""
     keys = dict.fromkeys(key for config in configs for key in config if key not in MODEL_KEYS)
     return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def title_comparisons(criteria: Sequence[dict[str, Any]]) -> list[str]:
-    """Title each comparison by what its scores depend on that is not the same in all of them."""
+    """Title each comparison by those of its criteria that differ between comparisons."""
     keys = dict.fromkeys(
         key
         for values in criteria

@@ -1,4 +1,4 @@
-"""Warnings shown beside a recommendation: what limits the evidence, or what the numbers are not."""
+"""Warnings shown with a recommendation: limits of the evidence, and misleading numbers."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
 def collect_notes(
     configurations: Sequence[Configuration], configs: Sequence[FlatConfig], metric: str
 ) -> list[str]:
-    """All warnings about a comparison; `configs` are the configurations' own, without seeds."""
+    """All warnings about a comparison; `configs` belong to `configurations`, without seeds."""
     notes = [
         about_halving(configurations),
         *_count_unfinished([job for group in configurations for job in group.jobs]),
@@ -37,7 +37,7 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
         f"Successive halving: {len(dropped)} of {len(configurations)} configurations were dropped "
         f"after {after} of {epochs} epochs, by their validation scores at that point. Intervals, "
         "differences and the recommendation cover only the configurations that were kept because "
-        "they led. They are not those of a full sweep, in which a slow starter might have won."
+        "they led. In a full sweep they may differ: a slow starter might have won."
     )
 
 
@@ -50,8 +50,8 @@ def _about_validation_images(configs: Sequence[FlatConfig]) -> str | None:
     if configs[0].get("data.validate_on") != "test":
         return None
     return (
-        "The validation images are the test images (data.validate_on=test): the scores shown also "
-        "made the choices."
+        "The validation images are the test images (data.validate_on=test): the scores shown were "
+        "also used for every choice."
     )
 
 
@@ -73,14 +73,14 @@ def _about_majority_class(configurations: Sequence[Configuration], metric: str) 
     name = summary["classes"][index] if summary.get("classes") else str(index)
     return (
         f"Always predicting {name} has a validation accuracy of {baseline:.3f}, and even the best "
-        "configuration may be no better: data.metric=macro_f1 counts every class alike."
+        "configuration may be no better: data.metric=macro_f1 gives every class equal weight."
     )
 
 
 def _about_other_differences(
     configurations: Sequence[Configuration], configs: Sequence[FlatConfig]
 ) -> str | None:
-    """Name what differs besides the fraction where the labels show nothing but the fraction."""
+    """Name other differences if the labels show only the fraction."""
     keys = differing_keys(configs)
     if not keys or any(", " in group.label for group in configurations):
         return None

@@ -6,7 +6,7 @@ from typing import Any
 # More than 20 apart in CIELAB for normal, deuteranopic, protanopic and tritanopic sight, with a
 # contrast of at least 2.4:1 against both white and near-black.
 COLOURS = {0.0: "#3caa96", 0.25: "#ad8bf2", 0.5: "#873ac6", 0.75: "#d19013", 1.0: "#b63036"}
-# For other fractions, which shapes tell apart too.
+# For other fractions, which also differ in shape.
 MORE_COLOURS = ("#5c683e", "#55a5c6", "#a23985", "#b5996e", "#802bfc")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
@@ -35,5 +35,5 @@ def _channels(colour: str) -> list[int]:
 
 
 def shapes(values: Sequence[Any]) -> list[str]:
-    """A shape for each value, repeated where there are more values than shapes."""
+    """A shape for each value, repeated if there are more values than shapes."""
     return [SHAPES[index % len(SHAPES)] for index in range(len(values))]

@@ -15,13 +15,13 @@ from tvf.report.palette import colours
 WIDTH, HEIGHT = 380, 300  # of one chart without its axes, in pixels of 1/72 inch
 PPI = 200  # of the PNG
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with vl_convert
-LEGEND_COLUMNS = 12  # of fractions, before the legend continues on the next line
+LEGEND_COLUMNS = 12  # fractions per line of the legend
 
 
 def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
     """Draw score by fraction beside score by cost, a row for each comparison.
 
-    `kind` is png or svg. Text in an SVG stays text. The same comparisons give the same bytes.
+    `kind` is png or svg. Text in an SVG remains text. The same comparisons give the same bytes.
     """
     specification = _specification(comparisons)
     if kind == "svg":
@@ -30,7 +30,7 @@ def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
 
 
 def _specification(comparisons: Sequence[Comparison]) -> str:
-    """The figure in Vega-Lite. The page's own ink is black here."""
+    """The figure in Vega-Lite, with INK replaced by black."""
     palette = colours(
         configuration.fraction
         for comparison in comparisons

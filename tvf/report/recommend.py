@@ -1,4 +1,4 @@
-"""Which configuration a sweep recommends, in words: the cheapest that is close to the best.
+"""Which configuration a sweep recommends, and why: the cheapest that is close to the best.
 
 The one-standard-error rule (Breiman et al. 1984), with training seconds in place of complexity.
 """
@@ -18,7 +18,7 @@ MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 class Recommendation:
     """The configuration that validation recommends, if any.
 
-    `text` gives it and the reason, or why there is none, in sentences that can be read aloud.
+    `text` states it with the reason, or why there is none, in full sentences.
     """
 
     text: str
@@ -31,7 +31,7 @@ def recommend(
 ) -> Recommendation:
     """Choose the cheapest configuration within one standard error of the best.
 
-    Chooses none where there is too little evidence: a single configuration, or one seed each.
+    Chooses none if there is too little evidence: a single configuration, or one seed each.
     """
     scored = {group: group.val for group in configurations if group.val}
     if not scored:
@@ -72,7 +72,7 @@ def _excluded(unfinished: Sequence[Configuration], dropped: Sequence[Configurati
 def _recommend_survivor(
     only: Configuration, dropped: Sequence[Configuration], metric: str
 ) -> Recommendation:
-    """Recommend the one configuration that successive halving kept of several."""
+    """Recommend the only configuration that successive halving kept."""
     text = (
         f"Train {only}, the only configuration that successive halving kept, with a validation "
         f"{_describe_score(only, metric)}. Dropped after fewer epochs: {_join(dropped)}."
@@ -108,7 +108,7 @@ def _apply_one_error_rule(
     metric: str,
     excluded: Sequence[str],
 ) -> Recommendation:
-    """Choose among configurations of at least two seeds."""
+    """Choose among configurations with at least two seeds."""
     by_label = {group.label: group for group in estimates}
     best_label, near = within_one_error({group.label: val for group, val in estimates.items()})
     best, chosen = by_label[best_label], _cheapest([by_label[label] for label in near])
@@ -126,7 +126,7 @@ def _apply_one_error_rule(
     if estimates[best].sd == 0:
         sentences.append(
             f"All seeds of {best} score the same: without a spread, the one-standard-error rule "
-            "says nothing."
+            "does not apply."
         )
     sentences += _limits_of_evidence(list(dict.fromkeys((chosen, best, rival))), estimates)
     return Recommendation(" ".join([*sentences, *excluded]), chosen, best)
@@ -164,7 +164,7 @@ def _give_reason(
 def _describe_difference(
     chosen: Configuration, rival: Configuration, differences: Sequence[Difference]
 ) -> list[str]:
-    """The paired difference of the two with its interval, if it is known."""
+    """The paired difference of the two with its interval, if known."""
     labels = {chosen.label, rival.label}
     pair = next((pair for pair in differences if {pair.a, pair.b} == labels), None)
     if pair is None or pair.estimate.low is None or pair.estimate.high is None:
@@ -186,7 +186,7 @@ def _describe_difference(
 def _limits_of_evidence(
     named: Sequence[Configuration], estimates: Mapping[Configuration, Estimate]
 ) -> list[str]:
-    """What weakens the evidence for the configurations named in the recommendation."""
+    """Weaknesses in the evidence for the configurations named in the recommendation."""
     sentences = []
     if two_seeds := [group for group in named if estimates[group].n == 2]:
         sentences.append(
@@ -201,7 +201,7 @@ def _limits_of_evidence(
 
 
 def _cheapest(configurations: Sequence[Configuration]) -> Configuration:
-    """The fastest; if the seconds of others overlap with its own, the one that trains least."""
+    """The fastest; if others are about as fast, the one with the fewest trainable parameters."""
     timed = [group for group in configurations if group.seconds_range]
     fastest = min(timed or configurations, key=lambda group: group.seconds or 0.0)
     slowest_run = fastest.seconds_range[1] if fastest.seconds_range else 0.0
@@ -224,7 +224,7 @@ def _describe_score(configuration: Configuration, metric: str) -> str:
 
 
 def _compare_duration(one: Configuration, other: Configuration) -> str:
-    """How long `one` takes relative to `other`; nothing if that is unknown."""
+    """How long `one` takes relative to `other`; empty if unknown."""
     if not one.seconds or not other.seconds:
         return ""
     ratio = f"{one.seconds / other.seconds:.2g}"

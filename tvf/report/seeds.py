@@ -1,11 +1,11 @@
-"""Which config values only follow the seed, so that jobs that differ in them are repetitions."""
+"""Finds config values that follow the seed: jobs that differ only in them are repetitions."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from tvf.config import result_config
 
-FOLLOWS_SEED = "${seed}"  # stands for a value that is the seed of its job, as augment.seed=${seed}
+FOLLOWS_SEED = "${seed}"  # replaces a value that equals its job's seed, as augment.seed=${seed}
 
 FlatConfig = dict[str, Any]  # by dotted keys
 
@@ -13,8 +13,8 @@ FlatConfig = dict[str, Any]  # by dotted keys
 def without_seeds(configs: Sequence[dict[str, Any]]) -> list[FlatConfig]:
     """Flatten configs without seed and name; FOLLOWS_SEED replaces values that follow the seed.
 
-    A value follows the seed of its job (augment.seed=${seed}) if it equals that seed, and more jobs
-    that are otherwise equal have their own seed as the value than share this one value.
+    A value follows the seed of its job (augment.seed=${seed}) if it equals that seed and, among
+    otherwise equal jobs, at least as many have their own seed as the value as share this value.
     """
     flat = [result_config(config) for config in configs]
     seeds = [config.get("seed") for config in flat]
@@ -28,7 +28,7 @@ def without_seeds(configs: Sequence[dict[str, Any]]) -> list[FlatConfig]:
 
 
 def _equal_but_for_seeds(configs: Sequence[FlatConfig], key: str) -> list[list[int]]:
-    """Indices of the configs that have `key`, grouped by their values of all but seeds."""
+    """Indices of the configs that have `key`, grouped by all their values except seeds."""
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         if key in config:
@@ -40,7 +40,7 @@ def _equal_but_for_seeds(configs: Sequence[FlatConfig], key: str) -> list[list[i
 def _follow_the_seed(
     key: str, indices: Sequence[int], configs: Sequence[FlatConfig], seeds: Sequence[Any]
 ) -> list[int]:
-    """Those of the configs, equal but for seeds, whose value of `key` follows their seed."""
+    """Indices of the configs, equal except for seeds, whose value of `key` follows their seed."""
     equal = [index for index in indices if configs[index][key] == seeds[index]]
     number_following = len({seeds[index] for index in equal})
     if number_following < 2:

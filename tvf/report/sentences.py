@@ -1,4 +1,4 @@
-"""Sentences about a comparison: what its intervals cover, and the test score of what it chose."""
+"""Sentences about a comparison: what its intervals cover, and the test score of its choice."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from statistics import fmean
 from tvf.report.comparison import Comparison
 
 VIEWS_SEED = "augment.seed"
-# What a seed decides only if its key follows the seed, else all seeds share it.
+# Parts that vary with the seed only if their key follows it; otherwise all seeds share them.
 SEED_KEYS = {
     "data.split_seed": "the division into training, validation and test images",
     VIEWS_SEED: "their augmented views",
@@ -15,7 +15,7 @@ SEED_KEYS = {
 
 
 def about_seeds(comparison: Comparison) -> str:
-    """What differs between seeds, what they share, and so what the intervals cover."""
+    """What differs between seeds, what they share, and therefore what the intervals cover."""
     varied, shared = ["the new head's initial weights", "the order of the images", "dropout"], []
     for key, what in SEED_KEYS.items():
         if key in comparison.keys:  # augment=none has no views
@@ -50,9 +50,9 @@ def _about_other_images(comparison: Comparison, images: int) -> str:
 
 
 def describe_test_score(comparison: Comparison) -> str:
-    """The test score of what validation chose.
+    """The test score of the chosen configuration.
 
-    Empty if validation chose nothing, or the test images were used for validation.
+    Empty if validation chose none, or if the test images were used for validation.
     """
     chosen = comparison.choice.chosen
     if chosen is None or chosen.test is None:

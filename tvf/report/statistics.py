@@ -1,7 +1,7 @@
 """Statistics over seeds: means with intervals, paired tests, the one-standard-error rule.
 
-Plain functions on lists of numbers. All uncertainty is over seeds: it describes training again on
-the same images and says nothing about other images.
+Plain functions on lists of numbers. All uncertainty is over seeds: it describes repeated training
+on the same images, and says nothing about other images.
 """
 
 import math
@@ -11,7 +11,7 @@ from functools import cache
 from statistics import fmean, stdev
 
 LEVEL = 0.95  # of confidence intervals
-ROUNDING = 1e-12  # means of the same scores in another order differ in their last digits
+ROUNDING = 1e-12  # means of the same scores in a different order differ in their last digits
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def paired_difference(
 ) -> Difference | None:
     """Student's paired t-test of two entries of `scores`, by seed; None if they share no seed.
 
-    Pairing removes what a seed does to both alike (Gosset's paired comparison; Montgomery, Design
-    and Analysis of Experiments, section 2.5).
+    Pairing removes the effect of a seed that is common to both (Gosset's paired comparison;
+    Montgomery, Design and Analysis of Experiments, section 2.5).
     """
     seeds = sorted(scores[a].keys() & scores[b].keys())
     if not seeds:
@@ -107,10 +107,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def within_one_error(estimates: Mapping[str, Estimate]) -> tuple[str, list[str]]:
-    """Name the best mean, and all means within one standard error (the best one's) of it.
+    """Name the best mean, and all means within one standard error (that of the best) of it.
 
     Breiman, Friedman, Olshen and Stone 1984, Classification and Regression Trees, section 3.4.3:
-    choose the simplest of these. Their error is over cases, here it is over seeds. Raises
+    choose the simplest of these. Their error is over cases; here it is over seeds. Raises
     ValueError if the best has a single seed.
     """
     best = max(estimates, key=lambda name: estimates[name].mean)

@@ -10,7 +10,7 @@ from tvf.records import Row
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration
 
-CLOSE_TO_BEST = 0.95  # fraction of the best score from which on progress is slow
+CLOSE_TO_BEST = 0.95  # fraction of the best score; most progress is made before it
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ JOBS = (
         "train_seconds",
         "total seconds",
         ".1f",
-        "training, including frozen layers where the job computed them",
+        "training, including frozen layers if the job computed them",
     ),
     Column("name", "W&B run"),
 )
@@ -187,7 +187,7 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:
     """Scores by class for validation and test: means over seeds, and the summed confusion matrix.
 
-    A split is skipped if its jobs do not agree on the number of classes.
+    Skips a split if its jobs differ in the number of classes.
     """
     splits = (("val", "validation"), ("test", "test"))
     tables = [_by_class_in_split(configuration, key, name) for key, name in splits]
@@ -216,7 +216,7 @@ def _by_class_in_split(configuration: Configuration, key: str, name: str) -> dic
 
 
 def _class_counts(summaries: Sequence[dict[str, Any]], key: str) -> set[int]:
-    """The numbers of classes found; more than one if the class folders changed between jobs."""
+    """The class counts found; more than one if the class folders changed between jobs."""
     counts = set()
     for summary in summaries:
         matrix = summary.get(f"{key}_confusion") or []
@@ -232,6 +232,6 @@ def _sum_matrices(matrices: Sequence[Any]) -> list[list[int]]:
 
 
 def epochs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One row per epoch of each job, with the job's identity: tidy data for statistics programs."""
+    """One row per epoch of each job, with the job's identity: tidy data for statistics tools."""
     identity = ("sweep", "folder", "name", "seed", "pct_unfreeze")
     return [{key: row[key] for key in identity} | epoch for row in rows for epoch in row["history"]]

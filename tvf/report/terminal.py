@@ -1,4 +1,4 @@
-"""A sweep in the terminal: the table of its jobs, during and after the run, and what to do next."""
+"""A sweep in the terminal: the table of its jobs, its result, and what to do next."""
 
 import shlex
 import sys
@@ -29,14 +29,14 @@ from tvf.report.formats import render_report, write_files
 from tvf.report.notes import about_halving
 from tvf.report.wandb_summary import log_summary
 
-LOG_FILE_WIDTH = 200  # of a table that goes to a pipe or a file, where lines need no wrapping
+LOG_FILE_WIDTH = 200  # of tables in pipes and files, where lines need no wrapping
 
 
 def print_result(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
     """Print the result of the sweep in `folder`, write its report, and say what to do next.
 
     `jobs` are the names of the job folders that should exist. With `track`, the comparison is also
-    logged as a run of its own. Returns whether any of `jobs` is neither done nor paused.
+    logged as a separate run. Returns whether any of `jobs` is neither done nor paused.
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] != "waiting"]
@@ -56,7 +56,7 @@ def print_result(folder: Path, jobs: frozenset[str], track: bool = False) -> boo
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
     if missing or unfinished or (is_halving(folder) and any(not row[DROPPED] for row in paused)):
-        print(f"to finish it: tvf resume {shlex.quote(str(folder))}")
+        print(f"to finish the sweep: tvf resume {shlex.quote(str(folder))}")
     return bool(missing or any(row["folder"] in jobs for row in unfinished))
 
 
@@ -66,7 +66,7 @@ def print_status(folder: Path) -> None:
 
 
 def watch_status(folder: Path) -> Live:
-    """Show the same table in a terminal, updated until it is stopped."""
+    """Show the same table in a terminal, updated until the caller stops it."""
     live = Live(get_renderable=lambda: status_table(folder), refresh_per_second=0.5, transient=True)
     live.start()
     return live
@@ -78,7 +78,7 @@ def status_table(folder: Path) -> Table:
 
 
 def jobs_table(rows: Sequence[Row]) -> Table:
-    """A row per job: what trained, how well, and at what cost."""
+    """One row per job: what it trains, its scores, and its cost."""
     several_seeds = len({row["seed"] for row in rows}) > 1
     metrics = {"accuracy", *(row["metric"] for row in rows)}
     scores = [
@@ -130,7 +130,7 @@ def result_location(folder: Path, summary: dict[str, Any]) -> str:
 
 
 def resume_hint(folder: Path) -> str:
-    """How to resume a single job that has stopped before it was done."""
+    """How to resume a single job that stopped before it was done."""
     path = shlex.quote(str(folder))
     lines = [f"log: {folder / 'job.log'}"]
     if (folder / LAST_CHECKPOINT).exists():
@@ -150,7 +150,7 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
             print(f"{comparison.title}: {comparison.choice.text}".removeprefix(": "))
             if note := about_halving(comparison.configurations):
                 print(note)
-    except Exception as error:  # the jobs are done, whatever is wrong with their files
+    except Exception as error:  # the jobs are done even if a file is damaged
         print(_report_failure(folder, error))
 
 
@@ -175,13 +175,13 @@ def _log_summary(folder: Path) -> None:
     try:
         log_summary(folder)
     except KeyboardInterrupt:
-        print("interrupted: the sweep's summary is not logged.")
-    except Exception as error:  # a rejected login, a full disk: the jobs are done all the same
-        print(f"the sweep's summary is not logged: {explain_error(error)}")
+        print("interrupted: the sweep's summary was not logged.")
+    except Exception as error:  # a rejected login, a full disk: the jobs are done regardless
+        print(f"the sweep's summary was not logged: {explain_error(error)}")
 
 
 def _print_sync_commands(folder: Path, rows: Sequence[Row]) -> None:
-    """Print the commands that upload the runs that W&B does not have yet."""
+    """Print the commands that upload runs still missing in W&B."""
     summary = summary_mode(folder)
     for mode in ("offline", "unsynced"):
         local = [row for row in rows if row["wandb_mode"] == mode]

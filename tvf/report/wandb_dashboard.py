@@ -34,7 +34,7 @@ class Keys:
 
 
 def keys(metric: str, auroc: bool = False) -> Keys:
-    """The keys in use if `metric`, by its name in runs (val_acc), selects the epoch.
+    """The keys to show if `metric`, by its name in runs (val_acc), selects the epoch.
 
     `auroc` says whether the runs have that score.
     """
@@ -116,8 +116,8 @@ def publish_dashboard(
 ) -> tuple[str, str]:
     """Save a new workspace and a new report at W&B, and return their URLs.
 
-    `entity` None is the login's default entity. Raises InputError if wandb-workspaces is not
-    installed, there is no login, the project is not found, or the server does not answer or does
+    `entity` None means the login's default entity. Raises InputError if wandb-workspaces is not
+    installed, there is no login, the project is not found, or the server does not respond or does
     not support workspaces and reports.
     """
     wr, _ = _library()
@@ -165,16 +165,16 @@ def _panels(wr: Any, known: Keys) -> dict[str, list[Any]]:
 def _filter_jobs(group: str) -> str:
     """A filter for the group's jobs.
 
-    wandb_workspaces rewrites = < > even inside quotes, unless they are escaped.
+    wandb_workspaces rewrites = < > even inside quotes unless they are escaped.
     """
     value = re.sub(r"[^A-Za-z0-9_. -]", lambda found: f"\\U{ord(found[0]):08x}", group)
-    # Excludes the summary run by name: jobs have no job type, and whether the service counts none
-    # as unequal to a value is not specified.
+    # Excludes the summary run by name: jobs have no job type, and it is not specified whether the
+    # service treats a missing value as unequal.
     return f"Metric('Group') == '{value}' and Metric('Name') != '{SUMMARY}'"
 
 
 def _title(group: str) -> str:
-    """The title of both, in what wandb_workspaces allows: no emojis (= is one), 128 characters."""
+    """The title of both, as wandb_workspaces allows: no emojis (= is one), 128 characters."""
     return re.sub(r"[^\w., -]", "-", f"tvf {group}")[:128]
 
 
@@ -193,13 +193,15 @@ def _library() -> tuple[Any, Any]:
 
 @contextmanager
 def _explain_errors(project: str) -> Iterator[None]:
-    """Turn errors of wandb and wandb_workspaces, some bare Exceptions, into a reason and remedy."""
+    """Turn errors of wandb and wandb_workspaces, some bare Exceptions, into reason and remedy."""
     try:
         yield
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
         remedy = _remedy(error, project)
-        raise InputError(f"W&B did not save workspace and report: {reason}. {remedy}") from error
+        raise InputError(
+            f"W&B did not save the workspace and report: {reason}. {remedy}"
+        ) from error
 
 
 def _remedy(error: Exception, project: str) -> str:
@@ -207,13 +209,10 @@ def _remedy(error: Exception, project: str) -> str:
     if kind == "UsageError" or type(error) is Exception:
         return "Log in with: wandb login."
     if kind == "AuthenticationError":
-        return (
-            "Use another key with: wandb login --relogin. "
-            "WANDB_BASE_URL sets the server that is asked."
-        )
+        return "Use another key with: wandb login --relogin. WANDB_BASE_URL sets the server."
     if isinstance(error, ValueError):
         return (
-            f"Check that {project} is right (project=, tracker.entity=). "
+            f"Check that {project} is correct (project=, tracker.entity=). "
             "Upload offline runs first with: wandb sync."
         )
     return "A self-hosted server (WANDB_BASE_URL) may not support them; tvf report needs no server."

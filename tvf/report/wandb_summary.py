@@ -1,4 +1,4 @@
-"""The sweep's own tracker run, in the group of its jobs' runs: what compares them."""
+"""The sweep's own tracker run, in the group of its jobs' runs: the comparison of the jobs."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from tvf.report.comparison import Comparison, compare
 def log_summary(folder: Path) -> None:
     """Log tables, statistics and the figure as one run, if any finished job has a run.
 
-    A resumed sweep logs to the same run again. If two processes finish one sweep, a lock makes the
-    later one, which sees all jobs, log last.
+    A resumed sweep logs to the same run again. If two processes finish the same sweep, a lock lets
+    the later one, which sees all jobs, log last.
     """
     with FileLock(folder / ".summary.lock"):
         rows = read_sweep(folder)
@@ -63,7 +63,7 @@ def _log_comparisons(run: Run, comparisons: Sequence[Comparison]) -> None:
 
 
 def _summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The recommendation and, if it is the only one, what it chose."""
+    """The recommendation and, if it is the only one, the chosen configuration."""
     texts = [comparison.choice.text for comparison in comparisons]
     values: dict[str, Any] = {"recommendation": "\n".join(texts)}
     if len(comparisons) == 1 and (chosen := comparisons[0].choice.chosen):
