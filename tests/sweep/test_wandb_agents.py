@@ -213,7 +213,7 @@ def test_fractions_only_vary_for_a_model_that_has_them(
         (["model=transfer,finetune"], "model=transfer must not be combined"),
         (
             ["model=transfer", "model.pct_unfreeze=0.5,1"],
-            "model.pct_unfreeze=0 trains the head alone",
+            "model.pct_unfreeze=0 trains only the head",
         ),
         (["model.pct_unfreeze=0,25"], "did you mean 0.25?"),
         (

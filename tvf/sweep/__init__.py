@@ -1,4 +1,4 @@
-"""Many jobs: checked before the first, each in a process of its own, compared after the last."""
+"""Many jobs: checked before the first, each run in its own process, compared after the last."""
 
 from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_rungs
 from tvf.sweep.launchers import default_workers

@@ -1,6 +1,6 @@
-"""Check a sweep before its first job and report on it after its last, in the launching process.
+"""Checks a sweep before its first job and reports after its last, in the launching process.
 
-Hydra calls `SweepCallback` before it launches; tvf's commands call `finish` at the end.
+Hydra calls `SweepCallback` before it launches jobs; tvf's commands call `finish` at the end.
 """
 
 import os
@@ -55,13 +55,13 @@ class LaunchedSweep:
     plan: "HalvingPlan | None" = None
 
 
-# Hydra creates the callback and the sweeper itself and returns neither, so that what they share
-# with the command that called Hydra has to live here. One process launches one sweep at a time.
+# Hydra creates the callback and the sweeper itself and returns neither, so the state that they
+# share with the command that called Hydra is kept here. A process launches one sweep at a time.
 _launched: LaunchedSweep | None = None
 
 
 class SweepCallback(Callback):
-    """What Hydra calls before the first job of a sweep."""
+    """Called by Hydra before the first job of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every job of the sweep, so that no job trains if a later one is misconfigured."""
@@ -86,12 +86,12 @@ class SweepCallback(Callback):
 
 
 def launched() -> Path | None:
-    """Return the folder of the sweep that this process launched; None without one."""
+    """Return the folder of the sweep that this process launched; None if there is none."""
     return _launched.folder.absolute() if _launched else None
 
 
 def planned_rungs() -> Iterator[list[list[str]]]:
-    """Return what hydra/sweeper=halving launches, rung by rung, as the callback planned it."""
+    """Return the jobs that hydra/sweeper=halving launches, rung by rung, as planned."""
     from tvf.sweep.halving import rungs
 
     if _launched is None or _launched.plan is None:
@@ -110,8 +110,8 @@ def interrupt() -> None:
 def finish(track: bool = True) -> bool:
     """Print and compare the jobs of the sweep that this process launched, if any.
 
-    Returns whether some job is unfinished. With `track`, the comparison is logged as a run of its
-    own if there is anything new.
+    Returns whether any job is unfinished. With `track`, the comparison is logged as a separate run
+    if there is anything new.
     """
     global _launched
     sweep, _launched = _launched, None
@@ -149,7 +149,7 @@ def _check_sweep(
     if config.hydra.sweeper.get("_target_") == HALVING:
         by_name: dict[str, list[str]] = {}
         for (name, _), job_overrides in zip(composed, overrides, strict=True):
-            by_name.setdefault(name, job_overrides)  # of jobs that share a folder, the first runs
+            by_name.setdefault(name, job_overrides)  # the first of the jobs in a folder runs
         plan = _plan_halving(config, {name: by_name[name] for name in jobs}, jobs)
     for name in jobs:
         job = folder / name
@@ -164,13 +164,13 @@ def _check_sweep(
 
 
 def _task_overrides(config: DictConfig) -> list[str]:
-    """Return the overrides as given in the shell; each job resolves their ${...} itself."""
+    """Return the overrides as given on the command line; each job resolves their ${...} itself."""
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     return overrides
 
 
 def _expand(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job of a grid sweep, spelled as Hydra's own sweeper does."""
+    """Return the overrides of each job of a grid sweep, spelled as by Hydra's own sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     swept = config.hydra.sweeper.get("params") or {}
@@ -191,10 +191,10 @@ def _descending_fraction(value: str) -> float:
     try:
         return -float(value)
     except ValueError:
-        return 0.0  # the check of the jobs reports it
+        return 0.0  # validation reports it later
 
 
-# For each of these keys, how to sort its swept values so that the longest jobs come first.
+# For each key, the sort key of its swept values that puts the longest jobs first.
 LONGEST_FIRST = {
     "model": lambda option: option == "transfer",
     "model.pct_unfreeze": _descending_fraction,
@@ -252,7 +252,7 @@ def _compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, 
             job.hydra.job.num, job.hydra.job.id = number, str(number)
             folder = str(job.hydra.sweep.subdir)
             if "name" in job:
-                job.name = str(job.name)  # resolved now: it may refer to Hydra's overrides
+                job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
             del job["hydra"]
         configs.append((folder, validate_config(job)))
     return configs

@@ -1,4 +1,4 @@
-"""Successive halving: train all candidates briefly, keep the best, train those longer, and so on.
+"""Successive halving: train all candidates briefly, keep the best, train them longer, and so on.
 
 One bracket of Hyperband (Jamieson and Talwalkar 2016; Li et al. 2018) with whole epochs as the
 budget. Promotion depends only on the first epochs in the jobs' metrics.jsonl, so a sweep that is
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Candidate:
     """A configuration: jobs that only differ in their seed, as overrides by folder name.
 
-    `label` tells it from the other candidates.
+    `label` distinguishes it from the other candidates.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Standing:
 class HalvingPlan:
     """The candidates of the sweep in `folder` and the epoch at which each rung ends (`budgets`).
 
-    `metric` is what candidates are ranked by; `configs` are the jobs' by folder name.
+    `metric` ranks the candidates; `configs` are those of the jobs, by folder name.
     """
 
     folder: Path
@@ -68,8 +68,8 @@ def plan_budgets(candidates: int, epochs: int, eta: int = 2, min_epochs: int = 1
     """Return the epoch at which each rung ends.
 
     The last rung ends at `epochs`, each earlier one at 1/`eta` of the next, rounded up. There are
-    as many rungs as it takes to reduce the candidates to about one, as long as the first rung has
-    at least `min_epochs`. Raises InputError for settings that allow no rung.
+    enough rungs to reduce the candidates to about one, unless the first rung would have fewer than
+    `min_epochs`. Raises InputError for settings that allow no rung.
     """
     require_count("hydra.sweeper.eta", eta, 2)
     require_count("hydra.sweeper.min_epochs", min_epochs, 1)
@@ -121,7 +121,7 @@ def make_plan(
     budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, first_decision))
     if first_decision > 1 and len(budgets) == 1 < len(candidates):
         raise InputError(
-            "hydra/sweeper=halving has nothing to decide by before epoch "
+            "hydra/sweeper=halving cannot compare jobs before epoch "
             f"{first_decision} of {epochs}, when all jobs have begun the last phase of their "
             "recipe: raise epochs, or shorten the earlier phases."
         )
@@ -145,7 +145,7 @@ def _common_epochs(configs: Mapping[str, dict[str, Any]]) -> int:
 
 
 def _check_comparable(configs: Mapping[str, dict[str, Any]]) -> None:
-    """Raise InputError unless the same metric on the same images judges all jobs."""
+    """Raise InputError unless all jobs use the same metric on the same validation images."""
     judged = [
         judged_by(metric_of(config), flat)
         for config, flat in zip(configs.values(), without_seeds([*configs.values()]), strict=True)
@@ -187,12 +187,12 @@ def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
 def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
     """Yield the overrides of the jobs to launch, rung by rung.
 
-    Each rung is decided when the previous one has ended. Jobs that an earlier process has already
-    trained far enough are left out.
+    Each rung is decided when the previous one has ended. Leaves out jobs that an earlier process
+    has already trained far enough.
     """
     candidates = plan.candidates
     log.info(
-        "Successive halving: %d candidates, until epoch %s.",
+        "Successive halving: %d candidates, rungs end at epoch %s.",
         len(candidates),
         ", ".join(map(str, plan.budgets)),
     )
@@ -206,7 +206,7 @@ def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
 
 
 def _promote(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
-    """Decide the rung that ends at epoch `budget`, record the decision and return who stays."""
+    """Decide the rung that ends at epoch `budget`, record it, and return the kept candidates."""
     kept, dropped = split_standings(
         [read_standing(plan, candidate, budget) for candidate in candidates], plan.eta
     )
@@ -233,7 +233,7 @@ def _promote(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) ->
 
 
 def _unfinished(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) -> list[list[str]]:
-    """Return the overrides of the candidates' jobs that are not known to have reached `budget`."""
+    """Return the overrides of the candidates' jobs that have not verifiably reached `budget`."""
 
     def finished(name: str) -> bool:
         folder, config = plan.folder / name, plan.configs[name]
@@ -255,7 +255,7 @@ def _listed(standings: Sequence[Standing]) -> str:
 
 
 def read_standing(plan: HalvingPlan, candidate: Candidate, budget: int) -> Standing:
-    """Read from its jobs' files how `candidate` stands after `budget` epochs.
+    """Read the standing of `candidate` after `budget` epochs from its jobs' files.
 
     A job with fewer epochs that is not done counts as failed.
     """
@@ -271,18 +271,18 @@ def read_standing(plan: HalvingPlan, candidate: Candidate, budget: int) -> Stand
         scores.append(max(known) if complete else None)
         seconds += sum(epoch.get("epoch_seconds") or 0.0 for epoch in epochs)
     found = [score for score in scores if score is not None]
-    # Means of equal scores may differ in the last digit, which must not decide.
+    # Means of equal scores may differ in the last digit, which must not affect the ranking.
     score = round(fmean(found), 9) if len(found) == len(scores) else None
     return Standing(candidate, score, seconds)
 
 
 def _wait(folder: Path, candidates: Sequence[Candidate]) -> None:
-    """Wait for jobs that another process trains, which the launcher has skipped."""
+    """Wait for jobs that another process is training, which the launcher has skipped."""
     announced = False
     while running := [
         name for candidate in candidates for name in candidate.jobs if is_running(folder / name)
     ]:
         if not announced:
-            log.info("Waiting for jobs that another process trains: %s.", ", ".join(running))
+            log.info("Waiting for jobs that another process is training: %s.", ", ".join(running))
             announced = True
         time.sleep(0.5)

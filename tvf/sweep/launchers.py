@@ -8,9 +8,9 @@ def default_workers(accelerator: str, devices: Any = 1) -> int:
     """Return how many jobs to run at once on this machine: one per GPU, else one per core.
 
     `devices` is what each job uses: a number of devices or a list of them. Other values are not
-    judged here, because each job checks its own config.
+    checked here, because each job checks its own config.
     """
-    import joblib  # 0.3 s, which `tvf --help` should not pay
+    import joblib  # takes 0.3 s, which `tvf --help` need not spend
 
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
     per_job = len(devices) if several else devices

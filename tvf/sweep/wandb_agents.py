@@ -1,4 +1,4 @@
-"""Let W&B run a sweep: the YAML for `wandb sweep`, whose jobs `wandb agent` then starts.
+"""Lets W&B run a sweep: writes the YAML for `wandb sweep`, whose jobs `wandb agent` starts.
 
 Values that an override lists become a W&B grid; all other overrides go into each job's command.
 """
@@ -27,8 +27,9 @@ HEADER = """\
 def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Split overrides into fixed ones and the values of those that vary, in Hydra's spelling.
 
-    If no override says what trains, the default fractions vary. Raises InputError for what W&B
-    cannot vary and if nothing varies, and Hydra's errors for overrides that cannot be parsed.
+    If no override selects what trains, the default fractions vary. Raises InputError for values
+    that W&B cannot vary or if nothing varies, and Hydra's errors for overrides that cannot be
+    parsed.
     """
     fixed, varied = _parse(overrides)
     models = varied.get("model") or [fixed.get("model", "model=finetune").partition("=")[2]]
@@ -47,7 +48,7 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
         raise InputError(
             f"model=transfer must not be combined with several values of {FRACTION}, which it "
             "ignores: W&B would train it once for each fraction. Leave model out: "
-            f"{FRACTION}=0 trains the head alone."
+            f"{FRACTION}=0 trains only the head."
         )
     if not varied:
         raise InputError(
@@ -78,7 +79,7 @@ def wandb_sweep_yaml(
 
 
 def _parse(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Return by key the overrides with one value as given, and the values of the others."""
+    """Return overrides with one value (as given) and the values of the others, both by key."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     if options := [text for text in overrides if text.startswith("-")]:
@@ -111,7 +112,7 @@ def _parse(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str
 
 
 def _typed(value: str) -> Any:
-    """Return numbers and booleans as such, for W&B's axes, and everything else as it was spelled.
+    """Return numbers and booleans as such, for W&B's axes, and everything else unchanged.
 
     null stays a string because an agent would write it as None.
     """
