@@ -1,4 +1,4 @@
-"""The sweeper that `hydra/sweeper=halving` selects, where Hydra looks for plugins."""
+"""The sweeper for `hydra/sweeper=halving`, in the package where Hydra looks for plugins."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 # The class is defined here, not in tvf.sweep, because every Hydra program in the environment
-# imports this module at its start: it must not load tvf.
+# imports this module at startup: it must not load tvf.
 class HalvingSweeper(BasicSweeper):
     """A grid sweep by successive halving (see tvf/sweep/halving.py)."""
 
@@ -26,7 +26,7 @@ class HalvingSweeper(BasicSweeper):
     def is_done(self) -> bool:
         """Return whether the last rung has been launched.
 
-        Hydra asks when a batch has ended, which is when the next rung is decided.
+        Hydra calls this after each batch, which is when the next rung is decided.
         """
         from tvf.sweep import planned_rungs
 
