@@ -1,9 +1,9 @@
 """Successive halving against the full grid: is the choice the same, and at what share of the cost?
 
 Each repetition has its own seeds and runs two sweeps in fresh folders, the full grid and then
-halving. Both read a store that an earlier sweep filled, so neither pays for it. Prints the table of
-docs/halving.md. The grid chooses the configuration with the best mean validation score among all
-jobs trained to their end; halving chooses among those that it kept.
+halving. Both read a store that an earlier sweep filled, so neither includes its cost. Prints the
+table of docs/halving.md. The grid chooses the configuration with the best mean validation score
+among all jobs trained to their end; halving chooses among those that it kept.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FRACTION = "model.pct_unfreeze"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep chose, by the swept keys, with its epochs and its seconds of training."""
+    """The choice of a sweep, by swept key, with its epochs and its training seconds."""
 
     chosen: dict[str, Any]
     score: float
@@ -59,7 +59,7 @@ def option_value(row: Row, key: str) -> float:
 
 
 def training_seconds(row: Row) -> float:
-    """Seconds of training; of a dropped job, which has no summary, the sum over its epochs."""
+    """Training seconds; for a dropped job, which has no summary, the sum over its epochs."""
     seconds = row["train_seconds"]
     if seconds is None:
         return sum(epoch["epoch_seconds"] for epoch in row["history"])
@@ -67,7 +67,7 @@ def training_seconds(row: Row) -> float:
 
 
 def read_outcome(folder: Path, keys: Sequence[str]) -> Outcome:
-    """What a finished sweep chose among the values of `keys`, by means over seeds, and its cost."""
+    """The choice of a finished sweep among the values of `keys`, by mean over seeds; its cost."""
     rows, scores = read_sweep(folder), defaultdict(list)
     for row in rows:
         if row["state"] == "done":

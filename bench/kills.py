@@ -1,7 +1,7 @@
 """A sweep killed and resumed again and again until it is done, against an uninterrupted one.
 
-Every kill is a SIGKILL to all processes of the sweep, at a random moment. Exits with 0 if both
-sweeps have the same epochs, scores and weights, except for times. docs/reliability.md has the
+Every kill is a SIGKILL to all processes of the sweep, at a random time. Exits with 0 if both
+sweeps have the same epochs, scores and weights, apart from times. docs/reliability.md has the
 figures of `python bench/kills.py --kills 50`.
 """
 
@@ -35,7 +35,7 @@ NOT_COMPARED = ("images_per_second", "peak_memory_mb", "prefix_images", "continu
 
 @dataclass
 class Tally:
-    """How often the sweep was started and killed, and killed while a job ran; its seconds."""
+    """How often the sweep was started, killed, and killed while a job ran; its total seconds."""
 
     starts: int = 0
     kills: int = 0
@@ -78,7 +78,7 @@ def read_results(sweep: Path) -> dict[str, Any]:
 
 
 def run_with_kills(sweep: list[str], folder: Path, store: Path, kills: int, seed: int) -> Tally:
-    """Run a sweep in `folder`, killing it `kills` times at random moments, until it is done."""
+    """Run a sweep in `folder`, killing it `kills` times at random times, until it is done."""
     moments, tally, begun = random.Random(seed), Tally(), time.perf_counter()
     arguments = ["train", *sweep, f"hydra.sweep.dir={folder}"]
     while True:
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--limit", type=int, default=100, help="images per split")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
     options = parser.parse_args()
     sweep = [*SWEEP, f"epochs={options.epochs}", f"data.limit={options.limit}"]
     with tempfile.TemporaryDirectory(prefix="tvf-kills-") as name:
@@ -140,9 +140,9 @@ def main() -> None:
         expected, found = read_results(whole), read_results(killed)
     epochs = sum(len(rows) - 2 for rows in expected.values())
     print(
-        f"{len(expected)} jobs, {epochs} epochs; unkilled {seconds:.0f} s; {tally.kills} kills "
-        f"({tally.kills_at_work} of them while jobs ran), {tally.starts} starts, "
-        f"{tally.seconds:.0f} s"
+        f"{len(expected)} jobs, {epochs} epochs; uninterrupted {seconds:.0f} s; "
+        f"{tally.kills} kills ({tally.kills_at_work} of them while jobs ran), "
+        f"{tally.starts} starts, {tally.seconds:.0f} s"
     )
     if expected != found or len(expected) != 4:
         raise SystemExit("the two sweeps differ")

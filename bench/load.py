@@ -1,8 +1,8 @@
 """A sweep of many small jobs: seconds per job, and whether the launching processes grow.
 
-Then the same command again: seconds to see that a job is already done. docs/reliability.md has the
-figures of `python bench/load.py --jobs 200`. Exits with 0 if all jobs are done and no process has
-grown by more than a tenth.
+Then the same command again: seconds to detect that a job is already done. docs/reliability.md has
+the figures of `python bench/load.py --jobs 200`. Exits with 0 if all jobs are done and no process
+has grown by more than a tenth.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SMALL = (
 def memory_mb(process: psutil.Process) -> tuple[float, float]:
     """Resident memory in MiB of the launching process, and of its largest worker.
 
-    Jobs are children of the workers and do not count.
+    Jobs are children of the workers and are not included.
     """
     workers = []
     for child in process.children():
@@ -43,7 +43,7 @@ def memory_mb(process: psutil.Process) -> tuple[float, float]:
 def run_sweep(
     arguments: list[str], folder: Path, jobs: int
 ) -> tuple[float, list[tuple[float, float]]]:
-    """Run the sweep; its seconds, and samples of memory once a tenth of its jobs are done."""
+    """Run the sweep; return its seconds, and memory samples after a tenth of its jobs."""
     begun, samples = time.perf_counter(), []
     with (folder / "output.txt").open("w") as output:
         process = psutil.Popen(
@@ -63,7 +63,7 @@ def run_sweep(
 
 
 def has_grown(role: str, sizes: tuple[float, ...]) -> bool:
-    """Print the early and the late memory of a process; whether it grew by more than a tenth."""
+    """Print the early and late memory of a process; return whether it grew by over a tenth."""
     early, late = max(sizes[: len(sizes) // 5 + 1]), max(sizes[-len(sizes) // 5 :])
     print(f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB at the end")
     return late > 1.1 * early
@@ -84,9 +84,9 @@ def main() -> None:
         done = len(list(folder.glob("sweep/*/summary.json")))
         again, _ = run_sweep(arguments, folder, jobs)
         single, _ = run_sweep(["-m", "seed=0", *sweep], folder, 1)
-    print(f"{done} jobs in {seconds:.0f} s: {1000 * seconds / jobs:.0f} ms a job")
+    print(f"{done} jobs in {seconds:.0f} s: {1000 * seconds / jobs:.0f} ms per job")
     further = 1000 * (again - single) / (jobs - 1)
-    print(f"all done already: {again:.1f} s, of which {further:.0f} ms for each further job")
+    print(f"all already done: {again:.1f} s, of which {further:.0f} ms for each further job")
     launcher, worker = zip(*samples, strict=True)
     grown = [has_grown("launching process", launcher), has_grown("largest worker", worker)]
     if done != jobs or any(grown):

@@ -1,7 +1,7 @@
 """Measures every option of docs/recipes.md: a sweep over options and seeds, as a Markdown table.
 
-Differences to `direct`, the job without any option, are paired by seed. With its defaults it takes
-about 15 minutes on two cores.
+Differences from `direct`, the job without any option, are paired by seed. With its defaults it
+takes about 15 minutes on two cores.
 """
 
 import argparse
@@ -44,7 +44,7 @@ OPTIONS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
 
 
 def write_options(folder: Path) -> list[str]:
-    """Write one YAML per option for Hydra to sweep over, like experiments; their names."""
+    """Write one YAML per option for Hydra to sweep over, like experiments; return their names."""
     names = []
     for number, (groups, values) in enumerate(OPTIONS.values()):
         lines = ["# @package _global_"]
@@ -61,7 +61,7 @@ def write_options(folder: Path) -> list[str]:
 
 
 def run_sweep(options: argparse.Namespace) -> list[str]:
-    """Sweep all options over the seeds; the names of the options' YAML files."""
+    """Sweep all options over the seeds; return the names of the options' YAML files."""
     with tempfile.TemporaryDirectory(prefix="tvf-recipes-") as config_dir:
         folder = Path(config_dir, "option")
         folder.mkdir()
@@ -93,7 +93,7 @@ def read_rows(folder: Path, names: list[str]) -> dict[str, dict[int, Row]]:
 
 
 def print_table(names: list[str], rows: dict[str, dict[int, Row]]) -> None:
-    """Print means over seeds, and the differences to the first option."""
+    """Print means over seeds, and the differences from the first option."""
     accuracies = {
         name: {seed: row["val_acc"] for seed, row in jobs.items()} for name, jobs in rows.items()
     }
@@ -128,12 +128,12 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         default="outputs/sweeps/recipes",
-        help="of the sweep, which resumes if it was interrupted",
+        help="the sweep's folder; an interrupted sweep is resumed",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="for all jobs: data.limit=64 data.image_size=32 for a quick look",
+        help="for all jobs, such as data.limit=64 data.image_size=32 for a quick trial",
     )
     options = parser.parse_args()
     names = run_sweep(options)

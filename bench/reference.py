@@ -1,9 +1,9 @@
-"""Two training loops to compare tvf with: the same work, done as others would do it.
+"""Two training loops to compare tvf with: the same work without tvf.
 
 `plain` is what tutorials do: a DataLoader with two workers, torchvision transforms on PIL images,
-the default memory format, the default Adam. `tuned` is what a good engineer makes of it in an
-afternoon: images decoded once and kept in memory as uint8, flips on whole batches, channels_last,
-fused Adam, frozen layers under no_grad.
+the default memory format, the default Adam. `tuned` is what a good engineer can do in an afternoon:
+images decoded once and kept in memory as uint8, flips on whole batches, channels_last, fused Adam,
+frozen layers under no_grad.
 
 Prints one line of JSON: seconds to the first batch, of each epoch with its validation, and of the
 test; and the scores.
@@ -37,7 +37,7 @@ TRAINED = {0.0: 0, 0.25: 2, 0.5: 4, 1.0: 9}
 
 
 def split() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """All images, their labels, and the indices of train, val and test, split as in tvf."""
+    """All images, their labels, and the indices of train, val and test, with tvf's splits."""
     images, probability, kind = load_dataset()
     strata = 2 * np.rint(probability * 3).astype(int) + (kind == "mono")
     rest, test = train_test_split(
@@ -98,7 +98,7 @@ class Cells(Dataset):
 
 
 def plain_loaders(flip: bool) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Loaders of train, val and test."""
+    """Loaders for train, val and test."""
     images, labels, splits = split()
     common = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     augment = [transforms.RandomHorizontalFlip()] if flip else []
@@ -169,7 +169,7 @@ def tuned_forward(network: Any, frozen: list[list[str]]) -> Any:
 def run(
     style: str, fraction: float, epochs: int, seed: int, flip: bool, bf16: bool
 ) -> dict[str, Any]:
-    """Train, validate after each epoch, and test once with the best weights by validation."""
+    """Train, validate after each epoch, and test once with the best weights on validation."""
     torch.manual_seed(seed)
     network: Any = efficientnet_lite0(2).module
     frozen, unfrozen = freeze(network, fraction)

@@ -2,10 +2,10 @@
 
 Each row of the table is a set of jobs. A reference loop shares nothing between jobs, so its time
 for a set is the sum over its jobs. One job of each kind runs for two epochs; its time for more
-epochs is that of its start, its median epoch times their number, and its test. (The tuned loop is
-also measured two at a time, with one thread each: somebody with many jobs may run it like that.)
-tvf's time is that of the whole command from the shell, with start-up and an empty store, unless the
-row says warm. Short rows are measured three times, alternating with the loops; medians count.
+epochs is projected as start + epochs × median epoch + test. (The tuned loop is also measured two at
+a time, with one thread each, as someone with many jobs might run it.) tvf's time is that of the
+whole command from the shell, with start-up and an empty store, unless the row says warm. Short rows
+are measured three times, alternating with the loops, and the median is reported.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tvf.models import efficientnet_lite0
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
-REFERENCE_EPOCHS = 2  # measured of each reference loop; their median stands for every epoch
+REFERENCE_EPOCHS = 2  # measured per reference loop; their median is used for every epoch
 COMMON = ("data.image_size=128", "tracker=none")
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
@@ -40,8 +40,8 @@ SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
 class Row:
     """A set of jobs: tvf's arguments, and the number of jobs per fraction for the reference loops.
 
-    `aims` are the speed-ups to reach over the plain and the tuned loop. `run_epochs` is the number
-    of epochs that tvf itself runs, if that is less; the rest is projected as for the loops.
+    `aims` are the target speed-ups over the plain and the tuned loop. `run_epochs` is the number of
+    epochs that tvf itself runs, if that is fewer; the rest is projected as for the loops.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Measured:
 
 
 def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, Any]]:
-    """Run a reference loop as a process that uses all cores, or several at once that share them."""
+    """Run a reference loop in a process that uses all cores, or several at once that share them."""
     style, fraction, augment, bf16 = kind
     threads = max(1, (os.cpu_count() or 1) // at_once)
     command = [
@@ -163,7 +163,7 @@ def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, A
 
 
 def run_tvf(row: Row, store: Path, folder: Path) -> float:
-    """Run one tvf command; its seconds, projected to all epochs if it ran fewer."""
+    """Run one tvf command; return its seconds, projected to all epochs if it ran fewer."""
     mode = "sweep" if "-m" in row.arguments else "run"
     command = [
         sys.executable,
@@ -195,7 +195,7 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
 
 
 def measure(rows: dict[str, Row], work: Path) -> Measured:
-    """Run everything: in each round of a row, its loops where they are still needed, then tvf."""
+    """Run everything: in each round of a row, the loops that are still needed, then tvf."""
     measured = Measured()
     for key, row in rows.items():
         for number in range(row.rounds):
@@ -298,7 +298,7 @@ def prefix_speed() -> float:
 def suffix_seconds(row: Row, work: Path) -> dict[float, tuple[float, float]]:
     """Seconds per image in training and in evaluation, by fraction.
 
-    Each is from a single job with one thread, whose prefix is all in the store.
+    Each comes from a single job with one thread, whose prefix is entirely in the store.
     """
     seconds = {}
     for fraction in row.jobs:
@@ -347,7 +347,7 @@ def bound_lines(row: Row, work: Path, seconds: float) -> list[str]:
 
 
 def work_line(key: str, row: Row, measured: Measured) -> str:
-    """The row of the main table: seconds, and the factors over both loops."""
+    """A row of the main table: seconds, and the speed-ups over both loops."""
     tuned, own = reference_seconds(row, "tuned", measured), median(measured.tvf[key])
     plain = None if row.bf16 else reference_seconds(row, "plain", measured)
     aims = [f"≥ {aim:g}" for aim in row.aims] if row.aims else ["", ""]
@@ -427,7 +427,7 @@ def render_results(rows: dict[str, Row], measured: Measured, work: Path) -> str:
 
 
 def processor_name() -> str:
-    """The processor's name, or its architecture if the system does not know the name."""
+    """The processor's name, or its architecture if the name is unknown."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line for line in lines if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.machine()
