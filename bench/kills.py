@@ -57,8 +57,8 @@ def start_command(arguments: list[str], store: Path) -> subprocess.Popen[bytes]:
 
 def is_at_work(sweep: Path, since: float) -> bool:
     """Whether a job that began after `since` is still running."""
-    begun = [path for path in sweep.glob("*/status.json") if path.stat().st_mtime > since]
-    return any(json.loads(path.read_text())["state"] == "running" for path in begun)
+    began = [path for path in sweep.glob("*/status.json") if path.stat().st_mtime > since]
+    return any(json.loads(path.read_text())["state"] == "running" for path in began)
 
 
 def read_results(sweep: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def read_results(sweep: Path) -> dict[str, Any]:
 
 def run_with_kills(sweep: list[str], folder: Path, store: Path, kills: int, seed: int) -> Tally:
     """Run a sweep in `folder`, killing it `kills` times at random times, until it is done."""
-    moments, tally, begun = random.Random(seed), Tally(), time.perf_counter()
+    rng, tally, began = random.Random(seed), Tally(), time.perf_counter()
     arguments = ["train", *sweep, f"hydra.sweep.dir={folder}"]
     while True:
         started, tally.starts = time.time(), tally.starts + 1
@@ -87,19 +87,19 @@ def run_with_kills(sweep: list[str], folder: Path, store: Path, kills: int, seed
         try:
             if tally.kills >= kills:
                 process.wait()
-            elif moments.random() < 0.2:  # while it starts
-                process.wait(timeout=moments.uniform(0, 6))
+            elif rng.random() < 0.2:  # while it starts
+                process.wait(timeout=rng.uniform(0, 6))
             else:
                 while process.poll() is None and not is_at_work(folder, started):
                     time.sleep(0.01)
-                process.wait(timeout=moments.uniform(0, 4))
+                process.wait(timeout=rng.uniform(0, 4))
         except subprocess.TimeoutExpired:
             tally.kills_at_work += is_at_work(folder, started)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             tally.kills += 1
         if process.returncode == 0:
-            tally.seconds = time.perf_counter() - begun
+            tally.seconds = time.perf_counter() - began
             return tally
         if process.returncode > 0:
             raise SystemExit(
@@ -123,13 +123,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tvf-kills-") as name:
         work = Path(name)
         whole, killed = work / "whole", work / "killed"
-        begun = time.perf_counter()
+        began = time.perf_counter()
         uninterrupted = start_command(
             ["train", *sweep, f"hydra.sweep.dir={whole}"], store=work / "store"
         )
         if uninterrupted.wait():
             raise SystemExit("the uninterrupted sweep failed")
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - began
         tally = run_with_kills(
             sweep,
             killed,

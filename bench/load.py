@@ -44,7 +44,7 @@ def run_sweep(
     arguments: list[str], folder: Path, jobs: int
 ) -> tuple[float, list[tuple[float, float]]]:
     """Run the sweep; return its seconds, and memory samples after a tenth of its jobs."""
-    begun, samples = time.perf_counter(), []
+    began, samples = time.perf_counter(), []
     with (folder / "output.txt").open("w") as output:
         process = psutil.Popen(
             [sys.executable, str(ROOT / "train.py"), *arguments],
@@ -59,7 +59,7 @@ def run_sweep(
             time.sleep(0.5)
     if process.returncode:
         raise SystemExit((folder / "output.txt").read_text())
-    return time.perf_counter() - begun, samples
+    return time.perf_counter() - began, samples
 
 
 def has_grown(role: str, sizes: tuple[float, ...]) -> bool:

@@ -102,10 +102,10 @@ def plain_loaders(flip: bool) -> tuple[DataLoader, DataLoader, DataLoader]:
     images, labels, splits = split()
     common = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     augment = [transforms.RandomHorizontalFlip()] if flip else []
-    still = transforms.Compose([transforms.Resize(SIZE), *common])
-    moving = transforms.Compose([transforms.Resize(SIZE), *augment, *common])
+    eval_transform = transforms.Compose([transforms.Resize(SIZE), *common])
+    train_transform = transforms.Compose([transforms.Resize(SIZE), *augment, *common])
     train, val, test = (
-        Cells(images, labels, samples, moving if i == 0 else still)
+        Cells(images, labels, samples, train_transform if i == 0 else eval_transform)
         for i, samples in enumerate(splits)
     )
     return (

@@ -91,8 +91,8 @@ class FlipsAndCrops(Augmentation):
         """Return crop position and flips as one number; None in subclasses that do more."""
         if type(self).__call__ is not FlipsAndCrops.__call__:
             return None
-        top, left, mirrored, upended = self._draw(samples, view)
-        return ((top * (2 * self.padding + 1) + left) * 2 + mirrored) * 2 + upended
+        top, left, flip_x, flip_y = self._draw(samples, view)
+        return ((top * (2 * self.padding + 1) + left) * 2 + flip_x) * 2 + flip_y
 
     def _draw(self, samples: np.ndarray, view: int) -> list[np.ndarray]:
         """Return the crops' top and left and the flips' left-right and up-down, [B] each."""

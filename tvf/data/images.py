@@ -127,8 +127,8 @@ def _read_chunk(paths: Sequence[Path], image_size: int, max_megapixels: float) -
 def _convert_to_8_bits(image: Image.Image) -> Image.Image:
     """Return the image as 8-bit grey or RGB; ValueError if there is no single way to show it."""
     if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per channel (mode {image.mode}); save it with 8 or 16")
     if "A" in image.mode or "transparency" in image.info:

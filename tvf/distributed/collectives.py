@@ -72,9 +72,9 @@ def reduce_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None
 
 def _reduce_together(parameters: list[nn.Parameter]) -> None:
     """Sum the gradients of parameters of one dtype and device in one message."""
-    has = parameters[0].new_tensor([parameter.grad is not None for parameter in parameters])
+    present = parameters[0].new_tensor([parameter.grad is not None for parameter in parameters])
     own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([*(gradient.flatten() for gradient in own), has])
+    flat = torch.cat([*(gradient.flatten() for gradient in own), present])
     distributed.all_reduce(flat)
     *sums, counts = flat.split([*(p.numel() for p in parameters), len(parameters)])
     for parameter, total, count in zip(parameters, sums, counts, strict=True):
@@ -169,10 +169,10 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Combines the ranks' own statistics by the formula of Chan, Golub and LeVeque (1979), which
     avoids cancellation.
     """
-    values, channels = _wide(input), input.shape[1]
+    values, channels = _upcast(input), input.shape[1]
     count = input.numel() // channels
-    mean = values.sum(_others(input)) / max(count, 1)
-    squares = (values - _along_channels(mean, input)).square().sum(_others(input))
+    mean = values.sum(_except_channels(input)) / max(count, 1)
+    squares = (values - _along_channels(mean, input)).square().sum(_except_channels(input))
     own = torch.cat([mean, squares, mean.new_tensor([count])])
     means, squares, counts = _gather_equal(own).split([channels, channels, 1], dim=1)
     total = counts.sum(0)
@@ -196,7 +196,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(input, weight, bias, mean, invstd, count)
         scale = invstd if weight is None else invstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        return (_wide(input) * _along_channels(scale, input) + _along_channels(shift, input)).to(
+        return (_upcast(input) * _along_channels(scale, input) + _along_channels(shift, input)).to(
             input.dtype
         )
 
@@ -204,10 +204,12 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight, bias, mean, invstd, count = ctx.saved_tensors
-        grad, normalised = _wide(grad), _wide(input) - _along_channels(mean, input)
+        grad, normalised = _upcast(grad), _upcast(input) - _along_channels(mean, input)
         normalised *= _along_channels(invstd, input)
         # This rank's share of the gradients of bias and weight.
-        sums = torch.stack([grad.sum(_others(input)), (grad * normalised).sum(_others(input))])
+        sums = torch.stack(
+            [grad.sum(_except_channels(input)), (grad * normalised).sum(_except_channels(input))]
+        )
         bias_grad = None if bias is None else sums[0].to(bias.dtype)
         weight_grad = None if weight is None else sums[1].to(weight.dtype)
         input_grad = None
@@ -232,12 +234,12 @@ def _gather_equal(tensor: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _upcast(tensor: Tensor) -> Tensor:
     """The tensor in the precision used for statistics."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _others(input: Tensor) -> list[int]:
+def _except_channels(input: Tensor) -> list[int]:
     """All dimensions except the channels."""
     return [0, *range(2, input.dim())]
 

@@ -150,8 +150,8 @@ class CachePlan:
             for point in self.points[:-1]
             if not (store.must_pay and self.reason_not_to_cache(point, store, source, epochs))
         }
-        for cut_fingerprint, noted in store.siblings("activations", [source]).items():
-            digests = noted.get("cut")
+        for cut_fingerprint, metadata in store.siblings("activations", [source]).items():
+            digests = metadata.get("cut")
             if cut_fingerprint not in points and isinstance(digests, list):
                 cut = self.trace.locate(digests, self.own.cut)
                 if cut is not None and cut.weights:
@@ -169,8 +169,8 @@ class CachePlan:
 
         def opening(cut: Cut) -> Callable[[], Entry]:
             nodes = ", ".join(node.name for node in cut.nodes)
-            noted = {"about": f"{self.split_name} images, after {nodes}", "cut": cut.digests}
-            return partial(store.entry, "activations", [source, cut.fingerprint], noted)
+            metadata = {"about": f"{self.split_name} images, after {nodes}", "cut": cut.digests}
+            return partial(store.entry, "activations", [source, cut.fingerprint], metadata)
 
         entries = [opening(point.cut) for point in self.points]
         entries[-1]()

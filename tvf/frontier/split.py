@@ -152,10 +152,10 @@ class TracedModel:
             logits = self.model(example[:3].clone())
             activations = [tensor.clone() for tensor in prefix(example[:3].clone())]
             others = prefix(example[[0, 2]].clone())
-            if not all(_near(a[0], b[0]) for a, b in zip(activations, others, strict=True)):
+            if not all(_is_close(a[0], b[0]) for a, b in zip(activations, others, strict=True)):
                 raise TraceError("its frozen layers mix the samples of a batch")
             torch.manual_seed(0)
-            if not _near(logits, suffix(*activations)):
+            if not _is_close(logits, suffix(*activations)):
                 raise TraceError("its prefix and suffix do not reproduce the full network")
 
     def _make_cut(
@@ -298,7 +298,7 @@ class _Digest:
     value: str
 
 
-def _near(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     tolerance = 1e-4 if a.dtype == torch.float32 else 5e-2
     bound = tolerance * a.abs().max().clamp(min=1e-6)
     return a.shape == b.shape and bool((a - b).abs().max() <= bound)

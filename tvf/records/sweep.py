@@ -91,9 +91,9 @@ def _update_summary(
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
         manifest = read_json(path)
-        held = manifest.get("summary")
-        summary = (defaults or {}) | (held if isinstance(held, dict) else {}) | (changes or {})
-        if summary != held:
+        stored = manifest.get("summary")
+        summary = (defaults or {}) | (stored if isinstance(stored, dict) else {}) | (changes or {})
+        if summary != stored:
             write_json(path, manifest | {"summary": summary})
     return summary
 
@@ -120,10 +120,10 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:
     """Raise InputError, with the differences, if a job's folder holds another configuration."""
     for name, config in configs.items():
-        held = read_json(folder / name / "config.json")
-        before, now = result_config(held), result_config(config)
+        stored = read_json(folder / name / "config.json")
+        before, now = result_config(stored), result_config(config)
         differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if held and differing:
+        if stored and differing:
             changes = [
                 f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]
             ]

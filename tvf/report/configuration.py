@@ -45,7 +45,7 @@ def build_configuration(
 ) -> tuple[Configuration, list[str]]:
     """Build a configuration from its jobs; also return warnings about jobs that do not count."""
     key = METRICS[metric]
-    done, warnings = _counting_jobs(jobs, key)
+    done, warnings = _jobs_that_count(jobs, key)
     tests = [job[f"test_{key}"] for job in done if job[f"test_{key}"] is not None]
     seconds = [value for value in map(own_seconds, done) if value is not None]
     configuration = Configuration(
@@ -70,7 +70,7 @@ def own_seconds(job: Row) -> float | None:
     return max(total - prefix, 0.0) if job["summary"].get("prefix_kept") else total
 
 
-def _counting_jobs(jobs: Sequence[Row], key: str) -> tuple[list[Row], list[str]]:
+def _jobs_that_count(jobs: Sequence[Row], key: str) -> tuple[list[Row], list[str]]:
     """Finished jobs with finite scores, the first of each seed."""
     by_seed: dict[int, Row] = {}
     warnings = []

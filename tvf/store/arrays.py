@@ -73,13 +73,13 @@ class ArrayTable:
     _mapped: list[Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        smallest = max(CHUNK, _divide_up(self.rows, MAX_CHUNKS))
-        self.chunk_rows = _divide_up(smallest, CHUNK) * CHUNK
-        self.chunks = _divide_up(self.rows, self.chunk_rows)
+        smallest = max(CHUNK, _ceil_div(self.rows, MAX_CHUNKS))
+        self.chunk_rows = _ceil_div(smallest, CHUNK) * CHUNK
+        self.chunks = _ceil_div(self.rows, self.chunk_rows)
         self._offsets, self.size = [], 0
         for column in self.columns:
             self._offsets.append(self.size)
-            self.size += _divide_up(column.row_bytes * self.rows, ALIGNMENT) * ALIGNMENT
+            self.size += _ceil_div(column.row_bytes * self.rows, ALIGNMENT) * ALIGNMENT
 
     def tensors(self) -> list[Tensor]:
         """Return all rows, one memory-mapped tensor per column, computing the missing ones.
@@ -304,7 +304,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{reason} ({place}; {MORE_ROOM})") from error
 
 
-def _divide_up(value: int, by: int) -> int:
+def _ceil_div(value: int, by: int) -> int:
     return -(-value // by)
 
 

@@ -224,11 +224,11 @@ def list_entries(folder: Path) -> list[EntryInfo]:
         path = Path(root)
         if "entry.json" not in files or "readers" not in folders:
             continue
-        noted = read_json(path / "entry.json")
+        metadata = read_json(path / "entry.json")
         kind = path.relative_to(folder).parts[:1]
-        if noted.get("kind") in kind:
+        if metadata.get("kind") in kind:
             folders.clear()  # do not descend into an entry
-            about = f"{noted['kind']} {noted.get('about', '?')}"
+            about = f"{metadata['kind']} {metadata.get('about', '?')}"
             found.append(_inspect_entry(path, about))
     return sorted(found, key=lambda entry: entry.folder)
 
@@ -266,14 +266,14 @@ def format_bytes(size: float) -> str:
 
 def _remove(folder: Path, entry: EntryInfo) -> bool:
     """Remove an entry atomically, by renaming it first; return whether that succeeded."""
-    aside = folder / REMOVED / uuid4().hex
+    trash = folder / REMOVED / uuid4().hex
     try:
-        aside.parent.mkdir(exist_ok=True)
-        entry.folder.rename(aside)
+        trash.parent.mkdir(exist_ok=True)
+        entry.folder.rename(trash)
     except OSError as error:
         log.warning("store: %s cannot be removed: %s.", entry.folder, error.strerror or error)
         return False
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(trash, ignore_errors=True)
     return True
 
 

@@ -79,11 +79,11 @@ def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
     return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
 
 
-def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None:
-    """Add the content of `value` to a digest; `above` are the ids of the values it is part of."""
-    if id(value) in above:
+def _add(value: Any, add: Callable[[Any], None], parents: tuple[int, ...]) -> None:
+    """Add the content of `value` to a digest; `parents` are the ids of the values it is part of."""
+    if id(value) in parents:
         raise FingerprintError("it contains itself")
-    above = (*above, id(value))
+    parents = (*parents, id(value))
     kind = type(value)
     if value is None or value is Ellipsis or kind in (bool, int, float, complex, str, bytes):
         text = repr(value)
@@ -94,26 +94,26 @@ def _add(value: Any, add: Callable[[Any], None], above: tuple[int, ...]) -> None
         add(repr(value).encode())
     elif isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
-        _add_items("array", (str(array.dtype), list(array.shape)), add, above)
+        _add_items("array", (str(array.dtype), list(array.shape)), add, parents)
         add(array.tobytes())
     elif isinstance(value, Tensor):
-        _add_items("tensor", (str(value.dtype), list(value.shape)), add, above)
+        _add_items("tensor", (str(value.dtype), list(value.shape)), add, parents)
         add(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     else:
-        for name, items in _take_apart(value):
-            _add_items(name, items, add, above)
+        for name, items in _decompose(value):
+            _add_items(name, items, add, parents)
 
 
 def _add_items(
-    kind: str, items: Sequence[Any], add: Callable[[Any], None], above: tuple[int, ...]
+    kind: str, items: Sequence[Any], add: Callable[[Any], None], parents: tuple[int, ...]
 ) -> None:
     add(f"{kind}({len(items)}".encode())
     for item in items:
-        _add(item, add, above)
+        _add(item, add, parents)
     add(b")")
 
 
-def _take_apart(value: Any) -> list[tuple[str, Sequence[Any]]]:
+def _decompose(value: Any) -> list[tuple[str, Sequence[Any]]]:
     """What a compound value consists of: pairs of a kind and its items."""
     kind = type(value)
     if isinstance(value, enum.Enum):

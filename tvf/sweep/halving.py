@@ -215,8 +215,8 @@ def _promote(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int) ->
         budget,
         plan.budgets[-1],
         WORDS[plan.metric],
-        _listed(kept),
-        _listed(dropped),
+        _format_standings(kept),
+        _format_standings(dropped),
     )
     note_rung(
         plan.folder,
@@ -250,7 +250,7 @@ def _unfinished(plan: HalvingPlan, candidates: Sequence[Candidate], budget: int)
     ]
 
 
-def _listed(standings: Sequence[Standing]) -> str:
+def _format_standings(standings: Sequence[Standing]) -> str:
     return ", ".join(map(str, standings)) or "none"
 
 
