@@ -23,7 +23,8 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
-from tvf.job.setup import Job, JobContext, build_job, open_job, open_run
+from tvf.job.resources import JobContext, open_run
+from tvf.job.setup import Job, build_job, open_job
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
     check_not_own_weights,
