@@ -137,7 +137,7 @@ def test_an_origin_that_split_the_same_images_differently_raises(
         _start(_model(), folder, split_seed=1)
     assert not caplog.text
     _start(_model(), str(tmp_path / BEST_WEIGHTS), split_seed=1)
-    assert "does not say which images it was trained on" in caplog.text
+    assert "does not record which images it was trained on" in caplog.text
 
 
 @pytest.mark.parametrize(

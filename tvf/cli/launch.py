@@ -1,7 +1,7 @@
-"""Hand a job or a sweep to Hydra, and turn input errors into messages instead of tracebacks.
+"""Hands a job or a sweep to Hydra, and turns input errors into messages instead of tracebacks.
 
-Hydra composes the config and calls `_task` for each job. Each job of a sweep runs in a process of
-its own, so that a crash costs the sweep that job alone.
+Hydra composes the config and calls `_task` for each job. Each job of a sweep runs in its own
+process, so that a crash affects only that job.
 """
 
 import argparse
@@ -56,17 +56,17 @@ OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, by the shell's conventions
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
 
 def launch(arguments: Sequence[str] | None = None) -> None:
-    """Train one job or, with -m, a sweep, as `arguments` (default: sys.argv) say.
+    """Train one job or, with -m, a sweep, according to `arguments` (default: sys.argv).
 
     Raises SystemExit with a message for bad input, and with code 1 unless every job is done.
     """
     if arguments is not None:
-        sys.argv = ["tvf train", *arguments]  # which Hydra and the sweep's manifest read
+        sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(_config_dir(sys.argv[1:]))
     interrupted = False
@@ -93,7 +93,7 @@ def launch(arguments: Sequence[str] | None = None) -> None:
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """Compose the config of one job without running it; Hydra's errors for bad overrides."""
+    """Compose the config of one job without running it. Raises Hydra's errors."""
     overrides = list(overrides)
     if config_dir:
         overrides.append(f"hydra.searchpath=['file://{config_dir}']")
@@ -133,7 +133,7 @@ def _call_hydra(attempts: int = 3) -> None:
         folder = launched()
         if folder is None or attempts == 1:
             raise
-        # Jobs have processes of their own, so none of them is to blame: resume what the worker ran.
+        # Jobs run in their own processes, so none of them is the cause: resume the worker's jobs.
         log.warning("A worker process was killed. Resuming the jobs that are not done.")
         arguments = [word for word in sys.argv if not word.startswith("hydra.sweep.dir=")]
         sys.argv = [*arguments, sweep_dir_override(folder)]
@@ -141,9 +141,9 @@ def _call_hydra(attempts: int = 3) -> None:
 
 
 def _task(cfg: DictConfig) -> None:
-    """Run one job for Hydra. In a sweep, a failure goes to the job's record and stops no other."""
+    """Run one job for Hydra. In a sweep, a failure is recorded and does not stop other jobs."""
     global _interrupted
-    if _interrupted:  # joblib hands a worker more jobs until the launching process stops it
+    if _interrupted:  # joblib gives a worker more jobs until the launching process stops it
         return
     context = _job_context()
     if context.sweep is None:
@@ -166,7 +166,7 @@ def _task(cfg: DictConfig) -> None:
 
 
 def _job_context() -> "JobContext":
-    """Where Hydra has put the current job."""
+    """The context of the current job, from Hydra's settings."""
     from tvf.job import JobContext
 
     settings = HydraConfig.get()
@@ -180,7 +180,7 @@ def _job_context() -> "JobContext":
 
 
 def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
-    """Run the job in a process of its own; if that dies silently, record the reason."""
+    """Run the job in its own process; if that dies silently, record the reason."""
     name = str(cfg.get("name"))
     try:
         code = run_in_subprocess(lambda: _run(cfg, context), context.folder / "job.log")
@@ -230,7 +230,7 @@ def _run(cfg: DictConfig, context: "JobContext") -> int:
 
 
 def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
-    """The job's config as plain, validated values. A mistake in it is recorded as well."""
+    """The job's config as plain, validated values. Errors are also recorded in the job's status."""
     from tvf.config import validate_config
 
     name = str(cfg.get("name"))

@@ -1,4 +1,4 @@
-"""One job from its validated config to its summary."""
+"""One job, from its validated config to its summary."""
 
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.resources import JobContext, import_libraries

@@ -1,6 +1,6 @@
 """Checkpoints: everything a job needs to resume after it was stopped at any moment.
 
-Nothing in these files is executed by reading them: they are loaded with `weights_only`.
+Reading these files executes no code from them: they are loaded with `weights_only`.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ DIGEST = 16  # bytes
 class Checkpoints:
     """The last two states of a job in `folder`; the older one is used if the newer one is damaged.
 
-    Checkpoints of another `configuration`, a fingerprint, are ignored. An epoch that takes longer
-    than `every_minutes` is saved in between, as often.
+    Checkpoints of another `configuration`, a fingerprint, are ignored. During long epochs, a state
+    is saved every `every_minutes`.
     """
 
     def __init__(self, folder: Path, configuration: str, every_minutes: float = 10.0) -> None:
@@ -46,7 +46,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state`: tensors, numbers, strings, and containers of them.
 
-        Logs a warning where it cannot be written.
+        Logs a warning if it cannot be written.
         """
         self._saved = time.monotonic()
         buffer = io.BytesIO()
@@ -69,9 +69,9 @@ class Checkpoints:
                 )
 
     def load(self) -> dict[str, Any] | None:
-        """The last whole state of this configuration; None if there is none.
+        """The last intact state of this configuration; None if there is none.
 
-        InputError for a checkpoint of an older tvf, which cannot be continued.
+        Raises InputError for a checkpoint of an older tvf, which cannot be resumed.
         """
         damaged = False
         for path in (self.last, self.previous):
@@ -82,10 +82,10 @@ class Checkpoints:
             except InputError:
                 raise
             except (OSError, ValueError) as error:
-                log.warning("%s is damaged (%s): trying the one before it.", path, error)
+                log.warning("%s is damaged (%s): trying the previous one.", path, error)
                 damaged = True
                 with suppress(OSError):
-                    path.unlink()  # or the next save would make it the previous one
+                    path.unlink()  # otherwise the next save would make it the previous one
                 continue
             return held["state"] if held["of"] == self._configuration else None
         if damaged:
@@ -93,20 +93,20 @@ class Checkpoints:
         return None
 
     def load_usable(self, name: str, metric: str, best_weights: Path) -> dict[str, Any] | None:
-        """As `load`, but with a warning and None for a state that the job cannot resume from."""
+        """Like `load`, but with a warning and None for a state that the job cannot resume from."""
         state = self.load()
         if state is None:
             return None
         if not STATE_KEYS | {"spent"} <= state.keys():
-            log.warning("%s is no job's checkpoint: %s restarts from scratch.", self.last, name)
+            log.warning("%s is not a job's checkpoint: %s restarts from scratch.", self.last, name)
             return None
         if not holds_best(state, metric) and not is_readable(best_weights):
-            log.warning("%s: cannot read its best weights: it restarts from scratch.", name)
+            log.warning("%s: its best weights cannot be read: it restarts from scratch.", name)
             return None
         return state
 
     def delete(self) -> None:
-        """The job is done: there is nothing left to resume."""
+        """Delete all checkpoints, once the job is done."""
         for path in (self.last, self.previous):
             path.unlink(missing_ok=True)
 
@@ -120,12 +120,12 @@ def _read(path: Path) -> dict[str, Any]:
             "resume: finish the job with that version, or delete its folder to train it again."
         )
     if not content.startswith(MAGIC):
-        raise ValueError("not a checkpoint of tvf")
+        raise ValueError("not a tvf checkpoint")
     if hashlib.blake2b(content[start:], digest_size=DIGEST).digest() != content[len(MAGIC) : start]:
         raise ValueError("wrong checksum")
     try:
         held = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
         return {"of": held["of"], "state": dict(held["state"])}
-    except Exception as error:  # whatever torch makes of a file that only looks like one of ours
+    except Exception as error:  # torch can raise anything for a file that only looks like ours
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(reason) from error

@@ -1,8 +1,8 @@
-"""A phase that trains the head alone, computed once for all jobs that start with the same one.
+"""A first phase that trains only the head, computed once for all jobs that share it.
 
-The head after it follows from seed, data, backbone and the head's learning rate, whatever trains
-later. So the first job keeps the state of its training at the end of the phase in the store, and
-others resume from there as from a checkpoint.
+The head after this phase depends on seed, data, backbone and the head's learning rate, but not on
+what trains later. So the first job saves its training state at the end of the phase in the store,
+and other jobs resume from there as from a checkpoint.
 """
 
 import logging
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class HeadPhase:
-    """The place of a job's first phase in the store.
+    """The store entry of a job's first phase.
 
-    As a context it is locked by the job that trains it, until `keep`.
+    As a context manager it is locked by the job that trains the phase, until `keep`.
     """
 
     def __init__(self, store: Store, fingerprint: str, model: FineTuneModel) -> None:
@@ -42,26 +42,26 @@ class HeadPhase:
         self._lock.release()
 
     def hold(self, state: dict[str, Any]) -> None:
-        """Lock the phase if this job resumes within it and no other job trains it."""
+        """Lock the phase if this job resumes within it and no other job is training it."""
         if state["phase"] == 0:
             with suppress(Timeout):
                 self._lock.acquire(timeout=0)
 
     @property
     def holds(self) -> bool:
-        """Whether this job is the one to `keep` the phase."""
+        """Whether this job trains the phase and will `keep` it."""
         return self._lock.is_locked
 
     def take(self, best_weights: Path, metric: str, tag: str = "") -> dict[str, Any] | None:
-        """The state at the end of the phase; None if this job is the one to train it.
+        """The state at the end of the phase; None if this job has to train it.
 
-        Waits for another job that trains it now. The weights of the phase's best epoch are written
-        to `best_weights`.
+        Waits if another job is training it. Writes the weights of the phase's best epoch to
+        `best_weights`.
         """
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            log.info("%s waits for another job to train the head alone.", tag)
+            log.info("%s waits for another job to finish the head phase.", tag)
             self._lock.acquire()
         state = self._kept.load()
         if state is None or not STATE_KEYS | {"spent", "weights"} <= state.keys():
@@ -75,14 +75,14 @@ class HeadPhase:
         save_weights(self.model, best_weights, best.epoch)
         self.model.load_state_dict(before)
         state["spent"] |= {"prefix_images": 0, "continued_images": 0}
-        # The kept state lacks what trains later in this job; it has its initial values.
+        # The kept state lacks the layers that train later; they get their initial values.
         later = _only(self.model.state_dict(), _trained_later(self.model))
         for part, rest in (("model", later), ("best", later), ("average", before)):
             state[part] = None if state[part] is None else rest | state[part]
         return state
 
     def keep(self, state: dict[str, Any], best_weights: Path) -> None:
-        """Keep the state at the end of the phase for other jobs, if this one has trained it."""
+        """Save the state at the end of the phase for other jobs, if this job has trained it."""
         if not self.holds:
             return
         parts = {part: state[part] for part in ("model", "best", "average")}
@@ -97,13 +97,13 @@ class HeadPhase:
 def open_head_phase(
     fingerprint: str | None, store: Store | None, model: FineTuneModel
 ) -> HeadPhase | None:
-    """The head phase with this fingerprint; None where there is none, or no place for it."""
+    """The head phase with this fingerprint; None if there is none or it cannot be stored."""
     if fingerprint is None or store is None:
         return None
     try:
         return HeadPhase(store, fingerprint, model)
     except StoreError as error:
-        log.warning("store: not caching the phase that trains the head alone: %s.", error)
+        log.warning("store: not caching the phase that trains only the head: %s.", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Whether a job may start from another job's weights: by what that job has recorded of itself."""
+"""Checks whether a job may start from another job's weights, from that job's record."""
 
 import logging
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ SPLIT = ("data.split_seed", "data.val_fraction", "data.test_fraction", "data.val
 
 
 def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: Config) -> None:
-    """InputError unless the job that `model.init_from` names had this backbone and these classes.
+    """Raise InputError unless the job that `model.init_from` names had this backbone and classes.
 
-    Nor may it have split the same images differently: it may have trained on what is to validate or
-    test this job. A bare file does not say, so there is a warning.
+    Also raises it if that job split the same images differently: it may have trained on images that
+    validate or test this one. A bare file has no such record, so it only gets a warning.
     """
     folder = Path(init_from).expanduser()
     if not folder.is_dir():
         log.warning(
-            "%s does not say which images it was trained on: do not validate or test on them.",
+            "%s does not record which images it was trained on: do not validate or test on them.",
             find_weights(init_from),
         )
         return
@@ -47,5 +47,5 @@ def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: 
         if theirs.get(key) != ours.get(key):
             raise InputError(
                 f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so "
-                "it may have trained on images that validate or test this one. Use the same value."
+                "it may have trained on images that validate or test this job. Use the same value."
             )

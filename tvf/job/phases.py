@@ -1,4 +1,4 @@
-"""Sets up the phases of a job: which layers are frozen, what the pipeline reads, who optimizes."""
+"""Sets up the phases of a job: frozen layers, input pipeline, optimizer and schedule."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ COSTS = ("train_seconds", "prefix_seconds", "prefix_images", "continued_images")
 class Sibling:
     """Jobs of the sweep that share frozen layers with this one and select the same layers.
 
-    `model` is theirs over this job's backbone; `phases` are each job's.
+    `model` is their model, sharing this job's backbone; `phases` has the phases of each job.
     """
 
     model: FineTuneModel
@@ -34,10 +34,10 @@ class Sibling:
 
 @dataclass
 class JobPhases:
-    """The phases of a job, and what all of them train with. See `tvf.training.PhaseBuilder`.
+    """The phases of a job, and everything that they share. See `PhaseBuilder` in tvf.training.
 
-    `module` is `model` as Fabric set it up; `optimizer` and `scheduler` are still to be given their
-    parameters. `mixed`: training images are mixed with each other.
+    `module` is `model` as Fabric set it up; `optimizer` and `scheduler` are factories. `mixed`:
+    training images are mixed with each other.
     """
 
     phases: tuple[Phase, ...]
@@ -58,7 +58,7 @@ class JobPhases:
     _current: int | None = None  # the phase whose pipeline is the last
 
     def start(self, index: int, previous: Optimizer | None) -> PhaseSetup:
-        """Freeze the model as phase `index` does, and build its pipeline, optimizer and schedule.
+        """Freeze the model for phase `index`, and build its pipeline, optimizer and schedule.
 
         The momenta and steps of the `previous` optimizer are carried over.
         """
@@ -78,7 +78,7 @@ class JobPhases:
 
     def pipeline_of(self, index: int) -> InputPipeline:
         """The pipeline of a phase, for the weights that the model has now."""
-        if index != self._current:  # its prefix is another one, or has been trained since
+        if index != self._current:  # its prefix differs, or has been trained since
             self.model.unfreeze(self.phases[index].groups)
             self._open(index)
         return self._pipelines[-1]
@@ -94,13 +94,13 @@ class JobPhases:
 
     @property
     def prefix_kept(self) -> bool:
-        """Whether the store has what the prefixes computed, for other jobs too."""
+        """Whether the store keeps the output of all prefixes, for other jobs too."""
         used = [pipeline for pipeline in self._pipelines if pipeline.prefix_seconds]
         return bool(used) and all(pipeline.prefix_kept for pipeline in used)
 
     @property
     def approximations(self) -> list[str]:
-        """What is not exact in some phase."""
+        """Everything that makes a phase inexact."""
         views, epochs = self.augment.views, sum(phase.epochs for phase in self.phases)
         few = isinstance(views, int) and views < epochs
         found = [f"{views} views for {epochs} epochs"] if few else []
@@ -130,7 +130,7 @@ class JobPhases:
         return self._pipelines[-1]
 
     def _siblings_during(self, index: int) -> Iterator[SiblingJobs]:
-        """How siblings freeze the backbone during the epochs of a phase, and how many do so."""
+        """The ways in which siblings freeze the backbone during a phase, and how many use each."""
         epochs = set(epochs_of(self.phases, index))
         with preserve_freezing(self.model):
             for sibling in self.siblings:
@@ -143,22 +143,22 @@ class JobPhases:
 
 
 class CostMeter:
-    """The seconds and images that a job has taken, earlier attempts included."""
+    """The seconds and images that a job has used, including earlier attempts."""
 
     def __init__(self, phases: JobPhases, start: float) -> None:
         self._phases, self._start = phases, start
         self._earlier: dict[str, float] = dict.fromkeys(COSTS, 0)
 
     def add_earlier(self, costs: dict[str, float]) -> None:
-        """Count what an earlier attempt has taken, or another job on behalf of this one."""
+        """Add the costs of an earlier attempt, or of another job on behalf of this one."""
         self._earlier = costs
 
     def restart(self) -> None:
-        """Forget the seconds so far: they were spent waiting for what `add_earlier` counts."""
+        """Discard the seconds so far, spent waiting: `add_earlier` adds the real cost."""
         self._start = time.perf_counter()
 
     def total(self) -> dict[str, float]:
-        """All COSTS until now."""
+        """All COSTS so far."""
         seconds = time.perf_counter() - self._start
         now = {"train_seconds": seconds, **self._phases.prefix_costs()}
         return {key: self._earlier[key] + now[key] for key in COSTS}

@@ -1,4 +1,4 @@
-"""Sets the statistics of frozen BatchNorm layers anew, from one pass over the training images."""
+"""Recomputes the statistics of frozen BatchNorm layers in one pass over the training images."""
 
 import logging
 from typing import Any

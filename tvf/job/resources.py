@@ -1,4 +1,4 @@
-"""What a job holds while it runs: its tracker's run, its devices and ranks, its store, Fabric."""
+"""The resources of a running job: its tracker's run, devices and ranks, store, and Fabric."""
 
 import os
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ TIMM_BACKBONES = ("tvf.models.efficientnet_lite0", "tvf.models.timm_backbone")
 
 @dataclass(frozen=True)
 class JobContext:
-    """Where a job runs: its folder, the sweep's, whether others run at the same time.
+    """Where a job runs: its folder, the sweep's folder, and whether other jobs run in parallel.
 
-    `choices` are the names of the config options chosen, by group. `devices` are the GPUs that the
-    job has claimed, where others run beside it on a machine with several.
+    `choices` are the names of the chosen config options, by group. `devices` are the GPUs that the
+    job has claimed, if jobs run in parallel on a machine with several.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class JobContext:
 
 
 def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
-    """What tells a job from others. The fraction is None where only the network tells it."""
+    """The facts that identify a job. The fraction is None if it depends on the network."""
     return {
         "model": context.choices["model"],
         "backbone": config["backbone"].get("name", context.choices["backbone"]),
@@ -57,29 +57,29 @@ def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
 
 @contextmanager
 def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator[Run]:
-    """The tracker's run of this job, noted in its record, until the context ends."""
+    """Open the tracker's run of this job and note it in the job's record."""
     tracker, group = build_part(config, "tracker"), context.sweep.name if context.sweep else None
     told = job_facts(config, context) | {"config": config}
     with tracker.start(context.folder, config["name"], group, told, record.run_id) as run:
         record.tracked(run)
         yield run
-    record.tracked(run)  # what could not be sent is known once the run has finished
+    record.tracked(run)  # again: whether everything was sent is known only now
 
 
 @contextmanager
 def open_resources(
     config: Config, context: JobContext
 ) -> Iterator[tuple[JobContext, Store | None]]:
-    """The context with the devices that the job claims, and its store; its other ranks run."""
+    """Claim devices and open the store; the job's other ranks run until the context ends."""
     claimed = claim_devices(config, context)
     with build_part(config, "store").open() as store, _other_ranks(config, claimed):
         yield claimed, store
 
 
 def claim_devices(config: Config, context: JobContext) -> JobContext:
-    """The context with the GPUs that this job takes, where jobs run side by side on several.
+    """Add this job's GPUs to the context if jobs run in parallel on several GPUs.
 
-    Raises InputError where the machine has too few devices.
+    Raises InputError if the machine has too few devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
     count, available = count_devices(config["fabric"]["devices"]), gpus or os.cpu_count() or 1
@@ -95,9 +95,9 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
 
 
 def build_fabric(config: Config, context: JobContext) -> Fabric:
-    """Lightning Fabric, for one device or, among the ranks of a job, for this process's.
+    """Lightning Fabric for this process's device.
 
-    Threads and memory of the process are set up with it.
+    Also sets up the threads and memory of the process.
     """
     keep_freed_memory()
     node = target_node(config, "fabric")
@@ -114,7 +114,7 @@ def build_fabric(config: Config, context: JobContext) -> Fabric:
         raise
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"fabric cannot be set up: {error}. fabric=cpu with its defaults runs everywhere."
+            f"fabric cannot be set up: {error}. fabric=cpu with its defaults works everywhere."
         ) from error
     in_sweep = context.sweep is not None
     set_threads(config["threads"], fabric.device, in_sweep=in_sweep, ranks=fabric.world_size)
@@ -123,7 +123,7 @@ def build_fabric(config: Config, context: JobContext) -> Fabric:
 
 
 def import_libraries(backbone: str) -> None:
-    """Import what jobs with this backbone, a `_target_`, load when they first use it.
+    """Import the libraries that jobs with this backbone, a `_target_`, otherwise load later.
 
     Called in a process that forks jobs, so that only its first job waits for imports.
     """
@@ -134,7 +134,7 @@ def import_libraries(backbone: str) -> None:
 
 
 def _other_ranks(config: Config, context: JobContext) -> AbstractContextManager[None]:
-    """Within the context, the other ranks of a job on several devices train along."""
+    """A context in which the other ranks of a job on several devices train along."""
     count = count_devices(config["fabric"]["devices"])
     if count == 1:
         return nullcontext()

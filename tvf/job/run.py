@@ -1,4 +1,4 @@
-"""One job from top to bottom: resume or start, train epoch by epoch, test once, record it all."""
+"""One job from start to end: start or resume, train epoch by epoch, test once, record it all."""
 
 import hashlib
 import json
@@ -48,17 +48,17 @@ from tvf.training import EpochResult, TrainingLoop, evaluate
 
 log = logging.getLogger(__name__)
 
-TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # sent to the tracker as a point
+TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # sent to the tracker once
 
 
 def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
-    """Train and test a job, leave its record in its folder, and return its summary.
+    """Train and test a job, write its record to its folder, and return its summary.
 
-    None if there is nothing to do, if it pauses at `stop_after`, or if another process of the sweep
-    trains it: jobs that differ only in what the model ignores share a folder and are trained once.
-    Raises InputError for a mistake that shows only with images or weights, if the folder holds
-    another configuration, or if another process trains in the folder of a single job. Whatever is
-    raised, status.json says so.
+    Returns None if there is nothing to do, if the job pauses at `stop_after`, or if another process
+    of the sweep trains it: jobs that differ only in ignored options share a folder and are trained
+    once. Raises InputError for a mistake that only images or weights reveal, if the folder holds
+    another configuration, or if another process is training in the folder of a single job. Any
+    error is recorded in status.json.
     """
     folder, name, metric = context.folder, config["name"], metric_of(config)
     with _locked(context) as locked:
@@ -91,7 +91,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
         record = JobRecord(folder, name, config, state["history"] if state else ())
         try:
-            # The record's context is inside the run's, which may wait for a network at its end.
+            # The record's context is inside the run's, which may wait for the network on exit.
             with record, open_run(config, context, record) as run, record:
                 with open_job(config, context) as job:
                     summary = train_job(job, record, run, checkpoints, state)
@@ -105,7 +105,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
 def train_job(
     job: Job, record: JobRecord, run: Run, checkpoints: Checkpoints, state: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Train and test `job`, from `state` on if there is one; its summary, None if it pauses."""
+    """Train and test `job`, resuming from `state`; return its summary, or None if it pauses."""
     tag, best_weights = job.phases.tag, record.folder / BEST_WEIGHTS
     _log_start(job, state)
     for row in record.metrics:  # epochs of an earlier attempt, which the tracker may lack
@@ -133,14 +133,14 @@ def train_job(
             state=state,
             after_batch=save_if_due,
         )
-        if loop.is_best:  # checkpointed, but stopped before its weights were written
+        if loop.is_best:  # the checkpoint was written, but not the best weights
             _save_best(job, loop, best_weights)
         for epoch in loop:
             record.log(asdict(epoch))
             run.log(asdict(epoch), step=epoch.epoch)
             _log_epoch(job, epoch)
             checkpoints.save(checkpoint())
-            if loop.is_best:  # after the checkpoint, which can give these weights again
+            if loop.is_best:  # after the checkpoint, from which these weights can be restored
                 _save_best(job, loop, best_weights)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
@@ -158,14 +158,14 @@ def train_job(
 
 
 def score_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any]:
-    """Score validation and test with the best epoch's weights: the only look at the test images."""
+    """Score validation and test with the best epoch's weights: the only use of the test images."""
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
     phases = job.phases
     phases.fabric.barrier()  # rank 0 has written the weights
     load_weights(phases.model, best_weights, best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
-    # Validation once more, for the scores by class that an epoch's line has no room for.
+    # Validation runs again for the scores by class, which epochs do not record.
     for name, split in (("val", phases.data.val), ("test", phases.data.test)):
         inputs, size = pipeline.evaluate(name), job.steps.batch_size
         scores |= evaluate(phases.fabric, inputs, split.labels, size).named(name)
@@ -191,7 +191,7 @@ def follow_job(
     choices: dict[str, str],
     devices: list[int] | None,
 ) -> None:
-    """What the other ranks of a job do: train along with rank 0, which keeps all records."""
+    """Run on the other ranks of a job: train along with rank 0, which keeps all records."""
     context = JobContext(
         folder=Path(folder),
         sweep=Path(sweep) if sweep else None,
@@ -212,10 +212,10 @@ def follow_job(
 
 @contextmanager
 def _locked(context: JobContext) -> Iterator[bool]:
-    """Lock the job's folder; whether that worked. InputError if not, for a single job."""
+    """Lock the job's folder; yield whether that worked. InputError if not, for a single job."""
     lock = FileLock(context.folder / LOCK)
     try:
-        lock.acquire(timeout=1)  # whoever checks if it is held, holds it for a moment
+        lock.acquire(timeout=1)  # `is_running` holds it for a moment
     except Timeout:
         if context.sweep is None:
             raise InputError(

@@ -1,6 +1,6 @@
-"""Where the config ends: from plain, validated values to everything that a job trains with.
+"""Builds everything that a job trains with from its config of plain, validated values.
 
-Nothing below `build_job` sees the config.
+Code below `build_job` does not see the config.
 """
 
 import json
@@ -55,18 +55,18 @@ from tvf.training import (
 
 log = logging.getLogger(__name__)
 
-# Nodes whose code trains a head. A user's own code counts by its file, as everywhere in the store.
+# Nodes whose code trains a head. User code is identified by its file, as everywhere in the store.
 CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
-# A user's own model class might do anything to the backbone it is built over, so only these are
-# built for siblings.
+# A user's own model class might change its backbone in any way, so only these are built for
+# siblings.
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a job trains with, and what its summary says of it.
+    """Everything that a job trains with, and the facts for its summary.
 
-    `head_phase` is the fingerprint of its first phase, if that trains the head alone and other jobs
+    `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
     can share it.
     """
 
@@ -98,7 +98,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     module: Any = fabric.setup_module(model)
     phases = build_phases(config, len(model.trained_groups))
     if config["model"].get("frozen_bn") == "recalibrate":
-        # All that is frozen at the start, before anything copies the model.
+        # Covers all layers that are frozen at the start, and runs before the model is copied.
         model.unfreeze(phases[0].groups)
         recalibrate(fabric, module, data.train, source.batch_size, store)
     steps = _build_steps(config, source.batch_size, model, data)
@@ -189,7 +189,7 @@ def _build_siblings(
                 count = len(other.trained_groups)
                 alike = [each for each in configs if each["model"] == node]
                 siblings.append(Sibling(other, [build_phases(each, count) for each in alike]))
-            except InputError:  # for the other job to report
+            except InputError:  # the other job reports it
                 continue
     return siblings
 
@@ -205,7 +205,7 @@ def _load_initial_weights(
 
 
 def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
-    """What the head is after a first phase that trains it alone; None if it cannot be shared."""
+    """The fingerprint of a first phase that trains only the head; None if it cannot be shared."""
     first, store = phases.phases[0], phases.store
     if store is None or len(phases.phases) == 1 or first.groups or phases.fabric.world_size > 1:
         return None
@@ -227,12 +227,12 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
             [options, schedule, images, network, environment, training_modules(), code]
         )
     except FingerprintError as error:
-        log.warning("store: not caching the phase that trains the head alone: %s.", error)
+        log.warning("store: not caching the phase that trains only the head: %s.", error)
         return None
 
 
 def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
-    """What a job's log lines open with: [finetune pct=0.5 lp_ft], in a sweep with the seed."""
+    """The prefix of a job's log lines: [finetune pct=0.5 lp_ft]; in a sweep it has the seed."""
     words = [facts["model"]]
     if not is_transfer(config["model"]):
         words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")

@@ -1,6 +1,6 @@
-"""Run each job of a sweep in its own process, and stop such jobs on Ctrl-C.
+"""Runs each job of a sweep in its own process, and stops such jobs on Ctrl-C.
 
-Whatever ends a job, an exception or the system, leaves the other jobs of the sweep alone.
+An exception or a signal that ends one job does not affect the other jobs of the sweep.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from tvf.records import read_status
 QUIET = (
     "TVF_QUIET"  # environment variable: jobs only write to their logs, for the live table's sake
 )
-GRACE_SECONDS = 5.0  # how long an interrupted job may take to end before it is signalled again
+GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the next signal
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
 
 
 def can_fork() -> bool:
     """Return whether jobs can run in forked processes.
 
-    Only Linux supports a fork of a process that has imported torch.
+    Only Linux can fork a process that has imported torch.
     """
     return sys.platform == "linux"
 
@@ -84,7 +84,7 @@ def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 def stop_jobs(folder: Path) -> None:
-    """Interrupt the running jobs of the sweep in `folder` that descend from this process.
+    """Interrupt the running jobs of the sweep in `folder` that are descendants of this process.
 
     Returns when they have recorded their end, or after GRACE_SECONDS.
     """
@@ -112,7 +112,7 @@ def stop_jobs(folder: Path) -> None:
 
 
 def _run_and_exit(job: Callable[[], int], log_file: Path, parent: int) -> None:
-    """Run `job` in the forked process and end the process with what it returns."""
+    """Run `job` in the forked process and exit with the code that it returns."""
     code = 1
     try:
         from tvf.distributed import die_with_parent  # imports torch, which a job needs anyway
@@ -139,9 +139,9 @@ def _run_and_exit(job: Callable[[], int], log_file: Path, parent: int) -> None:
 
 
 def _redirect_output(log_file: Path) -> None:
-    """Append everything this process prints to `log_file`; log lines go to the terminal too.
+    """Append everything this process prints to `log_file`; log lines also go to the terminal.
 
-    The streams are new ones, because a thread of the parent may hold the locks of the old ones.
+    The streams are new, because a thread of the parent may hold the locks of the old ones.
     """
     file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     terminal = open(os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1)
@@ -157,7 +157,7 @@ def _redirect_output(log_file: Path) -> None:
 def _wait_or_kill(child: int) -> None:
     """Wait for a job that Ctrl-C has interrupted; if it does not end, interrupt it, then kill it.
 
-    A terminal sends Ctrl-C to all its processes, so the job usually has the signal already.
+    A terminal sends Ctrl-C to all its processes, so the job has usually received it already.
     """
     for number in (signal.SIGINT, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_SECONDS
