@@ -1,4 +1,4 @@
-"""Who may import what: the rules of tvf's rooms, read off the source and shown by running it."""
+"""Which modules may import which: the rules of tvf's rooms, checked in source and at run time."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_a_door_lists_its_names_sorted_and_all_of_them(room: str) -> None:
     assert {*exported} == imports.bound_names(DOORS[room])
 
 
-def test_what_these_tests_rely_on_finds_violations(tmp_path: Path) -> None:
+def test_the_import_reader_finds_violations(tmp_path: Path) -> None:
     package = tmp_path / "tvf"
     for path, source in {
         "__init__.py": "",
@@ -158,13 +158,13 @@ train()
     return set(done.stdout.partition("LOADED ")[2].split())
 
 
-def test_help_does_not_pay_for_torch(tmp_path: Path) -> None:
+def test_help_does_not_import_torch(tmp_path: Path) -> None:
     loaded = _loaded_after("--help", cwd=tmp_path)
     assert "hydra" in loaded
     assert "torch" not in loaded
 
 
-def test_a_job_without_tracker_does_not_pay_for_wandb(tmp_path: Path) -> None:
+def test_a_job_without_a_tracker_does_not_import_wandb(tmp_path: Path) -> None:
     quick = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
     loaded = _loaded_after(*quick, "tracker=none", cwd=tmp_path)
     assert "torch" in loaded

@@ -129,7 +129,7 @@ def test_train_passes_its_arguments_to_hydra_untouched(
         assert received.pop() == arguments
 
 
-def test_train_help_is_hydras(tvf: Tvf) -> None:
+def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     shown = tvf("train", "--help")
     assert "model: finetune, transfer" in shown and "A sweep:   python train.py -m" in shown
 

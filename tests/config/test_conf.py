@@ -100,7 +100,7 @@ def test_the_sweeper_is_given_what_it_takes() -> None:
     )  # by which the callback knows that it is to plan
 
 
-def test_a_key_that_the_target_does_not_take_is_met_with_the_one_that_was_meant() -> None:
+def test_an_unknown_key_suggests_the_intended_one() -> None:
     node = {"_target_": "tvf.data.Elpv", "image_size": 96, "batchsize": 8}
     with pytest.raises(
         InputError, match=r"data\.batchsize is not an option: did you mean data\.batch_size\?"

@@ -43,7 +43,7 @@ def test_every_option_of_every_yaml_is_in_the_table(choice: Path) -> None:
     assert not missing, f"add to OPTIONS in tvf/config/identity.py: {', '.join(missing)}"
 
 
-def test_an_option_that_yaml_does_not_have_affects_all_that_its_node_does() -> None:
+def test_an_unknown_option_affects_everything_that_its_node_affects() -> None:
     assert affects("optimizer.algorithm.betas") == Affects.NUMBERS | Affects.HEAD_PHASE
     assert affects("data.sensor") == affects("data._target_")
     assert Affects.VALIDATION_IMAGES not in affects("backbone.width")
@@ -115,7 +115,7 @@ def test_configs_from_before_the_modules_moved_equal_those_of_today() -> None:
         assert result_config(old) == result_config(today)
 
 
-def test_a_config_that_is_older_than_an_option_has_what_was_done_then() -> None:
+def test_a_config_older_than_an_option_keeps_the_behaviour_of_its_time() -> None:
     today = _config()
     old = {key: value for key, value in today.items() if key not in ("recipe", "mix", "average")}
     old["data"] = {key: value for key, value in today["data"].items() if key != "metric"}

@@ -167,7 +167,7 @@ def test_a_job_that_ends_abnormally_leaves_the_others_alone_and_is_retried(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_job(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_job(tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
     process = start(
         "-m",
@@ -398,7 +398,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_no_finished_epoch(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_loses_no_finished_epoch(tmp_path: Path, small_disk: Path) -> None:
     common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=12", "hydra/launcher=basic", *QUICK)
     process = start(*common, f"hydra.sweep.dir={small_disk}/sweep", cwd=tmp_path)
     deadline = time.monotonic() + 120

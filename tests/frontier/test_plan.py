@@ -1,4 +1,4 @@
-"""What an input pipeline reads from the store, and what it does when something prevents that."""
+"""What an input pipeline reads from the store, and its fallbacks when it cannot."""
 
 import dataclasses
 import re

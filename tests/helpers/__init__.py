@@ -1,4 +1,4 @@
-"""What several tests share: where the checkout lies, how a command ended, a small network."""
+"""Shared by several tests: the checkout's folder, the result of a command, a small network."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every import of tvf/, read off its source, and a picture of them.
+"""Every import of tvf/, read from its source, and a picture of them.
 
 `python -m helpers.imports > docs/rooms.svg` (with PYTHONPATH=tests) draws the rooms.
 """

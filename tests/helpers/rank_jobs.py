@@ -1,4 +1,4 @@
-"""What ranks run in tests/distributed/test_ranks.py. Imports are few, as every rank pays."""
+"""Functions that ranks run in tests/distributed/test_ranks.py; few imports, for fast ranks."""
 
 import os
 import signal
@@ -130,7 +130,7 @@ def compare_all(out: str) -> None:
 
 
 def communicate(out: str) -> None:
-    """Do all else that ranks do together. At the end rank 1 is killed while rank 0 waits for it."""
+    """Run all other collectives. At the end rank 1 is killed while rank 0 waits for it."""
     fabric = build_fabric()
     rank = fabric.global_rank
     results: dict[str, Any] = {"count": torch.get_num_threads()}

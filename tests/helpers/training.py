@@ -1,4 +1,4 @@
-"""Training a small network through the loop without a config: what several tests share."""
+"""Shared by several tests: training a small network through the loop without a config."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ FABRIC = Fabric(accelerator="cpu", devices=1)
 
 
 def split(count: int, seed: int) -> Split:
-    """Images of three classes that differ in colour, somewhat."""
+    """Images of three classes that differ slightly in colour."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 156, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % 3

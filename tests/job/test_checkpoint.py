@@ -96,7 +96,7 @@ def test_resuming_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
     checkpoints = Checkpoints(tmp_path, configuration="this")
     for state, best_then in kept:
         checkpoints.save(state)
-        torch.manual_seed(99)  # a new process's generators stand elsewhere
+        torch.manual_seed(99)  # a new process's generators have other states
         again, resumed, best_now = _train(checkpoints.load(), best_then, **more)
         assert again == history
         assert all(torch.equal(resumed[name], weights[name]) for name in weights)
@@ -124,7 +124,7 @@ def test_the_newest_state_is_loaded_but_not_that_of_another_configuration(tmp_pa
 
 
 class Trap:
-    """What a pickle can do to whoever loads it."""
+    """Code that a pickle can run when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,7 +215,7 @@ def test_a_state_of_another_network_is_an_error() -> None:
     assert not frozen & states[0]["model"].keys() and "module.head.weight" in states[0]["model"]
 
 
-def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
+def test_without_writable_checkpoints_the_job_continues_and_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -227,6 +227,6 @@ def test_where_no_checkpoint_can_be_written_the_job_goes_on_and_says_so_once(
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), "often"])
-def test_intervals_out_of_range_are_refused(tmp_path: Path, minutes: Any) -> None:
+def test_intervals_out_of_range_raise(tmp_path: Path, minutes: Any) -> None:
     with pytest.raises(InputError, match="checkpoint.every_minutes"):
         Checkpoints(tmp_path, configuration="this", every_minutes=minutes)

@@ -1,4 +1,4 @@
-"""Which jobs share a phase that trains the head alone, and that they take what was trained."""
+"""Which jobs share a phase that trains only the head, and that they take its result."""
 
 import importlib
 import sys
@@ -127,7 +127,7 @@ def test_only_a_job_that_resumes_within_the_phase_holds_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("best_epoch", [1, 2])
-def test_what_is_taken_is_what_was_kept_and_the_rest_is_the_takers_own(
+def test_a_job_takes_the_kept_state_and_keeps_its_own_later_layers(
     tmp_path: Path, best_epoch: int
 ) -> None:
     """Between jobs of different fractions; the best epoch may be before the last."""

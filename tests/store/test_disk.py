@@ -237,7 +237,7 @@ def test_processes_that_need_the_same_table_divide_its_chunks(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_its_finished_chunks_and_blocks_nobody(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_its_finished_chunks_and_blocks_no_other(tmp_path: Path) -> None:
     process = _python("fill_slowly(Path(sys.argv[1]))", tmp_path)
     for _ in range(3):  # in the middle of the third chunk
         process.read_line()

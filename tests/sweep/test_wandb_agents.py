@@ -232,7 +232,7 @@ def test_fractions_only_vary_for_a_model_that_has_them(
         ),
     ],
 )
-def test_an_error_says_why_the_overrides_are_no_sweep(
+def test_an_error_says_why_the_overrides_are_not_a_sweep(
     describe: Describe, overrides: list[str], told: str
 ) -> None:
     with pytest.raises(SystemExit, match=re.escape(told)):
