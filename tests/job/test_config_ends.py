@@ -7,7 +7,8 @@ from pathlib import Path
 from helpers import ROOT
 
 BELOW = ("store", "models", "data", "frontier", "distributed", "training")
-# In job/: setup.py, where the config ends, and the two entries that hand it over.
+# In job/: setup.py, where the config ends, what it opens first, and those that hand it over.
+ENDS = ("setup.py", "resources.py")
 ENTRIES = {"run.py": {"run_job", "follow_job"}}
 NAMES = {"cfg", "config", "configs", "node", "nodes", "overrides", "settings"}
 TYPES = ("Config", "DictConfig", "OmegaConf")
@@ -32,7 +33,7 @@ def test_nothing_below_the_job_takes_a_config() -> None:
 
 def test_in_the_job_only_its_setup_and_entries_take_one() -> None:
     paths = {path.name: path for path in (ROOT / "tvf" / "job").glob("*.py")}
-    takers = {name: {*_takers(path)} for name, path in paths.items() if name != "setup.py"}
+    takers = {name: {*_takers(path)} for name, path in paths.items() if name not in ENDS}
     assert {name: found for name, found in takers.items() if found} == ENTRIES | {
         "origin.py": {"check_origin"}  # compares the data's options with another job's
     }

@@ -23,7 +23,8 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
-from tvf.job.setup import Job, JobContext, build_job, open_job, open_run
+from tvf.job.resources import JobContext, open_run
+from tvf.job.setup import Job, build_job, open_job
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
     check_not_own_weights,
@@ -111,14 +112,8 @@ def train_job(
         run.log(row, step=row["epoch"])
     with _head_phase(job) as head:
         state = job.phases.fabric.broadcast(state)
-        if head and state is not None:
-            head.hold(state)
-        elif head and (state := head.take(best_weights, job.loop.metric, tag)):
-            log.info("%s takes epochs 1 to %d from another job.", tag, len(state["history"]))
-            job.costs.restart()
-            for row in state["history"]:
-                record.log(row)
-                run.log(row, step=row["epoch"])
+        if head:
+            state = _share_head_phase(job, head, record, run, state)
         if state is not None:
             job.costs.add_earlier(state["spent"])
 
@@ -153,23 +148,16 @@ def train_job(
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
-    summary = _summarise(job, record, run, test_job(job, loop, best_weights))
+    summary = _summarise(job, record, run, score_job(job, loop, best_weights))
     record.done(summary)
-    run.log(
-        {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}, job.epochs + 1
-    )
+    tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
+    run.log(tested, step=job.epochs + 1)
     run.set_summary(summary)
-    log.info(
-        "%s test_loss %.4f test_acc %.3f (weights of epoch %d)",
-        tag,
-        summary["test_loss"],
-        summary["test_acc"],
-        summary["best_epoch"],
-    )
+    _log_end(job, summary)
     return summary
 
 
-def test_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any]:
+def score_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any]:
     """Score validation and test with the best epoch's weights: the only look at the test images."""
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
@@ -219,7 +207,7 @@ def follow_job(
         for _ in loop:
             pass
         if loop.is_over:
-            test_job(job, loop, context.folder / BEST_WEIGHTS)
+            score_job(job, loop, context.folder / BEST_WEIGHTS)
 
 
 @contextmanager
@@ -247,6 +235,24 @@ def _head_phase(job: Job) -> Any:
     return head or nullcontext()
 
 
+def _share_head_phase(
+    job: Job, head: HeadPhase, record: JobRecord, run: Run, state: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The state after the head phase if another job has trained it; `state` if this job resumes."""
+    if state is not None:
+        head.hold(state)
+        return state
+    state = head.take(record.folder / BEST_WEIGHTS, job.loop.metric, job.phases.tag)
+    if state is not None:
+        epochs = len(state["history"])
+        log.info("%s takes epochs 1 to %d from another job.", job.phases.tag, epochs)
+        job.costs.restart()
+        for row in state["history"]:
+            record.log(row)
+            run.log(row, step=row["epoch"])
+    return state
+
+
 def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
     assert loop.best is not None
     with job.steps.averaged():
@@ -272,6 +278,16 @@ def _log_epoch(job: Job, epoch: EpochResult) -> None:
     if metric != "accuracy":
         line += f" val_{METRICS[metric]} {epoch.score(metric):.3f}"
     log.info("%s", line)
+
+
+def _log_end(job: Job, summary: dict[str, Any]) -> None:
+    log.info(
+        "%s test_loss %.4f test_acc %.3f (weights of epoch %d)",
+        job.phases.tag,
+        summary["test_loss"],
+        summary["test_acc"],
+        summary["best_epoch"],
+    )
 
 
 def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> dict[str, Any]:

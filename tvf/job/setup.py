@@ -5,17 +5,13 @@ Nothing below `build_job` sees the config.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from tvf.config import (
     Config,
@@ -23,36 +19,25 @@ from tvf.config import (
     build_phases,
     head_phase_config,
     is_transfer,
-    known_fraction,
     resolve_target,
     selection_name,
-    target_node,
 )
 from tvf.data import DataSource, DataSplits
-from tvf.distributed import (
-    RankStrategy,
-    claim_gpus,
-    count_devices,
-    keep_freed_memory,
-    reset_peak_memory,
-    set_threads,
-    start_ranks,
-)
 from tvf.errors import InputError
 from tvf.job.origin import check_origin
 from tvf.job.phases import CostMeter, JobPhases, Sibling
 from tvf.job.recalibration import recalibrate
+from tvf.job.resources import JobContext, build_fabric, job_facts, open_resources
 from tvf.metrics import metric_of
 from tvf.models import (
     Backbone,
     FineTuneModel,
     check_image_size,
-    import_timm,
     load_initial_weights,
     needs_batches,
     preserve_freezing,
 )
-from tvf.records import JobRecord, Run, sibling_configs
+from tvf.records import sibling_configs
 from tvf.store import (
     FingerprintError,
     Store,
@@ -72,25 +57,9 @@ log = logging.getLogger(__name__)
 
 # Nodes whose code trains a head. A user's own code counts by its file, as everywhere in the store.
 CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
-TIMM_BACKBONES = ("tvf.models.efficientnet_lite0", "tvf.models.timm_backbone")
 # A user's own model class might do anything to the backbone it is built over, so only these are
 # built for siblings.
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """Where a job runs: its folder, the sweep's, whether others run at the same time.
-
-    `choices` are the names of the config options chosen, by group. `devices` are the GPUs that the
-    job has claimed, where others run beside it on a machine with several.
-    """
-
-    folder: Path
-    sweep: Path | None
-    parallel: bool
-    choices: dict[str, str]
-    devices: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,7 @@ class Job:
 
 def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     """Build every part of a job, images and weights included. Raises InputError."""
-    fabric = _build_fabric(config, context)
+    fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data = source.load(progress=not context.parallel, store=store)
     require_both_classes(metric_of(config), data.val.labels)
@@ -163,90 +132,10 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
 
 
 @contextmanager
-def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator[Run]:
-    """The tracker's run of this job, noted in its record, until the context ends."""
-    tracker, group = build_part(config, "tracker"), context.sweep.name if context.sweep else None
-    told = job_facts(config, context) | {"config": config}
-    with tracker.start(context.folder, config["name"], group, told, record.run_id) as run:
-        record.tracked(run)
-        yield run
-    record.tracked(run)  # what could not be sent is known once the run has finished
-
-
-@contextmanager
 def open_job(config: Config, context: JobContext) -> Iterator[Job]:
-    """The job, with its store open, and its other ranks running where it has several devices."""
-    context = claim_devices(config, context)
-    with build_part(config, "store").open() as store, _other_ranks(config, context):
+    """The job, with its devices claimed, its store open and its other ranks running."""
+    with open_resources(config, context) as (context, store):
         yield build_job(config, context, store)
-
-
-def claim_devices(config: Config, context: JobContext) -> JobContext:
-    """The context with the GPUs that this job takes, where jobs run side by side on several.
-
-    Raises InputError where the machine has too few devices.
-    """
-    gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
-    count, available = count_devices(config["fabric"]["devices"]), gpus or os.cpu_count() or 1
-    if count > available:
-        what = "GPUs" if gpus else "cores, and no usable GPU"
-        raise InputError(
-            f"fabric.devices={count} must be at most {available}: this machine has {available} "
-            f"{what}."
-        )
-    if context.parallel and gpus > 1:
-        return replace(context, devices=claim_gpus(count))
-    return context
-
-
-def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
-    """What tells a job from others. The fraction is None where only the network tells it."""
-    return {
-        "model": context.choices["model"],
-        "backbone": config["backbone"].get("name", context.choices["backbone"]),
-        "data": context.choices["data"],
-        "seed": config["seed"],
-        "pct_unfreeze": known_fraction(config["model"]),
-    }
-
-
-def import_libraries(backbone: str) -> None:
-    """Import what jobs with this backbone, a `_target_`, load when they first use it.
-
-    Called in a process that forks jobs, so that only its first job waits for imports.
-    """
-    for library in ("sklearn.metrics", "sklearn.model_selection"):
-        import_module(library)
-    if backbone in TIMM_BACKBONES:
-        import_timm()
-
-
-def _build_fabric(config: Config, context: JobContext) -> Fabric:
-    """Lightning Fabric, for one device or, among the ranks of a job, for this process's.
-
-    Threads and memory of the process are set up with it.
-    """
-    keep_freed_memory()
-    node = target_node(config, "fabric")
-    if context.devices:
-        node["devices"] = context.devices
-    strategy: dict[str, Any] = {}
-    if count_devices(node["devices"]) > 1:
-        strategy["strategy"] = RankStrategy()
-        node.pop("strategy", None)
-    try:
-        fabric = build_part({"fabric": node}, "fabric", **strategy)
-        fabric.launch()
-    except InputError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"fabric cannot be set up: {error}. fabric=cpu with its defaults runs everywhere."
-        ) from error
-    in_sweep = context.sweep is not None
-    set_threads(config["threads"], fabric.device, in_sweep=in_sweep, ranks=fabric.world_size)
-    reset_peak_memory(fabric.device)
-    return fabric
 
 
 def _build_network(
@@ -340,21 +229,6 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     except FingerprintError as error:
         log.warning("store: not caching the phase that trains the head alone: %s.", error)
         return None
-
-
-def _other_ranks(config: Config, context: JobContext) -> AbstractContextManager[None]:
-    """Within the context, the other ranks of a job on several devices train along."""
-    count = count_devices(config["fabric"]["devices"])
-    if count == 1:
-        return nullcontext()
-    arguments = {
-        "config": dict(config),
-        "folder": str(context.folder),
-        "sweep": str(context.sweep) if context.sweep else None,
-        "choices": context.choices,
-        "devices": context.devices,
-    }
-    return start_ranks(count, "tvf.job.run:follow_job", arguments)
 
 
 def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
