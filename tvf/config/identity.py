@@ -6,6 +6,8 @@ whatever any option of their node does.
 
 from collections.abc import Mapping
 from enum import Flag, auto
+from functools import reduce
+from operator import or_
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -24,7 +26,7 @@ class Affects(Flag):
 NOTHING, NUMBERS = Affects.NOTHING, Affects.NUMBERS
 TRAINING = Affects.NUMBERS | Affects.HEAD_PHASE
 PIXELS = TRAINING | Affects.FROZEN_LAYERS
-IMAGES = PIXELS | Affects.VALIDATION_IMAGES
+IMAGES = EVERYTHING = PIXELS | Affects.VALIDATION_IMAGES
 
 OPTIONS: dict[str, Affects] = {
     "name": NOTHING,
@@ -188,15 +190,15 @@ FRACTION = ("pct_unfreeze", "unit")
 
 
 def affects(key: str) -> Affects:
-    """What the option with this dotted key affects; of an unknown one, all that its node does."""
+    """What the option with this dotted key affects.
+
+    An unknown one affects all that its node does, or everything if the node is unknown too.
+    """
     if key in OPTIONS:
         return OPTIONS[key]
     node = key.partition(".")[0]
-    union = Affects.NOTHING
-    for known, effect in OPTIONS.items():
-        if known.partition(".")[0] == node:
-            union |= effect
-    return union
+    known = [effect for name, effect in OPTIONS.items() if name.partition(".")[0] == node]
+    return reduce(or_, known, NOTHING) if known else EVERYTHING
 
 
 def result_config(config: Config) -> dict[str, Any]:

@@ -65,11 +65,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         if not locked:
             log.info("%s: another process is training this job.", name)
             return None
-        try:
+        with _mistakes_recorded(folder, name):
             check_not_own_weights(config["model"].get("init_from"), folder)
-        except InputError as error:
-            mark_failed(folder, name, failure_reason(error))
-            raise
         fingerprint = hashlib.sha256(json.dumps(result_config(config), sort_keys=True).encode())
         checkpoints: Checkpoints = build_part(
             config,
@@ -88,7 +85,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         check_same_configuration(folder.parent, {folder.name: config})
         for leftovers in (folder, folder / "checkpoints"):
             remove_leftovers(leftovers)
-        state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
+        with _mistakes_recorded(folder, name):
+            state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
         record = JobRecord(folder, name, config, state["history"] if state else ())
         try:
             # The record's context is inside the run's, which may wait for a network at its end.
@@ -227,6 +225,16 @@ def _locked(context: JobContext) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def _mistakes_recorded(folder: Path, name: str) -> Iterator[None]:
+    """Write an InputError to status.json; later ones are the JobRecord's to write."""
+    try:
+        yield
+    except InputError as error:
+        mark_failed(folder, name, failure_reason(error))
+        raise
 
 
 def _head_phase(job: Job) -> Any:
