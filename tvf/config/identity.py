@@ -244,6 +244,12 @@ def modern_options(config: Config) -> dict[str, Any]:
     return options
 
 
+def modern_node(node: Config) -> dict[str, Any]:
+    """A node of an older config with today's `_target_`."""
+    target = node.get("_target_", "")
+    return {**node, "_target_": LEGACY_TARGETS.get(target, target)}
+
+
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a nested config by their dotted keys."""
     if not isinstance(node, Mapping):
