@@ -49,6 +49,8 @@ def _open_display() -> Any:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=False,  # stdout may be a file
+        redirect_stderr=False,
     )
     display.start()
     return display

@@ -146,4 +146,20 @@ def test_job_folders_tell_jobs_apart_but_not_the_order_of_their_overrides() -> N
     assert folder("model.pct_unfreeze=0.5") != folder("model.pct_unfreeze=1")
     assert folder("model.pct_unfreeze=0.5", model="TransferModel") == folder(model="TransferModel")
     assert folder("tracker=none", "+checkpoint.every_minutes=1", "tracker.timeout=5") == folder()
+    # Folders keep the names that earlier versions gave them.
+    hashes = {
+        "": "e3b0c442",
+        "+experiment=cifar10": "a27369aa",
+        "+experiment=cifar10_tutorial": "48fe9c05",
+    }
+    for override, digest in hashes.items():
+        assert folder(*[override] if override else []).endswith(f"-{digest}")
+    different = [
+        "store.max_gb=1",
+        "data.download=false",
+        "~tracker.tags",
+        "name=x",
+        "store.mode=on",
+    ]
+    assert len({folder(override) for override in different} | {folder()}) == 1 + len(different)
     assert "/" not in folder()

@@ -48,6 +48,7 @@ def test_an_unknown_option_affects_everything_that_its_node_affects() -> None:
     assert affects("data.sensor") == affects("data._target_")
     assert Affects.VALIDATION_IMAGES not in affects("backbone.width")
     assert affects("tracker.note") == NOTHING
+    assert affects("new_option") == affects("data._target_") != NOTHING
 
 
 def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> None:

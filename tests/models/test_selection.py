@@ -102,7 +102,7 @@ def test_parameters_train_by_name_with_the_head(names: list[str]) -> None:
 
 def test_a_pattern_for_every_name_trains_the_whole_backbone() -> None:
     named, whole = (
-        FineTuneModel(small_backbone(), None, None, train=".*"),
+        FineTuneModel(small_backbone(), None, train=".*"),
         FineTuneModel(small_backbone(), 1.0),
     )
     assert named.trained_groups == whole.trained_groups

@@ -6,6 +6,8 @@ affect everything that the options of its node affect.
 
 from collections.abc import Mapping
 from enum import Flag, auto
+from functools import reduce
+from operator import or_
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -24,7 +26,7 @@ class Affects(Flag):
 NOTHING, NUMBERS = Affects.NOTHING, Affects.NUMBERS
 TRAINING = Affects.NUMBERS | Affects.HEAD_PHASE
 PIXELS = TRAINING | Affects.FROZEN_LAYERS
-IMAGES = PIXELS | Affects.VALIDATION_IMAGES
+IMAGES = EVERYTHING = PIXELS | Affects.VALIDATION_IMAGES
 
 OPTIONS: dict[str, Affects] = {
     "name": NOTHING,
@@ -188,15 +190,15 @@ FRACTION = ("pct_unfreeze", "unit")
 
 
 def affects(key: str) -> Affects:
-    """What the option with this dotted key affects; if unknown, everything that its node does."""
+    """What the option with this dotted key affects.
+
+    An unknown one affects all that its node does, or everything if the node is unknown too.
+    """
     if key in OPTIONS:
         return OPTIONS[key]
     node = key.partition(".")[0]
-    union = Affects.NOTHING
-    for known, effect in OPTIONS.items():
-        if known.partition(".")[0] == node:
-            union |= effect
-    return union
+    known = [effect for name, effect in OPTIONS.items() if name.partition(".")[0] == node]
+    return reduce(or_, known, NOTHING) if known else EVERYTHING
 
 
 def result_config(config: Config) -> dict[str, Any]:
@@ -240,6 +242,12 @@ def modern_options(config: Config) -> dict[str, Any]:
     if "model.direction" in options:
         options["model.direction"] = direction
     return options
+
+
+def modern_node(node: Config) -> dict[str, Any]:
+    """A node of an older config with today's `_target_`."""
+    target = node.get("_target_", "")
+    return {**node, "_target_": LEGACY_TARGETS.get(target, target)}
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -30,16 +30,21 @@ def job_name(*, _root_: DictConfig) -> str:
 def job_folder(*, _root_: DictConfig) -> str:
     """The job's name and a hash of its sorted overrides, so that jobs with the same name differ.
 
-    The hash leaves out overrides that the model ignores or that affect nothing.
+    Overrides that the model ignores, and those of nodes that affect nothing, do not count.
     """
     ignored = {f"model.{key}" for key in ignored_options(_root_.model)}
     counting = sorted(
         override
         for override in _overrides(_root_)
-        if _key(override) not in ignored and affects(_key(override)) != NOTHING
+        if _key(override) not in ignored and _counts(_key(override))
     )
     digest = hashlib.sha256("\n".join(counting).encode()).hexdigest()[:8]
     return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
+
+
+def _counts(key: str) -> bool:
+    node = key.partition(".")[0]
+    return node == "name" or affects(node) != NOTHING
 
 
 def _key(override: str) -> str:

@@ -133,7 +133,7 @@ def _check_selection(model: dict[str, Any]) -> None:
     if model.get("direction") is not None:
         check_direction(model["direction"])
     if model.get("groups") is not None:
-        model["groups"] = check_group_names(model["groups"])
+        model["groups"] = sorted(check_group_names(model["groups"]))
     if model.get("train") is not None:
         check_patterns(model["train"])
     direction = model.get("direction") or "top"

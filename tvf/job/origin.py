@@ -4,15 +4,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvf.config import Config, modern_options
+from tvf.config import Affects, Config, affects, modern_options
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.models import find_weights, shorten
 
 log = logging.getLogger(__name__)
 
-# How a data set's images are split.
-SPLIT = ("data.split_seed", "data.val_fraction", "data.test_fraction", "data.validate_on")
+NOT_THE_SPLIT = ("data.limit", "data.metric")  # they affect validation, but move no image
 
 
 def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: Config) -> None:
@@ -43,8 +42,9 @@ def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: 
     theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
     if any(theirs.get(key) != ours.get(key) for key in ("data._target_", "data.root")):
         return  # other images
-    for key in SPLIT:
-        if theirs.get(key) != ours.get(key):
+    for key in sorted({*theirs, *ours}):
+        decides = Affects.VALIDATION_IMAGES in affects(key) and key not in NOT_THE_SPLIT
+        if decides and theirs.get(key) != ours.get(key):
             raise InputError(
                 f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so "
                 "it may have trained on images that validate or test this job. Use the same value."

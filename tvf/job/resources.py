@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +45,7 @@ class JobContext:
 
 
 def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
-    """The facts that identify a job. The fraction is None if it depends on the network."""
+    """What identifies a job. The fraction is None if it takes the network to know it."""
     return {
         "model": context.choices["model"],
         "backbone": config["backbone"].get("name", context.choices["backbone"]),
@@ -59,21 +59,20 @@ def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
 def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator[Run]:
     """Open the tracker's run of this job and note it in the job's record."""
     tracker, group = build_part(config, "tracker"), context.sweep.name if context.sweep else None
-    told = job_facts(config, context) | {"config": config}
-    with tracker.start(context.folder, config["name"], group, told, record.run_id) as run:
-        record.tracked(run)
-        yield run
-    record.tracked(run)  # again: whether everything was sent is known only now
+    values = job_facts(config, context) | {"config": config}
+    with ExitStack() as at_the_end:
+        with tracker.start(context.folder, config["name"], group, values, record.run_id) as run:
+            record.tracked(run)
+            # What could not be sent is known only once the run has finished, even if the job fails.
+            at_the_end.callback(record.tracked, run)
+            yield run
 
 
 @contextmanager
-def open_resources(
-    config: Config, context: JobContext
-) -> Iterator[tuple[JobContext, Store | None]]:
-    """Claim devices and open the store; the job's other ranks run until the context ends."""
-    claimed = claim_devices(config, context)
-    with build_part(config, "store").open() as store, _other_ranks(config, claimed):
-        yield claimed, store
+def open_resources(config: Config, context: JobContext) -> Iterator[Store | None]:
+    """The job's store, with the job's other ranks running, until the context ends."""
+    with build_part(config, "store").open() as store, _other_ranks(config, context):
+        yield store
 
 
 def claim_devices(config: Config, context: JobContext) -> JobContext:

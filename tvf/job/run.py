@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
-from tvf.job.resources import JobContext, open_run
+from tvf.job.resources import JobContext, claim_devices, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
@@ -65,11 +65,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         if not locked:
             log.info("%s: another process is training this job.", name)
             return None
-        try:
+        with _mistakes_recorded(folder, name):
             check_not_own_weights(config["model"].get("init_from"), folder)
-        except InputError as error:
-            mark_failed(folder, name, failure_reason(error))
-            raise
         fingerprint = hashlib.sha256(json.dumps(result_config(config), sort_keys=True).encode())
         checkpoints: Checkpoints = build_part(
             config,
@@ -88,10 +85,13 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         check_same_configuration(folder.parent, {folder.name: config})
         for leftovers in (folder, folder / "checkpoints"):
             remove_leftovers(leftovers)
-        state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
+        with _mistakes_recorded(folder, name):
+            state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
         record = JobRecord(folder, name, config, state["history"] if state else ())
         try:
-            # The record's context is inside the run's, which may wait for the network on exit.
+            with record:
+                context = claim_devices(config, context)
+            # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
                 with open_job(config, context) as job:
                     summary = train_job(job, record, run, checkpoints, state)
@@ -149,9 +149,9 @@ def train_job(
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
     summary = _summarise(job, record, run, score_job(job, loop, best_weights))
-    record.done(summary)
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)
+    record.done(summary)
     run.set_summary(summary)
     _log_end(job, summary)
     return summary
@@ -215,7 +215,7 @@ def _locked(context: JobContext) -> Iterator[bool]:
     """Lock the job's folder; yield whether that worked. InputError if not, for a single job."""
     lock = FileLock(context.folder / LOCK)
     try:
-        lock.acquire(timeout=1)  # `is_running` holds it for a moment
+        lock.acquire(timeout=1)  # a check of whether it is held holds it briefly
     except Timeout:
         if context.sweep is None:
             raise InputError(
@@ -229,10 +229,19 @@ def _locked(context: JobContext) -> Iterator[bool]:
         lock.release()
 
 
-def _head_phase(job: Job) -> Any:
+@contextmanager
+def _mistakes_recorded(folder: Path, name: str) -> Iterator[None]:
+    """Write an InputError to status.json; later ones are the JobRecord's to write."""
+    try:
+        yield
+    except InputError as error:
+        mark_failed(folder, name, failure_reason(error))
+        raise
+
+
+def _head_phase(job: Job) -> AbstractContextManager[HeadPhase | None]:
     phases = job.phases
-    head: HeadPhase | None = open_head_phase(job.head_phase, phases.store, phases.model)
-    return head or nullcontext()
+    return open_head_phase(job.head_phase, phases.store, phases.model) or nullcontext()
 
 
 def _share_head_phase(

@@ -55,10 +55,8 @@ from tvf.training import (
 
 log = logging.getLogger(__name__)
 
-# Nodes whose code trains a head. User code is identified by its file, as everywhere in the store.
-CODE = ("augment", "mix", "loss", "optimizer", "scheduler", "average")
-# A user's own model class might change its backbone in any way, so only these are built for
-# siblings.
+# A user's own model class might do anything to the backbone it is built over, so only these are
+# built for siblings.
 OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 
@@ -133,8 +131,8 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
 
 @contextmanager
 def open_job(config: Config, context: JobContext) -> Iterator[Job]:
-    """The job, with its devices claimed, its store open and its other ranks running."""
-    with open_resources(config, context) as (context, store):
+    """The job, with its store open and its other ranks running, until the context ends."""
+    with open_resources(config, context) as store:
         yield build_job(config, context, store)
 
 
@@ -187,9 +185,10 @@ def _build_siblings(
             try:
                 other = build_part({"model": node}, "model", backbone=backbone)
                 count = len(other.trained_groups)
-                alike = [each for each in configs if each["model"] == node]
-                siblings.append(Sibling(other, [build_phases(each, count) for each in alike]))
-            except InputError:  # the other job reports it
+                alike = [config for config in configs if config["model"] == node]
+                phases = [build_phases(config, count) for config in alike]
+                siblings.append(Sibling(other, phases))
+            except InputError:  # for the other job to report
                 continue
     return siblings
 
@@ -210,15 +209,15 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     if store is None or len(phases.phases) == 1 or first.groups or phases.fabric.world_size > 1:
         return None
     data, model = phases.data, phases.model
-    nodes = {name: config[name] for name in CODE}
-    nodes["algorithm"] = config["optimizer"].get("algorithm", {})
+    # A user's own code counts by its file, as everywhere in the store.
+    targets = {k: v for k, v in head_phase_config(config).items() if k.endswith("._target_")}
     options = json.dumps(head_phase_config(config), sort_keys=True)
     stopping = first.stopping
     schedule = [first.lr, first.epochs, stopping.patience, stopping.min_delta]
     images = [[split.fingerprint or split.images, split.labels] for split in (data.train, data.val)]
     environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
     try:
-        code = [resolve_target(node, name) for name, node in nodes.items() if "_target_" in node]
+        code = [resolve_target({"_target_": path}, name) for name, path in targets.items()]
         network = [
             fingerprint_layers(model.module, without=model.head),
             dict(model.state_dict()),

@@ -34,6 +34,7 @@ class FineTuneModel(nn.Module):
         self,
         backbone: Backbone,
         pct_unfreeze: float | None,
+        *,
         unit: str | None = "groups",
         direction: str = "top",
         groups: Sequence[str] | None = None,

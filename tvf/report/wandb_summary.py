@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tvf.config import build
+from tvf.config import build, modern_node
 from tvf.files import finite
 from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id
 from tvf.report import tables
@@ -31,7 +31,7 @@ def log_summary(folder: Path) -> None:
             return
         comparisons = compare(rows)
         recommendations = [comparison.choice.text for comparison in comparisons]
-        tracker = build(trackers[0], "tracker")
+        tracker = build(modern_node(trackers[0]), "tracker")
         with tracker.start(
             folder,
             SUMMARY,

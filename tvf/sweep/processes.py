@@ -5,6 +5,7 @@ An exception or a signal that ends one job does not affect the other jobs of the
 
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -118,6 +119,7 @@ def _run_and_exit(job: Callable[[], int], log_file: Path, parent: int) -> None:
         from tvf.distributed import die_with_parent  # imports torch, which a job needs anyway
 
         die_with_parent(parent)
+        gc.freeze()  # or a collection would walk all the parent's objects, and copy their pages
         with contextlib.suppress(OSError):  # the disk may be full
             _redirect_output(log_file)
         faulthandler.enable()
