@@ -190,7 +190,7 @@ def test_a_model_that_ignores_fractions_is_trained_once(tmp_path: Path) -> None:
         "fine-tuning-0.5",
     ]
     assert output.count("[transfer] epoch 2/2") == 1
-    assert "ignores model.pct_unfreeze" in output
+    assert "ignoring model.pct_unfreeze" in output
 
 
 def test_an_invalid_fraction_anywhere_in_a_sweep_fails_before_its_first_job(
