@@ -497,7 +497,7 @@ def test_a_single_job_pauses_and_resumes(tmp_path: Path) -> None:
         "pauses after epoch 2 of 4" in output and "repeat the command with hydra.run.dir=" in output
     )
     again = train("stop_after=1", "hydra.run.dir=job")
-    assert "trained for stop_after=1 epochs already" in again and "groups train" not in again
+    assert "already trained to stop_after=1" in again and "groups train" not in again
     assert "resumes after epoch 2" in train("stop_after=3", "hydra.run.dir=job")
     assert "test_acc" in train("hydra.run.dir=job")
     train("hydra.run.dir=whole")
