@@ -113,6 +113,7 @@ def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_
             f"report: {sweep_folder}/report.html" in output
             and "validation accuracy of" in output
         )
+        assert "leaked" not in output
     assert len(set(ids)) == 12
     assert len(metrics["two"]) == 4
     assert metrics["two"] == metrics["one"] == metrics["basic"]

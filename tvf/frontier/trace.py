@@ -65,8 +65,8 @@ def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx
     two, three = _Observer(model, graph), _Observer(model, graph)
     with preserve_state(model), torch.no_grad():
         try:
-            two.run(example[:2].clone())
-            three.run(example[:3].clone())
+            two.observe(example[:2].clone())
+            three.observe(example[:3].clone())
         except Exception as error:
             raise TraceError(f"the traced graph fails to run: {error}") from error
     return {
@@ -145,10 +145,23 @@ class _Observer(fx.Interpreter):
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
+        self.nodes: list[fx.Node] = list(graph.nodes)
         self.gpus = _gpus(model)
         self.values: dict[fx.Node, Any] = {}
         self.random: set[fx.Node] = set()
         self.mixes: set[fx.Node] = set()
+
+    def observe(self, images: Tensor) -> None:
+        """Run every node on `images`.
+
+        Instead of `run`, whose disabled progress bar (tqdm) leaves a semaphore behind in a process
+        that ends with os._exit, as the jobs of a sweep do.
+        """
+        self.env, self.args_iter = {}, iter((images,))  # as `run` sets them
+        for node in self.nodes:
+            self.env[node] = self.run_node(node)
+            for unused in self.user_to_last_uses.get(node, ()):
+                del self.env[unused]
 
     def run_node(self, n: fx.Node) -> Any:
         states, layers = self._random_states(), self._layers(n)
