@@ -125,9 +125,9 @@ assert not psutil.Process().children()
     (tmp_path / "second").mkdir()
     printed = process.communicate(timeout=300)[0]
     assert process.wait() == 0, printed
-    *noise, killed, failed, interrupted = (
-        line for line in printed.splitlines() if line.startswith(("raised", "int"))
-    )
+    lines = [line for line in printed.splitlines() if line.startswith(("raised", "int"))]
+    assert len(lines) >= 3, printed
+    *noise, killed, failed, interrupted = lines
     assert not noise
     assert (
         killed
