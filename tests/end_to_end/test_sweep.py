@@ -110,8 +110,7 @@ def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_
         )
         assert sent in output and len(list(sweep_folder.glob("wandb/offline-run-*"))) == 1
         assert (
-            f"report: {sweep_folder}/report.html" in output
-            and "validation accuracy of" in output
+            f"report: {sweep_folder}/report.html" in output and "validation accuracy of" in output
         )
         assert "leaked" not in output
     assert len(set(ids)) == 12
