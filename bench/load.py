@@ -43,7 +43,11 @@ def memory_mb(process: psutil.Process) -> tuple[float, float]:
 def run_sweep(
     arguments: list[str], folder: Path, jobs: int
 ) -> tuple[float, list[tuple[float, float]]]:
-    """Run the sweep; return its seconds, and memory samples after a tenth of its jobs."""
+    """Run the sweep; return its seconds, and memory samples between its first tenth and its end.
+
+    Processes that have no more jobs to run are not measured: the launching process then builds the
+    report, and the workers exit.
+    """
     began, samples = time.perf_counter(), []
     with (folder / "output.txt").open("w") as output:
         process = psutil.Popen(
@@ -53,7 +57,7 @@ def run_sweep(
             stderr=subprocess.STDOUT,
         )
         while process.poll() is None:
-            if len(list(folder.glob("sweep/*/summary.json"))) >= jobs / 10:
+            if jobs / 10 <= len(list(folder.glob("sweep/*/summary.json"))) < jobs - 1:
                 with suppress(psutil.Error):
                     samples.append(memory_mb(process))
             time.sleep(0.5)
@@ -65,7 +69,7 @@ def run_sweep(
 def has_grown(role: str, sizes: tuple[float, ...]) -> bool:
     """Print the early and late memory of a process; return whether it grew by over a tenth."""
     early, late = max(sizes[: len(sizes) // 5 + 1]), max(sizes[-len(sizes) // 5 :])
-    print(f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB at the end")
+    print(f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB after the last")
     return late > 1.1 * early
 
 

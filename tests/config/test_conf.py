@@ -91,13 +91,13 @@ def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None
     assert config.hydra.launcher.get("n_jobs", 1) >= 1
 
 
-def test_the_sweeper_is_given_what_it_takes() -> None:
+@pytest.mark.parametrize("sweeper", ["grid", "halving"])
+def test_sweepers_are_given_what_they_take(sweeper: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["hydra/sweeper=halving"], return_hydra_config=True)
+        config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)
     check_node(OmegaConf.to_container(config.hydra.sweeper), "hydra.sweeper")  # type: ignore[arg-type]
-    assert (
-        config.hydra.sweeper._target_ == HALVING
-    )  # by which the callback knows that it is to plan
+    # The callback plans the rungs of this sweeper alone.
+    assert (config.hydra.sweeper._target_ == HALVING) == (sweeper == "halving")
 
 
 def test_an_unknown_key_suggests_the_intended_one() -> None:

@@ -61,7 +61,7 @@ def test_the_wheel_alone_trains_the_default_and_a_users_own_network(tmp_path: Pa
     shipped = {name for name in held if name.endswith(".yaml")}
     assert shipped == {f"tvf/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     # hydra_plugins is a namespace package, which other packages extend too.
-    assert "hydra_plugins/tvf_halving.py" in held and "hydra_plugins/__init__.py" not in held
+    assert "hydra_plugins/tvf_sweepers.py" in held and "hydra_plugins/__init__.py" not in held
 
     # Links instead of downloads: this environment was itself installed from scratch.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)

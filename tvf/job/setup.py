@@ -6,7 +6,7 @@ Code below `build_job` does not see the config.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ from tvf.store import (
 )
 from tvf.training import (
     LoopOptions,
+    Phase,
     StepOptions,
     balanced_weights,
     require_both_classes,
@@ -175,22 +176,32 @@ def _build_siblings(
 ) -> list[Sibling]:
     """The unfinished jobs of the sweep whose images pass through the same frozen layers."""
     configs = sibling_configs(context.sweep, config) if context.sweep else []
-    configs = [other for other in configs if other["model"]["_target_"] in OWN_MODELS]
-    nodes = [other["model"] for other in configs]
+    by_model: dict[str, list[Config]] = {}
+    for other in configs:
+        if other["model"]["_target_"] in OWN_MODELS:
+            by_model.setdefault(json.dumps(other["model"], sort_keys=True), []).append(other)
     siblings = []
     with preserve_freezing(model):
-        for index, node in enumerate(nodes):
-            if node in nodes[:index]:
-                continue
+        for alike in by_model.values():
             try:
-                other = build_part({"model": node}, "model", backbone=backbone)
-                count = len(other.trained_groups)
-                alike = [config for config in configs if config["model"] == node]
-                phases = [build_phases(config, count) for config in alike]
-                siblings.append(Sibling(other, phases))
+                other = build_part({"model": alike[0]["model"]}, "model", backbone=backbone)
+                siblings.append(Sibling(other, _phases_of(alike, len(other.trained_groups))))
             except InputError:  # for the other job to report
                 continue
     return siblings
+
+
+def _phases_of(configs: Sequence[Config], groups: int) -> list[tuple[Phase, ...]]:
+    """The phases of each of these jobs, which train `groups` groups."""
+    built: dict[str, tuple[Phase, ...]] = {}  # a sweep of many jobs has few schedules
+    phases = []
+    for config in configs:
+        schedule = {key: config[key] for key in ("epochs", "recipe", "early_stopping")}
+        key = json.dumps(schedule, sort_keys=True)
+        if key not in built:
+            built[key] = build_phases(schedule, groups)
+        phases.append(built[key])
+    return phases
 
 
 def _load_initial_weights(

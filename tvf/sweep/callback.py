@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from tvf.sweep.halving import HalvingPlan
 
-HALVING = "hydra_plugins.tvf_halving.HalvingSweeper"
+HALVING = "hydra_plugins.tvf_sweepers.HalvingSweeper"
 
 
 @dataclass(frozen=True)
