@@ -69,7 +69,9 @@ def run_sweep(
 def has_grown(role: str, sizes: tuple[float, ...]) -> bool:
     """Print the early and late memory of a process; return whether it grew by over a tenth."""
     early, late = max(sizes[: len(sizes) // 5 + 1]), max(sizes[-len(sizes) // 5 :])
-    print(f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB after the last")
+    print(
+        f"{role}: {early:.0f} MiB after the first tenth of the jobs, {late:.0f} MiB after the last"
+    )
     return late > 1.1 * early
 
 

@@ -1,7 +1,6 @@
 """Claiming GPUs, counting devices, threads and peak memory."""
 
 import getpass
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import ROOT, forks
 from tvf.distributed import devices
 from tvf.errors import InputError
 from tvf.sweep.launchers import default_workers
@@ -23,8 +23,10 @@ def test_processes_claim_different_names_and_keep_them(
             "from tvf.distributed import devices\n"
             "print(devices.claim('ab', folder=pathlib.Path(sys.argv[1])))"
         )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        process = forks.python(code, str(tmp_path), cwd=ROOT)
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        return printed
 
     monkeypatch.setattr(devices, "_claimed", {})
     assert devices.claim("ab", folder=tmp_path) == devices.claim("ab", folder=tmp_path) == [0]

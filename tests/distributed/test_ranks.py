@@ -31,6 +31,7 @@ from helpers import rank_jobs
 from tvf.distributed import ranks
 from tvf.distributed.ranks import start_ranks
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 out = sys.argv[1]
 """
 

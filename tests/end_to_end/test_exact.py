@@ -21,7 +21,7 @@ Shell = Callable[..., Outcome]
 QUICK = (
     "epochs=3",
     "data.limit=39",
-    "data.image_size=64",
+    "data.image_size=40",
     "data.batch_size=16",
     "tracker=none",
     "threads=1",
@@ -113,7 +113,7 @@ def test_each_distinct_image_passes_through_the_frozen_layers_once(
 
 @pytest.mark.slow
 def test_mixed_precision_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
-    arguments = (*QUICK, "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
+    arguments = (*QUICK, "epochs=2", "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
     for mode in ("off", "on"):
         assert shell(*arguments, f"store.mode={mode}", f"hydra.run.dir={mode}").code == 0
     assert summary(tmp_path / "off")["approximations"] == ["precision bf16-mixed"]

@@ -182,6 +182,7 @@ def test_a_model_that_ignores_fractions_is_trained_once(tmp_path: Path) -> None:
         "model.pct_unfreeze=0.25,0.50",
         "optimizer.lr=1e-3",
         "tracker=none",
+        "hydra/launcher=basic",
     )
     assert code == 0, output
     assert [row["name"] for row in read_jobs(sweep)] == [

@@ -7,6 +7,7 @@ these have to start Python.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -198,4 +199,6 @@ if __name__ == "__main__":
         importlib.import_module(module)
     del sys.modules["wandb"]
     sys.path[0] = ""
+    gc.collect()
+    gc.freeze()  # or every fork would walk all that was imported, and copy its memory
     _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
