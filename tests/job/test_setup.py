@@ -57,6 +57,22 @@ def test_an_invalid_sibling_does_not_concern_a_job(
     assert [len(sibling.phases) for sibling in phases.siblings] == [1]
 
 
+def test_each_sibling_has_the_phases_of_its_own_recipe_and_epochs(tmp_path: Path) -> None:
+    config = small_config(epochs=4, model__pct_unfreeze=0.5)
+    later = config | {"recipe": {"_target_": "tvf.training.LpFt"}}
+    jobs = {"own": config, "seed": config | {"seed": 2}, "later": later}
+    jobs["short"] = config | {"epochs": 2}
+    write_manifest(tmp_path, jobs)
+    built = build_job(config, small_context(tmp_path / "own", tmp_path), None).phases.siblings
+    (sibling,) = built
+    assert [[(phase.epochs, phase.groups) for phase in phases] for phases in sibling.phases] == [
+        [(4, 2)],
+        [(4, 2)],
+        [(2, 0), (2, 2)],
+        [(2, 2)],
+    ]
+
+
 def test_options_that_the_job_acts_on_do_not_reach_the_targets(tmp_path: Path) -> None:
     config = small_config(
         optimizer__clip_norm=2.0,

@@ -150,7 +150,7 @@ class CachePlan:
             for point in self.points[:-1]
             if not (store.must_pay and self.reason_not_to_cache(point, store, source, epochs))
         }
-        for cut_fingerprint, metadata in store.siblings("activations", [source]).items():
+        for cut_fingerprint, metadata in store.entries_below("activations", [source]).items():
             digests = metadata.get("cut")
             if cut_fingerprint not in points and isinstance(digests, list):
                 cut = self.trace.locate(digests, self.own.cut)

@@ -131,7 +131,7 @@ class Store:
             os.utime(folder / "entry.json")  # its last use
         return Entry(self, folder)
 
-    def siblings(self, kind: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def entries_below(self, kind: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Map the next key of each entry whose keys begin with `keys` to its description."""
         folder = self.folder.joinpath(kind, *keys)
         return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/entry.json"))}
