@@ -1,5 +1,6 @@
 """The command `tvf`: its help, its usage errors, and how it passes arguments on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -132,6 +133,17 @@ def test_train_passes_its_arguments_to_hydra_untouched(
 def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     shown = tvf("train", "--help")
     assert "model: finetune, transfer" in shown and "A sweep:   python train.py -m" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--cfg", "job"]], ids=" ".join)
+def test_a_reader_that_ends_early_causes_no_error_message(arguments: list[str]) -> None:
+    """As in `tvf --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tvf", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 1
 
 
 def test_report_offers_every_format(tvf: Tvf) -> None:

@@ -238,6 +238,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
             ["-m", "seed=1,2", "hydra.sweep.dir=/dev/null/x"],
             r"choose another with .*hydra.sweep.dir",
         ),
+        (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

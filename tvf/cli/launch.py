@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,11 +74,16 @@ def launch(arguments: Sequence[str] | None = None) -> None:
     try:
         with interruptible(interrupt):
             _call_hydra()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        # Hydra's logging raises a ValueError if it cannot open the job's log file.
+        # Hydra's logging raises a ValueError if it cannot open the job's log file, and Hydra itself
+        # one for flags that exclude each other.
         unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
+        usage = traceback.extract_tb(error.__traceback__)[-1].name == "_run_hydra"
         unexpected = isinstance(error, ValueError) and not isinstance(error, InputError)
-        if _debugging() or (unexpected and not unwritable):
+        if _debugging() or (unexpected and not unwritable and not usage):
             raise
         raise SystemExit(f"error: {explain_error(unwritable or error)}") from None
     except TerminatedWorkerError:
