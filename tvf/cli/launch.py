@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -74,10 +75,9 @@ def launch(arguments: Sequence[str] | None = None) -> None:
     try:
         with interruptible(interrupt):
             _call_hydra()
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            raise SystemExit(1) from None
         # Hydra's logging raises a ValueError if it cannot open the job's log file, and Hydra itself
         # one for flags that exclude each other.
         unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
@@ -250,6 +250,15 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     if note:
         log.info("%s", note)
     return config
+
+
+def _reader_has_ended() -> bool:
+    """Whether stdout is a pipe whose reader, such as `head`, has ended; if so, discard output."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if ended := any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 def _debugging() -> bool:
