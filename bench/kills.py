@@ -116,7 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--limit", type=int, default=100, help="images per split")
+    parser.add_argument("--limit", type=int, default=167, help="images of each job")
     parser.add_argument("--seed", type=int, default=0, help="of the random times")
     options = parser.parse_args()
     sweep = [*SWEEP, f"epochs={options.epochs}", f"data.limit={options.limit}"]

@@ -23,11 +23,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from elpv_dataset.utils import load_dataset  # noqa: E402
 from PIL import Image  # noqa: E402
-from sklearn.model_selection import train_test_split  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
+from tvf.data.sources.elpv import Elpv  # noqa: E402
+from tvf.data.splits import divide  # noqa: E402
 from tvf.models import efficientnet_lite0  # noqa: E402
 
 SIZE, BATCH, LR, BACKBONE_LR, WEIGHT_DECAY = 128, 32, 1e-3, 1e-4, 1e-4
@@ -38,19 +39,13 @@ TRAINED = {0.0: 0, 0.25: 2, 0.5: 4, 1.0: 9}
 
 def split() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """All images, their labels, and the indices of train, val and test, with tvf's splits."""
-    images, probability, kind = load_dataset()
-    strata = 2 * np.rint(probability * 3).astype(int) + (kind == "mono")
-    rest, test = train_test_split(
-        np.arange(len(images)), test_size=656, stratify=strata, random_state=0
-    )
-    rest = np.sort(rest)
-    train, val = train_test_split(
-        rest, test_size=int(0.2 * len(rest)), stratify=strata[rest], random_state=0
-    )
+    images, probability, _ = load_dataset()
+    source = Elpv(image_size=SIZE, split_by="cell")
+    places = divide(source.catalog(), source)
     return (
         images,
         (probability >= 0.5).astype(np.int64),
-        [np.sort(train), np.sort(val), np.sort(test)],
+        [places[name] for name in ("train", "val", "test")],
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from reference import split
 
@@ -31,7 +32,7 @@ from tvf.models import efficientnet_lite0
 ROOT = Path(__file__).parent.parent
 EPOCHS = 8
 REFERENCE_EPOCHS = 2  # measured per reference loop; their median is used for every epoch
-COMMON = ("data.image_size=128", "tracker=none")
+COMMON = ("data.image_size=128", "data.split_by=cell", "tracker=none")
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
 
@@ -325,22 +326,24 @@ def suffix_seconds(row: Row, work: Path) -> dict[float, tuple[float, float]]:
 
 def bound_lines(row: Row, work: Path, seconds: float) -> list[str]:
     """The formula of docs/performance.md, with prefix and suffixes measured separately."""
-    train, val, test = map(len, split()[2])
+    places = split()[2]
+    train, val, test = map(len, places)
     workers, speed, suffix = os.cpu_count() or 1, prefix_speed(), suffix_seconds(row, work)
-    rows = ViewRows(FlipsAndCrops(horizontal=0.5), train)
-    images = sum(len(rows.new_samples(view + 1)) for view in range(row.epochs)) + val + test
+    rows = ViewRows(FlipsAndCrops(horizontal=0.5), train + val + test)
+    shown = [rows.rows_of_view(view)[places[0]] for view in range(1, row.epochs + 1)]
+    images = len(np.unique(np.concatenate([*shown, places[1], places[2]])))
     suffixes = 0.0
     for fraction, count in row.jobs.items():
         training, evaluating = suffix[fraction]
         suffixes += count * (row.epochs * (train * training + val * evaluating) + test * evaluating)
     least = images / speed + suffixes / workers
-    shown = ", ".join(
+    rates = ", ".join(
         f"{fraction:g}: {1 / training:.0f}" for fraction, (training, _) in suffix.items()
     )
     return [
         f"{images:.0f} images through the prefix, at {speed:.0f} per second on all cores: "
         f"{images / speed:.0f} s. Suffixes, training (images per second on one core, by fraction: "
-        f"{shown}), validation and test: {suffixes:.0f} s on one core.",
+        f"{rates}), validation and test: {suffixes:.0f} s on one core.",
         f"So {workers} workers need at least {least:.0f} s. The command took {seconds:.0f} s: "
         f"the bound is {least / seconds:.0%} of that.",
     ]

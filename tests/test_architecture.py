@@ -165,7 +165,7 @@ def test_help_does_not_import_torch(tmp_path: Path) -> None:
 
 
 def test_a_job_without_a_tracker_does_not_import_wandb(tmp_path: Path) -> None:
-    quick = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
+    quick = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32")
     loaded = _loaded_after(*quick, "tracker=none", cwd=tmp_path)
     assert "torch" in loaded
     assert "wandb" not in loaded

@@ -13,7 +13,7 @@ from helpers import Outcome
 
 Shell = Callable[..., Outcome]
 VALIDATION = ("val_loss", "val_acc")
-QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8", "tracker=none")
+QUICK = ("epochs=2", "data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=none")
 
 
 def _folder(tmp_path: Path) -> Path:
@@ -108,7 +108,7 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
         "optimizer.lr=0.01",
         "optimizer.backbone_lr=0.001",
         "data.image_size=96",
-        "data.limit=40",
+        "data.limit=68",
         "seed=7",
         "model.frozen_bn=batch",
         "tracker=none",
@@ -170,8 +170,8 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
             r"data.metric=auroc must be used with 2 classes, but there are 4",
         ),
         (
-            ["data.metric=auroc", "data.limit=1"],
-            r"of both classes, but all of them are of one class",
+            ["data.limit=1"],
+            r"1 images in 1 groups cannot be divided so that each split has an image of each class",
         ),
         (["data.image_size=7"], r"data.image_size=7 must be a whole number of at least 32"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 must be a finite number above 0"),

@@ -53,7 +53,7 @@ def read(root: Path, **options: object) -> list[Images]:
     data = Cifar10(root=str(root), image_size=32, **{"download": False, **options}).load()  # type: ignore[arg-type]
     assert data.classes == tuple(CLASSES)
     return [
-        Images(split.images.numpy(), split.labels.numpy())
+        Images(split.pixels(np.arange(len(split))).numpy(), split.labels.numpy())
         for split in (data.train, data.val, data.test)
     ]
 
@@ -88,8 +88,8 @@ def test_a_split_validates_on_a_stratified_share_of_the_training_images(root: Pa
 
 def test_images_are_resized_on_request(root: Path) -> None:
     data = Cifar10(root=str(root), image_size=48, download=False).load()
-    assert data.test.images.shape == (30, 3, 48, 48)
-    assert data.test.images.dtype == torch.uint8
+    assert data.test.pool.pixels.images.shape == (130, 3, 48, 48)
+    assert data.test.pool.pixels.images.dtype == torch.uint8
 
 
 def test_missing_data_without_a_download_names_the_expected_folder(

@@ -11,65 +11,58 @@ import torch
 from PIL import Image
 
 from tvf.data.images import check_memory, read_image, read_images
+from tvf.data.pool import DataSplits
 from tvf.data.sources.elpv import Elpv
 from tvf.data.sources.image_folder import ImageFolder
-from tvf.data.splits import limit_samples, split_off
+from tvf.data.splits import divide
 from tvf.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def elpv() -> tuple[Elpv, list[torch.Tensor]]:
-    """ELPV at 32 pixels: the options, and the images of train, val and test."""
-    options = Elpv(image_size=32)
-    data = options.load()
-    return options, [split.images for split in (data.train, data.val, data.test)]
+def elpv() -> DataSplits:
+    """ELPV at 32 pixels, divided cell by cell as in published results."""
+    return Elpv(image_size=32, split_by="cell").load()
 
 
-def test_elpv_has_1575_393_and_656_images_in_three_channels(
-    elpv: tuple[Elpv, list[torch.Tensor]],
-) -> None:
-    assert [tuple(images.shape) for images in elpv[1]] == [(n, 3, 32, 32) for n in (1575, 393, 656)]
-    assert all(images.dtype == torch.uint8 for images in elpv[1])
-    assert torch.equal(elpv[1][0][:, 0], elpv[1][0][:, 2])
+def test_elpv_by_cell_has_1575_393_and_656_images_in_three_channels(elpv: DataSplits) -> None:
+    assert [len(split) for split in (elpv.train, elpv.val, elpv.test)] == [1575, 393, 656]
+    images = elpv.train.pixels(np.arange(1575))
+    assert images.shape == (1575, 3, 32, 32) and images.dtype == torch.uint8
+    assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_elpv_splits_are_stratified_and_the_same_for_both_tasks(
-    elpv: tuple[Elpv, list[torch.Tensor]],
-) -> None:
-    binary, four = Elpv(image_size=32).load(), Elpv(image_size=32, task="four_class").load()
-    assert (binary.classes, four.classes) == (("functional", "defective"), ("0", "1/3", "2/3", "1"))
-    labels = torch.cat([four.train.labels, four.val.labels, four.test.labels])
-    shares = torch.bincount(labels) / 2624
-    for split, other, images in zip(
-        (four.train, four.val, four.test),
-        (binary.train, binary.val, binary.test),
-        elpv[1],
-        strict=True,
-    ):
-        assert torch.equal(split.images, images)
-        assert torch.equal(other.labels, (split.labels >= 2).long())
-        assert torch.allclose(torch.bincount(split.labels) / len(split), shares, atol=0.005)
+def test_elpv_splits_are_stratified_and_the_same_for_both_tasks(elpv: DataSplits) -> None:
+    source = Elpv(image_size=32, task="four_class", split_by="cell")
+    catalog = source.catalog()
+    places = divide(catalog, source)
+    assert (elpv.classes, catalog.classes) == (
+        ("functional", "defective"),
+        ("0", "1/3", "2/3", "1"),
+    )
+    shares = np.bincount(catalog.labels) / 2624
+    for name, split in (("train", elpv.train), ("val", elpv.val), ("test", elpv.test)):
+        levels = catalog.labels[places[name]]
+        assert np.array_equal(split.places, places[name])
+        assert np.array_equal(split.labels.numpy(), levels >= 2)
+        assert np.bincount(levels) / len(levels) == pytest.approx(shares, abs=0.005)
 
 
-def test_a_split_is_disjoint_complete_stratified_and_a_function_of_its_seed() -> None:
-    strata = np.repeat([0, 1, 2], [100, 50, 10])
-    rest, split = split_off(np.arange(160), strata, 32, seed=1)
-    assert sorted([*rest, *split]) == list(range(160))
-    assert np.bincount(strata[split]).tolist() == [20, 10, 2]
-    assert np.array_equal(split, split_off(np.arange(160), strata, 32, seed=1)[1])
-    assert not np.array_equal(split, split_off(np.arange(160), strata, 32, seed=2)[1])
-
-
-def test_a_class_too_small_to_split_is_an_error() -> None:
-    with pytest.raises(InputError, match="cannot be split"):
-        split_off(np.arange(11), np.repeat([0, 1], [10, 1]), 3, seed=0)
-
-
-def test_a_limit_keeps_a_random_subset() -> None:
-    kept = limit_samples(np.arange(100), 10, seed=0)
-    assert len(kept) == 10
-    assert kept[-1] > 50
-    assert np.array_equal(limit_samples(np.arange(5), 10, seed=0), np.arange(5))
+def test_elpv_by_module_keeps_each_of_44_modules_in_one_split() -> None:
+    source = Elpv(image_size=32)
+    catalog = source.catalog()
+    assert catalog.groups is not None and len(catalog) == 2624
+    mono = catalog.strata % 2 == 1 if catalog.strata is not None else None
+    modules, sizes = np.unique(catalog.groups, return_counts=True)
+    assert len(modules) == 44 and sizes.min() >= 48 and sizes.max() <= 72
+    assert len(np.unique(catalog.groups[mono])) == 18  # as in Deitsch et al. 2019
+    places = divide(catalog, source)
+    groups = [set(catalog.groups[places[name]]) for name in ("train", "val", "test")]
+    assert len(groups[0] | groups[1] | groups[2]) == sum(map(len, groups)) == 44
+    sizes = [len(places[name]) / 2624 for name in ("train", "val", "test")]
+    assert sizes == pytest.approx([0.6, 0.15, 0.25], abs=0.02)
+    for name in places:
+        defective = catalog.labels[places[name]].mean()
+        assert defective == pytest.approx(catalog.labels.mean(), abs=0.06), name
 
 
 def test_without_val_and_test_folders_train_is_split_in_proportion(image_root: Path) -> None:
@@ -87,7 +80,8 @@ def test_val_and_test_folders_are_used_if_they_exist(image_root: Path) -> None:
     data = ImageFolder(root=str(image_root), image_size=32).load()
     assert [len(split) for split in (data.train, data.val, data.test)] == [48, 1, 1]
     assert data.test.labels.tolist() == [1]
-    assert data.test.images[0, 0].float().mean() > 250 > 10 > data.test.images[0, 1].float().mean()
+    (image,) = data.test.pixels(np.arange(1)).float()
+    assert image[0].mean() > 250 > 10 > image[1].mean()
 
 
 def test_an_image_is_its_centre_square_resized_and_turned_upright(tmp_path: Path) -> None:
@@ -233,10 +227,10 @@ def test_an_image_over_the_limit_is_an_error_before_decoding_unless_the_limit_is
     with pytest.raises(
         InputError, match=r"large.png has 400 megapixels, more than data.max_megapixels=100"
     ):
-        read_images([tmp_path / "large.png"], torch.zeros(1), 64)
+        read_images([tmp_path / "large.png"], 64)
     assert time.monotonic() - start < 1
     Image.new("1", (11_000, 11_000)).save(tmp_path / "large.png")
-    read = read_images([tmp_path / "large.png"], torch.zeros(1), 64, max_megapixels=500)
+    read = read_images([tmp_path / "large.png"], 64, max_megapixels=500)
     assert read.images.shape == (1, 3, 64, 64)
 
 

@@ -18,7 +18,7 @@ from helpers.jobs import metrics, summary
 # 39 images in batches of 16: shares of 8 and 8, and of 4 and 3.
 QUICK = (
     "epochs=2",
-    "data.limit=39",
+    "data.limit=64",
     "data.image_size=32",
     "data.batch_size=16",
     "model.pct_unfreeze=0.25",

@@ -14,7 +14,7 @@ from helpers.jobs import metrics, summary
 Shell = Callable[..., Outcome]
 QUICK = (
     "epochs=4",
-    "data.limit=39",
+    "data.limit=64",
     "data.image_size=32",
     "data.batch_size=16",
     "tracker=none",

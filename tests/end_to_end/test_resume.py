@@ -20,7 +20,7 @@ import pytest
 from helpers import ROOT, forks
 from tvf import cli
 
-QUICK = ("data.limit=40", "data.image_size=32", "data.batch_size=8", "tracker=none")
+QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=none")
 # A backbone that ends its job in the first training step, in a different way for each fraction,
 # until the file `mended` exists.
 ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
@@ -189,7 +189,7 @@ def test_a_killed_worker_loses_no_job(tmp_path: Path) -> None:
 def test_a_job_that_is_killed_repeatedly_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     arguments = (
         *QUICK,
-        "data.limit=80",
+        "data.limit=134",
         "model.pct_unfreeze=0.5",
         "epochs=10",
         "augment=crop_flip",

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 KEY = "local0000000000000000000000000000000000000000"
 BASIC = "hydra/launcher=basic"  # starts faster, for sweeps whose launcher is not under test
-QUICK = ("data.limit=60", "data.image_size=32", "data.batch_size=16", "project=loopback")
+QUICK = ("data.limit=100", "data.image_size=32", "data.batch_size=16", "project=loopback")
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from tvf.records.rows import COLUMNS, read_jobs
 from tvf.records.sweep import read_commands, read_configs, summary_run_id, write_manifest
 from tvf.report.terminal import print_result, print_status
 
-QUICK = ("epochs=2", "data.limit=24", "data.image_size=32", "data.batch_size=8")
+QUICK = ("epochs=2", "data.limit=40", "data.image_size=32", "data.batch_size=8")
 # A backbone that, for one fraction, raises in its first training step, when the W&B run is open.
 FLAKY = """
 import torch

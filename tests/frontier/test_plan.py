@@ -1,6 +1,7 @@
 """What an input pipeline reads from the store, and its fallbacks when it cannot."""
 
 import dataclasses
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from helpers import SmallNet, small_backbone
-from tvf.data.augment import Augmentation, FlipsAndCrops
-from tvf.data.splits import DataSplits, Split
+from helpers.training import whole_pool
+from tvf.data.augment import Augmentation, FlipsAndCrops, ViewRows
+from tvf.data.pool import Catalog, DataSplits, Split
+from tvf.data.splits import SplitOptions, divide
 from tvf.files import write_json
 from tvf.frontier.inputs import CachedPipeline, InputPipeline
 from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline
@@ -32,7 +35,7 @@ FABRIC = Fabric(accelerator="cpu", devices=1)
 IMAGES = torch.randint(
     0, 256, (48, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
-SPLIT = Split(IMAGES, torch.arange(48) % 3)
+SPLIT = whole_pool(IMAGES, torch.arange(48) % 3)
 DATA = DataSplits(("a", "b", "c"), train=SPLIT, val=SPLIT, test=SPLIT)
 SAMPLES = np.arange(48)
 
@@ -84,7 +87,7 @@ def test_a_shallower_cut_that_does_not_fit_into_the_store_is_skipped(
         pipeline = pipeline_of(module, store, None, SiblingJobs(other_fraction(module, 0.5), 1))
         assert torch.equal(logits(pipeline), expected)
         assert pipeline.prefix_images == 48 and pipeline.continued_images == continued
-        assert len(list(store.folder.rglob("*.bin"))) == 1
+        assert len(list(store.folder.rglob("*.rows"))) == (2 if continued else 1)
     assert re.search(
         r"activations for other jobs are not cached: 173 kB .*store\.max_gb=0\.0001", caplog.text
     )
@@ -270,7 +273,7 @@ def test_auto_caches_what_saves_time_and_logs_what_does_not_and_why(
             pipeline = pipeline_of(module, Store(tmp_path, max_bytes, must_pay=True))
         assert f"store: {verdict} (0.032 kB" in caplog.text
         logits(pipeline)
-        assert bool(list(tmp_path.rglob("*.bin"))) == (verdict == "train, val, test cached")
+        assert bool(list(tmp_path.rglob("*.rows"))) == (verdict == "train, val, test cached")
 
 
 class Unidentifiable(FlipsAndCrops):
@@ -291,7 +294,7 @@ def test_an_augmentation_without_a_fingerprint_keeps_only_training_images_uncach
     pipeline.evaluate("val").inputs(SAMPLES)
     assert re.search(r"train not cached: .*builtins\.list_iterator", caplog.text)
     cached = {entry.about.partition(",")[0] for entry in list_entries(tmp_path)}
-    assert cached == {"activations val images"}  # here, these are the test images too
+    assert cached == {"activations images"}  # those of val; here, they are the test images too
 
 
 class Brighter(FlipsAndCrops):
@@ -339,12 +342,54 @@ def test_recalibrated_statistics_are_cached_per_network_and_pixel_scaling(
     assert any(changed) == (fraction == 0)
 
 
+def test_folds_and_fractions_share_one_pool_and_compute_each_image_once(tmp_path: Path) -> None:
+    """Five folds cost at most 1.3 times the frozen images of one division of the same pool."""
+    count, epochs, augment = 200, range(1, 9), FlipsAndCrops(horizontal=0.5)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    pool = whole_pool(images, torch.arange(count) % 3).pool
+    catalog = Catalog(("a", "b", "c"), np.arange(count) % 3, pool.names, lambda *how: None)  # type: ignore[arg-type, return-value]
+    modules = {fraction: set_up(fraction) for fraction in (0, 0.5)}
+
+    def run(fold: int, fraction: float, store: Store | None) -> tuple[int, list[Tensor]]:
+        """How many images pass through the prefix from pixels, and the suffix's inputs."""
+        places = divide(catalog, SplitOptions(folds=5, fold=fold))
+        splits = {name: Split(pool, places[name]) for name in ("train", "val", "test")}
+        data = DataSplits(("a", "b", "c"), **splits)
+        uncached = InputPipeline(FABRIC, modules[fraction], data, augment)
+        pipeline = open_pipeline(uncached, CacheOptions(epochs, store))
+        activations = []
+        for epoch in epochs:
+            activations += pipeline.train(epoch).inputs(np.arange(len(data.train)))
+        for name in ("val", "test"):
+            activations += pipeline.evaluate(name).inputs(np.arange(len(splits[name])))
+        return pipeline.prefix_images, activations
+
+    def distinct(folds: int) -> int:
+        rows, shown = ViewRows(augment, count), set()
+        for fold in range(folds):
+            places = divide(catalog, SplitOptions(folds=5, fold=fold))
+            shown |= {*places["val"], *places["test"]}  # their rows of view 0
+            shown |= {row for view in epochs for row in rows.rows_of_view(view)[places["train"]]}
+        return len(shown)
+
+    store, computed = Store(tmp_path, 10**9), 0
+    # The largest fraction first: the smaller one continues from its activations.
+    for fold, fraction in itertools.product(range(5), (0.5, 0)):
+        images_passed, activations = run(fold, fraction, store)
+        computed += images_passed
+        assert all(map(torch.equal, activations, run(fold, fraction, None)[1])), (fold, fraction)
+        if (fold, fraction) == (0, 0):
+            assert computed == distinct(1)
+    assert computed == distinct(5) <= 1.3 * distinct(1)
+
+
 def test_a_table_that_is_removed_while_it_is_written_is_an_error(tmp_path: Path) -> None:
     entry = Store(tmp_path, 10**9).entry("kind", ["k"], {})
 
-    def fill(rows: slice, wait: bool) -> list[Tensor]:
+    def fill(rows: np.ndarray, wait: bool) -> list[Tensor]:
         shutil.rmtree(entry.folder)
-        return [torch.zeros(rows.stop - rows.start)]
+        return [torch.zeros(len(rows))]
 
     with pytest.raises(StoreError, match=str(entry.folder)):
         entry.table("t", 300, [ArraySpec((), torch.float32)], fill).tensors()

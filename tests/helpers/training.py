@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 
 from helpers.sweeps import base_config
-from tvf.data import DataSplits, FlipsAndCrops, Split
+from tvf.data import DataSplits, FlipsAndCrops, Pixels, Pool, Split
 from tvf.frontier import InputPipeline
 from tvf.job import JobContext
 from tvf.models import FineTuneModel
@@ -37,7 +39,13 @@ def split(count: int, seed: int) -> Split:
     images = torch.randint(0, 156, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % 3
     images[torch.arange(count), labels] += 100
-    return Split(images, labels)
+    return whole_pool(images, labels)
+
+
+def whole_pool(images: Tensor, labels: Tensor) -> Split:
+    """A split that is all of its pool."""
+    names = [str(number) for number in range(len(labels))]
+    return Split(Pool(Pixels(images), labels, names), np.arange(len(labels)))
 
 
 DATA = DataSplits(("a", "b", "c"), split(33, 0), split(20, 1), split(20, 2))

@@ -165,9 +165,12 @@ def test_a_damaged_or_foreign_file_is_replaced_by_the_one_before_and_never_run(
     assert "last.pt is damaged" in caplog.text and not trapped.exists()
 
 
-def test_checkpoints_of_an_older_version_are_not_resumed_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", OLD_MAGIC)
+def test_checkpoints_of_an_older_version_are_not_resumed_and_kept(
+    tmp_path: Path, old: bytes
+) -> None:
     checkpoints = _saved(tmp_path)
-    content = checkpoints.last.read_bytes().replace(MAGIC, OLD_MAGIC)
+    content = checkpoints.last.read_bytes().replace(MAGIC, old)
     checkpoints.last.write_bytes(content)
     with pytest.raises(InputError, match=r"last\.pt was written by an older version of tvf"):
         checkpoints.load()

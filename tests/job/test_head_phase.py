@@ -12,7 +12,6 @@ import torch
 
 from helpers import training
 from helpers.training import DATA, small_config, small_context, train
-from tvf.data.splits import Split
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.setup import build_job
 from tvf.models.weights import load_weights, save_weights
@@ -84,9 +83,11 @@ def test_everything_the_head_depends_on_changes_its_fingerprint(
         {"threads": 2},
     ):
         assert _fingerprint(tmp_path, 0.5, **changes) not in (own, None), changes
-    images = DATA.val.images.clone()
+    images = DATA.val.pool.pixels.images.clone()
     images[0, 0, 0, 0] += 1
-    monkeypatch.setattr(training, "DATA", replace(DATA, val=Split(images, DATA.val.labels)))
+    monkeypatch.setattr(
+        training, "DATA", replace(DATA, val=training.whole_pool(images, DATA.val.labels))
+    )
     assert _fingerprint(tmp_path) not in (own, None)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,19 +15,22 @@ from omegaconf import OmegaConf
 
 from helpers import Outcome, small_backbone
 from helpers.sweeps import base_config
+from helpers.training import DATA
 from tvf.config import build_part
 from tvf.config.validate import validate_config
+from tvf.data.pool import DataSplits, Pool, Split
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
 from tvf.job.origin import check_origin
 from tvf.models.finetune import FineTuneModel
 from tvf.models.weights import check_not_own_weights, load_initial_weights, save_weights
+from tvf.records.predictions import write_predictions
 from tvf.records.sweep import sibling_configs, write_manifest
 
 Shell = Callable[..., Outcome]
 QUICK = (
     "epochs=1",
-    "data.limit=12",
+    "data.limit=32",
     "data.image_size=32",
     "data.batch_size=8",
     "tracker=none",
@@ -52,10 +56,10 @@ def _job(folder: Path, model: FineTuneModel, **summary: Any) -> str:
 
 
 def _start(
-    model: FineTuneModel, origin: str, classes: tuple[str, ...] = CLASSES, **data: Any
+    model: FineTuneModel, origin: str, images: DataSplits | None = None, **data: Any
 ) -> None:
     config = {"data": {"_target_": "d", "split_seed": 0} | data}
-    check_origin(origin, "small", classes, config)
+    check_origin(origin, "small", images or DATA, config)
     load_initial_weights(model, origin, "module.head")
 
 
@@ -121,23 +125,41 @@ def test_a_job_with_other_classes_or_another_backbone_raises(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_origin_that_split_the_same_images_differently_raises(
+def test_an_origin_without_a_record_of_the_same_images_raises(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = _job(tmp_path, _model())
-    write_json(
-        tmp_path / "config.json", {"data": {"_target_": "d", "split_seed": 0, "image_size": 32}}
-    )
-    _start(_model(), folder, image_size=64)
-    _start(_model(), folder, _target_="other", split_seed=1)  # other images
-    with pytest.raises(
-        InputError,
-        match="that job had data.split_seed=0, this one has 1, so it may have trained on images",
-    ):
-        _start(_model(), folder, split_seed=1)
+    write_json(tmp_path / "config.json", {"data": {"_target_": "d", "image_size": 32}})
+    _start(_model(), folder, _target_="other")  # other images
+    with pytest.raises(InputError, match="no record of the images it was trained on"):
+        _start(_model(), folder)
     assert not caplog.text
-    _start(_model(), str(tmp_path / BEST_WEIGHTS), split_seed=1)
+    _start(_model(), str(tmp_path / BEST_WEIGHTS))
     assert "does not record which images it was trained on" in caplog.text
+
+
+def test_an_origin_that_trained_on_images_that_validate_or_test_this_job_raises(
+    tmp_path: Path,
+) -> None:
+    """Decided by the images, whatever the configs say: a folder may have grown under its name."""
+    pixels = DATA.train.pool.pixels
+    pool = Pool(pixels, torch.arange(33) % 3, [str(number) for number in range(33)])
+    folder = _job(tmp_path, _model())
+    write_json(tmp_path / "config.json", {"data": {"_target_": "d", "split_seed": 0}})
+    write_predictions(tmp_path, {}, pixels.digests[:20])
+
+    def divided(train: int, val: int) -> DataSplits:
+        places = np.split(np.arange(33), [train, val])
+        return DataSplits(CLASSES, *(Split(pool, part) for part in places))
+
+    _start(_model(), folder, divided(20, 26))
+    _start(_model(), folder, divided(21, 26), split_seed=3)
+    for splits, message in (
+        (divided(18, 26), "trained on 2 of this job's 8 validation images"),
+        (divided(4, 16), "trained on 12 of this job's 12 validation images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _start(_model(), folder, splits)
 
 
 @pytest.mark.parametrize(

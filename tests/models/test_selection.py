@@ -354,7 +354,7 @@ def test_a_value_that_is_not_a_dropout_rate_raises(rate: Any) -> None:
 def test_the_shell_accepts_group_names_and_suggests_one_for_a_typo(
     shell: Any, tmp_path: Any
 ) -> None:
-    quick = ("epochs=1", "data.limit=8", "data.image_size=32", "data.batch_size=4", "tracker=none")
+    quick = ("epochs=1", "data.limit=32", "data.image_size=32", "data.batch_size=4", "tracker=none")
     wrong: Outcome = shell(*quick, "model.groups=[conv_hed+bn2]")
     assert "Did you mean conv_head+bn2? Its groups are conv_head+bn2, blocks.6" in wrong.out
     outcome: Outcome = shell(*quick, "model.groups=[conv_head+bn2]", "model.head_dropout=0.2")

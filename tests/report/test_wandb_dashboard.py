@@ -140,7 +140,7 @@ def test_real_runs_have_all_keys(
     monkeypatch.setattr(run, "log", lambda self, metrics, step: note("history", metrics))
     monkeypatch.setattr(run, "set_summary", lambda self, values: note("summary", values))
     outcome = shell(
-        "epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32", "tracker=none"
+        "epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32", "tracker=none"
     )
     assert outcome.code == 0, outcome.err
     known = keys("val_acc", auroc=True)  # the default data has two classes

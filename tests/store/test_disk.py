@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from helpers import ROOT, forks
 from tvf import cli
 from tvf.errors import InputError
-from tvf.store.arrays import CHUNK, ArraySpec, ArrayTable, StoreError
+from tvf.store.arrays import CHUNK, ArraySpec, ArrayTable, Fill, StoreError
 from tvf.store.disk import Store, StoreOptions, clear_store, list_entries
 
 ROWS = 5 * CHUNK + 17
@@ -28,9 +29,9 @@ COLUMNS = [
 ]
 
 
-def values(rows: slice) -> list[Tensor]:
+def values(rows: np.ndarray) -> list[Tensor]:
     """The content of the table: row r depends on r alone."""
-    number = torch.arange(rows.start, rows.stop)
+    number = torch.from_numpy(rows)
     return [
         number[:, None] * torch.tensor([1.0, 0.5, -3.0]),
         (number[:, None, None] + torch.arange(4).reshape(2, 2)).to(torch.uint8),
@@ -39,16 +40,21 @@ def values(rows: slice) -> list[Tensor]:
 
 
 class RecordingFill(list[int]):
-    """A `fill` that records which chunks it computed."""
+    """A `fill` that records the chunks of the rows that it computed, and how many rows."""
 
-    def __call__(self, rows: slice, wait: bool) -> list[Tensor]:
-        self.append(rows.start // CHUNK)
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def __call__(self, rows: np.ndarray, wait: bool) -> list[Tensor]:
+        self.append(int(rows[0]) // CHUNK)
+        self.rows += len(rows)
         return values(rows)
 
 
 def make_table(
     store: Store,
-    fill: Callable[[slice, bool], Any],
+    fill: Fill,
     name: str = "t",
     key: str = "k",
     rows: int = ROWS,
@@ -58,7 +64,7 @@ def make_table(
 
 def is_right(table: ArrayTable) -> bool:
     return all(
-        torch.equal(a, b) for a, b in zip(table.tensors(), values(slice(0, ROWS)), strict=True)
+        torch.equal(a, b) for a, b in zip(table.tensors(), values(np.arange(ROWS)), strict=True)
     )
 
 
@@ -70,29 +76,38 @@ def test_a_table_is_computed_once_and_then_read(tmp_path: Path) -> None:
     again = make_table(Store(tmp_path, 10**9), second)
     assert again.missing() == 0
     assert is_right(again) and second == []
-    assert torch.equal(again.chunk(2, wait=True)[0], values(slice(2 * CHUNK, 3 * CHUNK))[0])
+    some = np.array([3, 2 * CHUNK, 3 * CHUNK - 1])
+    assert all(map(torch.equal, again.read(some, wait=True), values(some)))
 
 
-def test_single_chunks_are_stored_and_not_recomputed(tmp_path: Path) -> None:
+def test_only_the_rows_that_are_asked_for_are_computed_and_none_twice(tmp_path: Path) -> None:
+    """As by jobs that train on different parts of one pool."""
+    third, rest = np.arange(0, ROWS, 3), np.setdiff1d(np.arange(ROWS), np.arange(0, ROWS, 3))
+    fills = [RecordingFill() for _ in range(4)]
+    tables = [make_table(Store(tmp_path, 10**9), fill) for fill in fills]
+    for rows, table in ((third, tables[0]), (third, tables[1]), (rest, tables[2])):
+        found = [tensor[torch.from_numpy(rows)] for tensor in table.tensors(rows)]
+        assert all(map(torch.equal, found, values(rows)))
+    assert is_right(tables[3])
+    assert [fill.rows for fill in fills] == [len(third), 0, len(rest), 0]
+    assert tables[3].has(np.arange(ROWS))
+    assert fills[0] == [0, 3]  # rows of several chunks together, as many as a chunk has
+
+
+def test_rows_that_are_read_are_stored_and_not_recomputed(tmp_path: Path) -> None:
     first, second = RecordingFill(), RecordingFill()
     table = make_table(Store(tmp_path, 10**9), first)
-    table.chunk(3, wait=True)
-    table.chunk(3, wait=True)
-    assert first == [3] and table.has(3) and not table.has(0) and not table.path.exists()
+    chunk = np.arange(3 * CHUNK, 4 * CHUNK)
+    table.read(chunk, wait=True)
+    table.read(chunk, wait=True)
+    assert first == [3] and table.has(chunk) and not table.has(np.arange(4))
+    assert table.missing() == ROWS - CHUNK
     assert is_right(make_table(Store(tmp_path, 10**9), second)) and second == [0, 1, 2, 4, 5]
 
 
 def test_large_tables_have_larger_chunks(tmp_path: Path) -> None:
     table = make_table(Store(tmp_path, 10**9), RecordingFill(), rows=1_000_000)
     assert table.chunks <= 256 and table.chunk_rows % CHUNK == 0
-
-
-def _flip_bit(table: ArrayTable) -> None:
-    with table.path.open("r+b") as file:
-        file.seek(table.path.stat().st_size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
 
 
 def _truncate(table: ArrayTable) -> None:
@@ -113,8 +128,12 @@ def _truncate_description(table: ArrayTable) -> None:
     table.path.with_suffix(".json").write_text('{"rows": ')
 
 
+def _remove_checksums(table: ArrayTable) -> None:
+    table.path.with_suffix(".crc").unlink()
+
+
 @pytest.mark.parametrize(
-    "damage", [_flip_bit, _truncate, _empty, _change_shape, _truncate_description]
+    "damage", [_truncate, _empty, _change_shape, _truncate_description, _remove_checksums]
 )
 def test_a_damaged_file_is_detected_and_recomputed(
     tmp_path: Path, damage: Callable[[ArrayTable], None], caplog: pytest.LogCaptureFixture
@@ -124,22 +143,22 @@ def test_a_damaged_file_is_detected_and_recomputed(
     damage(table)
     again = RecordingFill()
     assert is_right(make_table(Store(tmp_path, 10**9), again)) and again == list(range(6))
-    assert re.search(r"t\.bin is damaged \(.*\): recomputing it", caplog.text)
+    assert re.search(r"t\.rows is damaged \(.*\): recomputing it", caplog.text)
 
 
-def test_a_damaged_chunk_is_detected_and_recomputed(
+def test_damaged_rows_are_detected_and_recomputed_and_no_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = make_table(Store(tmp_path, 10**9), RecordingFill())
-    for number in (1, 4):
-        table.chunk(number, wait=True)
-    rows = tmp_path / "kind" / "k" / "t.part" / "rows"
-    with rows.open("r+b") as file:
-        file.seek(12 * CHUNK + 5)  # in chunk 1 of the first column
-        file.write(b"\xff")
+    assert is_right(table)
+    with table.path.open("r+b") as file:
+        for row in (CHUNK + 5, 4 * CHUNK):  # of the first column, 12 bytes per row
+            file.seek(12 * row)
+            file.write(b"\xff")
     again = RecordingFill()
-    assert is_right(make_table(Store(tmp_path, 10**9), again)) and again == [0, 1, 2, 3, 5]
-    assert re.search(r"chunk 1 of .* is damaged: recomputing it", caplog.text)
+    assert is_right(make_table(Store(tmp_path, 10**9), again))
+    assert again == [1] and again.rows == 2
+    assert re.search(r"1 rows of .*t\.rows are damaged: recomputing them", caplog.text)
 
 
 def test_eviction_takes_the_least_recently_used_and_spares_entries_in_use(tmp_path: Path) -> None:
@@ -183,8 +202,8 @@ def test_a_table_above_the_budget_raises_before_it_is_computed(tmp_path: Path) -
 def test_nothing_is_evicted_for_a_table_that_would_still_not_fit(tmp_path: Path) -> None:
     first = Store(tmp_path, 3_000_000)
     column = ArraySpec((1_000_000,), torch.uint8)
-    ones: Callable[[slice, bool], list[Tensor]] = lambda rows, wait: [  # noqa: E731
-        torch.ones(rows.stop - rows.start, 1_000_000, dtype=torch.uint8)
+    ones: Fill = lambda rows, wait: [  # noqa: E731
+        torch.ones(len(rows), 1_000_000, dtype=torch.uint8)
     ]
     first.entry("kind", ["kept"], {}).table("t", 1, [column], ones).tensors()
     first.close()
@@ -192,15 +211,28 @@ def test_nothing_is_evicted_for_a_table_that_would_still_not_fit(tmp_path: Path)
         Store(tmp_path, 3_000_000).entry("kind", ["large"], {}).table(
             "t", 4, [column], ones
         ).tensors()
-    assert (tmp_path / "kind" / "kept" / "t.bin").exists()
+    assert (tmp_path / "kind" / "kept" / "t.rows").exists()
 
 
-def test_a_table_counts_in_full_while_it_is_being_computed(tmp_path: Path) -> None:
-    """One chunk is stored, and the whole table is taken from the budget."""
-    large = make_table(Store(tmp_path, 40_000), RecordingFill(), key="large")
-    large.chunk(0, wait=True)
-    assert list_entries(tmp_path)[0].size > large.size
-    column = ArraySpec((40_000 - large.size + 1,), torch.uint8)
+def test_rows_count_against_the_budget_from_when_they_are_asked_for(tmp_path: Path) -> None:
+    """A process is killed after two of its chunks; other rows of the table do not count."""
+
+    class Killed(Exception):
+        pass
+
+    def fill(rows: np.ndarray, wait: bool) -> list[Tensor]:
+        if rows[0] == 2 * CHUNK:
+            raise Killed
+        return values(rows)
+
+    half = np.arange(0, ROWS, 2)
+    large = make_table(Store(tmp_path, 40_000), fill, key="large")
+    with pytest.raises(Killed):
+        large.tensors(half)
+    used = list_entries(tmp_path)[0].size
+    chunks = len(half[half < 2 * CHUNK]) * large.row_bytes
+    assert chunks < used < large.size * 0.9
+    column = ArraySpec((40_000 - used + 1,), torch.uint8)
     with pytest.raises(StoreError, match="does not fit"):
         Store(tmp_path, 40_000).entry("kind", ["other"], {}).table(
             "t", 1, [column], lambda rows, wait: [torch.ones(1, *column.shape, dtype=torch.uint8)]
@@ -218,8 +250,8 @@ def _python(code: str, folder: Path) -> forks.Process:
 def fill_slowly(folder: Path) -> None:
     """Complete the table, half a second per chunk; print the chunks that this process computes."""
 
-    def slowly(rows: slice, wait: bool) -> list[Tensor]:
-        print("chunk", rows.start // CHUNK, flush=True)
+    def slowly(rows: np.ndarray, wait: bool) -> list[Tensor]:
+        print("chunk", rows[0] // CHUNK, flush=True)
         time.sleep(0.5)
         return values(rows)
 
@@ -243,7 +275,6 @@ def test_a_killed_process_leaves_its_finished_chunks_and_blocks_no_other(tmp_pat
         process.read_line()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not list(tmp_path.rglob("*.bin"))
     again, start = RecordingFill(), time.monotonic()
     assert is_right(make_table(Store(tmp_path, 10**9), again)) and again == [2, 3, 4, 5]
     assert time.monotonic() - start < 5
@@ -264,7 +295,7 @@ except StoreError as error:
     assert re.search(
         r"store error: File too large \(.*rows; tvf store clear frees space", printed
     ), printed
-    assert not list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.rows"))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +357,7 @@ def test_files_that_are_not_the_stores_are_left_alone(tmp_path: Path) -> None:
     foreign.mkdir(parents=True)
     (foreign / "entry.json").write_text('{"kind": "kind"}')
     (tmp_path / ".removed" / "half").mkdir(parents=True)  # as a killed process leaves it
-    (tmp_path / ".removed" / "half" / "t.bin").write_bytes(b"0" * 1000)
+    (tmp_path / ".removed" / "half" / "t.rows").write_bytes(b"0" * 1000)
     assert len(list_entries(tmp_path)) == 1
     assert clear_store(tmp_path)[:2] == (1, 1)
     assert (foreign / "entry.json").exists() and not (tmp_path / ".removed" / "half").exists()

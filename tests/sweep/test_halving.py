@@ -409,7 +409,7 @@ def test_a_job_that_is_launched_again_is_no_longer_dropped(
 
 
 QUICK = (
-    "data.limit=40",
+    "data.limit=68",
     "data.image_size=32",
     "data.batch_size=8",
     "tracker=none",

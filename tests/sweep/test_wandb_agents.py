@@ -16,7 +16,7 @@ from helpers import Outcome
 from tvf import cli
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
-QUICK = ("epochs=1", "data.limit=8", "data.batch_size=4", "data.image_size=32")
+QUICK = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32")
 
 
 @pytest.fixture

@@ -126,8 +126,8 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     theirs.train()
     order, losses = np.random.default_rng([5, 1]).permutation(33), []
     for samples in (order[:16], order[16:]):  # the 33rd joins the second batch
-        view = augment(DATA.train.images[samples], samples, 1)
-        assert not torch.equal(view, DATA.train.images[samples])
+        view = augment(DATA.train.pool.pixels.images[samples], samples, 1)
+        assert not torch.equal(view, DATA.train.pool.pixels.images[samples])
         loss = cross_entropy(theirs(view), DATA.train.labels[samples])
         reference.zero_grad()
         loss.backward()
@@ -137,7 +137,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
         assert torch.equal(tensor, ours.state_dict()[name]), name
     assert np.isclose(seen[0].train_loss, sum(losses) / 33, rtol=1e-6)
     with torch.no_grad():
-        expected = cross_entropy(theirs.eval()(DATA.val.images), DATA.val.labels).item()
+        expected = cross_entropy(theirs.eval()(DATA.val.pool.pixels.images), DATA.val.labels).item()
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
     feed = InputPipeline(FABRIC, _set_up(ours), DATA, augment)
     assert np.isclose(

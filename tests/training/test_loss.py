@@ -57,7 +57,7 @@ def test_balanced_weights_require_images_of_every_class() -> None:
 def test_mixed_images_are_a_pure_function_of_their_seeds_and_shares_add_up_to_1(
     kind: str,
 ) -> None:
-    images, labels = DATA.train.images[:8], DATA.train.labels[:8]
+    images, labels = DATA.train.pool.pixels.images[:8], DATA.train.labels[:8]
     mix, generator = ImageMixing(kind, 1.0), torch.get_rng_state()
     one, shares = mix(images, labels, 3, (1, 2, 3))
     again, _ = mix(images, labels, 3, (1, 2, 3))
@@ -76,7 +76,7 @@ def test_mixed_images_are_a_pure_function_of_their_seeds_and_shares_add_up_to_1(
 
 
 def test_an_alpha_of_0_mixes_nothing() -> None:
-    images, labels = DATA.train.images[:8], DATA.train.labels[:8]
+    images, labels = DATA.train.pool.pixels.images[:8], DATA.train.labels[:8]
     for kind in ("mixup", "cutmix"):
         mixed, shares = ImageMixing(kind, 0)(images, labels, 3, (1,))
         assert torch.equal(mixed, images.float()) and torch.equal(shares.argmax(1), labels)

@@ -26,6 +26,7 @@ class Affects(Flag):
 NOTHING, NUMBERS = Affects.NOTHING, Affects.NUMBERS
 TRAINING = Affects.NUMBERS | Affects.HEAD_PHASE
 PIXELS = TRAINING | Affects.FROZEN_LAYERS
+DIVISION = TRAINING | Affects.VALIDATION_IMAGES  # activations belong to images, not to splits
 IMAGES = EVERYTHING = PIXELS | Affects.VALIDATION_IMAGES
 
 OPTIONS: dict[str, Affects] = {
@@ -71,10 +72,18 @@ OPTIONS: dict[str, Affects] = {
     "data.root": IMAGES,
     "data.task": IMAGES,
     "data.limit": IMAGES,
-    "data.split_seed": IMAGES,
-    "data.val_fraction": IMAGES,
-    "data.test_fraction": IMAGES,
-    "data.validate_on": IMAGES,
+    "data.train_limit": TRAINING,
+    "data.split_seed": DIVISION,
+    "data.split_by": DIVISION,
+    "data.groups": DIVISION,
+    "data.folds": DIVISION,
+    "data.fold": DIVISION,
+    "data.outer_folds": DIVISION,
+    "data.outer_fold": DIVISION,
+    "data.duplicates": DIVISION,
+    "data.val_fraction": DIVISION,
+    "data.test_fraction": DIVISION,
+    "data.validate_on": DIVISION,
     "data.metric": TRAINING | Affects.VALIDATION_IMAGES,
     "data.image_size": PIXELS,
     "data.max_megapixels": PIXELS,
@@ -161,7 +170,8 @@ LEGACY_TARGETS = {
     "tvf.tracking.NoTracker": "tvf.records.NoTracker",
     "tvf.tracking.WandbTracker": "tvf.records.WandbTracker",
 }
-# What jobs did whose configs predate the option.
+# What jobs did whose configs predate the option. Options that divide the images are not here: other
+# rules divided them before there were folds and groups.
 LEGACY_DEFAULTS: dict[str, Any] = {
     "average._target_": "tvf.training.no_average",
     "data.class_weights": None,

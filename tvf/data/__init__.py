@@ -2,18 +2,23 @@
 
 from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms, ViewRows
 from tvf.data.order import sample_order, split_batches
+from tvf.data.pool import Catalog, DataSplits, Pixels, Pool, Split
 from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
-from tvf.data.splits import DataSplits, Split
+from tvf.data.splits import SplitOptions
 
 __all__ = [
     "Augmentation",
+    "Catalog",
     "Cifar10",
     "DataSource",
     "DataSplits",
     "Elpv",
     "FlipsAndCrops",
     "ImageFolder",
+    "Pixels",
+    "Pool",
     "Split",
+    "SplitOptions",
     "TorchvisionTransforms",
     "ViewRows",
     "sample_order",

@@ -46,14 +46,14 @@ class Augmentation:
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
         """Return an int64 id of each sample's image in this view, or None if all views differ.
 
-        Views of a sample that have equal ids are equal images.
+        Views of a sample that have equal ids are equal images; id 0 is the image without changes.
         """
         return None
 
     def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
         """Return view `view` of `images`, uint8 [B, C, H, W].
 
-        `samples`, int64 [B], are the images' indices in the training split.
+        `samples`, int64 [B], are the images' places in the pool.
         """
         raise NotImplementedError
 
@@ -88,11 +88,13 @@ class FlipsAndCrops(Augmentation):
         return images
 
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
-        """Return crop position and flips as one number; None in subclasses that do more."""
+        """Return crop offset and flips as one number; None in subclasses that do more."""
         if type(self).__call__ is not FlipsAndCrops.__call__:
             return None
         top, left, flip_x, flip_y = self._draw(samples, view)
-        return ((top * (2 * self.padding + 1) + left) * 2 + flip_x) * 2 + flip_y
+        positions = 2 * self.padding + 1
+        offset = (top - self.padding) * positions + left - self.padding  # 0: the image as it is
+        return (offset * 2 + flip_x) * 2 + flip_y
 
     def _draw(self, samples: np.ndarray, view: int) -> list[np.ndarray]:
         """Return the crops' top and left and the flips' left-right and up-down, [B] each."""
@@ -172,42 +174,43 @@ def _preserve_generators() -> Iterator[None]:
 class ViewRows:
     """Numbers the distinct images of all views, so that each is computed and stored once.
 
-    With flips alone, for example, view 2 shows about half of the samples exactly as view 1 did.
-    So the table of view v holds only the images that no earlier view has: its row r is the image
-    of sample `new_samples(v)[r]`. Row numbers continue from table to table; `starts[v - 1]` is the
-    first row of view v's table. `rows_of_view(v)` says which row is the image of each sample.
+    View 0 shows every image without changes. With flips alone, for example, view 1 shows about half
+    of the images exactly so, and view 2 about half of them as view 1 did. So the table of view v
+    holds only the images that no earlier view has: its row r is the image of sample
+    `new_samples(v)[r]`. Row numbers continue from table to table; `starts[v]` is the first row of
+    view v's table. `rows_of_view(v)` says which row is the image of each sample.
 
-    `count` is the number of samples.
+    `count` is the number of samples: the size of the pool.
     """
 
     def __init__(self, augment: Augmentation, count: int) -> None:
-        self.starts = [0]
         self._augment = augment
         self._samples = np.arange(count)
-        self._new_samples: list[np.ndarray] = []  # one per view, like the next list
-        self._rows_of_view: list[np.ndarray] = []
+        self.starts = [0, count]
+        self._new_samples = [self._samples]  # one per view, like the next list
+        self._rows_of_view = [self._samples]
         # The ids of all images so far, ascending, and the row of each.
-        self._known_images = np.empty(0, np.int64)
-        self._known_rows = np.empty(0, np.int64)
+        self._known_images = self._known_rows = self._samples
 
     def new_samples(self, view: int) -> np.ndarray:
         """Return the samples whose image in this view no earlier view has, ascending."""
         self._extend_to(view)
-        return self._new_samples[view - 1]
+        return self._new_samples[view]
 
     def rows_of_view(self, view: int) -> np.ndarray:
         """Return the row of each sample's image in this view, int64 [count]."""
         self._extend_to(view)
-        return self._rows_of_view[view - 1]
+        return self._rows_of_view[view]
 
-    def tables_of_view(self, view: int) -> list[int]:
-        """Return the views, up to this one, whose tables hold the images of this view."""
-        rows = self.rows_of_view(view)
-        return np.unique(np.searchsorted(self.starts, rows, side="right")).tolist()
+    def by_table(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """Map the views whose tables hold these rows to the rows' numbers there, ascending."""
+        rows = np.unique(rows)
+        views = np.searchsorted(self.starts, rows, side="right") - 1
+        return {int(view): rows[views == view] - self.starts[view] for view in np.unique(views)}
 
     def _extend_to(self, view: int) -> None:
-        while len(self._new_samples) < view:
-            variants = self._augment.variants(self._samples, len(self._new_samples) + 1)
+        while len(self._new_samples) <= view:
+            variants = self._augment.variants(self._samples, len(self._new_samples))
             if variants is None:
                 new, rows = self._samples, self.starts[-1] + self._samples
             else:

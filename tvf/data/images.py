@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tvf.data.splits import Split
+from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.errors import InputError
 from tvf.progress import progress_bar
-from tvf.store import ArraySpec, Store, StoreError, fingerprint, fingerprint_files
+from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,12 @@ CHUNK_SIZE = 256  # images decoded per step of the progress bar
 
 def read_images(
     paths: Sequence[Path],
-    labels: Tensor,
     image_size: int,
     *,
     max_megapixels: float = 100.0,
     progress: bool = False,
     store: Store | None = None,
-) -> Split:
+) -> Pixels:
     """Read images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear, RGB.
 
     A store keeps the pixels until the content of the files or the size changes. Raises InputError
@@ -43,29 +42,35 @@ def read_images(
     decoded).
     """
     label = "reading images" if progress else None
-    read = partial(_read_chunk, image_size=image_size, max_megapixels=max_megapixels)
+    files = _digest_files(paths)
+
+    def read(rows: np.ndarray) -> list[Tensor]:
+        images = _read_chunk([paths[row] for row in rows], image_size, max_megapixels)
+        return [images, torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))]
+
     if store is not None:
-        content = _fingerprint_pixels(paths, image_size)
+        content = fingerprint([files, image_size, PIL.__version__, DECODER_VERSION])
         about = f"{len(paths)} images of {image_size}x{image_size} pixels"
+        columns = [
+            ArraySpec((3, image_size, image_size), torch.uint8),
+            ArraySpec((32,), torch.uint8),
+        ]
         try:
             table = store.entry("pixels", [content], {"about": about}).table(
-                "images",
-                len(paths),
-                [ArraySpec((3, image_size, image_size), torch.uint8)],
-                lambda rows, wait: [read(paths[rows])],
-                label,
+                "images", len(paths), columns, lambda rows, wait: read(rows), label
             )
-            (images,) = table.tensors()
-            return Split(images, labels, content)
+            images, digests = table.tensors()
+            return Pixels(images, files, _as_bytes(digests))
         except StoreError as error:
             log.warning("store: decoded images are not cached: %s.", error)
     check_memory(len(paths), image_size)
     chunks = []
     with progress_bar(label, len(paths)) as advance:
-        for start in range(0, len(paths), CHUNK_SIZE):
-            chunks.append(read(paths[start : start + CHUNK_SIZE]))
-            advance(len(chunks[-1]))
-    return Split(torch.cat(chunks), labels)
+        for rows in np.split(np.arange(len(paths)), range(CHUNK_SIZE, len(paths), CHUNK_SIZE)):
+            chunks.append(read(rows))
+            advance(len(rows))
+    images, digests = (torch.cat(column) for column in zip(*chunks, strict=True))
+    return Pixels(images, files, _as_bytes(digests))
 
 
 def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np.ndarray:
@@ -102,14 +107,19 @@ def check_memory(count: int, image_size: int) -> None:
         )
 
 
-def _fingerprint_pixels(paths: Sequence[Path], image_size: int) -> str:
+def _digest_files(paths: Sequence[Path]) -> np.ndarray:
+    """A digest of each file's content, bytes [N]."""
     try:
-        files = fingerprint_files(paths)
+        return np.array([digest(path.read_bytes()) for path in paths], "S32")
     except OSError as error:
         raise InputError(
             f"{error.filename} cannot be read: {error.strerror}. Repair or remove it."
         ) from error
-    return fingerprint([files, image_size, PIL.__version__, DECODER_VERSION])
+
+
+def _as_bytes(digests: Tensor) -> np.ndarray:
+    """Digests of the store, uint8 [N, 32], as bytes [N]."""
+    return digests.numpy().view("S32").reshape(-1)
 
 
 def _read_chunk(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:

@@ -16,9 +16,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from tvf.data import ViewRows
-from tvf.frontier.cache_plan import CachePlan, array_spec, view_name
+from tvf.frontier.cache_plan import CachePlan, OpenEntry, array_spec, view_name
 from tvf.frontier.split import TensorLayout
-from tvf.store import ArrayTable, Entry, StoreError
+from tvf.store import ArrayTable, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class ActivationReader:
         self,
         fabric: Fabric,
         plan: CachePlan,
-        entries: Sequence[Callable[[], Entry]] | None,
+        entries: Sequence[OpenEntry] | None,
         show_progress: bool = False,
     ) -> None:
         self.images = self.continued_images = 0
@@ -50,7 +50,7 @@ class ActivationReader:
         self._show_progress = show_progress
         self._cuts = [point.cut for point in plan.points]
         self._last = len(self._cuts) - 1
-        self._rows = ViewRows(plan.augment, len(plan.split))
+        self._rows = ViewRows(plan.augment, len(plan.split.pool))
         self._tables: dict[tuple[int, int], ArrayTable] = {}  # by level (index of the cut) and view
         self._extracted: dict[tuple[int | None, int], Any] = {}  # modules between levels
         self._failed: set[int] = set()  # levels that the store could not save
@@ -74,12 +74,12 @@ class ActivationReader:
         if not self.cached:
             return partial(self.compute, view)
         start = time.perf_counter()
-        rows = self._rows.rows_of_view(view)
-        starts = np.array(self._rows.starts)
+        rows = self._rows.rows_of_view(view)[self._plan.split.places]
         tables = {
-            table_view: self._table(self._last, table_view).tensors()
-            for table_view in self._rows.tables_of_view(view)
+            table_view: self._table(self._last, table_view).tensors(table_rows)
+            for table_view, table_rows in self._rows.by_table(rows).items()
         }
+        starts = np.array(self._rows.starts)
         layouts = self._cuts[-1].layouts
         self.seconds += time.perf_counter() - start
 
@@ -93,7 +93,8 @@ class ActivationReader:
         """Return the same activations, computed without the store."""
         start = time.perf_counter()
         self.images += len(samples)
-        values = tuple(self._run(None, self._last, [self._pixels(view, samples)]))
+        pixels = self._pixels(view, self._plan.split.places[samples])
+        values = tuple(self._run(None, self._last, [pixels]))
         self.seconds += time.perf_counter() - start
         return values
 
@@ -101,25 +102,26 @@ class ActivationReader:
         if (level, view) not in self._tables:
             assert self._entries is not None, "tables exist only with a store"
             shown = self._show_progress and level == self._last
-            self._tables[level, view] = self._entries[level]().table(
+            label = f"frozen layers, view {view}" if view else "frozen layers"
+            self._tables[level, view] = self._entries[level](view).table(
                 view_name(view),
                 len(self._rows.new_samples(view)),
                 self._plan.columns(self._cuts[level]),
                 partial(self._fill, level, view),
-                f"frozen layers, view {view}" if shown else None,
+                label if shown else None,
             )
         return self._tables[level, view]
 
-    def _fill(self, level: int, view: int, rows: slice, wait: bool) -> list[Tensor]:
+    def _fill(self, level: int, view: int, rows: np.ndarray, wait: bool) -> list[Tensor]:
         """Compute rows of a table, from the deepest shallower cut that has them, or from pixels.
 
         A planned cut is filled first if it lacks them.
         """
         start, values = self._nearest(level, view, rows, wait)
         if start is None:
-            self.images += rows.stop - rows.start
+            self.images += len(rows)
         else:
-            self.continued_images += rows.stop - rows.start
+            self.continued_images += len(rows)
         results = self._run(start, level, values)
         layouts = self._cuts[level].layouts
         return [
@@ -128,31 +130,27 @@ class ActivationReader:
         ]
 
     def _nearest(
-        self, level: int, view: int, rows: slice, wait: bool
+        self, level: int, view: int, rows: np.ndarray, wait: bool
     ) -> tuple[int | None, list[Tensor]]:
         """Return the level to continue from (None: pixels), and the values there."""
         for start in reversed(range(level)):
             table = self._table(start, view)
-            chunk = rows.start // table.chunk_rows
             planned = self._plan.points[start].jobs > 0
-            if start in self._failed or not (planned or table.has(chunk)):
+            if start in self._failed or not (planned or table.has(rows)):
                 continue
             try:
-                values = table.chunk(chunk, wait)
+                values = table.read(rows, wait)
             except StoreError as error:
                 self._failed.add(start)
                 log.warning("store: activations for other jobs are not cached: %s.", error)
                 continue
             layouts = self._cuts[start].layouts
-            return start, [
-                _unpack(value.clone(), layout)
-                for value, layout in zip(values, layouts, strict=True)
-            ]
+            return start, [_unpack(*pair) for pair in zip(values, layouts, strict=True)]
         return None, [self._pixels(view, self._rows.new_samples(view)[rows])]
 
-    def _pixels(self, view: int, samples: np.ndarray) -> Tensor:
-        images = self._plan.split.images[torch.from_numpy(samples)]
-        return self._plan.augment(images, samples, view)
+    def _pixels(self, view: int, places: np.ndarray) -> Tensor:
+        images = self._plan.split.pool.pixels.images[torch.from_numpy(places)]
+        return self._plan.augment(images, places, view) if view else images
 
     def _run(self, start: int | None, end: int, values: Sequence[Tensor]) -> list[Tensor]:
         """Run the frozen layers from one level (None: pixels) to another."""
@@ -190,8 +188,8 @@ def _gather(
     rows: np.ndarray, starts: np.ndarray, tables: Mapping[int, Sequence[Tensor]]
 ) -> list[Tensor]:
     """Return one tensor per column with the given rows of `tables` (by view; see `ViewRows`)."""
-    views = np.searchsorted(starts, rows, side="right")
-    within = torch.from_numpy(rows - starts[views - 1])
+    views = np.searchsorted(starts, rows, side="right") - 1
+    within = torch.from_numpy(rows - starts[views])
     if (views == views[0]).all():
         return [tensor[within] for tensor in tables[int(views[0])]]
     columns = next(iter(tables.values()))

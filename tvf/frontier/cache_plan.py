@@ -1,16 +1,17 @@
 """How one split uses the store: the cuts where its activations are cached, and their names.
 
-A cached activation is identified by two fingerprints: of its source (pixels, augmentation, numeric
-environment) and of its cut (the layers before it and their weights). Jobs with equal fingerprints
-share it.
+A cached activation is identified by two fingerprints, of its source (the pool's pixels, the
+augmentation, the numeric environment) and of its cut (the layers before it and their weights), and
+by its image and view. Jobs with equal fingerprints share it, however they divide the pool.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -21,10 +22,13 @@ from tvf.store import (
     ArraySpec,
     Entry,
     Store,
+    count_missing,
     fingerprint,
     format_bytes,
     numeric_environment,
 )
+
+OpenEntry = Callable[[int], Entry]  # the entry of a cut that holds this view
 
 # Bytes per second of a typical disk, as store.mode=auto assumes.
 WRITE_RATE, READ_RATE = 300e6, 1.5e9
@@ -49,7 +53,6 @@ class CachePlan:
     `dtype` is the type in which float32 activations are cached; None keeps float32.
     """
 
-    split_name: str
     trace: TracedModel
     points: list[CachePoint]
     split: Split
@@ -85,51 +88,52 @@ class CachePlan:
         """Return the bytes per image at a cut."""
         return sum(column.row_bytes for column in self.columns(cut))
 
-    def source_fingerprint(self, fabric: Fabric) -> str:
-        """Return a digest of what the activations depend on besides the cut.
+    def source_fingerprints(self, fabric: Fabric) -> tuple[str, str]:
+        """Return digests of what the activations depend on besides the cut.
 
-        Raises FingerprintError.
+        The first is for images without changes (view 0), the second for augmented ones. Raises
+        FingerprintError.
         """
         augment = copy(self.augment)
         object.__setattr__(augment, "views", "epochs")  # the number of views does not change a view
-        images = [self.split.fingerprint or self.split.images, augment]
         # The dtype that float32 is stored as: tables of other dtypes are separate.
         stored = array_spec(TensorLayout((), torch.float32, False), self.dtype).dtype
-        environment = numeric_environment(fabric, self.trace.model)
-        return fingerprint([self.trace.training, images, stored, environment])
+        shared = [
+            self.split.pool.fingerprint,
+            stored,
+            numeric_environment(fabric, self.trace.model),
+        ]
+        return fingerprint([*shared, None]), fingerprint([*shared, augment])
 
     def decide(
-        self, fabric: Fabric, store: Store, epochs: range
-    ) -> "tuple[CachePlan, list[Callable[[], Entry]] | None, str]":
-        """Decide whether `epochs` read this split from the store.
+        self, fabric: Fabric, store: Store, views: Sequence[int]
+    ) -> "tuple[CachePlan, list[OpenEntry] | None, str]":
+        """Decide whether passes over the split, with these views, read it from the store.
 
         Returns the plan with the cache points that are worth storing, functions that open their
         entries (None: not cached), and the decision for the log. Raises FingerprintError or
         StoreError if the split cannot be cached.
         """
-        source = self.source_fingerprint(fabric)
-        plan = self._select_points(store, source, epochs)
-        if store.must_pay and (reason := plan.reason_not_to_cache(plan.own, store, source, epochs)):
+        sources = self.source_fingerprints(fabric)
+        plan = self._select_points(store, sources, views)
+        if store.must_pay and (reason := plan.reason_not_to_cache(plan.own, store, sources, views)):
             return plan, None, f"not cached: {reason}"
-        return plan, plan._open_entries(store, source), "cached"
+        return plan, plan._open_entries(store, sources), "cached"
 
     def reason_not_to_cache(
-        self, point: CachePoint, store: Store, source: str, epochs: range
+        self, point: CachePoint, store: Store, sources: tuple[str, str], views: Sequence[int]
     ) -> str | None:
-        """Return why a cut is not worth caching for `epochs` of its jobs; None if it is.
+        """Return why a cut is not worth caching for these passes of its jobs; None if it is.
 
         Assumes one more job than is known, since most people run another one later.
         """
-        rows = ViewRows(self.augment, len(self.split))
-        views = [self.augment.view_of(epoch) for epoch in epochs]
-        tables = {table for view in views for table in rows.tables_of_view(view)}
-        folder = store.folder.joinpath("activations", source, point.cut.fingerprint)
-        missing = sum(
-            len(rows.new_samples(view))
-            for view in tables
-            if not (folder / f"{view_name(view)}.bin").exists()
-        )
-        read = len(epochs) * len(self.split) * (point.jobs + 1)
+        view_rows = ViewRows(self.augment, len(self.split.pool))
+        shown = [view_rows.rows_of_view(view)[self.split.places] for view in views]
+        missing = 0
+        for view, rows in view_rows.by_table(np.concatenate(shown)).items():
+            folder = store.folder.joinpath("activations", sources[view > 0], point.cut.fingerprint)
+            missing += count_missing(folder / view_name(view), rows)
+        read = len(views) * len(self.split) * (point.jobs + 1)
         row_bytes = self.row_bytes(point.cut)
         size = row_bytes * missing
         if size > store.max_bytes:
@@ -143,14 +147,19 @@ class CachePlan:
             return None
         return "recomputing is faster than caching"
 
-    def _select_points(self, store: Store, source: str, epochs: range) -> "CachePlan":
+    def _select_points(
+        self, store: Store, sources: tuple[str, str], views: Sequence[int]
+    ) -> "CachePlan":
         """Drop points that are not worth caching, and add cuts that earlier jobs cached."""
         points = {
             point.cut.fingerprint: point
             for point in self.points[:-1]
-            if not (store.must_pay and self.reason_not_to_cache(point, store, source, epochs))
+            if not (store.must_pay and self.reason_not_to_cache(point, store, sources, views))
         }
-        for cut_fingerprint, metadata in store.entries_below("activations", [source]).items():
+        kept: dict[str, dict[str, Any]] = {}
+        for source in sources:
+            kept |= store.entries_below("activations", [source])
+        for cut_fingerprint, metadata in kept.items():
             digests = metadata.get("cut")
             if cut_fingerprint not in points and isinstance(digests, list):
                 cut = self.trace.locate(digests, self.own.cut)
@@ -164,16 +173,21 @@ class CachePlan:
                 chain.append(point)
         return replace(self, points=[*chain, self.own])
 
-    def _open_entries(self, store: Store, source: str) -> list[Callable[[], Entry]]:
+    def _open_entries(self, store: Store, sources: tuple[str, str]) -> "list[OpenEntry]":
         """Return functions that open the points' entries; open the job's own. Raises StoreError."""
 
-        def opening(cut: Cut) -> Callable[[], Entry]:
+        def opening(cut: Cut) -> OpenEntry:
             nodes = ", ".join(node.name for node in cut.nodes)
-            metadata = {"about": f"{self.split_name} images, after {nodes}", "cut": cut.digests}
-            return partial(store.entry, "activations", [source, cut.fingerprint], metadata)
+
+            def open_entry(view: int) -> Entry:
+                images = "augmented images" if view else "images"
+                metadata = {"about": f"{images}, after {nodes}", "cut": cut.digests}
+                return store.entry("activations", [sources[view > 0], cut.fingerprint], metadata)
+
+            return open_entry
 
         entries = [opening(point.cut) for point in self.points]
-        entries[-1]()
+        entries[-1](0)
         return entries
 
 

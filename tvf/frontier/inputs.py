@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -76,14 +75,14 @@ class InputPipeline:
     def evaluate(self, split: str) -> EpochInputs:
         """Return the inputs of a pass over split "val" or "test", in eval mode."""
         self.module.eval()
-        return EpochInputs(self.module, partial(self._pixels, getattr(self.data, split), None, 1))
+        return EpochInputs(self.module, partial(self._pixels, getattr(self.data, split), None, 0))
 
     def _pixels(
         self, split: Split, augment: Augmentation | None, view: int, samples: np.ndarray
     ) -> tuple[Tensor, ...]:
-        images = split.images[torch.from_numpy(samples)]
+        images = split.pixels(samples)
         if augment is not None:
-            images = augment(images, samples, view)
+            images = augment(images, split.places[samples], view)
         return (self.fabric.to_device(images),)
 
 
@@ -110,7 +109,7 @@ class CachedPipeline(InputPipeline):
         if split not in self._readers:
             return super().evaluate(split)
         self.module.eval()
-        return self._activations(split, 1)
+        return self._activations(split, 0)
 
     @property
     def prefix_seconds(self) -> float:

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tvf.data import FlipsAndCrops
+from tvf.data import Augmentation, FlipsAndCrops
 from tvf.frontier.activations import ActivationReader
 from tvf.frontier.cache_plan import CachePlan, CachePoint
 from tvf.frontier.inputs import CachedPipeline, InputPipeline
@@ -77,9 +78,9 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
     for name, plan in plans.items():
         entries, verdict = None, "not cached: store.mode=off or the store is not writable"
         if options.store is not None:
-            epochs = range(1, 2) if name == "test" else options.epochs
+            views = _views_of(name, pipeline.augment, options.epochs)
             try:
-                plan, entries, verdict = plan.decide(pipeline.fabric, options.store, epochs)
+                plan, entries, verdict = plan.decide(pipeline.fabric, options.store, views)
             except (FingerprintError, StoreError) as error:
                 verdict, failed = f"not cached: {error}", True
         verdicts.setdefault(verdict, []).append(name)
@@ -94,6 +95,13 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
     return cached
 
 
+def _views_of(split: str, augment: Augmentation, epochs: range) -> list[int]:
+    """The view in each pass over a split; validation and test images are not augmented."""
+    if split == "train":
+        return [augment.view_of(epoch) for epoch in epochs]
+    return [0] * (len(epochs) if split == "val" else 1)
+
+
 def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, CachePlan]:
     """Trace the model in both modes and find the cuts; leaves out splits without a prefix."""
     model: Any = pipeline.module.module
@@ -101,7 +109,7 @@ def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, Ca
     dtype = options.store.dtype if options.store else None
     if dtype is None and "mixed" in fabric.strategy.precision.precision:
         dtype = torch.float16
-    example = fabric.to_device(data.train.images[torch.arange(3) % len(data.train)])
+    example = fabric.to_device(data.train.pixels(np.arange(3) % len(data.train)))
     plans: dict[str, CachePlan] = {}
     for training, names in ((True, ("train",)), (False, ("val", "test"))):
         with fabric.autocast():
@@ -110,7 +118,7 @@ def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, Ca
             points = _find_cache_points(trace, options.siblings, example)
         for name in names if points else ():
             augment = pipeline.augment if training else FlipsAndCrops()
-            plans[name] = CachePlan(name, trace, points, getattr(data, name), augment, dtype)
+            plans[name] = CachePlan(trace, points, getattr(data, name), augment, dtype)
     return plans
 
 

@@ -27,6 +27,19 @@ from tvf.frontier.trace import (
 )
 from tvf.store import FingerprintError, fingerprint
 
+# Layers that do not look at their mode, so that training and validation share their activations.
+# Code outside of layers is traced in the mode that it runs in.
+SAME_IN_BOTH_MODES = frozenset(
+    {
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.Identity, nn.Flatten),
+        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish),
+        *(nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Softmax, nn.Softplus),
+        *(nn.LayerNorm, nn.GroupNorm, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+        *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
+    }
+)
+
 
 @dataclass(frozen=True)
 class TensorLayout:
@@ -280,15 +293,22 @@ class TracedModel:
 
     def _digest_from_inputs(self, node: fx.Node) -> str:
         target: Any = node.target
+        mode = None
         if node.op == "call_module":
             target = self._modules[node.target]
+            mode = [layer.training for layer in target.modules() if _depends_on_mode(layer)]
         elif node.op == "get_attr":
             target = operator.attrgetter(str(node.target))(self.model)
         elif node.op == "placeholder":
             target = "pixels"
         digest_input: Any = lambda n: _Digest(self._digests[n])  # noqa: E731
         arguments = fx.map_arg((node.args, node.kwargs), digest_input)
-        return fingerprint([node.op, self.training, target, arguments])
+        return fingerprint([node.op, mode, target, arguments])
+
+
+def _depends_on_mode(layer: nn.Module) -> bool:
+    """Whether the layer may compute something else in training mode than in eval mode."""
+    return type(layer) not in SAME_IN_BOTH_MODES
 
 
 @dataclass(frozen=True)

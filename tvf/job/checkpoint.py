@@ -20,8 +20,9 @@ from tvf.training import STATE_KEYS, holds_best
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"tvf checkpoint 2\n"
-OLD_MAGIC = b"tvf checkpoint 1\n"  # from before the modules moved into rooms
+MAGIC = b"tvf checkpoint 3\n"
+# 1: before the modules moved into rooms; 2: before splits and views were drawn from the pool.
+OLD_MAGIC = (b"tvf checkpoint 1\n", b"tvf checkpoint 2\n")
 DIGEST = 16  # bytes
 
 

@@ -1,24 +1,26 @@
 """Checks whether a job may start from another job's weights, from that job's record."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-from tvf.config import Affects, Config, affects, modern_options
+import numpy as np
+
+from tvf.config import Config, modern_options
+from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.models import find_weights, shorten
+from tvf.records import read_trained_on
 
 log = logging.getLogger(__name__)
 
-NOT_THE_SPLIT = ("data.limit", "data.metric")  # they affect validation, but move no image
 
-
-def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: Config) -> None:
+def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config) -> None:
     """Raise InputError unless the job that `model.init_from` names had this backbone and classes.
 
-    Also raises it if that job split the same images differently: it may have trained on images that
-    validate or test this one. A bare file has no such record, so it only gets a warning.
+    Also raises it if that job trained on images that validate or test this one, or may have: jobs
+    of older versions do not record their images. A bare file has no record at all, so it only gets
+    a warning.
     """
     folder = Path(init_from).expanduser()
     if not folder.is_dir():
@@ -34,18 +36,26 @@ def check_origin(init_from: str, backbone: str, classes: Sequence[str], config: 
             f"{prefix}: that job trained backbone={summary.get('backbone')}, this one trains "
             f"{backbone}. Choose that backbone or another job."
         )
-    if summary.get("classes") != list(classes):
+    if summary.get("classes") != list(data.classes):
         raise InputError(
             f"{prefix}: that job's classes are {shorten(summary.get('classes'))}, this one's are "
-            f"{shorten(classes)}."
+            f"{shorten(data.classes)}."
         )
-    theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
-    if any(theirs.get(key) != ours.get(key) for key in ("data._target_", "data.root")):
-        return  # other images
-    for key in sorted({*theirs, *ours}):
-        decides = Affects.VALIDATION_IMAGES in affects(key) and key not in NOT_THE_SPLIT
-        if decides and theirs.get(key) != ours.get(key):
+    trained_on = read_trained_on(folder)
+    if trained_on is None:
+        theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
+        if all(theirs.get(key) == ours.get(key) for key in ("data._target_", "data.root")):
             raise InputError(
-                f"{prefix}: that job had {key}={theirs.get(key)}, this one has {ours.get(key)}, so "
-                "it may have trained on images that validate or test this job. Use the same value."
+                f"{prefix}: it has no record of the images it was trained on, as jobs of older "
+                "versions of tvf, and they may validate or test this job. Train it again with this "
+                "version."
+            )
+        return
+    for name, split in (("validation", data.val), ("test", data.test)):
+        seen = np.isin(split.pool.pixels.digests[split.places], trained_on)
+        if seen.any():
+            raise InputError(
+                f"{prefix}: that job trained on {seen.sum()} of this job's {len(split)} {name} "
+                "images. Use its division of the images: the same data.split_seed, folds and "
+                "limits."
             )

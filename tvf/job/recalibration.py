@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -39,17 +38,17 @@ def recalibrate(
 
     def run() -> None:
         for samples in split_batches(np.arange(len(split)), batch_size):
-            module(fabric.to_device(split.images[torch.from_numpy(samples)]))
+            module(fabric.to_device(split.pixels(samples)))
 
-    def compute(rows: slice, wait: bool) -> list[Tensor]:
+    def compute(rows: np.ndarray, wait: bool) -> list[Tensor]:
         recalibrate_batchnorm(model, layers.values(), run)
         return [value[None] for value in values]
 
     if store is None:
-        compute(slice(0, 1), True)
+        compute(np.arange(1), True)
         return
     try:
-        pixels = [split.fingerprint or split.images, model.mean, model.std]
+        pixels = [split.fingerprint, model.mean, model.std]
         network = [fingerprint_layers(model.module, without=model.head), list(layers)]
         environment = numeric_environment(fabric, model)
         key = fingerprint([pixels, network, batch_size, environment])
@@ -60,4 +59,4 @@ def recalibrate(
             value.copy_(table[0])
     except (FingerprintError, StoreError) as error:
         log.warning("store: not caching BatchNorm statistics: %s.", error)
-        compute(slice(0, 1), True)
+        compute(np.arange(1), True)

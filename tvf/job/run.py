@@ -36,6 +36,7 @@ from tvf.models import (
 from tvf.records import (
     LOCK,
     JobRecord,
+    Predictions,
     Run,
     check_same_configuration,
     failure_reason,
@@ -43,8 +44,10 @@ from tvf.records import (
     is_done,
     mark_failed,
     mark_paused,
+    predictions_of,
+    write_predictions,
 )
-from tvf.training import EpochResult, TrainingLoop, evaluate
+from tvf.training import EpochResult, TrainingLoop, compute_scores, predict
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +151,10 @@ def train_job(
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
-    summary = _summarise(job, record, run, score_job(job, loop, best_weights))
+    scores, predictions = score_job(job, loop, best_weights)
+    train = job.phases.data.train
+    write_predictions(record.folder, predictions, train.pool.pixels.digests[train.places])
+    summary = _summarise(job, record, run, scores)
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)
     record.done(summary)
@@ -157,20 +163,28 @@ def train_job(
     return summary
 
 
-def score_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any]:
-    """Score validation and test with the best epoch's weights: the only use of the test images."""
+def score_job(
+    job: Job, loop: TrainingLoop, best_weights: Path
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """Score validation and test with the best epoch's weights: the only use of the test images.
+
+    Returns the scores for the summary, and the predictions for each split.
+    """
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
     phases = job.phases
     phases.fabric.barrier()  # rank 0 has written the weights
     load_weights(phases.model, best_weights, best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
-    # Validation runs again for the scores by class, which epochs do not record.
+    predictions = {}
+    # Validation runs again: epochs record neither predictions nor scores by class.
     for name, split in (("val", phases.data.val), ("test", phases.data.test)):
         inputs, size = pipeline.evaluate(name), job.steps.batch_size
-        scores |= evaluate(phases.fabric, inputs, split.labels, size).named(name)
+        logits, loss, acc = predict(phases.fabric, inputs, split.labels, size)
+        scores |= compute_scores(logits, split.labels, loss, acc).named(name)
+        predictions[name] = predictions_of(split, logits.numpy())
     total = job.costs.total()
-    return {
+    scores = {
         "metric": job.loop.metric,
         "best_epoch": best.epoch,
         "best_phase": best.phase,
@@ -182,6 +196,7 @@ def score_job(job: Job, loop: TrainingLoop, best_weights: Path) -> dict[str, Any
         "test_seconds": total["train_seconds"] - training["train_seconds"],
         "approximations": phases.approximations,
     }
+    return scores, predictions
 
 
 def follow_job(

@@ -209,7 +209,7 @@ def _load_initial_weights(
 ) -> None:
     if (init_from := config["model"].get("init_from")) is None:
         return
-    check_origin(init_from, backbone, data.classes, config)
+    check_origin(init_from, backbone, data, config)
     weights = load_initial_weights(model, init_from, f"module.{model.head}")
     log.info("%s starts from the weights in %s.", tag, weights)
 
@@ -225,7 +225,7 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     options = json.dumps(head_phase_config(config), sort_keys=True)
     stopping = first.stopping
     schedule = [first.lr, first.epochs, stopping.patience, stopping.min_delta]
-    images = [[split.fingerprint or split.images, split.labels] for split in (data.train, data.val)]
+    images = [[split.fingerprint, split.labels] for split in (data.train, data.val)]
     environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
     try:
         code = [resolve_target({"_target_": path}, name) for name, path in targets.items()]

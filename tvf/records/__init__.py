@@ -12,6 +12,13 @@ from tvf.records.job import (
     mark_paused,
     read_status,
 )
+from tvf.records.predictions import (
+    Predictions,
+    predictions_of,
+    read_predictions,
+    read_trained_on,
+    write_predictions,
+)
 from tvf.records.rows import (
     COLUMNS,
     DROPPED,
@@ -44,6 +51,7 @@ __all__ = [
     "JobRecord",
     "LOCK",
     "NoTracker",
+    "Predictions",
     "Row",
     "Run",
     "STOPPED",
@@ -61,17 +69,21 @@ __all__ = [
     "note_halving",
     "note_rung",
     "note_summary",
+    "predictions_of",
     "read_commands",
     "read_configs",
     "read_dropped",
     "read_history",
     "read_jobs",
+    "read_predictions",
     "read_status",
     "read_sweep",
+    "read_trained_on",
     "sibling_configs",
     "summary_mode",
     "summary_run_id",
     "sync_command",
     "varied_overrides",
     "write_manifest",
+    "write_predictions",
 ]

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from tvf.config import Config, result_config
 from tvf.files import BEST_WEIGHTS, read_json, write_json, write_json_lines
+from tvf.records.predictions import PREDICTIONS
 from tvf.records.tracking import Run
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ LOCK = ".lock"  # in a job's folder: held by the process that trains it
 
 
 class JobRecord:
-    """The files of a job: config.json, status.json, metrics.jsonl, summary.json.
+    """The files of a job: config.json, status.json, metrics.jsonl, predictions.npz, summary.json.
 
     Creating one removes those of an earlier attempt, except for the epochs in `history`, after
     which this attempt resumes. As a context manager it marks the job as failed on an exception.
@@ -48,7 +49,8 @@ class JobRecord:
         self._status["wandb_run_id"] = self.run_id
         # In this order, one attempt's "done" never stands beside another attempt's files.
         write_json(folder / "status.json", self._status)
-        (folder / "summary.json").unlink(missing_ok=True)
+        for leftover in ("summary.json", PREDICTIONS):
+            (folder / leftover).unlink(missing_ok=True)
         if history:
             write_json_lines(folder / "metrics.jsonl", self.metrics)
         else:

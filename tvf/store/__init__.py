@@ -1,6 +1,6 @@
 """Reusable results on disk: fingerprints, memory-mapped tables, and a budget."""
 
-from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError
+from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError, count_missing
 from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries
 from tvf.store.fingerprint import (
     FingerprintError,
@@ -20,6 +20,7 @@ __all__ = [
     "StoreError",
     "StoreOptions",
     "clear_store",
+    "count_missing",
     "fingerprint",
     "fingerprint_files",
     "fingerprint_layers",

@@ -1,22 +1,21 @@
-"""Tables of the store: rows of one or more tensors in a memory-mapped file, computed once.
+"""Tables of the store: rows of one or more tensors in a memory-mapped file, computed when needed.
 
-A table is computed in chunks. Processes that need the same table at the same time share its
-chunks; each chunk has a lock that the system releases when its holder dies. The file gets its
-final name once it is complete, and every chunk has a checksum, so damage is detected.
+Rows are computed in chunks, and only those that a job asks for. Processes that need the same rows
+share the work; each chunk has a lock that the system releases when its holder dies. Every row has a
+checksum, which says that it is stored and detects damage.
 """
 
 import logging
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -26,11 +25,18 @@ from tvf.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
+SUFFIX, CHECKSUMS = ".rows", ".crc"  # of a table's two files
 ALIGNMENT = 64  # bytes; the data of each tensor starts at a multiple of it
 CHUNK = 128  # rows; a chunk's size is a multiple of it
 MAX_CHUNKS = 256  # per table
-ATTEMPTS = 3  # for a table that is damaged each time it is computed
+ATTEMPTS = 3  # for rows that are damaged each time they are computed
 MORE_ROOM = "tvf store clear frees space, store.dir chooses another folder"
+
+# The state of a row in the checksum file. Other values are the checksum of a stored row.
+ABSENT, RESERVED = 0, 1
+
+Fill = Callable[[np.ndarray, bool], Sequence[Tensor]]
+_Chunk = tuple[int, np.ndarray]  # its number, and some of its rows
 
 
 class ChunkBusy(Exception):
@@ -58,240 +64,298 @@ class ArraySpec:
 class ArrayTable:
     """A memory-mapped table of `rows` rows in the file `path`; missing rows are computed.
 
-    `fill(rows, wait)` computes a slice of the rows and returns one tensor per column; if `wait` is
-    false it may raise ChunkBusy instead of waiting for another process. `reserve(path, size)` makes
-    an empty file of `size` bytes or raises StoreError. With a `label`, a progress bar of that name
-    shows while rows are computed.
+    `fill(rows, wait)` computes rows, given by their ascending numbers, and returns one tensor per
+    column; if `wait` is false it may raise ChunkBusy instead of waiting for another process.
+    `reserve(size, claim)` calls `claim` once there is room for `size` more bytes, or raises
+    StoreError. With a `label`, a progress bar of that name shows while rows are computed.
     """
 
     path: Path
     rows: int
     columns: Sequence[ArraySpec]
-    fill: Callable[[slice, bool], Sequence[Tensor]]
-    reserve: Callable[[Path, int], None]
+    fill: Fill
+    reserve: Callable[[int, Callable[[], None]], None]
     label: str | None = None
     _mapped: list[Tensor] | None = field(default=None, init=False)
+    _inode: int = field(default=0, init=False)  # of the mapped file
 
     def __post_init__(self) -> None:
         smallest = max(CHUNK, _ceil_div(self.rows, MAX_CHUNKS))
         self.chunk_rows = _ceil_div(smallest, CHUNK) * CHUNK
         self.chunks = _ceil_div(self.rows, self.chunk_rows)
+        self.row_bytes = sum(column.row_bytes for column in self.columns)
         self._offsets, self.size = [], 0
         for column in self.columns:
             self._offsets.append(self.size)
             self.size += _ceil_div(column.row_bytes * self.rows, ALIGNMENT) * ALIGNMENT
+        self._verified = np.zeros(self.rows, bool)  # rows that this process has checked
 
-    def tensors(self) -> list[Tensor]:
-        """Return all rows, one memory-mapped tensor per column, computing the missing ones.
+    def tensors(self, rows: np.ndarray | None = None) -> list[Tensor]:
+        """Return one memory-mapped tensor per column, after computing what is missing of `rows`.
 
-        Raises StoreError if they cannot be stored.
+        `rows` are ascending row numbers; None means all. Other rows may hold anything. Raises
+        StoreError if they cannot be stored.
         """
+        rows = np.arange(self.rows) if rows is None else rows
         for _ in range(ATTEMPTS):
-            self._mapped = self._open() or self._complete()
-            if self._mapped is not None:
-                return self._mapped
+            self._compute(rows, wait=True)
+            tensors = self._verify(rows)
+            if tensors is not None:
+                return tensors
         raise StoreError(f"{self.path} is damaged each time it is written")
 
-    def chunk(self, number: int, wait: bool) -> Sequence[Tensor]:
-        """Return the rows of a chunk, computing them if they are missing.
+    def read(self, rows: np.ndarray, wait: bool) -> list[Tensor]:
+        """Return a copy of some rows, computing the missing ones.
 
         If another process is computing them, wait for it or raise ChunkBusy.
         """
         for _ in range(ATTEMPTS):
-            if tensors := self._open():
-                return [tensor[self._rows_of(number)] for tensor in tensors]
-            if lock := self._lock_chunk(number, wait):
-                try:
-                    if values := self._read_or_compute(number, wait):
-                        return values
-                finally:
-                    lock.release()
-        raise StoreError(f"{self.path} disappears after it is written")
-
-    def has(self, number: int) -> bool:
-        """Whether a chunk is stored."""
-        return self.path.exists() or self._stored_checksum(number) is not None
-
-    def missing(self) -> int:
-        """The number of rows that are not stored yet."""
-        if self.path.exists():
-            return 0
-        return sum(
-            self._length_of(number)
-            for number in range(self.chunks)
-            if self._stored_checksum(number) is None
-        )
-
-    def _read_or_compute(self, number: int, wait: bool) -> Sequence[Tensor] | None:
-        """Return the rows of a chunk whose lock this process holds.
-
-        Returns None if other processes have just completed the table.
-        """
-        if self.path.exists():
-            return None
-        if (checksum := self._stored_checksum(number)) is not None:
-            if values := self._read_chunk(number, checksum):
-                return values
-            if self.path.exists():
-                return None
-            log.warning("store: chunk %d of %s is damaged: recomputing it.", number, self.path)
-            self._partial_file(f"{number}.done").unlink(missing_ok=True)
-        if not self._partial_file("rows").exists():
-            self.reserve(self._partial_file("rows"), self.size)
-        values = [value.cpu().contiguous() for value in self.fill(self._rows_of(number), wait)]
-        self._write_chunk(number, values)
-        return values
-
-    def _complete(self) -> list[Tensor] | None:
-        """Compute all missing chunks, give the file its final name, and map it."""
-        busy: list[int] = []
-        with progress_bar(self.label, self.rows) as advance:
-            for wait, numbers in ((False, range(self.chunks)), (True, busy)):
-                for number in numbers:
-                    try:
-                        self.chunk(number, wait)
-                    except ChunkBusy:
-                        busy.append(number)
-                    else:
-                        advance(self._length_of(number))
-        with storage_errors(self.path), FileLock(self._lock_file):
-            if not self.path.exists():
-                checksums = [self._stored_checksum(number) for number in range(self.chunks)]
-                if any(checksum is None for checksum in checksums):
-                    return None  # another process found a chunk damaged and removed it
-                description = self._description() | {"checksums": checksums}
-                write_json(self._description_file, description)
-                self._partial_file("rows").replace(self.path)
-            shutil.rmtree(self._partial_file(""), ignore_errors=True)
-        return self._open()
-
-    def _open(self) -> list[Tensor] | None:
-        """Map the file; None if there is none, or if it is damaged, after removing it."""
-        if self._mapped is not None or not self.path.exists():
-            return self._mapped
-        with storage_errors(self.path), suppress(FileNotFoundError):
-            found = self.path.stat()
-            tensors, fault = self._check_file(found.st_size)
+            self._compute(rows, wait)
+            tensors = self._verify(rows)
             if tensors is not None:
-                self._mapped = tensors
-                return tensors
-            with FileLock(self._lock_file):
-                # Another process may have replaced the damaged file already.
-                if self.path.stat().st_ino == found.st_ino:
-                    log.warning("store: %s is damaged (%s): recomputing it.", self.path, fault)
-                    self.path.unlink()
-                    self._description_file.unlink(missing_ok=True)
+                return [tensor[torch.from_numpy(rows)] for tensor in tensors]
+        raise StoreError(f"{self.path} is damaged each time it is written")
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Whether these rows are stored."""
+        return not len(self._absent(rows))
+
+    def missing(self, rows: np.ndarray | None = None) -> int:
+        """The number of these rows (None: all) that are not stored yet."""
+        return len(self._absent(np.arange(self.rows) if rows is None else rows))
+
+    def _compute(self, rows: np.ndarray, wait: bool) -> None:
+        """Compute the missing ones of `rows`, leaving chunks that are busy for last.
+
+        Raises ChunkBusy if there are any and `wait` is false.
+        """
+        missing = self._absent(rows)
+        if not len(missing):
+            return
+        self._claim(missing)
+        busy: list[_Chunk] = []
+        with progress_bar(self.label, len(rows)) as advance:
+            advance(len(rows) - len(missing))
+            for chunks in self._batches(missing):
+                left = self._compute_chunks(chunks, wait=False)
+                advance(sum(len(rows) for _, rows in chunks) - sum(len(rows) for _, rows in left))
+                busy += left
+            if busy and not wait:
+                raise ChunkBusy
+            for chunk in busy:
+                self._compute_chunks([chunk], wait=True)
+                advance(len(chunk[1]))
+
+    def _compute_chunks(self, chunks: list[_Chunk], wait: bool) -> list[_Chunk]:
+        """Compute rows of some chunks together; returns the chunks that are busy."""
+        busy: list[_Chunk] = []
+        with ExitStack() as locks:
+            locked = [np.empty(0, np.int64)]
+            for number, rows in chunks:
+                try:
+                    locks.enter_context(self._locked_chunk(number, wait))
+                    locked.append(rows)
+                except ChunkBusy:
+                    busy.append((number, rows))
+            missing = self._absent(np.concatenate(locked))
+            if len(missing):
+                try:
+                    values = self.fill(missing, wait)
+                except ChunkBusy:
+                    return chunks
+                self._write(missing, [value.cpu().contiguous() for value in values])
+        return busy
+
+    def _claim(self, rows: np.ndarray) -> None:
+        """Take the bytes of these rows from the budget, creating the table if needed."""
+        absent = self._states()[rows] == ABSENT
+
+        def mark() -> None:
+            self._create()
+            self._set_states(rows[self._states()[rows] == ABSENT], RESERVED)
+
+        if absent.any():
+            with storage_errors(self.path):
+                self.reserve(int(absent.sum()) * self.row_bytes, mark)
+
+    def _create(self) -> None:
+        """Create the files of the table unless they are sound. The store must be locked."""
+        fault = self._find_fault()
+        if fault is None:
+            return
+        if self.path.exists():
+            log.warning("store: %s is damaged (%s): recomputing it.", self.path, fault)
+            self.path.unlink()
+        self._checksum_file.write_bytes(bytes(4 * self.rows))
+        write_json(self._description_file, self._description())
+        with self.path.open("xb") as empty:
+            try:
+                empty.truncate(self.size)
+            except OSError:
+                self.path.unlink()
+                raise
+
+    def _find_fault(self) -> str | None:
+        """What is wrong with the files of the table; None if they are sound."""
+        try:
+            sizes = [self.path.stat().st_size, self._checksum_file.stat().st_size]
+        except FileNotFoundError:
+            return "a file is missing"
+        if sizes != [self.size, 4 * self.rows]:
+            return "its size is wrong"
+        if read_json(self._description_file) != self._description():
+            return "its description does not match"
         return None
 
-    def _check_file(self, size: int) -> tuple[list[Tensor] | None, str]:
-        """Return the complete file's tensors, or None and what is wrong with it."""
-        description = read_json(self._description_file)
-        checksums = description.pop("checksums", None)
-        if description != self._description() or not isinstance(checksums, list):
-            return None, "its description does not match"
-        if len(checksums) != self.chunks:
-            return None, "its description does not match"
-        if size != self.size:
-            return None, "its size is wrong"
-        tensors = self._map(self.path)
-        for number, checksum in enumerate(checksums):
-            rows = self._rows_of(number)
-            if _checksum([tensor[rows] for tensor in tensors]) != checksum:
-                return None, "a checksum is wrong"
-        return tensors, ""
+    def _absent(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that are not stored."""
+        return rows[self._states()[rows] <= RESERVED]
 
-    def _lock_chunk(self, number: int, wait: bool) -> FileLock | None:
-        """Lock a chunk; None if its folder is gone because another process completed the table."""
-        lock = FileLock(self._partial_file(f"{number}.lock"))
+    def _states(self) -> np.ndarray:
+        """The state of every row, uint32."""
+        with suppress(OSError):
+            if self._find_fault() is None:
+                return np.fromfile(self._checksum_file, np.uint32)
+        return np.full(self.rows, ABSENT, np.uint32)
+
+    def _set_states(self, rows: np.ndarray, states: Any) -> None:
+        # Other processes set the states of other rows meanwhile: write these alone. A map is safe,
+        # because the file has its full size on disk from the start.
+        if len(rows):
+            np.memmap(self._checksum_file, np.uint32, "r+")[rows] = states
+
+    def _verify(self, rows: np.ndarray) -> list[Tensor] | None:
+        """Map the file; None if some of `rows` are damaged, after marking them as missing."""
         with storage_errors(self.path):
-            if not self.path.parent.is_dir():
-                raise StoreError(f"{self.path.parent} was removed")
-            try:
-                self._partial_file("").mkdir(exist_ok=True)
-                lock.acquire(timeout=-1 if wait else 0)
-            except FileNotFoundError:
+            if self._find_fault():
                 return None
+            tensors = self._map()
+            unverified = rows[~self._verified[rows]]
+            wrong = self._find_damaged(tensors, unverified)
+            self._verified[unverified] = True
+            self._verified[wrong] = False
+            for number, chunk in self._by_chunk(wrong):
+                with self._locked_chunk(number, wait=True):
+                    # Another process may have computed them again.
+                    damaged = self._find_damaged(tensors, chunk)
+                    self._set_states(damaged, RESERVED)
+                if len(damaged):
+                    message = "store: %d rows of %s are damaged: recomputing them."
+                    log.warning(message, len(damaged), self.path)
+        return None if len(wrong) else tensors
+
+    def _find_damaged(self, tensors: Sequence[Tensor], rows: np.ndarray) -> np.ndarray:
+        """Those of the rows whose content does not match their checksum."""
+        if not len(rows):
+            return rows
+        return rows[_checksums(tensors, rows) != self._states()[rows]]
+
+    @contextmanager
+    def _locked_chunk(self, number: int, wait: bool) -> Iterator[None]:
+        """Lock a chunk; if another process holds the lock, wait for it or raise ChunkBusy."""
+        folder = self.path.with_suffix(".locks")
+        lock = FileLock(folder / f"{number}.lock")
+        with storage_errors(self.path):
+            folder.mkdir(exist_ok=True)
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
                 raise ChunkBusy from None
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
-    def _lock_file(self) -> Path:
-        return self.path.with_suffix(".lock")
+    def _checksum_file(self) -> Path:
+        return self.path.with_suffix(CHECKSUMS)
 
     @property
     def _description_file(self) -> Path:
         return self.path.with_suffix(".json")
 
-    def _partial_file(self, name: str) -> Path:
-        """A file of the table while it is incomplete."""
-        return self.path.with_suffix(".part") / name
-
     def _description(self) -> dict[str, Any]:
         columns = [[str(column.dtype), list(column.shape)] for column in self.columns]
         return {"rows": self.rows, "columns": columns}
 
-    def _rows_of(self, number: int) -> slice:
-        return slice(number * self.chunk_rows, min((number + 1) * self.chunk_rows, self.rows))
+    def _batches(self, rows: np.ndarray) -> Iterator[list[_Chunk]]:
+        """Yield the rows' chunks, as many together as make up a whole chunk of rows.
 
-    def _length_of(self, number: int) -> int:
-        rows = self._rows_of(number)
-        return rows.stop - rows.start
+        Few rows at a time would take longer for each.
+        """
+        batch: list[_Chunk] = []
+        for chunk in self._by_chunk(rows):
+            batch.append(chunk)
+            if sum(len(rows) for _, rows in batch) >= self.chunk_rows:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
-    def _stored_checksum(self, number: int) -> int | None:
-        """The checksum of a chunk; None if it is not stored."""
-        try:
-            return int(self._partial_file(f"{number}.done").read_text())
-        except (OSError, ValueError):
-            return None
+    def _by_chunk(self, rows: np.ndarray) -> list[_Chunk]:
+        """The rows, which ascend, by the number of their chunk."""
+        if not len(rows):
+            return []
+        numbers, starts = np.unique(rows // self.chunk_rows, return_index=True)
+        return list(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True))
 
-    def _map(self, path: Path) -> list[Tensor]:
-        try:
-            raw = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
-        except RuntimeError as error:
-            if not path.exists():
-                raise FileNotFoundError(path) from error
-            raise StoreError(f"{path} cannot be mapped: {error}") from error
-        return [
-            raw[offset : offset + column.row_bytes * self.rows]
-            .view(column.dtype)
-            .view(self.rows, *column.shape)
-            for offset, column in zip(self._offsets, self.columns, strict=True)
-        ]
-
-    def _read_chunk(self, number: int, checksum: int) -> list[Tensor] | None:
-        """Read a chunk of the incomplete table; None if it is damaged."""
-        path, rows = self._partial_file("rows"), self._rows_of(number)
-        with suppress(FileNotFoundError):
-            if path.stat().st_size == self.size:
-                values = [tensor[rows] for tensor in self._map(path)]
-                if _checksum(values) == checksum:
-                    return values
-        return None
-
-    def _write_chunk(self, number: int, values: Sequence[Tensor]) -> None:
-        for column, value in zip(self.columns, values, strict=True):
-            assert value.shape == (self._length_of(number), *column.shape)
-            assert value.dtype == column.dtype
-        start = self._rows_of(number).start
-        with storage_errors(self.path):
+    def _map(self) -> list[Tensor]:
+        inode = self.path.stat().st_ino
+        if self._mapped is None or self._inode != inode:
+            self._verified[:] = False
             try:
-                # Not through a memory map: on a full disk a write raises, but a map crashes.
-                file = os.open(self._partial_file("rows"), os.O_RDWR)
-                try:
-                    for offset, column, value in zip(
-                        self._offsets, self.columns, values, strict=True
-                    ):
-                        _write_at(file, offset + start * column.row_bytes, _bytes(value))
-                finally:
-                    os.close(file)
-                done = self._partial_file(f"{number}.done")
-                temporary = done.with_name(f".{uuid4().hex}")
-                temporary.write_text(str(_checksum(values)))
-                temporary.replace(done)
-            except FileNotFoundError:
-                if not self.path.exists():  # otherwise another process completed the table
-                    raise
+                raw = torch.from_file(
+                    str(self.path), shared=False, size=self.size, dtype=torch.uint8
+                )
+            except RuntimeError as error:
+                raise StoreError(f"{self.path} cannot be mapped: {error}") from error
+            self._inode, self._mapped = (
+                inode,
+                [
+                    raw[offset : offset + column.row_bytes * self.rows]
+                    .view(column.dtype)
+                    .view(self.rows, *column.shape)
+                    for offset, column in zip(self._offsets, self.columns, strict=True)
+                ],
+            )
+        return self._mapped
+
+    def _write(self, rows: np.ndarray, values: Sequence[Tensor]) -> None:
+        """Store rows of a chunk whose lock this process holds."""
+        for column, value in zip(self.columns, values, strict=True):
+            assert value.shape == (len(rows), *column.shape)
+            assert value.dtype == column.dtype
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
+        with storage_errors(self.path):
+            # Not through a memory map: on a full disk a write raises, but a map crashes.
+            file = os.open(self.path, os.O_RDWR)
+            try:
+                for offset, column, value in zip(self._offsets, self.columns, values, strict=True):
+                    for run in runs:
+                        place = offset + int(rows[run[0]]) * column.row_bytes
+                        _write_at(file, place, _bytes(value[run[0] : run[-1] + 1]))
+            finally:
+                os.close(file)
+            self._set_states(rows, _checksums(values, np.arange(len(rows))))
+
+
+def count_missing(path: Path, rows: np.ndarray) -> int:
+    """How many of these rows the table in the data file `path` does not hold yet."""
+    try:
+        states = np.fromfile(path.with_suffix(CHECKSUMS), np.uint32)
+        return int((states[rows] <= RESERVED).sum())
+    except (OSError, IndexError):
+        return len(rows)
+
+
+def stored_bytes(path: Path) -> int:
+    """The bytes that the table in the data file `path` has taken from the budget."""
+    try:
+        states = np.fromfile(path.with_suffix(CHECKSUMS), np.uint32)
+        size = path.stat().st_size
+    except OSError:
+        return 0
+    return -(-size * int((states != ABSENT).sum()) // len(states)) if len(states) else 0
 
 
 @contextmanager
@@ -320,8 +384,13 @@ def _write_at(file: int, place: int, content: Any) -> None:
         remaining, place = remaining[written:], place + written
 
 
-def _checksum(values: Sequence[Tensor]) -> int:
-    checksum = 0
-    for value in values:
-        checksum = zlib.crc32(_bytes(value), checksum)
-    return checksum
+def _checksums(values: Sequence[Tensor], rows: np.ndarray) -> np.ndarray:
+    """A checksum of each of these rows over all columns, uint32, never ABSENT or RESERVED."""
+    columns = [_bytes(value).reshape(len(value), -1) for value in values]
+    checksums = np.zeros(len(rows), np.uint32)
+    for number, row in enumerate(rows.tolist()):
+        checksum = 0
+        for column in columns:
+            checksum = zlib.crc32(column[row], checksum)
+        checksums[number] = max(checksum, RESERVED + 1)
+    return checksums

@@ -16,11 +16,18 @@ from uuid import uuid4
 import platformdirs
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from tvf.errors import require_choice, require_number
 from tvf.files import read_json, write_json
-from tvf.store.arrays import ArraySpec, ArrayTable, StoreError, storage_errors
+from tvf.store.arrays import (
+    SUFFIX,
+    ArraySpec,
+    ArrayTable,
+    Fill,
+    StoreError,
+    storage_errors,
+    stored_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -136,15 +143,13 @@ class Store:
         folder = self.folder.joinpath(kind, *keys)
         return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/entry.json"))}
 
-    def reserve(self, file: Path, size: int) -> None:
-        """Create an empty file of `size` bytes, evicting entries if the budget requires it.
+    def reserve(self, size: int, claim: Callable[[], None]) -> None:
+        """Make room for `size` bytes, then call `claim`, which takes them, with the store locked.
 
         Evicts entries that no job uses, least recently used first; evicts none if removing all of
         them would not free enough. Raises StoreError.
         """
-        with storage_errors(file), self._locked():
-            if file.exists():
-                return
+        with self._locked():
             _tidy(self.folder)
             entries = list_entries(self.folder)
             free = self.max_bytes - sum(entry.size for entry in entries)
@@ -164,8 +169,7 @@ class Store:
                 if _remove(self.folder, entry):
                     log.info("store: evicted %s (%s)", entry.about, format_bytes(entry.size))
                     free += entry.size
-            with file.open("xb") as empty:
-                empty.truncate(size)
+            claim()
 
     def close(self) -> None:
         """Release all entries, so that they can be evicted."""
@@ -194,12 +198,12 @@ class Entry:
         name: str,
         rows: int,
         columns: Sequence[ArraySpec],
-        fill: Callable[[slice, bool], Sequence[Tensor]],
+        fill: Fill,
         label: str | None = None,
     ) -> ArrayTable:
         """The table `name` of this entry; see ArrayTable."""
         return ArrayTable(
-            self.folder / f"{name}.bin", rows, tuple(columns), fill, self.store.reserve, label
+            self.folder / f"{name}{SUFFIX}", rows, tuple(columns), fill, self.store.reserve, label
         )
 
 
@@ -287,7 +291,9 @@ def _tidy(folder: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """The bytes of a file, including reserved ones; 0 if it has just been removed."""
+    """The bytes of a file, including a table's reserved rows; 0 if it has just been removed."""
+    if path.suffix == SUFFIX:
+        return stored_bytes(path)
     try:
         return path.stat().st_size if path.is_file() else 0
     except OSError:

@@ -10,9 +10,9 @@ from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, n
 from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state
 from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
 from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
-from tvf.training.scores import require_both_classes
+from tvf.training.scores import compute_scores, require_both_classes
 from tvf.training.state import STATE_KEYS, EpochResult, PhaseSetup, best_epoch, holds_best
-from tvf.training.step import StepOptions, evaluate
+from tvf.training.step import StepOptions, predict
 
 __all__ = [
     "CrossEntropyLoss",
@@ -35,14 +35,15 @@ __all__ = [
     "balanced_weights",
     "best_epoch",
     "carry_optimizer_state",
+    "compute_scores",
     "cosine",
-    "evaluate",
     "holds_best",
     "make_schedule",
     "no_average",
     "no_mixing",
     "one_cycle",
     "plateau",
+    "predict",
     "require_both_classes",
     "training_modules",
 ]

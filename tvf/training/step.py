@@ -98,11 +98,19 @@ def _read_share(inputs: EpochInputs, samples: np.ndarray, own: np.ndarray) -> tu
     return tuple(tensor[:0] for tensor in inputs.inputs(samples[:1]))
 
 
-@torch.no_grad()
 def evaluate(fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int) -> Scores:
-    """The scores of a split with these labels, int64 [N]; the loss is the mean over its images.
+    """The scores of a split with these labels, int64 [N]; the loss is the mean over its images."""
+    logits, loss, acc = predict(fabric, inputs, labels, batch_size)
+    return compute_scores(logits, labels, loss, acc)
 
-    With several ranks, each computes its share and gets the scores of the whole split.
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int
+) -> tuple[Tensor, float, float]:
+    """The logits of a split, float [N, C] on the CPU, with their mean loss and accuracy.
+
+    With several ranks, each computes its share and gets those of the whole split.
     """
     losses, hits, outputs, samples = [], [], [], np.arange(len(labels))
     own = share_of(samples, fabric.global_rank, fabric.world_size)
@@ -115,7 +123,7 @@ def evaluate(fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: in
     logits = gather(fabric, torch.cat(outputs)).cpu()
     loss = sum(gather(fabric, torch.stack(losses)).tolist()) / len(labels)
     acc = sum(gather(fabric, torch.stack(hits)).tolist()) / len(labels)
-    return compute_scores(logits, labels, loss, acc)
+    return logits, loss, acc
 
 
 def sum_batches(values: list[Tensor]) -> float:

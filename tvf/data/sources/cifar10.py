@@ -13,8 +13,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from tvf.data.images import check_memory
+from tvf.data.pool import Catalog, Pixels, digest_pixels
 from tvf.data.sources.base import DataSource
-from tvf.data.splits import DataSplits, Split, split_off
 from tvf.errors import InputError, require_bool, require_choice
 from tvf.metrics import require_metric
 from tvf.store import Store
@@ -46,8 +46,8 @@ class Cifar10(DataSource):
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
         require_metric(self.metric, 10)
 
-    def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """Read CIFAR-10 below `root`; with `download`, download it if needed.
+    def catalog(self) -> Catalog:
+        """Open CIFAR-10 below `root`; with `download`, download it if needed.
 
         An archive that is already in `root` is unpacked without a network. Raises InputError that
         names a missing or damaged file.
@@ -55,17 +55,23 @@ class Cifar10(DataSource):
         training, testing = self._open(Path(self.root).expanduser())
         pixels = np.concatenate([training.data, testing.data])
         labels = np.array(training.targets + testing.targets)
-        train, test = np.arange(len(training.data)), np.arange(len(training.data), len(labels))
-        val = test
-        if self.validate_on == "split":
-            size = int(self.val_fraction * len(train))
-            train, val = split_off(train, labels, size, self.split_seed)
+        given = np.where(np.arange(len(labels)) < len(training.data), "train", "test")
 
-        def read(samples: np.ndarray) -> Split:
-            images = torch.from_numpy(pixels[samples]).permute(0, 3, 1, 2).contiguous()
-            return Split(_resize(images, self.image_size), torch.from_numpy(labels[samples]))
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            images = torch.from_numpy(pixels[places]).permute(0, 3, 1, 2).contiguous()
+            digests = digest_pixels(images)
+            images = _resize(images, self.image_size)
+            return Pixels(images, digests, digests)
 
-        return self.read_splits(training.classes, (train, val, test), read)
+        names = [str(place) for place in range(len(labels))]
+        return Catalog(
+            tuple(training.classes),
+            labels,
+            names,
+            read,
+            parts=given,
+            val_is_test=self.validate_on == "test",
+        )
 
     def _open(self, root: Path) -> "tuple[CIFAR10, CIFAR10]":
         from torchvision.datasets import CIFAR10

@@ -1,7 +1,7 @@
 """ELPV: electroluminescence images of solar cells, from the PyPI package `elpv-dataset`.
 
 Deitsch et al. 2019 (Solar Energy 185): 2,624 cells, mono- or polycrystalline, with a defect
-probability of 0, 1/3, 2/3 or 1.
+probability of 0, 1/3, 2/3 or 1, cut from images of 44 modules.
 """
 
 from dataclasses import dataclass
@@ -9,36 +9,40 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tvf.data.images import read_images
+from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.base import DataSource
-from tvf.data.splits import DataSplits, Split, split_off
 from tvf.errors import InputError, require_choice
 from tvf.metrics import require_metric
 from tvf.store import Store
 
-TEST_SIZE = 656
 CLASSES = {"binary": ("functional", "defective"), "four_class": ("0", "1/3", "2/3", "1")}
+SPLIT_BY = ("module", "cell")
+MODULE_CELLS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elpv(DataSource):
-    """1,968 cells to train and validate on, 656 to test on.
+    """2,624 cells; a quarter of them to test on.
 
-    The splits are stratified by defect probability and cell type. Task "binary": defective means a
-    probability of at least 0.5. "four_class": one class per probability.
+    Task "binary": defective means a probability of at least 0.5. "four_class": one class per
+    probability. The splits are stratified by defect probability and cell type. `split_by` "module"
+    keeps the cells of a module on one side, since they look alike; the modules are inferred (see
+    `infer_modules`). "cell" divides cell by cell, as published results do: 1,968 and 656 cells.
     """
 
     task: str = "binary"
+    split_by: str = "module"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("data.task", self.task, tuple(CLASSES))
+        require_choice("data.split_by", self.split_by, SPLIT_BY)
         require_metric(self.metric, len(CLASSES[self.task]))
 
-    def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """Read the images of the package; InputError if it is not installed."""
+    def catalog(self) -> Catalog:
+        """List the images of the package; InputError if it is not installed."""
         folder = _folder()
         table = np.genfromtxt(
             folder / "labels.csv",
@@ -48,21 +52,37 @@ class Elpv(DataSource):
         )
         level = np.rint(table["probability"] * 3).astype(np.int64)
         defective = (table["probability"] >= 0.5).astype(np.int64)
-        labels = level if self.task == "four_class" else defective
-        strata = 2 * level + (table["type"] == "mono")
-        train, test = split_off(np.arange(len(table)), strata, TEST_SIZE, self.split_seed)
-        train, val = split_off(train, strata, int(self.val_fraction * len(train)), self.split_seed)
+        mono = table["type"] == "mono"
 
-        def read(samples: np.ndarray) -> Split:
-            return read_images(
-                [folder / path for path in table["path"][samples]],
-                torch.from_numpy(labels[samples]),
-                self.image_size,
-                progress=progress,
-                store=store,
-            )
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            paths = [folder / path for path in table["path"][places]]
+            return read_images(paths, self.image_size, progress=progress, store=store)
 
-        return self.read_splits(CLASSES[self.task], (train, val, test), read)
+        return Catalog(
+            CLASSES[self.task],
+            level if self.task == "four_class" else defective,
+            table["path"].tolist(),
+            read,
+            strata=2 * level + mono,
+            groups=infer_modules(mono) if self.split_by == "module" else None,
+        )
+
+
+def infer_modules(mono: np.ndarray) -> np.ndarray:
+    """Return the inferred module of each cell, int64, from the cells' types in file order.
+
+    The data set does not say which module a cell is from, but its files are in the order of the
+    modules. So each run of cells of one type is divided into blocks of about 60 cells, the size of
+    most modules. This gives 18 mono- and 26 polycrystalline modules, as Deitsch et al. 2019 have.
+    Within the longest runs a boundary may be off by a few cells.
+    """
+    modules, first = np.empty(len(mono), np.int64), 0
+    for run in np.split(np.arange(len(mono)), np.flatnonzero(np.diff(mono)) + 1):
+        blocks = np.array_split(run, max(1, round(len(run) / MODULE_CELLS)))
+        for block in blocks:
+            modules[block] = first
+            first += 1
+    return modules
 
 
 def _folder() -> Path:

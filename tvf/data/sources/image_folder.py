@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from tvf.data.groups import check_groups, find_groups
 from tvf.data.images import read_images
+from tvf.data.pool import PARTS, Catalog, Pixels
 from tvf.data.sources.base import DataSource
-from tvf.data.splits import DataSplits, Split, split_off
 from tvf.errors import InputError, require_number
 from tvf.metrics import require_metric
 from tvf.store import Store
@@ -18,18 +18,20 @@ from tvf.store import Store
 class ImageFolder(DataSource):
     """Images in `root/train/<class>/`; `val/` and `test/` likewise, or split off from `train/`.
 
-    Without a `test/` folder, `test_fraction` of the training images become the test split; without
-    `val/`, `val_fraction` of the rest become the val split; both are stratified by class. Images
-    larger than `max_megapixels` are an error.
+    Without a `test/` folder, a part of the training images becomes the test split, and without
+    `val/` a part of the rest becomes the val split; see `SplitOptions`. With `folds` or
+    `outer_folds` the images of `val/` are divided like those of `train/`. `groups` says which
+    images belong together and stay on one side: see `find_groups`. Images larger than
+    `max_megapixels` are an error.
     """
 
     root: str
-    test_fraction: float = 0.25
+    groups: int | str | None = None
     max_megapixels: float = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("data.test_fraction", self.test_fraction, 0, 0.9, above=True)
+        check_groups(self.groups)
         require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
         root = Path(self.root).expanduser()
         if not root.is_dir():
@@ -42,38 +44,32 @@ class ImageFolder(DataSource):
             )
         require_metric(self.metric, len(_classes(root)))
 
-    def load(self, progress: bool = False, store: Store | None = None) -> DataSplits:
-        """List, split and read the images; InputError names the folder or file at fault."""
+    def catalog(self) -> Catalog:
+        """List the images; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
         classes = _classes(root)
         paths: list[Path] = []
         labels: list[int] = []
-        splits: dict[str, np.ndarray] = {}
-        for name in ("train", "val", "test"):
+        parts: list[str] = []
+        for name in PARTS:
             if (root / name).is_dir():
                 images = _list_images(root / name, classes)
-                splits[name] = np.arange(len(paths), len(paths) + len(images))
                 paths += [path for path, _ in images]
                 labels += [label for _, label in images]
-        targets = np.array(labels)
-        for name, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
-            if name not in splits:
-                size = int(fraction * len(splits["train"]))
-                splits["train"], splits[name] = split_off(
-                    splits["train"], targets, size, self.split_seed
-                )
+                parts += [name] * len(images)
+        names = [path.relative_to(root).as_posix() for path in paths]
 
-        def read(samples: np.ndarray) -> Split:
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
             return read_images(
-                [paths[sample] for sample in samples],
-                torch.from_numpy(targets[samples]),
+                [paths[place] for place in places],
                 self.image_size,
                 max_megapixels=self.max_megapixels,
                 progress=progress,
                 store=store,
             )
 
-        return self.read_splits(classes, [splits[n] for n in ("train", "val", "test")], read)
+        groups = None if self.groups is None else find_groups(names, self.groups)
+        return Catalog(tuple(classes), np.array(labels), names, read, np.array(parts), None, groups)
 
 
 def _classes(root: Path) -> list[str]:

@@ -1,0 +1,102 @@
+"""Which images belong together (a patient, a module, a video), from names or a table."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tvf.errors import InputError
+
+TABLE = ".csv"
+COLUMNS = ("image", "group")
+
+
+def check_groups(groups: object) -> None:
+    """Raise InputError unless `groups` is a folder level, an expression, a table, or None."""
+    if groups is None:
+        return
+    if isinstance(groups, int) and not isinstance(groups, bool) and groups >= 1:
+        return
+    if isinstance(groups, str) and groups.endswith(TABLE):
+        if not Path(groups).expanduser().is_file():
+            raise InputError(f"data.groups={groups} must be an existing CSV file.")
+        return
+    if isinstance(groups, str) and groups:
+        try:
+            re.compile(groups)
+            return
+        except re.error as error:
+            raise InputError(
+                f"data.groups={groups!r} is not a regular expression: {error}."
+            ) from error
+    raise InputError(
+        f"data.groups={groups!r} must be a regular expression that finds the group in the path of "
+        "an image, the level of a folder below the class (1 or more), or a CSV file with the "
+        f"columns {' and '.join(COLUMNS)}."
+    )
+
+
+def find_groups(names: Sequence[str], groups: int | str) -> np.ndarray:
+    """Return the group of each image, int64 [N], from its path below the data's root.
+
+    `groups` is a level, an expression, or a table. Level 1 is the folder below the class
+    (train/CLASS/LEVEL1/...). A regular expression is searched for in the path below the class; what
+    it matches is the group, or its parenthesised parts if it has any. A table, a CSV file with the
+    columns `image` and `group`, names paths below the root. Raises InputError for an image without
+    a group.
+    """
+    if isinstance(groups, int):
+        keys = [_folder_at(name, groups) for name in names]
+    elif groups.endswith(TABLE):
+        table = _read_table(Path(groups).expanduser())
+        keys = [table.get(name) for name in names]
+    else:
+        keys = [_match(name, groups) for name in names]
+    without = [name for name, key in zip(names, keys, strict=True) if not key]
+    if without:
+        raise InputError(
+            f"data.groups={groups} gives no group for {len(without)} of {len(names)} images, "
+            f"{without[0]} for example: every image needs one."
+        )
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)
+
+
+def _folder_at(name: str, level: int) -> str | None:
+    folders = name.split("/")[2:-1]  # below the split and the class
+    return folders[level - 1] if level <= len(folders) else None
+
+
+def _match(name: str, expression: str) -> str | None:
+    found = re.search(expression, "/".join(name.split("/")[2:]))
+    if found is None:
+        return None
+    return " ".join(part or "" for part in found.groups()) if found.groups() else found.group()
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """The group of each image that the table names."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                raise InputError(
+                    f"data.groups={path} must have the columns {' and '.join(COLUMNS)}, but has "
+                    f"{', '.join(reader.fieldnames or ()) or 'none'}."
+                )
+            table: dict[str, str] = {}
+            for line, row in enumerate(reader, 2):
+                image, group = ((row[column] or "").strip() for column in COLUMNS)
+                if not image or not group:
+                    missing = COLUMNS[0] if not image else COLUMNS[1]
+                    raise InputError(f"{path}, line {line}: the {missing} is missing.")
+                if table.setdefault(image, group) != group:
+                    raise InputError(
+                        f"{path}, line {line}: {image} is in two groups, {table[image]} and "
+                        f"{group}."
+                    )
+            return table
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"data.groups={path} cannot be read: {error}.") from error

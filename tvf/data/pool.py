@@ -1,0 +1,135 @@
+"""The pool: all images of a data set, listed and then read, and the splits that divide it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvf.store import Store, fingerprint
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of some images, uint8 [N, 3, S, S].
+
+    `digests` identifies the content that each image was read from, bytes [N]. `pixel_digests` does
+    so for its pixels: two files may hold equal images. Both are computed from the pixels if they
+    are not given.
+    """
+
+    images: Tensor
+    digests: np.ndarray = None  # type: ignore[assignment]
+    pixel_digests: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.pixel_digests is None:
+            object.__setattr__(self, "pixel_digests", digest_pixels(self.images))
+        if self.digests is None:
+            object.__setattr__(self, "digests", self.pixel_digests)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What a data set holds, known before any image is read. All arrays have one row per image.
+
+    `labels` are classes, int64 [N]; `names` tell people which image it is: a path or a number.
+    `parts` assigns images to "train", "val" or "test"; images with "" are divided by the options
+    of the data source. `strata`, int64 [N], are finer classes whose shares the splits keep; by
+    default the labels. Images of one group are never on two sides of a split. With `val_is_test`
+    the test images validate as well. `read(places, progress, store)` reads some of the images.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    names: Sequence[str]
+    read: Callable[[np.ndarray, bool, Store | None], Pixels]
+    parts: np.ndarray | None = None
+    strata: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    val_is_test: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, places: np.ndarray) -> "Catalog":
+        """Return the catalog of these images alone."""
+        rows = {
+            name: None if (values := getattr(self, name)) is None else values[places]
+            for name in ("labels", "parts", "strata", "groups")
+        }
+        names = [self.names[place] for place in places]
+        read: Any = lambda chosen, *how: self.read(places[chosen], *how)  # noqa: E731
+        return replace(self, names=names, read=read, **rows)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images of a data set and their classes, int64 [N].
+
+    `names` tell people which image it is; images of one group, int64 [N], belong together.
+    """
+
+    pixels: Pixels
+    labels: Tensor
+    names: Sequence[str]
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the pixels of the pool, in their order."""
+        return fingerprint([self.pixels.pixel_digests, list(self.pixels.images.shape)])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of the pool at `places`, int64 [N], ascending."""
+
+    pool: Pool
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Classes, int64 [N]."""
+        return self.pool.labels[torch.from_numpy(self.places)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the pixels of the split, in their order."""
+        return fingerprint([self.pool.fingerprint, self.places])
+
+    def pixels(self, samples: np.ndarray) -> Tensor:
+        """The images of some samples, given by their index in the split, uint8 [B, 3, S, S]."""
+        return self.pool.pixels.images[torch.from_numpy(self.places[samples])]
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Images to train on, to choose epochs with (`val`), and to evaluate a job on once (`test`)."""
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+
+
+def digest_pixels(images: Tensor) -> np.ndarray:
+    """A digest of each image's pixels, bytes [N]."""
+    return np.array([digest(image.numpy().data) for image in images.contiguous()], "S32")
+
+
+def digest(content: object) -> bytes:
+    """32 hexadecimal digits that identify bytes or an array."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()  # type: ignore[arg-type]
