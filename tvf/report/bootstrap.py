@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tvf.report.images import Interval, Scores
+from tvf.report.images import Interval
+from tvf.report.splits import Scores
 from tvf.report.statistics import LEVEL, ROUNDING
 
 DRAWS = 2000
@@ -79,7 +80,7 @@ def percentile_interval(value: float, draws: np.ndarray) -> Interval:
 
 
 def scores_from_bootstrap(
-    values: np.ndarray, draws: np.ndarray, groups: np.ndarray | None = None, images: int = 0
+    values: np.ndarray, draws: np.ndarray, images: int, groups: np.ndarray | None = None
 ) -> Scores:
     """Scores of C configurations, with the covariance (C, C) of their bootstrap draws.
 
