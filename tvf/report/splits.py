@@ -62,7 +62,8 @@ def estimate_scores(
     rounds = _rounds(splits)
     if len(rounds) > 1 and len(splits) < 2 * len(rounds):
         return _from_random_splits(splits, train_images)
-    return _from_folds(rounds, groups)
+    labels = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    return _from_folds(rounds, labels)
 
 
 def contrast_variance(covariance: np.ndarray, a: int, b: int) -> float:
@@ -73,12 +74,14 @@ def contrast_variance(covariance: np.ndarray, a: int, b: int) -> float:
 class Split(NamedTuple):
     """Images (n,) that trainings of all configurations validated.
 
-    `results` has one (seeds, n) for each configuration, `scores` (C, n) their means over seeds.
+    `results` has one (seeds, n) for each configuration, `scores` (C, n) their means over seeds,
+    `means` (C,) those over images as well.
     """
 
     images: np.ndarray
     results: list[np.ndarray]
     scores: np.ndarray
+    means: np.ndarray
 
 
 class _Component(NamedTuple):
@@ -100,7 +103,7 @@ def shared_splits(results: Sequence[np.ndarray]) -> list[Split]:
             images = np.flatnonzero(np.frombuffer(key, dtype=bool))
             values = [np.array([row[images] for row in by_split[key]]) for by_split in rows]
             scores = np.array([seeds.mean(axis=0) for seeds in values])
-            splits.append(Split(images, values, scores))
+            splits.append(Split(images, values, scores, scores.mean(axis=1)))
     return splits
 
 
@@ -123,7 +126,7 @@ def _from_random_splits(splits: Sequence[Split], train_images: float | None) -> 
     validated = float(np.mean([len(split.images) for split in splits]))
     pool = len(np.unique(np.concatenate([split.images for split in splits])))
     trained = train_images or max(pool - validated, 1.0)
-    scores = np.array([split.scores.mean(axis=1) for split in splits])
+    scores = np.array([split.means for split in splits])
     between = np.atleast_2d(np.cov(scores, rowvar=False))
     floor = between * (validated / trained)
     df, number = len(splits) - 1, len(splits)
@@ -174,7 +177,7 @@ def _average_rounds(
 
 
 def _residuals(split: Split) -> np.ndarray:
-    return split.scores - split.scores.mean(axis=1, keepdims=True)
+    return split.scores - split.means[:, None]
 
 
 def _cluster_covariance(
@@ -182,17 +185,17 @@ def _cluster_covariance(
 ) -> tuple[np.ndarray, int]:
     """Covariance of the means (C, C) from residuals summed by image or group; their number."""
     sums, images = residuals, residuals.shape[1]
+    units = images
     if labels is not None:
-        numbers = np.unique(labels, return_inverse=True)[1]
-        sums = np.array([np.bincount(numbers, weights=row) for row in residuals])
-    units = sums.shape[1]
+        sums = np.array([np.bincount(labels, weights=row) for row in residuals])
+        units = int(np.count_nonzero(np.bincount(labels)))
     return sums @ sums.T / images**2 * (units / max(units - folds, 1)), units
 
 
 def _between_folds(folds: Sequence[Split]) -> np.ndarray:
     """Covariance of the means (C, C) from the means of whole folds."""
     sizes = np.array([len(split.images) for split in folds])
-    means = np.array([split.scores.mean(axis=1) for split in folds])
+    means = np.array([split.means for split in folds])
     sums = sizes[:, None] * (means - sizes @ means / sizes.sum())
     return sums.T @ sums / sizes.sum() ** 2 * (len(folds) / (len(folds) - 1))
 
