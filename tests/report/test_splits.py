@@ -196,14 +196,14 @@ def test_intervals_cover_the_truth_and_equal_configurations_are_called_equal(
     assert wrong / sweeps <= 0.08
 
 
-def test_intervals_cover_after_repetition() -> None:
-    """Two seeds a fold, and one split with four seeds."""
-    rng = np.random.default_rng(1)
-    for seeds, kept in ((2, 5), (4, 1)):
-        covered = []
-        for _ in range(150):
-            sweep = simulate(BY_IMAGE, np.array([ACCURACY] * 2), 5, rng, seeds)
-            results = [matrix[np.arange(5 * seeds) % 5 < kept] for matrix in sweep.results()]
-            _, _, low, high = compare_scores(estimate_scores(results), 0, 1).interval
+@pytest.mark.parametrize(("seeds", "kept"), [(2, 5), (4, 1)], ids=["folds", "one split"])
+def test_intervals_with_seeds_cover_at_least_as_often(seeds: int, kept: int) -> None:
+    """The larger of two estimates of retraining is taken: the error is on the cautious side."""
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(100):
+        sweep = simulate(BY_IMAGE, np.array([ACCURACY] * 3), 5, rng, seeds)
+        scores = estimate_scores([m[np.arange(5 * seeds) % 5 < kept] for m in sweep.results()])
+        for a, b in combinations(range(3), 2):
+            _, _, low, high = compare_scores(scores, a, b).interval
             covered.append(low is not None and high is not None and low <= 0 <= high)
-        assert 0.92 <= np.mean(covered) <= 0.98
+    assert np.mean(covered) >= 0.93

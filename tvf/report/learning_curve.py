@@ -14,7 +14,7 @@ from tvf.report.statistics import LEVEL
 MIN_SIZES = 3  # a line through two points always fits
 FLOOR_SIZES = 4  # from how many sizes on the floor c is fitted; below, it is 0
 POOR_FIT = 0.05  # p of the lack-of-fit test below which the law is rejected
-FLOORS = np.linspace(0, 0.95, 20)  # of the smallest mean error: values of c that are tried
+LARGEST_EXPONENT, STEPS, ZOOMS = 3.0, 40, 3  # of the search for b
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +32,15 @@ def fit_power_law(
 ) -> PowerLaw | None:
     """Fit the law to trainings with `sizes` images and `scores` in [0, 1], both (trainings,).
 
-    Least squares for log(error - c) of the mean at each size. Trainings are resampled within each
-    size. None where nothing should be said: fewer than three sizes, a size trained once, a mean
-    error of 0, an exponent whose 95 % interval includes 0, or means that miss the law by more than
-    trainings vary (the lack-of-fit F test: Draper and Smith 1998, section 2.1).
+    Least squares over the mean error at each size. Trainings are resampled within each size. None
+    where nothing should be said: fewer than three sizes, a size trained once, a gain from the
+    smallest to the largest size whose 95 % interval includes 0, or means that miss the law by more
+    than trainings vary (the lack-of-fit F test: Draper and Smith 1998, section 2.1).
     """
     distinct = np.unique(sizes)
     errors = [1 - scores[sizes == size] for size in distinct]
     means = np.array([values.mean() for values in errors])
-    if len(distinct) < MIN_SIZES or min(map(len, errors)) < 2 or means.min() <= 0:
+    if len(distinct) < MIN_SIZES or min(map(len, errors)) < 2:
         return None
     law = _fit(distinct, means[None])[0]
     if _lack_of_fit(law, distinct, errors) < POOR_FIT:
@@ -48,8 +48,10 @@ def fit_power_law(
     rng = np.random.default_rng(seed)
     resampled = [rng.choice(values, (draws, len(values))).mean(axis=1) for values in errors]
     samples = np.stack(resampled, axis=1)
-    laws = _fit(distinct, samples[samples.min(axis=1) > 0])
-    if np.quantile(laws[:, 1], (1 - LEVEL) / 2) <= 0:
+    laws = _fit(distinct, samples)
+    a, b, _ = laws.T
+    gains = a * (float(distinct[0]) ** -b - float(distinct[-1]) ** -b)
+    if np.quantile(gains, (1 - LEVEL) / 2) <= 0:
         return None
     return PowerLaw(*map(float, law), draws=laws)
 
@@ -64,20 +66,36 @@ def predict_score(law: PowerLaw, images: float) -> Interval:
 
 
 def _fit(sizes: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Fit each row of mean errors (samples, sizes); the a, b and c of each (samples, 3)."""
-    shares = FLOORS if len(sizes) >= FLOOR_SIZES else FLOORS[:1]
-    floors = shares * errors.min(axis=1, keepdims=True)  # (samples, floors)
-    logs = np.log(errors[:, None] - floors[..., None])
-    x = np.log(sizes) - np.log(sizes).mean()
-    slopes = logs @ x / (x @ x)
-    levels = logs.mean(axis=2)
-    fitted = np.exp(levels[..., None] + slopes[..., None] * x) + floors[..., None]
-    misfit = np.square(fitted - errors[:, None]).sum(axis=2)
-    best = (np.arange(len(errors)), misfit.argmin(axis=1))
-    slope = slopes[best]
-    return np.stack(
-        [np.exp(levels[best] - slope * np.log(sizes).mean()), -slope, floors[best]], axis=1
+    """Fit each row of mean errors (samples, sizes); the a, b and c of each (samples, 3).
+
+    For each b on a grid, a and c >= 0 are linear least squares; the grid zooms in on the best b.
+    """
+    scale = np.exp(np.log(sizes).mean())
+    rows = np.arange(len(errors))
+    centre, reach = np.full(len(errors), LARGEST_EXPONENT / 2), LARGEST_EXPONENT / 2
+    for _ in range(ZOOMS):
+        b = np.maximum(centre[:, None] + np.linspace(-reach, reach, STEPS + 1), 0)
+        powers = (sizes / scale) ** -b[..., None]  # (samples, steps, sizes)
+        a, c = _fit_linear(powers, errors[:, None], floor=len(sizes) >= FLOOR_SIZES)
+        fitted = a[..., None] * powers + c[..., None]
+        best = np.square(fitted - errors[:, None]).sum(axis=2).argmin(axis=1)
+        centre, reach = b[rows, best], 2 * reach / STEPS
+    return np.stack([a[rows, best] * scale**centre, centre, c[rows, best]], axis=1)
+
+
+def _fit_linear(x: np.ndarray, y: np.ndarray, floor: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The a and c of least squares for y = a * x + c, c >= 0, over the last axis; c = 0 without."""
+    through_zero = (x * y).sum(axis=-1) / np.square(x).sum(axis=-1)
+    if not floor:
+        return through_zero, np.zeros_like(through_zero)
+    deviation = x - x.mean(axis=-1, keepdims=True)
+    squares = np.square(deviation).sum(axis=-1)
+    slope = np.divide(
+        (deviation * y).sum(axis=-1), squares, out=np.zeros_like(squares), where=squares > 0
     )
+    intercept = y.mean(axis=-1) - slope * x.mean(axis=-1)
+    negative = intercept < 0
+    return np.where(negative, through_zero, slope), np.where(negative, 0.0, intercept)
 
 
 def _lack_of_fit(law: np.ndarray, sizes: np.ndarray, errors: list[np.ndarray]) -> float:
