@@ -39,6 +39,20 @@ def test_for_means_the_bootstrap_agrees_with_the_formula() -> None:
             assert error == pytest.approx(compare_scores(expected, 0, b).interval.error, rel=0.06)
 
 
+def test_folds_add_retraining_as_they_do_for_means() -> None:
+    sweep = simulate(Effects(0.85, 0.1, 0.005), np.full(3, 0.8), 5, np.random.default_rng(0))
+    results = sweep.results()
+    rows = np.array([mean_by_image(matrix) for matrix in results])
+    draws = bootstrap_scores(lambda index: rows[:, index].mean(axis=1), rows.shape[1])
+    by_fold = np.array([np.nanmean(matrix, axis=1) for matrix in results]).T
+    found = scores_from_bootstrap(rows.mean(axis=1), draws, rows.shape[1], by_fold=by_fold)
+    expected = estimate_scores(results)
+    assert expected.df < 20 and found.df == pytest.approx(expected.df, rel=0.1)
+    for b in (1, 2):
+        error = compare_scores(found, 0, b).interval.error
+        assert error == pytest.approx(compare_scores(expected, 0, b).interval.error, rel=0.06)
+
+
 def macro_f1(labels: np.ndarray, logits: np.ndarray) -> float:
     predicted = logits > 0.5
     right = [(labels == value) & (predicted == value) for value in (0, 1)]

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, simulate
-from tvf.report.images import compare_scores
+from tvf.report.images import ImageDifference, compare_scores
 from tvf.report.splits import estimate_scores
 from tvf.report.statistics import holm
 
@@ -23,6 +23,11 @@ def folds(*values: list[float]) -> np.ndarray:
     for row, start, end, found in zip(matrix, ends, ends[1:], values, strict=False):
         row[start:end] = found
     return matrix
+
+
+def includes_zero(difference: ImageDifference) -> bool:
+    _, _, low, high = difference.interval
+    return low is not None and high is not None and low <= 0 <= high
 
 
 def random_results(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -43,7 +48,7 @@ def test_groups_of_equal_size_are_the_t_test_over_their_means() -> None:
     groups = np.arange(48) % 6
     found = compare_scores(estimate_scores([a, b], groups), 0, 1)
     by_group = [(a - b)[0, groups == group].mean() for group in range(6)]
-    expected = scipy.stats.ttest_1samp(by_group, 0)
+    expected = scipy.stats.ttest_rel(by_group, np.zeros(6))
     assert found.p == pytest.approx(expected.pvalue)
     assert found.interval[2:] == pytest.approx(tuple(expected.confidence_interval()))
 
@@ -60,7 +65,7 @@ def test_folds_that_differ_more_than_their_images_explain_add_retraining() -> No
     assert found.interval.mean == pytest.approx(1 / 3)
     assert found.interval.error == pytest.approx(1 / 3)
     assert scores.df == pytest.approx(2)
-    assert found.p == pytest.approx(scipy.stats.ttest_1samp([1, 0, 0], 0).pvalue)
+    assert found.p == pytest.approx(scipy.stats.ttest_rel([1, 0, 0], [0, 0, 0]).pvalue)
 
 
 def test_the_degrees_of_freedom_are_satterthwaites() -> None:
@@ -183,14 +188,14 @@ def test_intervals_cover_the_truth_and_equal_configurations_are_called_equal(
     effects: Effects, folds: int
 ) -> None:
     """Four configurations of equal true accuracy; a sweep errs if any Holm-corrected p <= 0.05."""
-    rng, sweeps = np.random.default_rng(folds), 250
+    rng, sweeps = np.random.default_rng(folds), 300
     covered, wrong = [], 0
     for _ in range(sweeps):
         sweep = simulate(effects, np.array([ACCURACY] * 4), folds, rng)
         scores = estimate_scores(sweep.results(), sweep.group if effects.group else None)
         pairs = [compare_scores(scores, a, b) for a, b in combinations(range(4), 2)]
         p = [pair.p for pair in pairs if pair.p is not None]
-        covered += [low <= 0 <= high for _, _, low, high in (pair.interval for pair in pairs)]
+        covered += map(includes_zero, pairs)
         wrong += min(holm(p)) <= 0.05
     assert 0.92 <= np.mean(covered) <= 0.97
     assert wrong / sweeps <= 0.08
@@ -204,6 +209,5 @@ def test_intervals_with_seeds_cover_at_least_as_often(seeds: int, kept: int) -> 
         sweep = simulate(BY_IMAGE, np.array([ACCURACY] * 3), 5, rng, seeds)
         scores = estimate_scores([m[np.arange(5 * seeds) % 5 < kept] for m in sweep.results()])
         for a, b in combinations(range(3), 2):
-            _, _, low, high = compare_scores(scores, a, b).interval
-            covered.append(low is not None and high is not None and low <= 0 <= high)
+            covered.append(includes_zero(compare_scores(scores, a, b)))
     assert np.mean(covered) >= 0.93

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tvf.report.images import Interval
-from tvf.report.splits import Scores
+from tvf.report.splits import (
+    Component,
+    Scores,
+    add_component,
+    between_folds,
+    typical_variance,
+)
 from tvf.report.statistics import LEVEL, ROUNDING
 
 DRAWS = 2000
@@ -80,20 +86,31 @@ def percentile_interval(value: float, draws: np.ndarray) -> Interval:
 
 
 def scores_from_bootstrap(
-    values: np.ndarray, draws: np.ndarray, images: int, groups: np.ndarray | None = None
+    values: np.ndarray,
+    draws: np.ndarray,
+    images: int,
+    groups: np.ndarray | None = None,
+    by_fold: np.ndarray | None = None,
 ) -> Scores:
     """Scores of C configurations, with the covariance (C, C) of their bootstrap draws.
 
-    `values` (C,) are the scores of all images, `draws` comes from `bootstrap_scores`. Covers other
-    images only: retraining is not included. Raises ValueError if fewer than two draws are defined.
+    `values` (C,) are the scores of all images, `draws` comes from `bootstrap_scores`. `by_fold`
+    (folds, C), the scores of each fold alone, adds retraining, as in `estimate_scores`; without it
+    the errors are about other images only. Raises ValueError if fewer than two draws are defined.
     """
     draws = draws[np.isfinite(draws).all(axis=1)]
     if len(draws) < 2:
         raise ValueError("the score is defined for fewer than two bootstrap samples")
     units = images if groups is None else len(np.unique(groups))
-    covariance = np.atleast_2d(np.cov(draws, rowvar=False))
+    over_images = np.atleast_2d(np.cov(draws, rowvar=False))
+    covariance, df = over_images, units - 1.0
+    if by_fold is not None and len(by_fold) > 1:
+        square = typical_variance(between_folds(by_fold, np.ones(len(by_fold))))
+        folds_df = (len(by_fold) - 1) * max(len(values) - 1, 1)
+        added = Component(square - typical_variance(over_images), square, folds_df)
+        covariance, df = add_component(over_images, df, added)
     unit = "image" if groups is None else "group"
-    return Scores(values, covariance, units - 1.0, covariance, units - 1.0, rounds=1.0, unit=unit)
+    return Scores(values, covariance, df, over_images, units - 1.0, rounds=1.0, unit=unit)
 
 
 def estimate_optimism(

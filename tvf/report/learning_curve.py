@@ -71,16 +71,23 @@ def _fit(sizes: np.ndarray, errors: np.ndarray) -> np.ndarray:
     For each b on a grid, a and c >= 0 are linear least squares; the grid zooms in on the best b.
     """
     scale = np.exp(np.log(sizes).mean())
-    rows = np.arange(len(errors))
-    centre, reach = np.full(len(errors), LARGEST_EXPONENT / 2), LARGEST_EXPONENT / 2
+    middle = reach = LARGEST_EXPONENT / 2
+    laws = np.array([[0.0, middle, 0.0]] * len(errors))
     for _ in range(ZOOMS):
-        b = np.maximum(centre[:, None] + np.linspace(-reach, reach, STEPS + 1), 0)
-        powers = (sizes / scale) ** -b[..., None]  # (samples, steps, sizes)
-        a, c = _fit_linear(powers, errors[:, None], floor=len(sizes) >= FLOOR_SIZES)
-        fitted = a[..., None] * powers + c[..., None]
-        best = np.square(fitted - errors[:, None]).sum(axis=2).argmin(axis=1)
-        centre, reach = b[rows, best], 2 * reach / STEPS
-    return np.stack([a[rows, best] * scale**centre, centre, c[rows, best]], axis=1)
+        b = np.maximum(laws[:, 1:2] + np.linspace(-reach, reach, STEPS + 1), 0)
+        laws = _best_on_grid(sizes / scale, errors, b)
+        reach *= 2 / STEPS
+    return laws * np.stack([scale ** laws[:, 1], *np.ones((2, len(laws)))], axis=1)
+
+
+def _best_on_grid(sizes: np.ndarray, errors: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The a, b and c (samples, 3) of the smallest squared misfit; `b` is (samples, steps)."""
+    powers = sizes ** -b[..., None]
+    a, c = _fit_linear(powers, errors[:, None], floor=len(sizes) >= FLOOR_SIZES)
+    fitted = a[..., None] * powers + c[..., None]
+    best = np.square(fitted - errors[:, None]).sum(axis=2).argmin(axis=1)
+    rows = np.arange(len(errors))
+    return np.stack([a[rows, best], b[rows, best], c[rows, best]], axis=1)
 
 
 def _fit_linear(x: np.ndarray, y: np.ndarray, floor: bool) -> tuple[np.ndarray, np.ndarray]:

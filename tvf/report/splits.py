@@ -84,7 +84,7 @@ class Split(NamedTuple):
     means: np.ndarray
 
 
-class _Component(NamedTuple):
+class Component(NamedTuple):
     """A variance added to each mean, and the mean square that it was estimated from."""
 
     variance: float
@@ -143,20 +143,28 @@ def _from_folds(rounds: Sequence[Sequence[Split]], groups: np.ndarray | None) ->
     if images_df < 1 and betweens:  # each fold is one group: folds are all that varies
         images, images_df = np.mean(betweens, axis=0) / len(rounds), folds - 1.0
     added = max(_added_by_folds(rounds, groups), _added_by_seeds(splits))
-    typical = _typical(images)
-    df = images_df
-    if added.variance > 0 and images_df >= 1:
-        weights = np.array([typical, added.square]) / (typical + added.variance)
-        df = 1 / float(np.square(weights) @ (1 / np.array([images_df, added.df])))
+    covariance, df = add_component(images, images_df, added)
     return Scores(
         means=means,
-        covariance=images + added.variance * np.eye(len(means)),
+        covariance=covariance,
         df=df,
         images_covariance=images,
         images_df=images_df,
         rounds=len(rounds) * float(np.mean([len(rows) for s in splits for rows in s.results])),
         unit="image" if groups is None else "group",
     )
+
+
+def add_component(
+    images: np.ndarray, images_df: float, added: Component
+) -> tuple[np.ndarray, float]:
+    """Add a variance to each mean: the new covariance, with Satterthwaite's degrees of freedom."""
+    if added.variance <= 0 or images_df < 1:
+        return images, images_df
+    typical = typical_variance(images)
+    weights = np.array([typical, added.square]) / (typical + added.variance)
+    df = 1 / float(np.square(weights) @ (1 / np.array([images_df, added.df])))
+    return images + added.variance * np.eye(len(images)), df
 
 
 def _average_rounds(
@@ -193,14 +201,17 @@ def _cluster_covariance(
 
 
 def _between_folds(folds: Sequence[Split]) -> np.ndarray:
-    """Covariance of the means (C, C) from the means of whole folds."""
     sizes = np.array([len(split.images) for split in folds])
-    means = np.array([split.means for split in folds])
+    return between_folds(np.array([split.means for split in folds]), sizes)
+
+
+def between_folds(means: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Covariance of the means (C, C) from those of whole folds (folds, C) and their images."""
     sums = sizes[:, None] * (means - sizes @ means / sizes.sum())
-    return sums.T @ sums / sizes.sum() ** 2 * (len(folds) / (len(folds) - 1))
+    return sums.T @ sums / sizes.sum() ** 2 * (len(means) / (len(means) - 1))
 
 
-def _added_by_folds(rounds: Sequence[Sequence[Split]], groups: np.ndarray | None) -> _Component:
+def _added_by_folds(rounds: Sequence[Sequence[Split]], groups: np.ndarray | None) -> Component:
     """What folds differ by beyond their images: repeated training, pooled over all pairs."""
     added, squares, df = [], [], 0
     for folds in (members for members in rounds if len(members) > 1):
@@ -208,14 +219,14 @@ def _added_by_folds(rounds: Sequence[Sequence[Split]], groups: np.ndarray | None
         images = np.concatenate([split.images for split in folds])
         labels = None if groups is None else groups[images]
         within, units = _cluster_covariance(residuals, labels, len(folds))
-        square = _typical(_between_folds(folds))
+        square = typical_variance(_between_folds(folds))
         squares.append(square)
-        added.append(square - _typical(within) if units > len(folds) else 0.0)
+        added.append(square - typical_variance(within) if units > len(folds) else 0.0)
         df += (len(folds) - 1) * max(len(within) - 1, 1)
     return _mean_component(added, squares, df, trainings=len(rounds))
 
 
-def _added_by_seeds(splits: Sequence[Split]) -> _Component:
+def _added_by_seeds(splits: Sequence[Split]) -> Component:
     """What seeds move whole trainings by, beyond what they change in each image by itself."""
     added, squares, df = [], [], 0
     for rows in (rows for split in splits for rows in split.results if len(rows) > 1):
@@ -228,13 +239,13 @@ def _added_by_seeds(splits: Sequence[Split]) -> _Component:
 
 def _mean_component(
     added: Sequence[float], squares: Sequence[float], df: int, trainings: int
-) -> _Component:
+) -> Component:
     if not df:
-        return _Component(0.0, 0.0, 1.0)
-    return _Component(float(np.mean(added)) / trainings, float(np.mean(squares)) / trainings, df)
+        return Component(0.0, 0.0, 1.0)
+    return Component(float(np.mean(added)) / trainings, float(np.mean(squares)) / trainings, df)
 
 
-def _typical(covariance: np.ndarray) -> float:
+def typical_variance(covariance: np.ndarray) -> float:
     """Half the mean variance of a difference; the variance itself for one configuration."""
     number = len(covariance)
     diagonal = float(np.trace(covariance)) / number
