@@ -1,0 +1,120 @@
+"""What is said of scores on other images and of retraining: formulas against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvf.report.images import (
+    compare_predictions,
+    compare_scores,
+    estimate_retraining,
+    mean_by_image,
+    other_images,
+)
+from tvf.report.splits import estimate_scores
+
+NAN = np.nan
+
+
+def test_the_mean_by_image_is_over_the_trainings_that_validated_it() -> None:
+    results = np.array([[1, 0, NAN, NAN], [0, 0, NAN, NAN], [NAN, NAN, 1, NAN]])
+    assert mean_by_image(results)[:3].tolist() == [0.5, 0, 1]
+    assert np.isnan(mean_by_image(results)[3])
+
+
+@given(seed=st.integers(0, 999), margin=st.sampled_from([0.0, 0.01, 0.1]))
+def test_a_minus_b_is_minus_b_minus_a(seed: int, margin: float) -> None:
+    a, b = (np.random.default_rng(seed).random((2, 1, 30)) < 0.7).astype(float)
+    scores = estimate_scores([a, b])
+    ab, ba = compare_scores(scores, 0, 1, margin), compare_scores(scores, 1, 0, margin)
+    assert ab.interval.mean == -ba.interval.mean and ab.p == ba.p
+    if ab.worse is not None and ba.worse is not None:
+        assert ab.worse + ba.worse <= 1 + 1e-12
+        if margin == 0:
+            assert ab.worse + ba.worse == pytest.approx(1)
+
+
+def test_the_probability_of_being_worse_is_that_of_the_t_distribution() -> None:
+    a, b = (np.random.default_rng(0).random((2, 1, 40)) < 0.7).astype(float)
+    found = compare_scores(estimate_scores([a, b]), 0, 1, margin=0.05)
+    mean, error = (a - b).mean(), scipy.stats.sem((a - b)[0])
+    assert found.worse == pytest.approx(scipy.stats.t(39, mean, error).cdf(-0.05))
+    half = compare_scores(estimate_scores([a, a]), 0, 1)
+    assert half.interval.mean == 0
+    with pytest.raises(ValueError, match="margin=-1 is negative"):
+        compare_scores(estimate_scores([a, b]), 0, 1, margin=-1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "groups"),
+    [
+        ([[1, 0, 1, 1]], [[1, 0, 1, 1]], None),  # the same predictions
+        ([[1, 1, 1, 1]], [[0, 0, 0, 0]], None),  # the same difference for every image
+        ([[1, 0, 1, 1]], [[0, 0, 1, 1]], [0, 0, 0, 0]),  # one group
+        ([[1, NAN, NAN], [NAN, 1, 0]], [[1, NAN, NAN], [NAN, 1, 0]], None),
+        # two random splits with equal differences
+        ([[1, 1, 0, NAN], [NAN, 1, 1, 0]], [[1, 0, 0, NAN], [NAN, 0, 1, 0]], None),
+    ],
+)
+def test_without_a_spread_there_is_no_interval(
+    a: list[list[float]], b: list[list[float]], groups: list[int] | None
+) -> None:
+    labels = None if groups is None else np.array(groups)
+    scores = estimate_scores([np.array(a, float), np.array(b, float)], labels)
+    found = compare_scores(scores, 0, 1)
+    assert found == (found.interval, None, None)
+    assert found.interval[1:] == (None, None, None)
+
+
+def test_other_images_is_students_interval_over_images_within_possible_scores() -> None:
+    results = np.array([[1.0] * 45 + [0.0] * 5])
+    found = other_images(results)
+    error = scipy.stats.sem(results[0])
+    assert (found.mean, found.error) == (0.9, pytest.approx(error))
+    assert found.low == pytest.approx(0.9 - scipy.stats.t.ppf(0.975, 49) * error)
+    assert other_images(np.array([[1.0] * 9 + [0.0]])).high == 1
+
+
+def test_seeds_do_not_narrow_what_is_said_of_other_images() -> None:
+    row = (np.random.default_rng(0).random(50) < 0.8).astype(float)
+    assert other_images(np.array([row] * 5)) == other_images(row[None])
+
+
+def test_retraining_is_pooled_within_splits() -> None:
+    """Scores 0.5, 1 in one split and 0.5, 0 in another: variances 0.125 each, 2 df.
+
+    The mean of all four has the error sd * sqrt(1/2 + 1/2) / 2 = sd / 2; t(2) = 4.303.
+    """
+    results = np.array(
+        [[1, 0, NAN, NAN], [1, 1, NAN, NAN], [NAN, NAN, 1, 0], [NAN, NAN, 0, 0]], float
+    )
+    found = estimate_retraining(results)
+    assert found is not None
+    assert (found.sd, found.df) == (pytest.approx(np.sqrt(0.125)), 2)
+    assert found.error == pytest.approx(found.sd / 2)
+    assert found.margin == pytest.approx(4.30265 * found.error, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [[1, 0, NAN], [NAN, NAN, 1]],  # folds without seeds
+        [[1, 0, 1], [1, 0, 1]],  # equal results
+        [[1, 0, 1], [0, 1, 1]],  # equal scores
+    ],
+)
+def test_retraining_is_unknown_without_seeds_that_differ(results: list[list[float]]) -> None:
+    assert estimate_retraining(np.array(results, float)) is None
+
+
+def test_mcnemars_test_counts_the_images_that_only_one_classifies_correctly() -> None:
+    """5 against 15 of 20: 2 * P(Binomial(20, 1/2) <= 5) = 0.0414."""
+    a, b = np.zeros(100, bool), np.zeros(100, bool)
+    a[:35], b[5:50] = True, True
+    a[50:], b[50:] = True, True
+    found = compare_predictions(a, b)
+    assert found[:2] == (5, 15)
+    assert found.p == pytest.approx(2 * scipy.stats.binom.cdf(5, 20, 0.5))
+    assert compare_predictions(a, a) == (0, 0, None)

@@ -1,0 +1,140 @@
+"""How far scores would move on other images, and when the same images are trained on again.
+
+Two errors, kept apart. Results are matrices (trainings, images), as `splits` describes them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tvf.report.splits import Scores, contrast_variance, estimate_scores, shared_splits
+from tvf.report.statistics import LEVEL, ROUNDING
+
+
+class Interval(NamedTuple):
+    """A mean with its standard error and 95 % interval; all but the mean None if unknown."""
+
+    mean: float
+    error: float | None
+    low: float | None
+    high: float | None
+
+
+class ImageDifference(NamedTuple):
+    """The mean score of one configuration minus that of another.
+
+    `p` is two-sided, for no difference. `worse` is the probability that the difference is below
+    minus the margin. Both are None where the spread is unknown.
+    """
+
+    interval: Interval
+    p: float | None
+    worse: float | None
+
+
+class Retraining(NamedTuple):
+    """How a score varies when the same split is trained again with another seed.
+
+    `sd` is that of one training's score, with `df` degrees of freedom; `error` is the standard
+    error that it leaves in the mean over all trainings, `margin` half its 95 % interval.
+    """
+
+    sd: float
+    df: int
+    error: float
+    margin: float
+
+
+class McNemar(NamedTuple):
+    """Images that only one of two configurations classifies correctly; p None without any."""
+
+    only_a: int
+    only_b: int
+    p: float | None
+
+
+def mean_by_image(results: np.ndarray) -> np.ndarray:
+    """The share of trainings that classified each image correctly (images,); NaN for no training.
+
+    With folds this is the out-of-fold result, averaged over seeds.
+    """
+    validated = ~np.isnan(results)
+    counts = validated.sum(axis=0)
+    sums = np.where(validated, results, 0.0).sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+def other_images(results: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """Estimate one configuration's score on other images, as far as images or groups decide it.
+
+    Retraining is excluded (see `estimate_retraining`), except with random splits.
+    """
+    scores = estimate_scores([results], groups)
+    random = scores.unit == "split"
+    covariance = scores.covariance if random else scores.images_covariance
+    df = scores.df if random else scores.images_df
+    return _interval(float(scores.means[0]), float(covariance[0, 0]), df, limits=(0.0, 1.0))
+
+
+def compare_scores(scores: Scores, a: int, b: int, margin: float = 0.0) -> ImageDifference:
+    """The score of configuration `a` minus that of `b`, paired over images.
+
+    The probability of being worse by more than `margin` is that of the t distribution around the
+    estimate, a posterior under a flat prior (Corani and Benavoli 2015). Raises ValueError if
+    `margin` is negative.
+    """
+    if margin < 0:
+        raise ValueError(f"margin={margin} is negative: it is a difference of scores, such as 0.01")
+    mean = float(scores.means[a] - scores.means[b])
+    interval = _interval(mean, contrast_variance(scores.covariance, a, b), scores.df)
+    if interval.error is None:
+        return ImageDifference(interval, p=None, worse=None)
+    from scipy.special import stdtr  # slow to import
+
+    p = 2 * float(stdtr(scores.df, -abs(mean) / interval.error))
+    worse = float(stdtr(scores.df, (-margin - mean) / interval.error))
+    return ImageDifference(interval, p, worse)
+
+
+def estimate_retraining(results: np.ndarray) -> Retraining | None:
+    """Pool the variance of a configuration's score between seeds of the same split.
+
+    None if the spread is unknown: no split has two seeds, or all seeds score the same.
+    """
+    scores = [split.results[0].mean(axis=1) for split in shared_splits([results])]
+    df = sum(len(values) - 1 for values in scores)
+    squares = sum(float(np.square(values - values.mean()).sum()) for values in scores)
+    if df == 0 or squares <= ROUNDING**2:
+        return None
+    sd = float(np.sqrt(squares / df))
+    error = sd * float(np.sqrt(sum(1 / len(values) for values in scores))) / len(scores)
+    return Retraining(sd, df, error, margin=_t_quantile(df) * error)
+
+
+def compare_predictions(a: np.ndarray, b: np.ndarray) -> McNemar:
+    """McNemar's exact test of two predictions for the same images, True where correct.
+
+    Under no difference, each image that only one classifies correctly favours either with
+    probability 1/2 (McNemar 1947). It concerns these two trained networks, not their training.
+    """
+    from scipy.stats import binomtest  # slow to import
+
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    number = only_a + only_b
+    return McNemar(only_a, only_b, float(binomtest(only_a, number).pvalue) if number else None)
+
+
+def _interval(
+    mean: float, variance: float, df: float, limits: tuple[float, float] = (-1.0, 1.0)
+) -> Interval:
+    if df < 1 or variance <= ROUNDING**2:
+        return Interval(mean, error=None, low=None, high=None)
+    error = float(np.sqrt(variance))
+    margin = _t_quantile(df) * error
+    return Interval(mean, error, max(mean - margin, limits[0]), min(mean + margin, limits[1]))
+
+
+def _t_quantile(df: float) -> float:
+    from scipy.special import stdtrit  # slow to import
+
+    return float(stdtrit(df, (1 + LEVEL) / 2))
