@@ -39,7 +39,7 @@ def test_one_split_is_the_paired_t_test_over_images() -> None:
     found = compare_scores(estimate_scores([a, b]), 0, 1)
     expected = scipy.stats.ttest_rel(a[0], b[0])
     assert found.p == pytest.approx(expected.pvalue)
-    assert found.interval[2:] == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.interval[2:4] == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_groups_of_equal_size_are_the_t_test_over_their_means() -> None:
@@ -50,7 +50,7 @@ def test_groups_of_equal_size_are_the_t_test_over_their_means() -> None:
     by_group = [(a - b)[0, groups == group].mean() for group in range(6)]
     expected = scipy.stats.ttest_rel(by_group, np.zeros(6))
     assert found.p == pytest.approx(expected.pvalue)
-    assert found.interval[2:] == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.interval[2:4] == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_folds_that_differ_more_than_their_images_explain_add_retraining() -> None:
@@ -106,7 +106,7 @@ def test_folds_of_one_group_each_are_the_t_test_over_folds() -> None:
     found = compare_scores(estimate_scores([a, b], np.arange(40) // 8), 0, 1)
     expected = scipy.stats.ttest_rel(np.nanmean(a, axis=1), np.nanmean(b, axis=1))
     assert found.p == pytest.approx(expected.pvalue)
-    assert found.interval[2:] == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.interval[2:4] == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_random_splits_use_the_variance_of_nadeau_and_bengio() -> None:

@@ -15,6 +15,7 @@ from tvf.config.build import (
 )
 from tvf.config.identity import (
     NOTHING,
+    REPETITIONS,
     Affects,
     Config,
     affects,
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "DISK_FULL",
     "NOTHING",
+    "REPETITIONS",
     "affects",
     "build",
     "build_part",

@@ -37,6 +37,7 @@ OPTIONS: dict[str, Affects] = {
     "seed": TRAINING,
     "threads": TRAINING,
     "channels_last": PIXELS,
+    "report.margin": NOTHING,
     "checkpoint._target_": NOTHING,
     "checkpoint.every_minutes": NOTHING,
     "model._target_": TRAINING,
@@ -192,6 +193,9 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "optimizer.layer_decay": None,
     "recipe._target_": "tvf.training.Direct",
 }
+
+# The options in which repetitions of one configuration differ.
+REPETITIONS = ("seed", "data.split_seed", "data.fold", "data.outer_fold")
 
 # The options that select which layers train. Transfer learning ignores all of them; a selection by
 # name ignores the fraction.

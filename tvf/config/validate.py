@@ -62,7 +62,7 @@ NODES = (
     "checkpoint",
     "tracker",
 )
-VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last")
+VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last", "report")
 # Arguments that the code passes to a target, not its YAML.
 SUPPLIED_BY_CODE = {
     "model": ("backbone",),
@@ -104,8 +104,18 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("stop_after", "threads"):
         if config[key] is not None:
             require_count(key, config[key], 1)
+    _check_report(config["report"])
     count_devices(config["fabric"].get("devices"))
     require_choice("fabric.strategy", config["fabric"].get("strategy", "auto"), STRATEGIES)
+
+
+def _check_report(report: Any) -> None:
+    if not isinstance(report, dict):
+        raise InputError(f"report={report} must be a mapping with the key margin.")
+    for key in report:
+        if key != "margin":
+            raise unknown_key(f"report.{key}", ["margin"], "report.")
+    require_number("report.margin", report.get("margin"), 0, 1)
 
 
 def _normalise_model(model: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ COLUMNS = [
     "error",
 ]
 PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
-FILES = ("config", "history", "summary")  # the contents of the job's files
+FILES = ("config", "history", "summary", "path")  # contents of the job's files, and its folder
 DROPPED = "dropped"  # the epoch after which successive halving dropped the job, else None
 # Overrides that have their own columns in a table.
 SHOWN = ("model", "model.pct_unfreeze", "seed", "stop_after")
@@ -118,6 +118,7 @@ def _read_job(job: Path, status: dict[str, Any]) -> Row:
         "overrides": _overrides(job),
         "history": read_history(job),
         "summary": summary,
+        "path": str(job),
     }
     if row["state"] == "running" and not is_running(job):
         row["error"] = STOPPED[1]

@@ -16,8 +16,8 @@ from tvf.report.encodings import (
     mean_tooltip,
     score_axis,
     score_title,
-    seed_points,
-    seed_tooltip,
+    training_points,
+    training_tooltip,
     shape,
 )
 
@@ -35,13 +35,13 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
         key = comparison.score_key.removeprefix("val_")
         charts["curves"] = learning_curves(comparison, palette, key, comparison.word)
         charts["losses"] = learning_curves(comparison, palette, "loss", "loss (cross-entropy)")
-    if any(pair.estimate.low is not None for pair in comparison.differences):
+    if any(pair.low is not None for pair in comparison.differences):
         charts["differences"] = paired_differences(comparison)
     return {name: _page_specification(chart) for name, chart in charts.items()}
 
 
 def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
-    """Mean scores with intervals, joined by a line, and a point for each seed."""
+    """Mean scores with intervals, joined by a line, and a point for each training."""
     means = mean_points(comparison)
     x = alt.X(
         "fraction:Q",
@@ -51,19 +51,19 @@ def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
     )
     base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=score_axis(comparison))
     line = base.mark_line(color=INK, opacity=0.35).encode(detail="series:N")
-    seeds = (
-        alt.Chart(alt.InlineData(values=seed_points(comparison)))
+    trainings = (
+        alt.Chart(alt.InlineData(values=training_points(comparison)))
         .mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8)
         .encode(
             x=x,
             y=score_axis(comparison),
             color=colour(comparison, palette),
             shape=shape(comparison),
-            tooltip=seed_tooltip(comparison),
+            tooltip=training_tooltip(comparison),
         )
     )
     intervals = _intervals(base, comparison, palette)
-    return alt.layer(line, *intervals, seeds, _means(base, comparison, palette)).properties(
+    return alt.layer(line, *intervals, trainings, _means(base, comparison, palette)).properties(
         height=320
     )
 
@@ -88,7 +88,7 @@ def score_by_cost(comparison: Comparison, palette: Palette) -> LayeredChart:
 
 
 def _intervals(base: alt.Chart, comparison: Comparison, palette: Palette) -> list[alt.Chart]:
-    """Bars of the 95 % intervals; none if no configuration has more than one seed."""
+    """Bars of the 95 % intervals; none if no configuration has one."""
     if all(group.val is None or group.val.low is None for group in comparison.configurations):
         return []
     bars = base.mark_rule(strokeWidth=2).encode(
@@ -112,10 +112,9 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
     values = [
         {
             "pair": f"{pair.a} − {pair.b}",
-            "difference": pair.estimate.mean,
-            "low": pair.estimate.low,
-            "high": pair.estimate.high,
-            "n": pair.estimate.n,
+            "difference": pair.mean,
+            "low": pair.low,
+            "high": pair.high,
             "p": pair.p,
             "p_holm": pair.p_holm,
         }
@@ -123,7 +122,7 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
     ]
     two_lines = any(len(value["pair"]) > LONG_PAIR for value in values)
     pair_label = "split(datum.label, '− ')" if two_lines else "datum.label"
-    title = f"difference in validation {comparison.word}, paired by seed"
+    title = f"difference in validation {comparison.word}"
     base = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X("difference:Q", title=title, axis=alt.Axis(tickCount=6)),
         y=alt.Y(
@@ -146,7 +145,6 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
         alt.Tooltip("difference:Q", format="+.4f"),
         alt.Tooltip("low:Q", title="95 % from", format="+.4f"),
         alt.Tooltip("high:Q", title="95 % to", format="+.4f"),
-        alt.Tooltip("n:Q", title="seeds"),
         alt.Tooltip("p:Q", format=".3g"),
         alt.Tooltip("p_holm:Q", title="p (Holm)", format=".3g"),
     ]

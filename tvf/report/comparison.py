@@ -1,40 +1,61 @@
-"""Compares the jobs of one or more sweeps: statistics over seeds and a recommendation.
+"""Compares the jobs of one or more sweeps: scores, differences and a recommendation.
 
 Rows come from `read_jobs`. Every choice is made by validation scores; test scores are only reported
 for the chosen configurations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean
 from typing import Any
 
 from tvf.config import Affects, affects
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row
 from tvf.report.configuration import Configuration, build_configuration
+from tvf.report.decide import MARGIN
+from tvf.report.evidence import Evidence, collect_evidence
+from tvf.report.images import compare_scores
 from tvf.report.labels import label_configurations, title_comparisons
 from tvf.report.notes import collect_notes
 from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
-from tvf.report.statistics import Difference, holm, paired_difference, pareto_front
+from tvf.report.statistics import holm, pareto_front
 
 ALL_PAIRS = 8  # up to this many configurations, all pairs are compared; beyond, only with the best
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean score of `a` minus that of `b`, over the images that both validated.
+
+    The 95 % interval is for this pair alone, without correction; `p` is two-sided. `p_holm` is `p`
+    corrected for all pairs compared. All are None where the spread is unknown.
+    """
+
+    a: str
+    b: str
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Configurations validated on the same images by the same metric.
 
-    `title` distinguishes it from other comparisons. `pairs` says which pairs `differences` holds.
-    `front` lists the labels on the Pareto front. `following` are the config keys whose value is the
-    seed in every job, `keys` all config keys.
+    `title` distinguishes it from other comparisons. `evidence` is what their jobs say about
+    differences; None if too little. `pairs` says which pairs `differences` holds. `front` lists the
+    labels on the Pareto front. `following` are the config keys whose value is the seed in every
+    job, `keys` all config keys.
     """
 
     title: str
     metric: str
     configurations: list[Configuration]
+    evidence: Evidence | None
     differences: list[Difference]
     pairs: str
     front: list[str]
@@ -54,21 +75,34 @@ class Comparison:
         return WORDS[self.metric]
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """Compare jobs, separately for each choice of data and metric. Skips jobs without a config."""
+def compare(rows: Sequence[Row], margin: float | None = None) -> list[Comparison]:
+    """Compare jobs, separately for each pool of images, way of dividing it, and metric.
+
+    Differences up to `margin` do not matter; by default the jobs' `report.margin`. Skips jobs
+    without a config.
+    """
     known = [row for row in rows if isinstance(row["config"].get("data"), dict)]
+    margin = _margin_of(known) if margin is None else margin
     configs = without_seeds([row["config"] for row in known])
     groups: dict[str, list[tuple[Row, FlatConfig]]] = {}
     criteria: dict[str, dict[str, Any]] = {}
-    for row, config in zip(known, configs, strict=True):
-        judged = judged_by(row["metric"], config)
+    images = _images_of_jobs(known, configs)
+    for row, config, pool in zip(known, configs, images, strict=True):
+        judged = judged_by(row["metric"], config) | {"images": pool}
         criteria.setdefault(repr(judged), judged)
         groups.setdefault(repr(judged), []).append((row, config))
     titles = title_comparisons(list(criteria.values()))
     comparisons = [
-        _compare_group(title, group) for title, group in zip(titles, groups.values(), strict=True)
+        _compare_group(title, group, margin)
+        for title, group in zip(titles, groups.values(), strict=True)
     ]
     return sorted(comparisons, key=lambda comparison: comparison.title)
+
+
+def _margin_of(rows: Sequence[Row]) -> float:
+    margins = [(row["config"].get("report") or {}).get("margin") for row in rows]
+    known = [margin for margin in margins if isinstance(margin, int | float)]
+    return known[-1] if known else MARGIN
 
 
 def judged_by(metric: str, config: FlatConfig) -> dict[str, Any]:
@@ -77,7 +111,30 @@ def judged_by(metric: str, config: FlatConfig) -> dict[str, Any]:
     return {"data.metric": metric} | {k: config[k] for k in decisive if k != "data.metric"}
 
 
-def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]]) -> Comparison:
+def _images_of_jobs(rows: Sequence[Row], configs: Sequence[FlatConfig]) -> list[str | None]:
+    """Which images each job's data set held: the same options may name others after a while.
+
+    Jobs that have not recorded it yet count with those that have the same options.
+    """
+    found: list[str | None] = []
+    by_options: dict[str, str] = {}
+    keys = [repr(judged_by(row["metric"], config)) for row, config in zip(rows, configs, strict=True)]
+    for row, key in zip(rows, keys, strict=True):
+        images = row["summary"].get("images")
+        digest = None
+        if isinstance(images, dict):
+            digest = f"{images.get('pool')} ({str(images.get('digest'))[:8]})"
+            by_options.setdefault(key, digest)
+        found.append(digest)
+    return [
+        digest or (None if row["state"] == "done" else by_options.get(key))
+        for row, key, digest in zip(rows, keys, found, strict=True)
+    ]
+
+
+def _compare_group(
+    title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: float
+) -> Comparison:
     metric = rows[0][0]["metric"]
     jobs: dict[str, list[Row]] = {}
     configs: dict[str, FlatConfig] = {}
@@ -94,15 +151,17 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]]) -> Compar
         notes += warnings
     configurations.sort(key=lambda group: (group.fraction, group.label))
     notes += collect_notes(configurations, distinct, metric)
-    differences, pairs = _test_differences(configurations)
+    evidence = collect_evidence(configurations, metric)
+    differences, pairs = _test_differences(evidence)
     return Comparison(
         title=title,
         metric=metric,
         configurations=configurations,
+        evidence=evidence,
         differences=differences,
         pairs=pairs,
         front=_score_cost_front(configurations),
-        choice=recommend(configurations, differences, metric),
+        choice=recommend(configurations, evidence, metric, margin),
         notes=notes,
         following=frozenset.intersection(*map(_keys_that_follow_the_seed, distinct)),
         keys=frozenset(distinct[0]),
@@ -123,25 +182,36 @@ def _keys_that_follow_the_seed(config: FlatConfig) -> frozenset[str]:
     return frozenset(key for key, value in config.items() if value == FOLLOWS_SEED)
 
 
-def _test_differences(configurations: Sequence[Configuration]) -> tuple[list[Difference], str]:
+def _test_differences(evidence: Evidence | None) -> tuple[list[Difference], str]:
     """Paired differences, with p corrected for all pairs, and a sentence that names the pairs.
 
     If there are many configurations, only pairs with the best are returned, still corrected for all
     pairs: the same scores choose the best, so a correction for its own pairs alone would find
     chance differences too often.
     """
-    scores = {group.label: group.scores for group in configurations if len(group.scores) > 1}
-    pairs = [paired_difference(a, b, scores) for b, a in combinations(scores, 2)]
-    differences = [pair for pair in pairs if pair]
-    corrected = iter(holm([pair.p for pair in differences if pair.p is not None]))
+    if evidence is None:
+        return [], ""
+    scores, labels = evidence.scores, [group.label for group in evidence.configurations]
+    pairs = [(a, b) for b, a in combinations(range(len(labels)), 2)]
+    found = [compare_scores(scores, a, b) for a, b in pairs]
+    corrected = iter(holm([pair.p for pair in found if pair.p is not None]))
     differences = [
-        pair if pair.p is None else replace(pair, p_holm=next(corrected)) for pair in differences
+        Difference(
+            labels[a],
+            labels[b],
+            pair.interval.mean,
+            pair.interval.low,
+            pair.interval.high,
+            pair.p,
+            None if pair.p is None else next(corrected),
+        )
+        for (a, b), pair in zip(pairs, found, strict=True)
     ]
-    number = sum(pair.p is not None for pair in differences)
+    number = sum(pair.p is not None for pair in found)
     correction = f"p (Holm) is corrected for {_count_pairs(number)}"
-    if len(scores) <= ALL_PAIRS:
+    if len(labels) <= ALL_PAIRS:
         return differences, f"All pairs of configurations; {correction}"
-    best = max(scores, key=lambda label: fmean(scores[label].values()))
+    best = labels[int(scores.means.argmax())]
     with_best = [pair for pair in differences if best in (pair.a, pair.b)]
     return with_best, f"Every configuration against the best; {correction}"
 

@@ -13,7 +13,7 @@ MAX_SINGLE_LINES = 100  # with more jobs, only means are drawn
 
 
 def learning_curves(comparison: Comparison, palette: Palette, key: str, word: str) -> LayeredChart:
-    """Means over seeds by epoch, dashed for training; thin lines are single seeds.
+    """Means over trainings by epoch, dashed for training; thin lines are single trainings.
 
     `key` is the score's name in records without its prefix (acc, loss), `word` its name in text.
     """
@@ -28,7 +28,7 @@ def learning_curves(comparison: Comparison, palette: Palette, key: str, word: st
         scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [5, 4]]),
         legend=alt.Legend(orient="top"),
     )
-    jobs = {(point["label"], point["seed"]) for point in single}
+    jobs = {(point["label"], point["job"]) for point in single}
     thin = (
         alt.Chart(alt.InlineData(values=single if len(jobs) <= MAX_SINGLE_LINES else []))
         .mark_line(strokeWidth=0.8, opacity=0.4)
@@ -37,7 +37,7 @@ def learning_curves(comparison: Comparison, palette: Palette, key: str, word: st
             y=y,
             color=colour(comparison, palette),
             strokeDash=dash,
-            detail=["label:N", "seed:N"],
+            detail=["label:N", "job:N"],
         )
     )
     base = alt.Chart(alt.InlineData(values=means)).encode(
@@ -61,7 +61,7 @@ def _points_on_hover(base: alt.Chart, word: str) -> alt.Chart:
         alt.Tooltip("split:N"),
         alt.Tooltip("epoch:Q"),
         alt.Tooltip("value:Q", title=f"mean {word}", format=".4f"),
-        alt.Tooltip("seeds:Q"),
+        alt.Tooltip("trainings:Q"),
     ]
     points = base.mark_point(filled=True, size=70).encode(opacity=visible, tooltip=tooltip)
     return points.add_params(nearest)
@@ -70,7 +70,7 @@ def _points_on_hover(base: alt.Chart, word: str) -> alt.Chart:
 def _curve_points(
     comparison: Comparison, key: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The points of single seeds, and those of the means over seeds."""
+    """The points of single trainings, and those of the means over trainings."""
     single, means = [], []
     for configuration in comparison.configurations:
         for split, name in (("validation", f"val_{key}"), ("training", f"train_{key}")):
@@ -81,9 +81,9 @@ def _curve_points(
                     if (value := epoch.get(name)) is None:
                         continue
                     by_epoch.setdefault(epoch["epoch"], []).append(value)
-                    point = {"epoch": epoch["epoch"], "value": value, "seed": job["seed"]}
+                    point = {"epoch": epoch["epoch"], "value": value, "job": job["folder"]}
                     single.append(common | point)
             for number, values in sorted(by_epoch.items()):
-                point = {"epoch": number, "value": fmean(values), "seeds": len(values)}
+                point = {"epoch": number, "value": fmean(values), "trainings": len(values)}
                 means.append(common | point)
     return single, means

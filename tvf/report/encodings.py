@@ -8,7 +8,12 @@ from typing import Any
 import altair as alt
 
 from tvf.report.comparison import Comparison
-from tvf.report.configuration import Configuration, own_seconds
+from tvf.report.configuration import (
+    Configuration,
+    name_trainings,
+    own_seconds,
+    training_of,
+)
 from tvf.report.palette import shapes
 
 Palette = dict[float, str]  # colours by fraction
@@ -38,7 +43,8 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
             "score": configuration.val.mean,
             "low": configuration.val.low,
             "high": configuration.val.high,
-            "n": configuration.val.n,
+            "n": configuration.val.trainings,
+            "covers": configuration.val.covers,
             "seconds": configuration.seconds,
             "front": configuration.label in comparison.front,
         }
@@ -47,13 +53,14 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def seed_points(comparison: Comparison) -> list[dict[str, Any]]:
+def training_points(comparison: Comparison) -> list[dict[str, Any]]:
     """A point for each job that counts."""
+    names = name_trainings([each for group in comparison.configurations for each in group.scores])
     return [
         {
             **identity(configuration),
-            "seed": job["seed"],
-            "score": configuration.scores[job["seed"]],
+            "training": names[training_of(job)],
+            "score": configuration.scores[training_of(job)],
             "seconds": own_seconds(job),
         }
         for configuration in comparison.configurations
@@ -78,7 +85,7 @@ def fraction_title(comparison: Comparison) -> str:
 
 
 def score_axis(comparison: Comparison) -> alt.Y:
-    """The score, on an axis that shows every seed and every interval."""
+    """The score, on an axis that shows every training and every interval."""
     return alt.Y(
         "score:Q",
         title=score_title(comparison),
@@ -131,16 +138,17 @@ def mean_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
         alt.Tooltip("score:Q", title=f"mean {comparison.word}", format=".4f"),
         alt.Tooltip("low:Q", title="95 % from", format=".4f"),
         alt.Tooltip("high:Q", title="95 % to", format=".4f"),
-        alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("covers:N", title="for"),
+        alt.Tooltip("n:Q", title="trainings"),
         alt.Tooltip("seconds:Q", title="own seconds", format=".3~g"),
     ]
 
 
-def seed_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
-    """The tooltip of a single seed."""
+def training_tooltip(comparison: Comparison) -> list[alt.Tooltip]:
+    """The tooltip of a single training."""
     return [
         alt.Tooltip("label:N", title="pct_unfreeze"),
-        alt.Tooltip("seed:N"),
+        alt.Tooltip("training:N"),
         alt.Tooltip("score:Q", title=comparison.word, format=".4f"),
         alt.Tooltip("seconds:Q", title="own seconds", format=".3~g"),
     ]

@@ -10,16 +10,18 @@ from tvf.records import COLUMNS, Row, csv_text
 from tvf.report import tables
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
-from tvf.report.configuration import Configuration
-from tvf.report.sentences import describe_test_score
+from tvf.report.configuration import Configuration, name_trainings
+from tvf.report.sentences import conclusions, describe_errors, describe_test_score
 
 FORMATS = ("html", "md", "csv", "json", "png")
 
 
-def render_report(folders: Sequence[Path], rows: Sequence[Row], kind: str) -> dict[str, bytes]:
+def render_report(
+    folders: Sequence[Path], rows: Sequence[Row], kind: str, margin: float | None = None
+) -> dict[str, bytes]:
     """Render the comparison of `rows`, the jobs of the sweeps in `folders`, in one of FORMATS.
 
-    Returns file contents by file name.
+    `margin` is that of `compare`. Returns file contents by file name.
     """
     if kind == "csv":
         epochs = tables.epochs(rows)
@@ -28,7 +30,7 @@ def render_report(folders: Sequence[Path], rows: Sequence[Row], kind: str) -> di
             "results.csv": csv_text(rows, COLUMNS).encode(),
             "epochs.csv": csv_text(epochs, columns).encode(),
         }
-    comparisons = compare(rows)
+    comparisons = compare(rows, margin)
     if kind == "md":
         return {"report.md": render_markdown(folders, comparisons).encode()}
     if kind == "json":
@@ -53,14 +55,12 @@ def write_files(files: dict[str, bytes], folder: Path) -> list[Path]:
 
 
 def render_markdown(folders: Sequence[Path], comparisons: Sequence[Comparison]) -> str:
-    """The recommendation and the table of configurations, as mean ± sample standard deviation."""
+    """The recommendation and the table of configurations, each score with its errors (95 %)."""
     lines = []
     for comparison in comparisons:
         if comparison.title:
             lines += [f"### {comparison.title}", ""]
-        lines.append(comparison.choice.text)
-        if test_score := describe_test_score(comparison):
-            lines.append(test_score)
+        lines += [" ".join(conclusions(comparison)), "", describe_errors(comparison)]
         lines += ["", *_markdown_table(comparison), ""]
         if comparison.notes:
             lines += [*(f"- {note}" for note in comparison.notes), ""]
@@ -72,22 +72,26 @@ def _markdown_table(comparison: Comparison) -> list[str]:
     word = comparison.word
     headings = [
         "`pct_unfreeze`",
-        "seeds",
+        "trainings",
         f"validation {word}",
-        "95 % interval",
+        "retraining",
+        "other images",
         f"test {word}",
+        "other images",
         "seconds per job",
         "trainable",
     ]
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for row in tables.overview(comparison):
-        low, seconds, trainable = row.get("low"), row["seconds"], row["trainable_params"]
+        seconds, trainable = row["seconds"], row["trainable_params"]
         cells = [
             row["label"].replace("|", r"\|"),
             str(row["n"]),
-            _mean_and_sd(row.get("val"), row.get("sd")),
-            "" if low is None else f"{low:.3f} to {row['high']:.3f}",
-            _mean_and_sd(row.get("test"), row.get("test_sd")),
+            _number(row.get("val"), ".3f"),
+            _number(row.get("retraining"), "±.3f"),
+            _number(row.get("images"), "±.3f"),
+            _number(row.get("test"), ".3f"),
+            _number(row.get("test_images"), "±.3f"),
             "" if seconds is None else f"{seconds:.1f}",
             "" if trainable is None else f"{trainable:,}",
         ]
@@ -95,10 +99,10 @@ def _markdown_table(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _mean_and_sd(mean: float | None, sd: float | None) -> str:
-    if mean is None:
+def _number(value: float | None, form: str) -> str:
+    if value is None:
         return ""
-    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+    return f"±{value:{form[1:]}}" if form.startswith("±") else f"{value:{form}}"
 
 
 def report_data(folders: Sequence[Path], comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -118,6 +122,11 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "data": comparison.title,
         "metric": comparison.metric,
         "recommendation": choice.text,
+        "test_score": describe_test_score(comparison) or None,
+        "errors": describe_errors(comparison),
+        "decided": choice.decision.decided if choice.decision else None,
+        "to_decide": choice.more,
+        "optimism": comparison.evidence.optimism if comparison.evidence else None,
         "chosen": choice.chosen.label if choice.chosen else None,
         "best": choice.best.label if choice.best else None,
         "pareto_front": comparison.front,
@@ -132,5 +141,6 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _configuration_data(row: dict[str, Any], configuration: Configuration) -> dict[str, Any]:
-    scores = {str(seed): score for seed, score in configuration.scores.items()}
+    names = name_trainings([*configuration.scores])
+    scores = {names[training]: score for training, score in configuration.scores.items()}
     return row | {"scores": scores, "by_class": tables.by_class(configuration)}

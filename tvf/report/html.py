@@ -25,7 +25,7 @@ from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
 from tvf.report.encodings import Palette
 from tvf.report.palette import colours
-from tvf.report.sentences import about_seeds, describe_test_score
+from tvf.report.sentences import describe_errors, describe_test_score
 
 
 def render_html(
@@ -127,7 +127,9 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
         "charts": page_charts(comparison, palette),
         "chosen": choice.chosen.label if choice.chosen else None,
         "test_score": describe_test_score(comparison),
-        "seeds": about_seeds(comparison),
+        "errors": describe_errors(comparison),
+        "covers": _covers(comparison),
+        "about_differences": _about_differences(comparison),
         "overview": overview,
         "overview_columns": tables.overview_columns(comparison),
         "cost_columns": tables.COSTS,
@@ -138,6 +140,18 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
         "jobs": jobs,
         "job_columns": (tables.SWEEP, *tables.JOBS) if several_sweeps else tables.JOBS,
     }
+
+
+def _covers(comparison: Comparison) -> str:
+    """What the bars of the chart are about."""
+    covered = {group.val.covers for group in comparison.configurations if group.val}
+    return " or ".join(sorted(covered - {""})) or "nothing, for want of repetitions"
+
+
+def _about_differences(comparison: Comparison) -> str:
+    if comparison.evidence is None or comparison.evidence.images is None:
+        return "Paired by seed: their intervals are for repeated training on the same images."
+    return "Paired by image: their intervals are for other images and other trainings."
 
 
 def _split_configs(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

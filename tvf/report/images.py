@@ -8,16 +8,20 @@ from typing import NamedTuple
 import numpy as np
 
 from tvf.report.splits import Scores, contrast_variance, estimate_scores, shared_splits
-from tvf.report.statistics import LEVEL, ROUNDING
+from tvf.report.statistics import ROUNDING, t_quantile
 
 
 class Interval(NamedTuple):
-    """A mean with its standard error and 95 % interval; all but the mean None if unknown."""
+    """A mean with its standard error and 95 % interval; all but the mean None if unknown.
+
+    `df` are the degrees of freedom of the error; None for percentile intervals.
+    """
 
     mean: float
     error: float | None
     low: float | None
     high: float | None
+    df: float | None = None
 
 
 class ImageDifference(NamedTuple):
@@ -108,7 +112,7 @@ def estimate_retraining(results: np.ndarray) -> Retraining | None:
         return None
     sd = float(np.sqrt(squares / df))
     error = sd * float(np.sqrt(sum(1 / len(values) for values in scores))) / len(scores)
-    return Retraining(sd, df, error, margin=_t_quantile(df) * error)
+    return Retraining(sd, df, error, margin=t_quantile(df) * error)
 
 
 def compare_predictions(a: np.ndarray, b: np.ndarray) -> McNemar:
@@ -130,11 +134,5 @@ def _interval(
     if df < 1 or variance <= ROUNDING**2:
         return Interval(mean, error=None, low=None, high=None)
     error = float(np.sqrt(variance))
-    margin = _t_quantile(df) * error
-    return Interval(mean, error, max(mean - margin, limits[0]), min(mean + margin, limits[1]))
-
-
-def _t_quantile(df: float) -> float:
-    from scipy.special import stdtrit  # slow to import
-
-    return float(stdtrit(df, (1 + LEVEL) / 2))
+    margin = t_quantile(df) * error
+    return Interval(mean, error, max(mean - margin, limits[0]), min(mean + margin, limits[1]), df)

@@ -1,16 +1,18 @@
-"""Which configuration a sweep recommends, and why: the cheapest that is close to the best.
+"""Which configuration a sweep recommends, why, and how sure that is, in sentences.
 
-The one-standard-error rule (Breiman et al. 1984), with training seconds in place of complexity.
+The rule is in `decide`; this module says what it found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tvf.metrics import WORDS
 from tvf.report.configuration import Configuration
-from tvf.report.statistics import ROUNDING, Difference, Estimate, within_one_error
+from tvf.report.decide import COST_TOLERANCE, Cost, Decision, decide, rounds_to_decide
+from tvf.report.evidence import Evidence
+from tvf.report.statistics import ROUNDING
 
-MORE_SEEDS = "seed=1,2,3"
+FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
 MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 
 
@@ -18,219 +20,247 @@ MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 class Recommendation:
     """The configuration that validation recommends, if any.
 
-    `text` states it with the reason, or why there is none, in full sentences.
+    `text` states it with the reason, or why there is none, in full sentences. `decision` is what
+    the rule found; None if there was too little evidence for it. `more` are the overrides that
+    would likely decide an open question.
     """
 
     text: str
     chosen: Configuration | None = None
     best: Configuration | None = None
+    decision: Decision | None = None
+    more: str | None = None
 
 
 def recommend(
-    configurations: Sequence[Configuration], differences: Sequence[Difference], metric: str
+    configurations: Sequence[Configuration], evidence: Evidence | None, metric: str, margin: float
 ) -> Recommendation:
-    """Choose the cheapest configuration within one standard error of the best.
+    """Choose the cheapest configuration that is shown to be within the margin of the best.
 
-    Chooses none if there is too little evidence: a single configuration, or one seed each.
+    Chooses none if there is too little evidence: a single configuration, or one training of each.
     """
-    scored = {group: group.val for group in configurations if group.val}
+    scored = [group for group in configurations if group.val]
     if not scored:
         return Recommendation("No job has finished yet: there is nothing to compare.")
-    repeated = {group: val for group, val in scored.items() if val.n > 1}
     dropped = [group for group in configurations if group.dropped]
     unfinished = [group for group in configurations if not group.val and not group.dropped]
-    excluded = _excluded(unfinished, dropped)
+    excluded = _excluded(unfinished, dropped, evidence)
     if len(scored) == 1:
-        (only,) = scored
-        if dropped and not unfinished:
-            return _recommend_survivor(only, dropped, metric)
-        if not repeated:
-            return _decline_one_job(only, metric, excluded)
-    if not repeated:
-        return _decline_one_seed(scored, metric, excluded)
-    if single := [group for group in scored if group not in repeated]:
-        excluded.append(f"Excluded (one seed only): {_join(single)}.")
-    if len(repeated) == 1:
-        (only,) = repeated
-        text = (
-            "Only one configuration has results from more than one seed: "
-            f"{only}, with a validation {_describe_score(only, metric)}. {MORE_FRACTIONS}."
-        )
-        return Recommendation(" ".join([text, *excluded]), best=only)
-    return _apply_one_error_rule(repeated, differences, metric, excluded)
+        return _describe_only(scored[0], dropped, unfinished, metric, excluded)
+    if evidence is None:
+        return _decline_single_trainings(scored, metric, excluded)
+    return _apply_rule(evidence, metric, margin, excluded)
 
 
-def _excluded(unfinished: Sequence[Configuration], dropped: Sequence[Configuration]) -> list[str]:
+def _excluded(
+    unfinished: Sequence[Configuration],
+    dropped: Sequence[Configuration],
+    evidence: Evidence | None,
+) -> list[str]:
     sentences = []
     if unfinished:
         sentences.append(f"Excluded (no finished job): {_join(unfinished)}.")
+    if evidence and evidence.excluded:
+        sentences.append(f"Excluded (too few finished jobs): {_join(evidence.excluded)}.")
     if dropped:
         sentences.append(f"Dropped by successive halving: {_join(dropped)}.")
-    return sentences
-
-
-def _recommend_survivor(
-    only: Configuration, dropped: Sequence[Configuration], metric: str
-) -> Recommendation:
-    """Recommend the only configuration that successive halving kept."""
-    text = (
-        f"Train {only}, the only configuration that successive halving kept, with a validation "
-        f"{_describe_score(only, metric)}. Dropped after fewer epochs: {_join(dropped)}."
-    )
-    return Recommendation(text, chosen=only, best=only)
-
-
-def _decline_one_job(only: Configuration, metric: str, excluded: Sequence[str]) -> Recommendation:
-    text = (
-        f"Only one configuration has a finished job: {only}, with a validation "
-        f"{_describe_score(only, metric)}. {MORE_FRACTIONS} and {MORE_SEEDS}."
-    )
-    return Recommendation(" ".join([text, *excluded]), best=only)
-
-
-def _decline_one_seed(
-    scored: Mapping[Configuration, Estimate], metric: str, excluded: Sequence[str]
-) -> Recommendation:
-    top = max(val.mean for val in scored.values())
-    best = [group for group, val in scored.items() if val.mean >= top - ROUNDING]
-    verb = "share" if len(best) > 1 else "has"
-    text = (
-        f"{_join(best)} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but one seed "
-        "gives no estimate of uncertainty, so nothing is recommended. "
-        f"Run the sweep with {MORE_SEEDS}."
-    )
-    return Recommendation(" ".join([text, *excluded]), best=best[0])
-
-
-def _apply_one_error_rule(
-    estimates: Mapping[Configuration, Estimate],
-    differences: Sequence[Difference],
-    metric: str,
-    excluded: Sequence[str],
-) -> Recommendation:
-    """Choose among configurations with at least two seeds."""
-    by_label = {group.label: group for group in estimates}
-    best_label, near = within_one_error({group.label: val for group, val in estimates.items()})
-    best, chosen = by_label[best_label], _cheapest([by_label[label] for label in near])
-    ranked = sorted(estimates, key=lambda group: -estimates[group].mean)
-    rival = best if chosen is not best else next(group for group in ranked if group is not best)
-    sentences = [
-        *_give_reason(best, chosen, rival, estimates, metric),
-        *_describe_difference(chosen, rival, differences),
-    ]
-    if len(near) == len(estimates):
-        sentences.append(
-            "All configurations are within one standard error of the best: "
-            "these seeds cannot tell them apart."
-        )
-    if estimates[best].sd == 0:
-        sentences.append(
-            f"All seeds of {best} score the same: without a spread, the one-standard-error rule "
-            "does not apply."
-        )
-    sentences += _limits_of_evidence(list(dict.fromkeys((chosen, best, rival))), estimates)
-    return Recommendation(" ".join([*sentences, *excluded]), chosen, best)
-
-
-def _give_reason(
-    best: Configuration,
-    chosen: Configuration,
-    rival: Configuration,
-    estimates: Mapping[Configuration, Estimate],
-    metric: str,
-) -> list[str]:
-    error = f"one standard error ({estimates[best].error:.3f})"
-    train = f"Train {chosen}: its validation {_describe_score(chosen, metric)}"
-    if abs(estimates[chosen].mean - estimates[rival].mean) <= ROUNDING:
-        duration = _compare_duration(rival, chosen)
-        cost = f"which takes {duration}" if duration else "which trains more"
-        return [f"{train} ties with {rival}, {cost}. No other configuration scores higher."]
-    if chosen is best:
-        if _cheapest(list(estimates)) is best:
-            cost = "it is also the cheapest"
-        else:
-            cost = f"no cheaper configuration is within {error} of it"
-        duration = _compare_duration(rival, chosen)
-        runner_up = f"The runner-up is {rival} with {estimates[rival].mean:.3f}"
-        if duration:
-            runner_up += f", which takes {duration}"
-        return [f"{train} is the best, and {cost}.", f"{runner_up}."]
-    duration = _compare_duration(best, chosen)
-    cost = f"which takes {duration}" if duration else "which is no cheaper"
-    top = f"{estimates[best].mean:.3f} of {best}"
-    return [f"{train} is within {error} of the best, {top}, {cost}."]
-
-
-def _describe_difference(
-    chosen: Configuration, rival: Configuration, differences: Sequence[Difference]
-) -> list[str]:
-    """The paired difference of the two with its interval, if known."""
-    labels = {chosen.label, rival.label}
-    pair = next((pair for pair in differences if {pair.a, pair.b} == labels), None)
-    if pair is None or pair.estimate.low is None or pair.estimate.high is None:
-        return []
-    sign = 1 if pair.a == chosen.label else -1
-    low, high = sorted((sign * pair.estimate.low, sign * pair.estimate.high))
-    same_seeds = chosen.scores.keys() == rival.scores.keys()
-    scope = "Paired by seed" if same_seeds else f"Over the {pair.estimate.n} seeds that both have"
-    difference = _signed(sign * pair.estimate.mean)
-    sentence = (
-        f"{scope}, {chosen.label} minus {rival.label} is {difference} "
-        f"(95 % interval {_signed(low)} to {_signed(high)})"
-    )
-    if low <= 0 <= high:
-        sentence += ", which includes 0: these seeds cannot tell the two apart"
-    return [f"{sentence}."]
-
-
-def _limits_of_evidence(
-    named: Sequence[Configuration], estimates: Mapping[Configuration, Estimate]
-) -> list[str]:
-    """Weaknesses in the evidence for the configurations named in the recommendation."""
-    sentences = []
-    if two_seeds := [group for group in named if estimates[group].n == 2]:
-        sentences.append(
-            f"With two seeds ({_join(two_seeds)}), the standard error itself is very uncertain. "
-            f"Run {MORE_SEEDS}."
-        )
-    for group in named:
+    for group in evidence.configurations if evidence else ():
         if missing := len(group.jobs) - len(group.done):
             jobs = f"{missing} of {len(group.jobs)} jobs"
             sentences.append(f"Not counted (not done): {jobs} of {group}.")
     return sentences
 
 
-def _cheapest(configurations: Sequence[Configuration]) -> Configuration:
-    """The fastest; if others are about as fast, the one with the fewest trainable parameters."""
-    timed = [group for group in configurations if group.seconds_range]
-    fastest = min(timed or configurations, key=lambda group: group.seconds or 0.0)
-    slowest_run = fastest.seconds_range[1] if fastest.seconds_range else 0.0
-    overlapping = [
-        group for group in timed if group.seconds_range and group.seconds_range[0] <= slowest_run
-    ]
-    return min(
-        overlapping or configurations,
-        key=lambda group: (group.done[0]["trainable_params"] or 0, group.fraction),
+def _describe_only(
+    only: Configuration,
+    dropped: Sequence[Configuration],
+    unfinished: Sequence[Configuration],
+    metric: str,
+    excluded: Sequence[str],
+) -> Recommendation:
+    score = _describe_score(only, metric)
+    if dropped and not unfinished:
+        text = (
+            f"Train {only}, the only configuration that successive halving kept, with a validation "
+            f"{score}. Dropped after fewer epochs: {_join(dropped)}."
+        )
+        return Recommendation(text, chosen=only, best=only)
+    text = f"Only one configuration has finished jobs: {only}, with a validation {score}."
+    more = f" and {FOLDS}" if len(only.done) == 1 else ""
+    return Recommendation(" ".join([text, f"{MORE_FRACTIONS}{more}.", *excluded]), best=only)
+
+
+def _decline_single_trainings(
+    scored: Sequence[Configuration], metric: str, excluded: Sequence[str]
+) -> Recommendation:
+    top = max(group.val.mean for group in scored if group.val)
+    best = [group for group in scored if group.val and group.val.mean >= top - ROUNDING]
+    verb = "share" if len(best) > 1 else "has"
+    text = (
+        f"{_join(best)} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but a single "
+        "training of each configuration does not show how much another training would change the "
+        f"scores, so nothing is recommended. Run the sweep with {FOLDS}."
     )
+    return Recommendation(" ".join([text, *excluded]), best=best[0])
+
+
+def _apply_rule(
+    evidence: Evidence, metric: str, margin: float, excluded: Sequence[str]
+) -> Recommendation:
+    groups = evidence.configurations
+    costs = [Cost(group.seconds, group.parameters) for group in groups]
+    decision = decide(evidence.scores, costs, margin)
+    chosen, best = groups[decision.chosen], groups[decision.best]
+    more = _overrides_to_decide(evidence, decision, margin)
+    sentences = [
+        _name_choice(evidence, decision, metric),
+        *_give_reason(evidence, decision, margin),
+        *_describe_difference(evidence, decision),
+        *_describe_optimism(evidence, decision, metric),
+        *_describe_open_questions(evidence, decision, margin, more),
+        *excluded,
+    ]
+    return Recommendation(" ".join(sentences), chosen, best, decision, more)
+
+
+def _name_choice(evidence: Evidence, decision: Decision, metric: str) -> str:
+    """What to train, with its score; what it was measured on comes first if that is one split."""
+    chosen = evidence.configurations[decision.chosen]
+    verb = "Train" if decision.decided else "Undecided; train"
+    images = "images" if evidence.images is None else f"{evidence.images:,} images"
+    if evidence.groups is not None:
+        images += f" of {evidence.groups} groups"
+    score = f"{chosen}, with a validation {_describe_score(chosen, metric)}"
+    if evidence.divisions == 1:
+        return f"By one division into training and validation images ({images}): {verb} {score}."
+    return f"{verb} {score}, over {evidence.divisions} divisions ({images})."
+
+
+def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[str]:
+    groups, means, worse = evidence.configurations, evidence.scores.means, decision.worse
+    chosen, best = groups[decision.chosen], groups[decision.best]
+    if worse is None:
+        return [
+            "It has the highest mean, but the spread is unknown because repetitions score the "
+            "same, so this is no evidence for other trainings or images."
+        ]
+    doubt = _percent(worse[decision.chosen])
+    scale = f"more than {margin:g} worse than the best"
+    if decision.chosen != decision.best:
+        return [
+            f"It is the cheapest that is shown to be good enough: the probability that it is "
+            f"{scale} is {doubt}. The highest score is {means[decision.best]:.3f} of {best}"
+            f"{_compare_cost(best, chosen)}."
+        ]
+    text = f"It has the highest score; the probability that it is {scale} is {doubt}."
+    others = [index for index in range(len(groups)) if index != decision.chosen]
+    runner_up = max(others, key=lambda index: means[index])
+    return [
+        text,
+        f"The runner-up is {groups[runner_up]} with {means[runner_up]:.3f}"
+        f"{_compare_cost(groups[runner_up], chosen)}.",
+    ]
+
+
+def _describe_difference(evidence: Evidence, decision: Decision) -> list[str]:
+    """The difference between the chosen and the best, or the runner-up if it is the best."""
+    if decision.difference is None:
+        return []
+    interval = decision.difference.interval
+    if interval.low is None or interval.high is None:
+        return []
+    groups, means = evidence.configurations, evidence.scores.means
+    others = [index for index in range(len(groups)) if index != decision.chosen]
+    rival = decision.best
+    if rival == decision.chosen:
+        rival = max(others, key=lambda index: means[index])
+    about = "repeated training" if evidence.images is None else "other images and trainings"
+    return [
+        f"{groups[decision.chosen].label} minus {groups[rival].label} is "
+        f"{_signed(interval.mean)} (95 % interval {_signed(interval.low)} to "
+        f"{_signed(interval.high)}, {about})."
+    ]
+
+
+def _describe_optimism(evidence: Evidence, decision: Decision, metric: str) -> list[str]:
+    if evidence.optimism is None or decision.chosen != decision.best:
+        return []
+    return [
+        "It was chosen by these images, so its score is a little optimistic: by about "
+        f"{evidence.optimism:.3f} for the choice between configurations, and more for the choice "
+        "of each job's epoch."
+    ]
+
+
+def _describe_open_questions(
+    evidence: Evidence, decision: Decision, margin: float, more: str | None
+) -> list[str]:
+    """What is left open, and what would decide it."""
+    if decision.decided or decision.worse is None:
+        return []
+    groups = evidence.configurations
+    sentences = []
+    for position in decision.open:
+        chance = _percent(decision.worse[position])
+        sentences.append(
+            f"{groups[position]} may do as well: the probability that it is more than {margin:g} "
+            f"worse than the best is {chance}."
+        )
+    if more:
+        sentences.append(f"To decide, add {more} to the sweep.")
+    elif decision.open:
+        sentences.append(
+            "More trainings on these images would hardly decide it: that takes more images."
+        )
+    return sentences
+
+
+def _overrides_to_decide(evidence: Evidence, decision: Decision, margin: float) -> str | None:
+    """The overrides that would likely decide what is open; None if nothing would, or nothing is."""
+    if decision.decided or decision.worse is None or not decision.open:
+        return None
+    if evidence.divisions == 1:
+        return FOLDS
+    rounds = [
+        rounds_to_decide(evidence.scores, position, decision.chosen, margin)
+        for position in decision.open
+    ]
+    if None in rounds:
+        return None
+    further = min(max(number for number in rounds if number is not None), 99)
+    seeds = [
+        training.seed for group in evidence.configurations for training in group.scores
+    ]
+    known = [seed for seed in dict.fromkeys(seeds) if isinstance(seed, int)]
+    first = max(known, default=0) + 1
+    values = ",".join(map(str, [*known, *range(first, first + further)]))
+    return f"seed={values}"
 
 
 def _describe_score(configuration: Configuration, metric: str) -> str:
     val = configuration.val
     assert val is not None, "it has a finished job"
-    score = f"{WORDS[metric]} of {val.mean:.3f}"
-    if val.low is None or val.high is None:
-        return f"{score} (one seed)"
-    return f"{score} (95 % interval {val.low:.3f} to {val.high:.3f}, {val.n} seeds)"
+    errors = f" ({val.errors})" if val.errors else " (one training)" if val.trainings == 1 else ""
+    return f"{WORDS[metric]} of {val.mean:.3f}{errors}"
 
 
-def _compare_duration(one: Configuration, other: Configuration) -> str:
+def _compare_cost(one: Configuration, other: Configuration) -> str:
     """How long `one` takes relative to `other`; empty if unknown."""
     if not one.seconds or not other.seconds:
         return ""
-    ratio = f"{one.seconds / other.seconds:.2g}"
-    if ratio == "1":
-        return f"about as long ({one.seconds:.3g} s and {other.seconds:.3g} s per job)"
-    return f"{ratio} times as long ({one.seconds:.3g} s instead of {other.seconds:.3g} s per job)"
+    ratio = one.seconds / other.seconds
+    seconds = f"({one.seconds:.3g} s and {other.seconds:.3g} s per job)"
+    if 1 / (1 + COST_TOLERANCE) <= ratio <= 1 + COST_TOLERANCE:
+        return f", which takes about as long {seconds}"
+    return f", which takes {ratio:.2g} times as long {seconds}"
+
+
+def _percent(probability: float) -> str:
+    if probability < 0.005:
+        return "below 1 %"
+    if probability > 0.995:
+        return "above 99 %"
+    return f"{probability:.0%}".replace("%", " %")
 
 
 def _signed(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tvf.config import result_config
+from tvf.config import REPETITIONS, result_config
 
 FOLLOWS_SEED = "${seed}"  # replaces a value that equals its job's seed, as augment.seed=${seed}
 
@@ -11,14 +11,18 @@ FlatConfig = dict[str, Any]  # by dotted keys
 
 
 def without_seeds(configs: Sequence[dict[str, Any]]) -> list[FlatConfig]:
-    """Flatten configs without seed and name; FOLLOWS_SEED replaces values that follow the seed.
+    """Flatten configs without seed, division and name.
+
+    FOLLOWS_SEED replaces values that follow the seed.
 
     A value follows the seed of its job (augment.seed=${seed}) if it equals that seed and, among
     otherwise equal jobs, at least as many have their own seed as the value as share this value.
     """
     flat = [result_config(config) for config in configs]
     seeds = [config.get("seed") for config in flat]
-    plain = [{key: value for key, value in config.items() if key != "seed"} for config in flat]
+    plain = [
+        {key: value for key, value in config.items() if key not in REPETITIONS} for config in flat
+    ]
     result = [dict(config) for config in plain]
     for key in {key for config in plain for key in config if key.endswith("seed")}:
         for indices in _equal_but_for_seeds(plain, key):

@@ -1,52 +1,58 @@
-"""Sentences about a comparison: what its intervals cover, and the test score of its choice."""
+"""Sentences about a comparison, the same in every format: conclusions, and what errors cover."""
 
-import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from tvf.report.comparison import Comparison
+from tvf.report.configuration import Training
 
 VIEWS_SEED = "augment.seed"
-# Parts that vary with the seed only if their key follows it; otherwise all seeds share them.
-SEED_KEYS = {
-    "data.split_seed": "the division into training, validation and test images",
-    VIEWS_SEED: "their augmented views",
-}
 
 
-def about_seeds(comparison: Comparison) -> str:
-    """What differs between seeds, what they share, and therefore what the intervals cover."""
+def conclusions(comparison: Comparison) -> list[str]:
+    """The recommendation and the test score of its choice."""
+    return [text for text in (comparison.choice.text, describe_test_score(comparison)) if text]
+
+
+def describe_errors(comparison: Comparison) -> str:
+    """What differs between trainings, what they share, and what the errors cover."""
+    trainings = [each for group in comparison.configurations for each in group.scores]
     varied, shared = ["the new head's initial weights", "the order of the images", "dropout"], []
-    for key, what in SEED_KEYS.items():
-        if key in comparison.keys:  # augment=none has no views
-            (varied if key in comparison.following else shared).append(f"{what} ({key})")
+    if VIEWS_SEED in comparison.keys:  # augment=none has no views
+        views = f"the images' augmented views ({VIEWS_SEED})"
+        (varied if VIEWS_SEED in comparison.following else shared).append(views)
     sentences = [f"A seed decides {_enumerate(varied)}."]
     if shared:
         sentences.append(f"All seeds share {_enumerate(shared)}.")
-    if VIEWS_SEED in comparison.keys - comparison.following:
-        sentences.append("Set augment.seed=${seed} to vary the views too.")
-    images = _count_validation_images(comparison)
-    if images and "data.split_seed" not in comparison.following:
-        sentences.append(_about_other_images(comparison, images))
+    sentences.append(_describe_divisions(trainings))
+    sentences.append(
+        "Errors are halves of 95 % intervals. Retraining: how far the mean may be from that of many "
+        "trainings on these images, from the spread between seeds."
+    )
+    groups = comparison.evidence.groups if comparison.evidence else None
+    if groups is not None:
+        sentences.append(
+            f"Other images: how far from that on images of other groups like these {groups}."
+        )
+    elif any(group.val and group.val.images is not None for group in comparison.configurations):
+        sentences.append("Other images: how far from that on other images like these.")
+    else:
+        sentences.append("How scores would differ on other images is not known.")
     return " ".join(sentences)
 
 
-def _count_validation_images(comparison: Comparison) -> int:
-    matrices = (
-        job["summary"].get("val_confusion")
-        for group in comparison.configurations
-        for job in group.done
-    )
-    return next((sum(map(sum, matrix)) for matrix in matrices if matrix), 0)
-
-
-def _about_other_images(comparison: Comparison, images: int) -> str:
-    text = f"The intervals do not cover how scores would differ on images other than these {images}"
-    if comparison.metric == "accuracy":
-        mean = fmean(group.val.mean for group in comparison.configurations if group.val)
-        error = math.sqrt(mean * (1 - mean) / images)
-        text += f" (about ±{error:.3f}: one standard error of an accuracy over {images} images)"
-    return f"{text}."
+def _describe_divisions(trainings: Sequence[Training]) -> str:
+    divisions = {training.division for training in trainings}
+    if len(divisions) < 2:
+        return (
+            "All trainings share one division into training, validation and test images: "
+            "everything said here is about these validation images."
+        )
+    if len({training.fold for training in trainings}) > 1:
+        return (
+            f"There are {len(divisions)} divisions (data.fold): every image is scored by trainings "
+            "that did not see it."
+        )
+    return f"There are {len(divisions)} divisions into training, validation and test images."
 
 
 def describe_test_score(comparison: Comparison) -> str:
@@ -59,12 +65,10 @@ def describe_test_score(comparison: Comparison) -> str:
         return ""
     if chosen.done[0]["config"]["data"].get("validate_on") == "test":
         return ""
-    test, interval = chosen.test, ""
-    if test.low is not None and test.high is not None:
-        interval = f" (95 % interval {test.low:.3f} to {test.high:.3f}, {test.n} seeds)"
+    errors = f" ({chosen.test.errors})" if chosen.test.errors else ""
     return (
         f"On the test images, which played no part in any choice, {chosen} has a test "
-        f"{comparison.word} of {test.mean:.3f}{interval}."
+        f"{comparison.word} of {chosen.test.mean:.3f}{errors}."
     )
 
 

@@ -30,7 +30,7 @@ class Scores:
     images_covariance: np.ndarray
     images_df: float
     rounds: float
-    unit: Literal["image", "group", "split"]
+    unit: Literal["image", "group", "split", "training"]
 
 
 def estimate_scores(

@@ -8,7 +8,7 @@ from typing import Any
 from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.comparison import Comparison
-from tvf.report.configuration import Configuration
+from tvf.report.configuration import Configuration, name_trainings, training_of
 
 CLOSE_TO_BEST = 0.95  # fraction of the best score; most progress is made before it
 
@@ -33,7 +33,7 @@ class Column:
 SWEEP = Column("sweep", "sweep")  # before JOBS, if there are several sweeps
 JOBS = (
     Column("label", "pct_unfreeze"),
-    Column("seed", "seed"),
+    Column("training", "training", "", "its seed, or what else differs between trainings"),
     Column("state", "state"),
     Column("val", "validation", ".3f", "score of the epoch that validation chose"),
     Column("test", "test", ".3f", "score of the same epoch, evaluated once"),
@@ -62,17 +62,16 @@ COSTS = (
         "total time in frozen layers: the first job that needs a result computes it for all",
     ),
     Column("images_per_second", "images/s", ".0f", "median, in training"),
-    Column("peak_memory_mb", "memory, MiB", ".0f", "peak over all seeds"),
+    Column("peak_memory_mb", "memory, MiB", ".0f", "peak over all trainings"),
     Column("trainable_params", "trainable", ",d", "parameters"),
 )
 DIFFERENCES = (
     Column("a", "pct_unfreeze"),
     Column("b", "minus"),
-    Column("n", "seeds", "", "that both have"),
-    Column("mean", "difference", "+.4f", "mean over seeds"),
+    Column("mean", "difference", "+.4f", "over the images that both validated"),
     Column("low", "95 % from", "+.4f", "interval for this pair alone"),
     Column("high", "95 % to", "+.4f"),
-    Column("p", "p", ".3g", "paired t-test, two-sided"),
+    Column("p", "p", ".3g", "two-sided, for no difference"),
     Column("p_holm", "p (Holm)", ".3g", "corrected for all pairs"),
 )
 
@@ -81,18 +80,19 @@ def overview_columns(comparison: Comparison) -> list[Column]:
     """Columns of the table of configurations."""
     return [
         Column("label", "pct_unfreeze", "", "fraction of the groups that trains"),
-        Column("n", "seeds"),
-        Column("val", f"validation {comparison.word}", ".3f", "mean over seeds"),
-        Column("sd", "sd", ".3f", "sample standard deviation over seeds"),
-        Column("low", "95 % from", ".3f", "Student's t"),
-        Column("high", "95 % to", ".3f"),
+        Column("n", "trainings"),
+        Column("val", f"validation {comparison.word}", ".3f", "mean over trainings"),
+        Column("retraining", "± retraining", ".3f", "half a 95 % interval, over seeds"),
+        Column("images", "± other images", ".3f", "half a 95 % interval, over images or groups"),
         Column(
             "test",
             "test",
             ".3f",
-            "mean over seeds, at the epochs that validation chose; no choice depends on it",
+            "mean over trainings, at the epochs that validation chose; no choice depends on it",
         ),
-        Column("test_sd", "test sd", ".3f"),
+        Column("test_retraining", "± retraining", ".3f"),
+        Column("test_images", "± other images", ".3f"),
+        Column("sd", "sd", ".3f", "standard deviation between single trainings"),
         Column("best_epoch", "best epoch", "g", "median"),
         Column(
             "epochs_to_95_percent",
@@ -106,7 +106,7 @@ def overview_columns(comparison: Comparison) -> list[Column]:
 
 
 def overview(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row per configuration: scores over seeds, learning dynamics, costs."""
+    """One row per configuration: scores, learning dynamics, costs."""
     return [_overview_row(group, comparison.score_key) for group in comparison.configurations]
 
 
@@ -119,8 +119,10 @@ def _overview_row(configuration: Configuration, score_key: str) -> dict[str, Any
     }
     if val := configuration.val:
         row |= {"val": val.mean, "sd": val.sd, "low": val.low, "high": val.high}
+        row |= {"retraining": val.retraining, "images": val.images}
     if test := configuration.test:
         row |= {"test": test.mean, "test_sd": test.sd}
+        row |= {"test_retraining": test.retraining, "test_images": test.images}
     last = [job["history"][-1] for job in done if job["history"]]
     close = [_first_epoch_close_to_best(job["history"], score_key) for job in done]
     gaps = [_subtract(epoch, "train_acc", "val_acc") for epoch in last]
@@ -159,8 +161,16 @@ def _aggregate(function: Callable[[list[Any]], Any], values: Sequence[Any]) -> A
 def jobs(comparison: Comparison) -> list[dict[str, Any]]:
     """One row per job, in any state."""
     key = METRICS[comparison.metric]
+    every = [job for group in comparison.configurations for job in group.jobs]
+    names = name_trainings([training_of(job) for job in every])
     return [
-        job | {"label": group.label, "val": job[f"val_{key}"], "test": job[f"test_{key}"]}
+        job
+        | {
+            "label": group.label,
+            "training": names[training_of(job)],
+            "val": job[f"val_{key}"],
+            "test": job[f"test_{key}"],
+        }
         for group in comparison.configurations
         for job in group.jobs
     ]
@@ -174,18 +184,16 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
             "b": pair.b,
             "p": pair.p,
             "p_holm": pair.p_holm,
-            "n": pair.estimate.n,
-            "mean": pair.estimate.mean,
-            "sd": pair.estimate.sd,
-            "low": pair.estimate.low,
-            "high": pair.estimate.high,
+            "mean": pair.mean,
+            "low": pair.low,
+            "high": pair.high,
         }
         for pair in comparison.differences
     ]
 
 
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:
-    """Scores by class for validation and test: means over seeds, and the summed confusion matrix.
+    """Scores by class for validation and test: means over trainings, and the summed confusion matrix.
 
     Skips a split if its jobs differ in the number of classes.
     """

@@ -27,6 +27,7 @@ from tvf.records import (
 from tvf.report.comparison import compare
 from tvf.report.formats import render_report, write_files
 from tvf.report.notes import about_halving
+from tvf.report.sentences import conclusions, describe_errors
 from tvf.report.wandb_summary import log_summary
 
 LOG_FILE_WIDTH = 200  # of tables in pipes and files, where lines need no wrapping
@@ -147,7 +148,9 @@ def _console() -> Console:
 def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
     try:
         for comparison in compare(rows):
-            print(f"{comparison.title}: {comparison.choice.text}".removeprefix(": "))
+            text = " ".join(conclusions(comparison))
+            print(f"{comparison.title}: {text}".removeprefix(": "))
+            print(describe_errors(comparison))
             if note := about_halving(comparison.configurations):
                 print(note)
     except Exception as error:  # the jobs are done even if a file is damaged

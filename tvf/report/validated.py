@@ -1,0 +1,155 @@
+"""The predictions of a comparison's jobs, image by image, and the scores that follow from them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tvf.records import Predictions, Row, read_predictions
+from tvf.report.bootstrap import bootstrap_scores, scores_from_bootstrap
+from tvf.report.images import mean_by_image
+from tvf.report.splits import Scores, estimate_scores
+
+DRAWS = 500  # of the bootstrap, for scores that are not means over images
+
+
+@dataclass(frozen=True, eq=False)
+class Validated:
+    """What the trainings of several configurations predicted for the images of one split.
+
+    `correct` holds for each configuration a matrix (trainings, images): 1 where the training
+    classified the image correctly, 0 where not, NaN where it did not see it. `predictions` holds
+    for each training its columns and its predictions. `groups`
+    (images,) is None without groups. `trained` is the mean number of images trained on.
+    """
+
+    correct: list[np.ndarray]
+    predictions: list[list[tuple[np.ndarray, Predictions]]]
+    groups: np.ndarray | None
+    trained: float | None
+
+    @property
+    def images(self) -> int:
+        """The number of distinct images."""
+        return self.correct[0].shape[1]
+
+    @property
+    def group_count(self) -> int | None:
+        """The number of groups; None without groups."""
+        return None if self.groups is None else len(np.unique(self.groups))
+
+
+def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
+    """Read the predictions of each configuration's jobs; None if any job has none.
+
+    Images are told apart by their content, wherever they are stored.
+    """
+    read = [[_read(job["path"]).get(split) for job in group] for group in jobs]
+    found = [[each for each in group if each is not None] for group in read]
+    if not all(read) or [len(group) for group in found] != [len(group) for group in read]:
+        return None
+    columns: dict[tuple[bytes, int], int] = {}
+    groups: dict[int, int] = {}
+    placed = []
+    for group in found:
+        placed.append([])
+        for predictions in group:
+            keys = _number_repeats(predictions.ids)
+            places = np.array([columns.setdefault(key, len(columns)) for key in keys])
+            placed[-1].append((places, predictions))
+            if predictions.groups is not None:
+                groups |= dict(zip(places.tolist(), predictions.groups.tolist(), strict=True))
+    correct = []
+    for group in placed:
+        matrix = np.full((len(group), len(columns)), np.nan)
+        for row, (places, predictions) in zip(matrix, group, strict=True):
+            row[places] = predictions.logits.argmax(1) == predictions.labels
+        correct.append(matrix)
+    whole = len(groups) == len(columns)
+    trained = [
+        job["summary"].get("images", {}).get("train") for group in jobs for job in group
+    ]
+    known = [count for count in trained if count]
+    return Validated(
+        correct,
+        placed,
+        np.array([groups[place] for place in range(len(columns))]) if whole else None,
+        float(np.mean(known)) if known else None,
+    )
+
+
+@cache  # they never change once a job is done
+def _read(path: str) -> Mapping[str, Predictions]:
+    return read_predictions(Path(path))
+
+
+def _number_repeats(ids: np.ndarray) -> list[tuple[bytes, int]]:
+    """Each id with how often it has occurred before: a pool may hold an image twice."""
+    seen: dict[bytes, int] = {}
+    keys = []
+    for identity in ids.tolist():
+        keys.append((identity, seen.get(identity, 0)))
+        seen[identity] = keys[-1][1] + 1
+    return keys
+
+
+def score_images(validated: Validated, metric: str, by_training: np.ndarray) -> Scores:
+    """Estimate the configurations' mean scores with the errors of their differences.
+
+    `by_training` (trainings, C) are the scores of the trainings that all configurations share.
+    Raises ValueError if they share no split, or if the score is undefined on most samples of them.
+    """
+    if metric == "accuracy":
+        return estimate_scores(validated.correct, validated.groups, validated.trained)
+    score = score_function(validated, metric)
+    values = np.array(score(np.arange(validated.images)))
+    draws = bootstrap_scores(score, validated.images, validated.groups, DRAWS)
+    return scores_from_bootstrap(values, draws, validated.images, validated.groups, by_training)
+
+
+def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from images, repeats included, to the score of each configuration (C,)."""
+    if metric == "accuracy":
+        means = np.array([mean_by_image(matrix) for matrix in validated.correct])
+        return lambda drawn: np.nanmean(means[:, drawn], axis=1)
+
+    def score(drawn: np.ndarray) -> np.ndarray:
+        weights = np.bincount(drawn, minlength=validated.images).astype(float)
+        return np.array([_mean_score(group, weights, metric) for group in validated.predictions])
+
+    return score
+
+
+def _mean_score(
+    trainings: Sequence[tuple[np.ndarray, Predictions]], weights: np.ndarray, metric: str
+) -> float:
+    """The mean over trainings of a score in which images have weights (images,)."""
+    function = {"macro_f1": _macro_f1, "auroc": _auroc}[metric]
+    return float(np.mean([function(seen, weights[places]) for places, seen in trainings]))
+
+
+def _macro_f1(predictions: Predictions, weights: np.ndarray) -> float:
+    """Macro F1 over the classes that occur or were predicted, as `tvf.training` defines it."""
+    classes = predictions.logits.shape[1]
+    predicted = predictions.logits.argmax(1)
+    cells = predictions.labels * classes + predicted
+    confusion = np.bincount(cells, weights, minlength=classes**2).reshape(classes, classes)
+    occurring = confusion.sum(0) + confusion.sum(1)
+    return float((2 * confusion.diagonal()[occurring > 0] / occurring[occurring > 0]).mean())
+
+
+def _auroc(predictions: Predictions, weights: np.ndarray) -> float:
+    """The area under the ROC curve of class 1; NaN without weight on both classes."""
+    margin = np.nan_to_num(predictions.logits[:, 1] - predictions.logits[:, 0])
+    order = np.argsort(margin, kind="stable")
+    positive = np.where(predictions.labels == 1, weights, 0.0)[order]
+    negative = np.where(predictions.labels == 0, weights, 0.0)[order]
+    if not positive.sum() or not negative.sum():
+        return float("nan")
+    # Ties count half: sum the weights of equal margins first.
+    first = np.flatnonzero(np.diff(margin[order], prepend=-np.inf))
+    positive, negative = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / positive.sum() / negative.sum())
