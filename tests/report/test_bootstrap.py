@@ -101,7 +101,9 @@ def test_undefined_draws_are_left_out_and_equal_ones_tell_nothing() -> None:
 def test_one_configuration_does_not_flatter_itself() -> None:
     row = (np.random.default_rng(0).random(200) < 0.8).astype(float)
     found = estimate_optimism(lambda index: [row[index].mean()], 200)
-    assert found.optimism < 0.002
+    assert found is not None and found.optimism < 0.002
+    one_group = np.zeros(200, int)
+    assert estimate_optimism(lambda index: [row[index].mean()], 200, one_group, draws=5) is None
 
 
 @pytest.mark.parametrize("effects", [BY_IMAGE, BY_GROUP], ids=["images", "groups"])
@@ -119,6 +121,7 @@ def test_the_winners_curse_is_estimated(effects: Effects) -> None:
         found = estimate_optimism(
             lambda index, rows=results: rows[:, index].mean(axis=1), results.shape[1], groups, 40
         )
+        assert found is not None
         estimated.append(found.optimism)
         true.append(results.mean(axis=1).max() - results.mean())
     assert 0.6 * np.mean(true) <= np.mean(estimated) <= 1.1 * np.mean(true)

@@ -10,6 +10,7 @@ from tvf.report.decide import (
     Cost,
     cheapest,
     decide,
+    images_to_decide,
     probability_worse,
     rounds_to_decide,
 )
@@ -71,14 +72,17 @@ def test_costs_within_a_tenth_are_equal_and_one_slow_job_does_not_matter() -> No
     assert cheapest([1, 0], [Cost(None, 7), Cost(None, 7)]) == 0
 
 
-def test_further_rounds_reduce_retraining_only() -> None:
+def test_further_rounds_reduce_retraining_and_further_images_the_rest() -> None:
     """Difference 0, margin 0.01, z = 1.282 + 0.842: allowed variance (0.01 / 2.123)^2 = 2.218e-5.
 
     Images leave 1e-5; one round of retraining has 2.6e-5, so 2.6 / 1.218 = 2.13 rounds: 2 more.
+    Without retraining, a variance of 1e-4 needs 1e-4 / 2.218e-5 = 4.5 times as many images.
     """
     error, retraining = np.sqrt(3.6e-5), 1.3e-5
     assert rounds_to_decide(scores(0.85, 0.85, error=error, retraining=retraining), 0, 1) == 2
-    assert rounds_to_decide(scores(0.85, 0.85, error=0.01, retraining=0), 0, 1) is None
+    assert images_to_decide(scores(0.85, 0.85, error=error, retraining=retraining), 0, 1) is None
+    assert rounds_to_decide(scores(0.85, 0.85, error=0.01), 0, 1) is None
+    assert images_to_decide(scores(0.85, 0.85, error=0.01), 0, 1) == pytest.approx(4.508, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -51,3 +51,4 @@ def test_nothing_is_said_of_too_few_trainings() -> None:
     assert fit_power_law(SIZES[:10], values[:10]) is None  # two sizes
     assert fit_power_law(SIZES[::5], values[::5]) is None  # one training each
     assert fit_power_law(SIZES, np.ones(len(SIZES))) is None  # no errors
+    assert fit_power_law(SIZES, scores(2.0, 0.5, 0.0, sd=0)) is None  # no spread

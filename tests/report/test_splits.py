@@ -144,6 +144,8 @@ def test_only_splits_that_all_configurations_share_count() -> None:
     rows = folds([1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1])
     scores = estimate_scores([rows, rows[:2], rows[[1, 0]]])
     assert scores.means.tolist() == [0.5, 0.5, 0.5]
+    nothing = np.full((1, 12), NAN)
+    assert estimate_scores([rows, np.concatenate([rows[:2], nothing])]).means.tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match="share no split"):
         estimate_scores([rows[:1], rows[1:]])
 

@@ -119,20 +119,23 @@ def estimate_optimism(
     groups: np.ndarray | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Optimism:
+) -> Optimism | None:
     """Estimate how much the best of several configurations flatters itself: the winner's curse.
 
     In each bootstrap sample the best is chosen, then scored on the images left out (BBC-CV:
     Tsamardinos, Greasidou and Borboudakis 2018, who find it less biased and less variable than the
     correction of Tibshirani and Tibshirani 2009). `score` must return one number for each
     configuration, from out-of-fold results. What luck in training adds to the choice is not
-    included, since the images left out come from the same trainings.
+    included, since the images left out come from the same trainings. None if no sample leaves
+    anything out, as with a single group.
     """
     corrected = []
     for drawn, left_out in resample_images(images, groups, draws, seed):
         chosen = np.asarray(score(drawn), dtype=float)
         if len(left_out) and np.isfinite(chosen).any():
             corrected.append(np.asarray(score(left_out), dtype=float)[np.nanargmax(chosen)])
+    if not np.isfinite(corrected).any():
+        return None
     best = float(np.nanmax(np.asarray(score(np.arange(images)), dtype=float)))
     mean = float(np.nanmean(corrected))
     return Optimism(min(mean, best), max(best - mean, 0.0))

@@ -67,8 +67,8 @@ def decide(scores: Scores, costs: Sequence[Cost], margin: float = MARGIN) -> Dec
     Raises ValueError if `margin` is negative.
     """
     best = int(scores.means.argmax())
-    worse = probability_worse(scores, margin)
-    if worse is None or len(scores.means) < 2:
+    worse = probability_worse(scores, margin) if len(scores.means) > 1 else None
+    if worse is None:
         return Decision(best, best, worse=None, difference=None, open=())
     good = [position for position, chance in enumerate(worse) if chance <= EVIDENCE]
     chosen = cheapest(good, costs) if good else best
@@ -120,17 +120,36 @@ def rounds_to_decide(scores: Scores, a: int, b: int, margin: float = MARGIN) -> 
 
     A round is one training on each fold, or one random split. Assumes the difference measured so
     far is true, and asks for 80 % power at `EVIDENCE` with the normal approximation. None if no
-    number is enough: the uncertainty about other images stays.
+    number is enough: the uncertainty about other images stays. Cautious where each image was
+    validated once, since the noise of that one training then counts as the image's own.
     """
-    from scipy.special import ndtri  # slow to import
-
     floor = contrast_variance(scores.images_covariance, a, b)
     by_round = (contrast_variance(scores.covariance, a, b) - floor) * scores.rounds
-    gap = float(scores.means[a] - scores.means[b]) + margin
-    allowed = (gap / float(ndtri(1 - EVIDENCE) + ndtri(POWER))) ** 2
+    allowed = _variance_that_decides(scores, a, b, margin)
     if allowed <= floor:
         return None
     return max(ceil(by_round / (allowed - floor) - scores.rounds), 1)
+
+
+def images_to_decide(scores: Scores, a: int, b: int, margin: float = MARGIN) -> float | None:
+    """How many times as many images would likely decide, with as many trainings as now.
+
+    Assumptions as in `rounds_to_decide`. None if no number is enough: retraining alone varies too
+    much.
+    """
+    over_images = contrast_variance(scores.images_covariance, a, b)
+    retraining = contrast_variance(scores.covariance, a, b) - over_images
+    allowed = _variance_that_decides(scores, a, b, margin)
+    if allowed <= retraining:
+        return None
+    return max(over_images / (allowed - retraining), 1.0)
+
+
+def _variance_that_decides(scores: Scores, a: int, b: int, margin: float) -> float:
+    from scipy.special import ndtri  # slow to import
+
+    gap = float(scores.means[a] - scores.means[b]) + margin
+    return (gap / float(ndtri(1 - EVIDENCE) + ndtri(POWER))) ** 2
 
 
 def _open_questions(

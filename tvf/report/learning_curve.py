@@ -33,9 +33,10 @@ def fit_power_law(
     """Fit the law to trainings with `sizes` images and `scores` in [0, 1], both (trainings,).
 
     Least squares over the mean error at each size. Trainings are resampled within each size. None
-    where nothing should be said: fewer than three sizes, a size trained once, a gain from the
-    smallest to the largest size whose 95 % interval includes 0, or means that miss the law by more
-    than trainings vary (the lack-of-fit F test: Draper and Smith 1998, section 2.1).
+    where nothing should be said: fewer than three sizes, a size trained once, trainings that do not
+    vary, a gain from the smallest to the largest size whose 95 % interval includes 0, or means that
+    miss the law by more than trainings vary (the lack-of-fit F test: Draper and Smith 1998, section
+    2.1).
     """
     distinct = np.unique(sizes)
     errors = [1 - scores[sizes == size] for size in distinct]
@@ -106,7 +107,7 @@ def _fit_linear(x: np.ndarray, y: np.ndarray, floor: bool) -> tuple[np.ndarray, 
 
 
 def _lack_of_fit(law: np.ndarray, sizes: np.ndarray, errors: list[np.ndarray]) -> float:
-    """The p-value of the law against means that vary freely; 1 where it cannot be tested."""
+    """The p-value of the law against means that vary freely; 0 where trainings do not vary."""
     from scipy.stats import f  # slow to import
 
     a, b, c = law
@@ -117,5 +118,5 @@ def _lack_of_fit(law: np.ndarray, sizes: np.ndarray, errors: list[np.ndarray]) -
     within = sum(float(np.square(values - values.mean()).sum()) for values in errors)
     df = int(counts.sum()) - len(sizes)
     if within == 0:
-        return 1.0
+        return 0.0
     return float(f.sf((counts @ np.square(means - fitted)) / free / (within / df), free, df))

@@ -93,10 +93,15 @@ class Component(NamedTuple):
 
 
 def shared_splits(results: Sequence[np.ndarray]) -> list[Split]:
+    """The splits that all configurations trained, by which images they validated.
+
+    `results` holds one matrix (trainings, images) for each configuration.
+    """
     rows: list[dict[bytes, list[np.ndarray]]] = [{} for _ in results]
     for by_split, matrix in zip(rows, results, strict=True):
         for row, validated in zip(matrix, ~np.isnan(matrix), strict=True):
-            by_split.setdefault(validated.tobytes(), []).append(row)
+            if validated.any():
+                by_split.setdefault(validated.tobytes(), []).append(row)
     splits = []
     for key in rows[0]:
         if all(key in by_split for by_split in rows):
