@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.stats import ttest_rel
 
 from tvf.records import Row, read_jobs
-from tvf.report.statistics import estimate, paired_difference
 
 ROOT = Path(__file__).parent.parent
 BASE = ("model.pct_unfreeze=0.25", "epochs=6", "tracker=none")
@@ -107,15 +109,18 @@ def print_table(names: list[str], rows: dict[str, dict[int, Row]]) -> None:
     print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
     for name, option in zip(names, OPTIONS, strict=True):
         jobs = list(rows[name].values())
-        val, test = (estimate([row[key] for row in jobs]) for key in ("val_acc", "test_acc"))
-        seconds = estimate([row["train_seconds"] - row["prefix_seconds"] for row in jobs]).mean
-        paired = paired_difference(name, names[0], accuracies) if name != names[0] else None
+        val_text, test_text = (
+            f"{fmean(row[key] for row in jobs):.3f} ± {stdev([row[key] for row in jobs]):.3f}"
+            for key in ("val_acc", "test_acc")
+        )
+        seconds = fmean(row["train_seconds"] - row["prefix_seconds"] for row in jobs)
         difference = ""
-        if paired and paired.estimate.low is not None and paired.estimate.high is not None:
-            interval = f"{paired.estimate.low:+.3f} to {paired.estimate.high:+.3f}"
-            difference = f"{paired.estimate.mean:+.3f} ({interval})"
-        val_text = f"{val.mean:.3f} ± {val.sd or 0:.3f}"
-        test_text = f"{test.mean:.3f} ± {test.sd or 0:.3f}"
+        seeds = sorted(accuracies[name].keys() & accuracies[names[0]].keys())
+        if name != names[0] and len(seeds) > 1:
+            own, direct = ([accuracies[each][seed] for seed in seeds] for each in (name, names[0]))
+            interval = ttest_rel(own, direct).confidence_interval()
+            mean = fmean(own) - fmean(direct)
+            difference = f"{mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
         print(f"| `{option}` | {val_text} | {difference} | {test_text} | {seconds:.1f} |")
 
 

@@ -50,7 +50,7 @@ def test_the_page_is_written_into_the_sweep(sweep: Path, monkeypatch: pytest.Mon
     tvf(monkeypatch, "report", str(sweep))
     page = (sweep / "report.html").read_text()
     for words in (
-        "Train pct_unfreeze=0.5",
+        "train pct_unfreeze=0.5",
         "RuntimeError: broke",
         "tvf train -m seed=1,2",
         "vegaEmbed",
@@ -63,8 +63,9 @@ def test_markdown_has_the_recommendation_and_a_row_per_configuration(
 ) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "md", "--output", "-")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Train pct_unfreeze=0.5")
-    assert "| 0.5 | 3 | 0.900 ± 0.020 | 0.850 to 0.950 | 0.880 ± 0.020 | 52.0 | 502,562 |" in lines
+    assert lines[0].startswith("By a single validation split: train pct_unfreeze=0.5")
+    # Retraining: 4.303 * 0.02 / sqrt(3); other images: 1.96 * sqrt(0.9 * 0.1 / 393), 656 in test.
+    assert "| 0.5 | 3 | 0.900 | ±0.050 | ±0.030 | 0.880 | ±0.025 | 52.0 | 502,562 |" in lines
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert "- failed: 1 of 10 jobs." in lines
 
@@ -124,7 +125,7 @@ def test_several_sweeps_are_compared_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     tvf(monkeypatch, "report", "sweep", "other")
     page = (tmp_path / "report.html").read_text()
-    assert "Train pct_unfreeze=0.5, optimizer.lr=0.1" in page and '<td data-value="other">' in page
+    assert "train pct_unfreeze=0.5, optimizer.lr=0.1" in page and '<td data-value="other">' in page
     parts = json.loads(
         render_report([sweep, other], [*read_sweep(sweep), *read_sweep(other)], "json")[
             "report.json"
@@ -319,7 +320,7 @@ def test_a_running_sweep_has_a_page_of_its_results_so_far(sweep: Path) -> None:
         rows = read_sweep(sweep)
     assert sorted(row["state"] for row in rows if row["seed"] == 7) == ["running", "waiting"]
     page = render_report([sweep], rows, "html")["report.html"].decode()
-    for words in ("running: 1 of 12 jobs.", "waiting: 1 of 12 jobs.", "Train pct_unfreeze=0.5"):
+    for words in ("running: 1 of 12 jobs.", "waiting: 1 of 12 jobs.", "train pct_unfreeze=0.5"):
         assert words in page
 
 

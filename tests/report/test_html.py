@@ -120,7 +120,7 @@ def reader(browser: Browser, report: Path) -> Iterator[Reader]:
 def test_it_is_one_small_file_without_requests_or_errors(reader: Reader, report: Path) -> None:
     assert reader.complaints == []
     assert report.stat().st_size < 5_000_000
-    assert "Train pct_unfreeze=0.5" in reader.page.inner_text(".choice")
+    assert "train pct_unfreeze=0.5" in reader.page.inner_text(".choice")
 
 
 def test_every_chart_is_drawn_with_axis_titles(reader: Reader) -> None:

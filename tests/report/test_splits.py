@@ -26,7 +26,7 @@ def folds(*values: list[float]) -> np.ndarray:
 
 
 def includes_zero(difference: ImageDifference) -> bool:
-    _, _, low, high = difference.interval
+    low, high = difference.interval.low, difference.interval.high
     return low is not None and high is not None and low <= 0 <= high
 
 

@@ -194,8 +194,14 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "recipe._target_": "tvf.training.Direct",
 }
 
-# The options in which repetitions of one configuration differ.
-REPETITIONS = ("seed", "data.split_seed", "data.fold", "data.outer_fold")
+# The options in which repetitions of one configuration differ, and what they are called in names.
+REPETITION_WORDS = {
+    "data.split_seed": "split",
+    "data.outer_fold": "outer",
+    "data.fold": "fold",
+    "seed": "seed",
+}
+REPETITIONS = tuple(REPETITION_WORDS)
 
 # The options that select which layers train. Transfer learning ignores all of them; a selection by
 # name ignores the fraction.

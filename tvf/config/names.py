@@ -4,15 +4,22 @@ import hashlib
 import re
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from tvf.config.identity import NOTHING, affects, ignored_options, is_transfer, selection_name
+from tvf.config.identity import (
+    NOTHING,
+    REPETITION_WORDS,
+    affects,
+    ignored_options,
+    is_transfer,
+    selection_name,
+)
 
 
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
 
-    Includes the seed if the command line sets it.
+    Includes the seed, the fold and the split seed if the command line sets them.
     """
     model = _root_.model
     if is_transfer(model):
@@ -23,8 +30,9 @@ def job_name(*, _root_: DictConfig) -> str:
         name = f"fine-tuning-{model.pct_unfreeze}"
     else:
         name = model._target_.rpartition(".")[2]
-    named = any(_key(override) == "seed" for override in _overrides(_root_))
-    return name + (f"-seed{_root_.seed}" if named else "")
+    given = {_key(override) for override in _overrides(_root_)}
+    values = {key: OmegaConf.select(_root_, key) for key in REPETITION_WORDS if key in given}
+    return "-".join([name, *(f"{REPETITION_WORDS[key]}{value}" for key, value in values.items())])
 
 
 def job_folder(*, _root_: DictConfig) -> str:

@@ -125,6 +125,18 @@ class DataSplits:
     test: Split
 
 
+def count_images(data: DataSplits) -> dict[str, Any]:
+    """How many images the pool and its splits have, and a digest of the pool's content."""
+    pool = data.train.pool
+    return {
+        "pool": len(pool),
+        "digest": fingerprint([pool.pixels.digests, pool.labels]),
+        "train": len(data.train),
+        "val": len(data.val),
+        "test": len(data.test),
+    }
+
+
 def digest_pixels(images: Tensor) -> np.ndarray:
     """A digest of each image's pixels, bytes [N]."""
     return np.array([digest(image.numpy().data) for image in images.contiguous()], "S32")

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Config, build_part, result_config
+from tvf.data import count_images
 from tvf.distributed import (
     describe_machine,
     library_versions,
@@ -321,6 +322,7 @@ def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) ->
         "name": job.name,
         **job.facts,
         "classes": list(job.phases.data.classes),
+        "images": count_images(job.phases.data),
         "unfrozen_groups": [group.name for group in model.trained_groups],
         "trainable_params": count_parameters(p for p in model.parameters() if p.requires_grad),
         "total_params": count_parameters(model.parameters()),

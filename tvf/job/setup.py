@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from tvf.config import (
+    REPETITION_WORDS,
     Config,
     build_part,
     build_phases,
+    flatten,
     head_phase_config,
     is_transfer,
     resolve_target,
@@ -242,13 +244,16 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
 
 
 def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
-    """The prefix of a job's log lines: [finetune pct=0.5 lp_ft]; in a sweep it has the seed."""
+    """The prefix of a job's log lines: [finetune pct=0.5 lp_ft]; in a sweep with seed and fold."""
     words = [facts["model"]]
     if not is_transfer(config["model"]):
         words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
     recipe = context.choices.get("recipe")
     if recipe not in (None, "direct"):
         words.append(recipe)
-    if context.sweep and config["name"].endswith(f"seed{facts['seed']}"):
-        words.append(f"seed={facts['seed']}")
+    given = config["name"].split("-") if context.sweep else ()
+    for key, word in REPETITION_WORDS.items():
+        value = flatten(config).get(key)
+        if f"{word}{value}" in given:
+            words.append(f"{word}={value}")
     return f"[{' '.join(words)}]"

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tvf.config import is_transfer, known_fraction
+from tvf.config import REPETITIONS, is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_status
@@ -65,7 +65,7 @@ PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
 FILES = ("config", "history", "summary", "path")  # contents of the job's files, and its folder
 DROPPED = "dropped"  # the epoch after which successive halving dropped the job, else None
 # Overrides that have their own columns in a table.
-SHOWN = ("model", "model.pct_unfreeze", "seed", "stop_after")
+SHOWN = ("model", "model.pct_unfreeze", *REPETITIONS, "stop_after")
 
 
 def read_sweep(folder: Path) -> list[Row]:

@@ -16,9 +16,9 @@ from tvf.report.encodings import (
     mean_tooltip,
     score_axis,
     score_title,
+    shape,
     training_points,
     training_tooltip,
-    shape,
 )
 
 LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each

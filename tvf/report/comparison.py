@@ -118,7 +118,9 @@ def _images_of_jobs(rows: Sequence[Row], configs: Sequence[FlatConfig]) -> list[
     """
     found: list[str | None] = []
     by_options: dict[str, str] = {}
-    keys = [repr(judged_by(row["metric"], config)) for row, config in zip(rows, configs, strict=True)]
+    keys = [
+        repr(judged_by(row["metric"], config)) for row, config in zip(rows, configs, strict=True)
+    ]
     for row, key in zip(rows, keys, strict=True):
         images = row["summary"].get("images")
         digest = None
@@ -132,9 +134,7 @@ def _images_of_jobs(rows: Sequence[Row], configs: Sequence[FlatConfig]) -> list[
     ]
 
 
-def _compare_group(
-    title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: float
-) -> Comparison:
+def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: float) -> Comparison:
     metric = rows[0][0]["metric"]
     jobs: dict[str, list[Row]] = {}
     configs: dict[str, FlatConfig] = {}

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from tvf.metrics import METRICS
 from tvf.records import Row
-from tvf.report.validated import gather
 from tvf.report.images import mean_by_image, other_images
 from tvf.report.statistics import ROUNDING, t_quantile
+from tvf.report.validated import gather
 
 NORMAL = 1.96  # standard errors in half of a 95 % interval
 
@@ -139,7 +139,7 @@ def build_configuration(
         done=done,
         scores={training_of(job): job[f"val_{key}"] for job in done},
         val=_summarise(done, "val", metric),
-        test=_summarise([job for job in done if job[f"test_{key}"] is not None], "test", metric),
+        test=_summarise([job for job in done if _has_test(job, key)], "test", metric),
         seconds=median(seconds) if seconds else None,
     )
     return configuration, warnings
@@ -151,6 +151,11 @@ def own_seconds(job: Row) -> float | None:
     if total is None:
         return None
     return max(total - prefix, 0.0) if job["summary"].get("prefix_kept") else total
+
+
+def _has_test(job: Row, key: str) -> bool:
+    """Whether the job has a test score that is none of its validation scores."""
+    return job[f"test_{key}"] is not None and job["config"]["data"].get("validate_on") != "test"
 
 
 def _summarise(jobs: Sequence[Row], split: str, metric: str) -> Score | None:
@@ -191,8 +196,9 @@ def _over_images(jobs: Sequence[Row], split: str, mean: float) -> tuple[float, f
     if validated is not None:
         interval = other_images(validated.correct[0], validated.groups)
         mean = float(mean_by_image(validated.correct[0]).mean())
-        known = interval.error is not None and interval.df is not None
-        return mean, t_quantile(interval.df) * interval.error if known else None
+        if interval.low is None or interval.high is None:
+            return mean, None
+        return mean, max(mean - interval.low, interval.high - mean)  # one end may be clipped
     # Without predictions, as if each image were right or wrong independently of the others.
     images = sum(map(sum, jobs[0]["summary"].get(f"{split}_confusion") or []))
     return mean, (NORMAL * math.sqrt(mean * (1 - mean) / images) or None) if images else None

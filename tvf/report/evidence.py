@@ -21,8 +21,8 @@ class Evidence:
 
     `excluded` have finished jobs, but too few that match the others'. `images` and `groups` count
     what was validated; None if the jobs have no predictions, or no groups. `divisions` counts the
-    divisions into training and validation images, `trainings` those of each configuration on all of
-    them. `optimism` is how much the best score flatters because it was chosen; None if unknown.
+    divisions into training and validation images that all configurations share. `optimism` is how
+    much the best score flatters because it was chosen; None if unknown.
     """
 
     configurations: list[Configuration]
@@ -31,25 +31,28 @@ class Evidence:
     images: int | None
     groups: int | None
     divisions: int
-    trainings: int
     optimism: float | None
 
 
 def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Evidence | None:
-    """Collect what finished jobs say; None if there is no repetition to learn the errors from."""
+    """Collect what finished jobs say; None if they share too little, or nothing is repeated."""
     scored = [group for group in configurations if group.done]
     most = max((len(group.done) for group in scored), default=0)
     included = [group for group in scored if 2 * len(group.done) >= most]
     if most < 2 or len(included) < 2:
         return None
-    shared = sorted(set.intersection(*(set(group.scores) for group in included)), key=repr)
-    if len(shared) < 2:
+    shared = set.intersection(*(set(group.scores) for group in included))
+    divisions = set.intersection(
+        *({training.division for training in group.scores} for group in included)
+    )
+    by_training = np.array(
+        [[group.scores[each] for group in included] for each in sorted(shared, key=repr)]
+    )
+    validated = gather([group.done for group in included], "val") if divisions else None
+    if len(shared) < 2 and (validated is None or metric != "accuracy"):
         return None
-    by_training = np.array([[group.scores[each] for group in included] for each in shared])
-    validated = gather([group.done for group in included], "val")
-    optimism = None
     if validated is None:
-        scores = _score_trainings(by_training)
+        scores, optimism = _score_trainings(by_training), None
     else:
         scores = score_images(validated, metric, by_training)
         optimism = _optimism(validated, metric)
@@ -59,15 +62,15 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
         scores,
         validated.images if validated else None,
         validated.group_count if validated else None,
-        divisions=len({training.division for training in shared}),
-        trainings=len(shared),
+        divisions=len(divisions),
         optimism=optimism,
     )
 
 
-def _optimism(validated: Validated, metric: str) -> float:
+def _optimism(validated: Validated, metric: str) -> float | None:
     score = score_function(validated, metric)
-    return estimate_optimism(score, validated.images, validated.groups, draws=500).optimism
+    found = estimate_optimism(score, validated.images, validated.groups, draws=500)
+    return found.optimism if found else None
 
 
 def _score_trainings(values: np.ndarray) -> Scores:

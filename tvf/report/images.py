@@ -12,16 +12,12 @@ from tvf.report.statistics import ROUNDING, t_quantile
 
 
 class Interval(NamedTuple):
-    """A mean with its standard error and 95 % interval; all but the mean None if unknown.
-
-    `df` are the degrees of freedom of the error; None for percentile intervals.
-    """
+    """A mean with its standard error and 95 % interval; all but the mean None if unknown."""
 
     mean: float
     error: float | None
     low: float | None
     high: float | None
-    df: float | None = None
 
 
 class ImageDifference(NamedTuple):
@@ -135,4 +131,4 @@ def _interval(
         return Interval(mean, error=None, low=None, high=None)
     error = float(np.sqrt(variance))
     margin = t_quantile(df) * error
-    return Interval(mean, error, max(mean - margin, limits[0]), min(mean + margin, limits[1]), df)
+    return Interval(mean, error, max(mean - margin, limits[0]), min(mean + margin, limits[1]))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tvf.config import NOTHING, affects
+from tvf.config import NOTHING, REPETITIONS, affects
 from tvf.records import Row, varied_overrides
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig
 
@@ -42,7 +42,7 @@ def _add_overrides(
         key for config in configs for key, value in config.items() if value == FOLLOWS_SEED
     ]
     labels = []
-    overrides_by_job = varied_overrides(jobs, (FRACTION, "seed", *following))
+    overrides_by_job = varied_overrides(jobs, (FRACTION, *REPETITIONS, *following))
     for fraction, overrides in zip(fractions, overrides_by_job, strict=True):
         relevant = [item for item in overrides if affects(_key(item)) != NOTHING]
         labels.append(", ".join([fraction, *sorted(relevant)]))

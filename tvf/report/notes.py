@@ -19,6 +19,7 @@ def collect_notes(
         *_count_unfinished([job for group in configurations for job in group.jobs]),
         _about_validation_images(configs),
         _about_majority_class(configurations, metric),
+        _about_transfer(configurations),
         _about_other_differences(configurations, configs),
     ]
     return [note for note in notes if note]
@@ -74,6 +75,17 @@ def _about_majority_class(configurations: Sequence[Configuration], metric: str) 
     return (
         f"Always predicting {name} has a validation accuracy of {baseline:.3f}, and even the best "
         "configuration may be no better: data.metric=macro_f1 gives every class equal weight."
+    )
+
+
+def _about_transfer(configurations: Sequence[Configuration]) -> str | None:
+    """Say if one training stands under two names."""
+    models = {job["model"] for group in configurations if not group.fraction for job in group.jobs}
+    if not {"transfer", "finetune"} <= models:
+        return None
+    return (
+        "model=transfer and model.pct_unfreeze=0 train the same layers in the same way: they count "
+        "as two configurations here, though they are one."
     )
 
 

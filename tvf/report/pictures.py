@@ -62,8 +62,10 @@ def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
         return _note("No finished jobs.", comparison.title)
     by_fraction = score_by_fraction(comparison, palette)
     by_cost = score_by_cost(comparison, palette)
+    covered = sorted({group.val.covers for group in comparison.configurations if group.val} - {""})
+    about = f" for {' or '.join(covered)}" if covered else ""
     charts = [
-        _chart(by_fraction, "filled: mean with 95 % interval; open: one seed"),
+        _chart(by_fraction, f"filled: mean with 95 % interval{about}; open: one training"),
         _chart(by_cost, "ringed: Pareto front"),
     ]
     return {"title": comparison.title, "hconcat": charts, "spacing": 30}

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from tvf.metrics import WORDS
 from tvf.report.configuration import Configuration
-from tvf.report.decide import COST_TOLERANCE, Cost, Decision, decide, rounds_to_decide
+from tvf.report.decide import (
+    COST_TOLERANCE,
+    Cost,
+    Decision,
+    decide,
+    images_to_decide,
+    rounds_to_decide,
+)
 from tvf.report.evidence import Evidence
 from tvf.report.statistics import ROUNDING
 
@@ -48,7 +55,7 @@ def recommend(
     if len(scored) == 1:
         return _describe_only(scored[0], dropped, unfinished, metric, excluded)
     if evidence is None:
-        return _decline_single_trainings(scored, metric, excluded)
+        return _decline(scored, metric, excluded)
     return _apply_rule(evidence, metric, margin, excluded)
 
 
@@ -90,17 +97,23 @@ def _describe_only(
     return Recommendation(" ".join([text, f"{MORE_FRACTIONS}{more}.", *excluded]), best=only)
 
 
-def _decline_single_trainings(
+def _decline(
     scored: Sequence[Configuration], metric: str, excluded: Sequence[str]
 ) -> Recommendation:
     top = max(group.val.mean for group in scored if group.val)
     best = [group for group in scored if group.val and group.val.mean >= top - ROUNDING]
     verb = "share" if len(best) > 1 else "has"
-    text = (
-        f"{_join(best)} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but a single "
-        "training of each configuration does not show how much another training would change the "
-        f"scores, so nothing is recommended. Run the sweep with {FOLDS}."
-    )
+    if max(len(group.done) for group in scored) > 1:
+        reason = (
+            "too few trainings of the configurations match (same seed, same division) to compare "
+            "them, so nothing is recommended. Train all of them with the same seeds or folds"
+        )
+    else:
+        reason = (
+            "a single training of each configuration does not show how much another training "
+            f"would change the scores, so nothing is recommended. Run the sweep with {FOLDS}"
+        )
+    text = f"{_join(best)} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but {reason}."
     return Recommendation(" ".join([text, *excluded]), best=best[0])
 
 
@@ -126,14 +139,15 @@ def _apply_rule(
 def _name_choice(evidence: Evidence, decision: Decision, metric: str) -> str:
     """What to train, with its score; what it was measured on comes first if that is one split."""
     chosen = evidence.configurations[decision.chosen]
-    verb = "Train" if decision.decided else "Undecided; train"
-    images = "images" if evidence.images is None else f"{evidence.images:,} images"
+    verb = "train" if decision.decided else "undecided; train"
+    images = "" if evidence.images is None else f" ({evidence.images:,} images"
     if evidence.groups is not None:
         images += f" of {evidence.groups} groups"
-    score = f"{chosen}, with a validation {_describe_score(chosen, metric)}"
+    images += ")" if images else ""
+    score = f"{verb} {chosen}, with a validation {_describe_score(chosen, metric)}"
     if evidence.divisions == 1:
-        return f"By one division into training and validation images ({images}): {verb} {score}."
-    return f"{verb} {score}, over {evidence.divisions} divisions ({images})."
+        return f"By a single validation split{images}: {score}."
+    return f"{score[0].upper()}{score[1:]}, over {evidence.divisions} validation splits{images}."
 
 
 def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[str]:
@@ -209,8 +223,14 @@ def _describe_open_questions(
     if more:
         sentences.append(f"To decide, add {more} to the sweep.")
     elif decision.open:
+        factors = [
+            images_to_decide(evidence.scores, position, decision.chosen, margin)
+            for position in decision.open
+        ]
+        known = [factor for factor in factors if factor is not None]
+        many = f", about {max(known):.2g} times as many" if len(known) == len(factors) else ""
         sentences.append(
-            "More trainings on these images would hardly decide it: that takes more images."
+            f"More trainings on these images would hardly decide it. That takes more images{many}."
         )
     return sentences
 
@@ -228,9 +248,7 @@ def _overrides_to_decide(evidence: Evidence, decision: Decision, margin: float) 
     if None in rounds:
         return None
     further = min(max(number for number in rounds if number is not None), 99)
-    seeds = [
-        training.seed for group in evidence.configurations for training in group.scores
-    ]
+    seeds = [training.seed for group in evidence.configurations for training in group.scores]
     known = [seed for seed in dict.fromkeys(seeds) if isinstance(seed, int)]
     first = max(known, default=0) + 1
     values = ",".join(map(str, [*known, *range(first, first + further)]))

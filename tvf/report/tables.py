@@ -193,7 +193,7 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:
-    """Scores by class for validation and test: means over trainings, and the summed confusion matrix.
+    """Scores by class for validation and test: means over trainings, and summed confusion matrices.
 
     Skips a split if its jobs differ in the number of classes.
     """

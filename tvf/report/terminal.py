@@ -25,6 +25,7 @@ from tvf.records import (
     varied_overrides,
 )
 from tvf.report.comparison import compare
+from tvf.report.configuration import name_trainings, training_of
 from tvf.report.formats import render_report, write_files
 from tvf.report.notes import about_halving
 from tvf.report.sentences import conclusions, describe_errors
@@ -80,7 +81,8 @@ def status_table(folder: Path) -> Table:
 
 def jobs_table(rows: Sequence[Row]) -> Table:
     """One row per job: what it trains, its scores, and its cost."""
-    several_seeds = len({row["seed"] for row in rows}) > 1
+    trainings = [training_of(row) for row in rows]
+    names = name_trainings(trainings) if len(set(trainings)) > 1 else {}
     metrics = {"accuracy", *(row["metric"] for row in rows)}
     scores = [
         f"{split}_{key}"
@@ -92,8 +94,9 @@ def jobs_table(rows: Sequence[Row]) -> Table:
     varied = varied_overrides(rows)
     table = Table()
     table.add_column("fraction", justify="right")
-    if several_seeds:
-        table.add_column("seed", justify="right")
+    if names:
+        divided = len({training.division for training in trainings}) > 1
+        table.add_column("training" if divided else "seed", justify="right")
     for heading in ("groups", "trainable", *scores, "seconds"):
         table.add_column(heading, justify="right")
     for heading in ("state", "W&B name"):
@@ -105,8 +108,8 @@ def jobs_table(rows: Sequence[Row]) -> Table:
         table.add_column("overrides", overflow="fold")
     for row, overrides in zip(rows, varied, strict=True):
         cells = [_number(row["pct_unfreeze"], "g")]
-        if several_seeds:
-            cells.append(_number(row["seed"], "d"))
+        if names:
+            cells.append(names[training_of(row)])
         groups = row["unfrozen_groups"]
         cells.append("" if groups is None else str(len(groups)))
         cells.append(_number(row["trainable_params"], ",d"))

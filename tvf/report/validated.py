@@ -68,9 +68,7 @@ def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
             row[places] = predictions.logits.argmax(1) == predictions.labels
         correct.append(matrix)
     whole = len(groups) == len(columns)
-    trained = [
-        job["summary"].get("images", {}).get("train") for group in jobs for job in group
-    ]
+    trained = [job["summary"].get("images", {}).get("train") for group in jobs for job in group]
     known = [count for count in trained if count]
     return Validated(
         correct,

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tvf.config import REPETITIONS
 from tvf.errors import InputError, require_count
 from tvf.metrics import METRICS, WORDS, metric_of
 from tvf.records import has_reached, is_done, is_running, note_rung, read_history, read_status
@@ -179,7 +180,7 @@ def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
     own = [
         text
         for text in overrides
-        if text not in common and text.partition("=")[0].lstrip("+") != "seed"
+        if text not in common and text.partition("=")[0].lstrip("+") not in REPETITIONS
     ]
     return " ".join(own) or name
 
