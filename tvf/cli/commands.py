@@ -86,11 +86,13 @@ def status(folder: Path) -> None:
 
 
 @_errors_as_messages()
-def report(folders: Sequence[Path], file_format: str, output: str | None) -> None:
+def report(
+    folders: Sequence[Path], file_format: str, output: str | None, margin: float | None
+) -> None:
     """Write the comparison of one or more sweeps in one of tvf.report.FORMATS.
 
     `output` is a folder, - for stdout, or None: the sweep's folder, or the working directory if
-    there are several sweeps.
+    there are several sweeps. `margin` None: that of the jobs.
     """
     from tvf.report import render_report, write_files
 
@@ -102,7 +104,7 @@ def report(folders: Sequence[Path], file_format: str, output: str | None) -> Non
         )
     if output == "-" and file_format not in ("md", "json"):
         raise InputError(f"--output - must be used with md or json; {file_format} needs a folder.")
-    files = render_report(sweeps, rows, file_format)
+    files = render_report(sweeps, rows, file_format, margin)
     if output == "-":
         print(*(content.decode() for content in files.values()), end="")
         return

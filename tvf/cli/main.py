@@ -124,7 +124,14 @@ def status(folder: Path) -> None:
     metavar="FOLDER",
     help="Where to write; - prints md or json. Default: DIR, or the current folder for several.",
 )
-def report(folders: tuple[Path, ...], file_format: str, output: str | None) -> None:
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1),
+    help="Scores that differ by less are equal: the cheapest of them is recommended.",
+)
+def report(
+    folders: tuple[Path, ...], file_format: str, output: str | None, margin: float | None
+) -> None:
     """Compare the jobs of one or more sweeps.
 
     Each DIR is the folder of a sweep, which may still be running. Every sweep writes its own
@@ -137,7 +144,7 @@ def report(folders: tuple[Path, ...], file_format: str, output: str | None) -> N
     """
     from tvf.cli import commands
 
-    commands.report(folders, file_format, output)
+    commands.report(folders, file_format, output, margin)
 
 
 @tvf.command()

@@ -20,6 +20,7 @@ from tvf.report.evidence import Evidence
 from tvf.report.statistics import ROUNDING
 
 FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
+MANY = 20  # times as many images: beyond, a number would only seem exact
 MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 
 
@@ -227,7 +228,7 @@ def _describe_open_questions(
             images_to_decide(evidence.scores, position, decision.chosen, margin)
             for position in decision.open
         ]
-        known = [factor for factor in factors if factor is not None]
+        known = [factor for factor in factors if factor is not None and factor < MANY]
         many = f", about {max(known):.2g} times as many" if len(known) == len(factors) else ""
         sentences.append(
             f"More trainings on these images would hardly decide it. That takes more images{many}."

@@ -300,6 +300,7 @@ class ArrayTable:
         return list(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True))
 
     def _map(self) -> list[Tensor]:
+        """Map the data file, once. The map shows what other processes write to it later."""
         inode = self.path.stat().st_ino
         if self._mapped is None or self._inode != inode:
             self._verified[:] = False
