@@ -234,8 +234,12 @@ def head_phase_config(config: Config) -> dict[str, Any]:
 def frozen_layers_config(config: Config) -> dict[str, Any]:
     """The options that two jobs must share for their frozen layers to compute the same values."""
     options = select_options(config, Affects.FROZEN_LAYERS)
-    if options.get("model.frozen_bn") == "recalibrate":  # its statistics are means over batches
-        options["data.batch_size"] = (config.get("data") or {}).get("batch_size")
+    if options.get("model.frozen_bn") == "recalibrate":  # statistics of batches of training images
+        data = {f"data.{key}": value for key, value in (config.get("data") or {}).items()}
+        decisive = ("data.batch_size", "data.train_limit")
+        for key, value in data.items():
+            if key in decisive or Affects.VALIDATION_IMAGES in affects(key):
+                options[key] = value
     return options
 
 

@@ -130,7 +130,7 @@ def count_images(data: DataSplits) -> dict[str, Any]:
     pool = data.train.pool
     return {
         "pool": len(pool),
-        "digest": fingerprint([pool.pixels.digests, pool.labels]),
+        "digest": fingerprint([pool.pixels.digests, pool.labels, pool.groups]),
         "train": len(data.train),
         "val": len(data.val),
         "test": len(data.test),

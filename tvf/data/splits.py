@@ -100,7 +100,7 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
     else:
         train, val = division.fraction(rest, options.val_fraction)
     if options.train_limit is not None:
-        train = division.limit(train, options.train_limit, "data.train_limit")
+        train = division.limit(train, options.train_limit)
     splits = {"train": train, "val": val, "test": test}
     # Splits that the data set brings may lack classes, except the one to train on.
     divided = {
@@ -122,9 +122,8 @@ def limit_pool(catalog: Catalog, options: SplitOptions) -> np.ndarray:
     _, combined = np.unique(
         np.stack([np.unique(part, return_inverse=True)[1], strata]), axis=1, return_inverse=True
     )
-    return _Division(combined.reshape(-1), None, options.split_seed).limit(
-        places, options.limit, "data.limit"
-    )
+    # The same pool for every split seed, so that divisions share it.
+    return _Division(combined.reshape(-1), None, seed=0).limit(places, options.limit)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class _Division:
             number = self._assign_folds(places, folds)
         return places[number != fold], places[number == fold]
 
-    def limit(self, places: np.ndarray, limit: int, name: str) -> np.ndarray:
+    def limit(self, places: np.ndarray, limit: int) -> np.ndarray:
         """Return about `limit` of the places, ascending: a prefix of one order for all limits."""
         if limit >= len(places):
             return places

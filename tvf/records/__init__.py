@@ -13,6 +13,7 @@ from tvf.records.job import (
     read_status,
 )
 from tvf.records.predictions import (
+    PREDICTIONS,
     Predictions,
     predictions_of,
     read_predictions,
@@ -51,6 +52,7 @@ __all__ = [
     "JobRecord",
     "LOCK",
     "NoTracker",
+    "PREDICTIONS",
     "Predictions",
     "Row",
     "Run",

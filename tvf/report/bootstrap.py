@@ -91,12 +91,14 @@ def scores_from_bootstrap(
     images: int,
     groups: np.ndarray | None = None,
     by_fold: np.ndarray | None = None,
+    by_seed: np.ndarray | None = None,
 ) -> Scores:
     """Scores of C configurations, with the covariance (C, C) of their bootstrap draws.
 
     `values` (C,) are the scores of all images, `draws` comes from `bootstrap_scores`. `by_fold`
-    (folds, C), the scores of each fold alone, adds retraining, as in `estimate_scores`; without it
-    the errors are about other images only. Raises ValueError if fewer than two draws are defined.
+    (folds, C), the scores of each fold alone, adds retraining, as in `estimate_scores`; so does
+    `by_seed` (seeds, C), the scores of trainings on one split. Without either the errors are about
+    other images only. Raises ValueError if fewer than two draws are defined.
     """
     draws = draws[np.isfinite(draws).all(axis=1)]
     if len(draws) < 2:
@@ -109,6 +111,11 @@ def scores_from_bootstrap(
         folds_df = (len(by_fold) - 1) * max(len(values) - 1, 1)
         added = Component(square - typical_variance(over_images), square, folds_df)
         covariance, df = add_component(over_images, df, added)
+    elif by_seed is not None and len(by_seed) > 1:
+        # Seeds share their images, so all that they differ by is retraining.
+        square = float(by_seed.var(axis=0, ddof=1).mean()) / len(by_seed)
+        seeds_df = (len(by_seed) - 1) * len(values)
+        covariance, df = add_component(over_images, df, Component(square, square, seeds_df))
     unit = "image" if groups is None else "group"
     return Scores(values, covariance, df, over_images, units - 1.0, rounds=1.0, unit=unit)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvf.records import Row
 from tvf.report.bootstrap import estimate_optimism
-from tvf.report.configuration import Configuration
+from tvf.report.configuration import Configuration, Training, training_of
 from tvf.report.splits import Scores
-from tvf.report.validated import Validated, gather, score_function, score_images
+from tvf.report.validated import Validated, gather, read_job, score_function, score_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,8 @@ class Evidence:
     `excluded` have finished jobs, but too few that match the others'. `images` and `groups` count
     what was validated; None if the jobs have no predictions, or no groups. `divisions` counts the
     divisions into training and validation images that all configurations share. `optimism` is how
-    much the best score flatters because it was chosen; None if unknown.
+    much the best score flatters because it was chosen; None if unknown. `test_validated` says that
+    images which test some jobs validated others.
     """
 
     configurations: list[Configuration]
@@ -32,6 +34,7 @@ class Evidence:
     groups: int | None
     divisions: int
     optimism: float | None
+    test_validated: bool
 
 
 def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Evidence | None:
@@ -41,21 +44,22 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
     included = [group for group in scored if 2 * len(group.done) >= most]
     if most < 2 or len(included) < 2:
         return None
-    shared = set.intersection(*(set(group.scores) for group in included))
+    shared = sorted(set.intersection(*(set(group.scores) for group in included)), key=repr)
     divisions = set.intersection(
         *({training.division for training in group.scores} for group in included)
     )
-    by_training = np.array(
-        [[group.scores[each] for group in included] for each in sorted(shared, key=repr)]
-    )
-    validated = gather([group.done for group in included], "val") if divisions else None
+    jobs = [[job for job in g.done if training_of(job).division in divisions] for g in included]
+    validated = gather(jobs, "val") if divisions else None
     if len(shared) < 2 and (validated is None or metric != "accuracy"):
         return None
-    if validated is None:
-        scores, optimism = _score_trainings(by_training), None
-    else:
-        scores = score_images(validated, metric, by_training)
-        optimism = _optimism(validated, metric)
+    by_training = np.array([[group.scores[each] for group in included] for each in shared])
+    try:
+        if validated is None:
+            scores = _score_trainings(by_training)
+        else:
+            scores = score_images(validated, metric, *_by_division(by_training, shared))
+    except ValueError:  # the same options, but other images or groups
+        return None
     return Evidence(
         included,
         [group for group in scored if group not in included],
@@ -63,8 +67,31 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
         validated.images if validated else None,
         validated.group_count if validated else None,
         divisions=len(divisions),
-        optimism=optimism,
+        optimism=_optimism(validated, metric) if validated else None,
+        test_validated=_test_validated(jobs),
     )
+
+
+def _by_division(
+    by_training: np.ndarray, trainings: Sequence[Training]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean scores by division (divisions, C), and those of each seed if there is one division."""
+    divisions = list(dict.fromkeys(training.division for training in trainings))
+    if len(divisions) == 1:
+        return by_training.mean(axis=0, keepdims=True), by_training
+    number = np.array([divisions.index(training.division) for training in trainings])
+    means = [by_training[number == index].mean(axis=0) for index in range(len(divisions))]
+    return np.array(means).reshape(len(divisions), -1), None
+
+
+def _test_validated(jobs: Sequence[Sequence[Row]]) -> bool:
+    """Whether images that test some jobs validated others, and so took part in the choice."""
+    read = [read_job(job) for group in jobs for job in group]
+    ids = {
+        split: {identity for each in read if split in each for identity in each[split].ids.tolist()}
+        for split in ("val", "test")
+    }
+    return bool(ids["val"] & ids["test"])
 
 
 def _optimism(validated: Validated, metric: str) -> float | None:

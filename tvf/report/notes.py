@@ -6,6 +6,7 @@ from tvf.records import Row
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
 from tvf.report.seeds import FlatConfig
+from tvf.report.validated import read_job
 
 UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
 
@@ -19,6 +20,7 @@ def collect_notes(
         *_count_unfinished([job for group in configurations for job in group.jobs]),
         _about_validation_images(configs),
         _about_majority_class(configurations, metric),
+        _about_predictions(configurations),
         _about_transfer(configurations),
         _about_other_differences(configurations, configs),
     ]
@@ -75,6 +77,19 @@ def _about_majority_class(configurations: Sequence[Configuration], metric: str) 
     return (
         f"Always predicting {name} has a validation accuracy of {baseline:.3f}, and even the best "
         "configuration may be no better: data.metric=macro_f1 gives every class equal weight."
+    )
+
+
+def _about_predictions(configurations: Sequence[Configuration]) -> str | None:
+    """Name finished jobs without predictions, if others have them."""
+    done = [job for group in configurations for job in group.done]
+    missing = [job["name"] for job in done if "val" not in read_job(job)]
+    if not missing or len(missing) == len(done):
+        return None
+    return (
+        f"{len(missing)} of {len(done)} finished jobs have no readable predictions.npz "
+        f"({missing[0]}), so all are compared by their scores alone, which says nothing about "
+        "other images."
     )
 
 

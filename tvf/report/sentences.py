@@ -49,8 +49,8 @@ def _describe_divisions(trainings: Sequence[Training]) -> str:
         )
     if len({training.fold for training in trainings}) > 1:
         return (
-            f"There are {len(divisions)} divisions (data.fold): every image is scored by trainings "
-            "that did not see it."
+            f"There are {len(divisions)} divisions (data.fold): images are scored by trainings "
+            "that did not see them."
         )
     return f"There are {len(divisions)} divisions into training, validation and test images."
 
@@ -61,9 +61,12 @@ def describe_test_score(comparison: Comparison) -> str:
     if chosen is None or chosen.test is None:
         return ""
     errors = f" ({chosen.test.errors})" if chosen.test.errors else ""
+    about = "which played no part in any choice"
+    if comparison.evidence and comparison.evidence.test_validated:
+        about = "some of which validated other trainings and so took part in the choice"
     return (
-        f"On the test images, which played no part in any choice, {chosen} has a test "
-        f"{comparison.word} of {chosen.test.mean:.3f}{errors}."
+        f"On the test images, {about}, {chosen} has a test {comparison.word} of "
+        f"{chosen.test.mean:.3f}{errors}."
     )
 
 

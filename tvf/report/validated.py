@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvf.records import Predictions, Row, read_predictions
+from tvf.records import PREDICTIONS, Predictions, Row, read_predictions
 from tvf.report.bootstrap import bootstrap_scores, scores_from_bootstrap
 from tvf.report.images import mean_by_image
 from tvf.report.splits import Scores, estimate_scores
@@ -46,17 +46,18 @@ def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
 
     Images are told apart by their content, wherever they are stored.
     """
-    read = [[_read(job["path"]).get(split) for job in group] for group in jobs]
+    read = [[read_job(job).get(split) for job in group] for group in jobs]
     found = [[each for each in group if each is not None] for group in read]
     if not all(read) or [len(group) for group in found] != [len(group) for group in read]:
         return None
-    columns: dict[tuple[bytes, int], int] = {}
+    columns: dict[tuple[bytes, str], int] = {}
     groups: dict[int, int] = {}
     placed = []
     for group in found:
         placed.append([])
         for predictions in group:
-            keys = _number_repeats(predictions.ids)
+            # A pool may hold the same content twice, under two names.
+            keys = zip(predictions.ids.tolist(), predictions.names.tolist(), strict=True)
             places = np.array([columns.setdefault(key, len(columns)) for key in keys])
             placed[-1].append((places, predictions))
             if predictions.groups is not None:
@@ -78,33 +79,37 @@ def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
     )
 
 
-@cache  # they never change once a job is done
-def _read(path: str) -> Mapping[str, Predictions]:
-    return read_predictions(Path(path))
+def read_job(job: Row) -> Mapping[str, Predictions]:
+    """The predictions of a job by split; empty if it has none."""
+    path = Path(job["path"] or "")
+    try:
+        return _read(path, (path / PREDICTIONS).stat().st_mtime_ns)
+    except OSError:
+        return {}
 
 
-def _number_repeats(ids: np.ndarray) -> list[tuple[bytes, int]]:
-    """Each id with how often it has occurred before: a pool may hold an image twice."""
-    seen: dict[bytes, int] = {}
-    keys = []
-    for identity in ids.tolist():
-        keys.append((identity, seen.get(identity, 0)))
-        seen[identity] = keys[-1][1] + 1
-    return keys
+@cache  # the terminal, the page and the tracker each compare the same jobs
+def _read(path: Path, modified: int) -> Mapping[str, Predictions]:
+    return read_predictions(path)
 
 
-def score_images(validated: Validated, metric: str, by_training: np.ndarray) -> Scores:
+def score_images(
+    validated: Validated, metric: str, by_division: np.ndarray, by_seed: np.ndarray | None
+) -> Scores:
     """Estimate the configurations' mean scores with the errors of their differences.
 
-    `by_training` (trainings, C) are the scores of the trainings that all configurations share.
-    Raises ValueError if they share no split, or if the score is undefined on most samples of them.
+    `by_division` (divisions, C) are their scores on each division, `by_seed` (seeds, C) those of
+    single trainings if there is only one division. Raises ValueError if they share no split, or if
+    the score is undefined on most samples of the images.
     """
     if metric == "accuracy":
         return estimate_scores(validated.correct, validated.groups, validated.trained)
     score = score_function(validated, metric)
     values = np.array(score(np.arange(validated.images)))
     draws = bootstrap_scores(score, validated.images, validated.groups, DRAWS)
-    return scores_from_bootstrap(values, draws, validated.images, validated.groups, by_training)
+    return scores_from_bootstrap(
+        values, draws, validated.images, validated.groups, by_division, by_seed
+    )
 
 
 def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -123,9 +128,14 @@ def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], 
 def _mean_score(
     trainings: Sequence[tuple[np.ndarray, Predictions]], weights: np.ndarray, metric: str
 ) -> float:
-    """The mean over trainings of a score in which images have weights (images,)."""
+    """The mean over trainings of a score in which images have weights (images,).
+
+    Leaves out trainings for which it is undefined; NaN if it is for all.
+    """
     function = {"macro_f1": _macro_f1, "auroc": _auroc}[metric]
-    return float(np.mean([function(seen, weights[places]) for places, seen in trainings]))
+    scores = [function(seen, weights[places]) for places, seen in trainings]
+    defined = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _macro_f1(predictions: Predictions, weights: np.ndarray) -> float:
@@ -135,6 +145,8 @@ def _macro_f1(predictions: Predictions, weights: np.ndarray) -> float:
     cells = predictions.labels * classes + predicted
     confusion = np.bincount(cells, weights, minlength=classes**2).reshape(classes, classes)
     occurring = confusion.sum(0) + confusion.sum(1)
+    if not occurring.any():
+        return float("nan")
     return float((2 * confusion.diagonal()[occurring > 0] / occurring[occurring > 0]).mean())
 
 
