@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from helpers import forks
+from helpers import Outcome, forks
 from helpers.jobs import metrics, summary
 
 # 39 images in batches of 16: shares of 8 and 8, and of 4 and 3.
@@ -133,7 +134,8 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoin
     ],
 )
 def test_devices_that_a_job_cannot_train_on_are_named(
-    tmp_path: Path, wrong: str, message: str
+    shell: Callable[..., Outcome], wrong: str, message: str
 ) -> None:
-    output, code = _train(*QUICK, "tracker=none", *wrong.split(), cwd=tmp_path)
-    assert code == 1 and f"error: {message}" in output and "Traceback" not in output
+    outcome = shell(*QUICK, "tracker=none", *wrong.split())
+    output = outcome.out + outcome.err
+    assert outcome.code == 1 and f"error: {message}" in output and "Traceback" not in output
