@@ -32,9 +32,7 @@ FEWER_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: models.ResNet(models.resnet.Bottleneck, [2, 2, 1, 1]),
     "densenet121": lambda: models.DenseNet(32, (3, 3, 3, 3), 64),
     "vit_b_16": lambda: models.VisionTransformer(64, 16, 3, 12, 192, 768),
-    "vit_tiny_patch16_224": lambda: timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, depth=3
-    ),
+    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3),
 }
 FAST = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
 
