@@ -1,19 +1,24 @@
 """What several tests share: small images on disk, and the shell's entry called in-process."""
 
+import copy
 import gc
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
 from PIL import Image
 
 import tvf.cli.launch  # noqa: F401  registers the resolvers that conf/ calls
-from helpers import Outcome
+from helpers import ROOT, Outcome
 from tvf import cli
 
 # A loaded machine is slow, not wrong.
@@ -41,6 +46,25 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVF_STORE", str(tmp_path / "store"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def conf_read_once() -> Iterator[None]:
+    """Hydra reads every YAML again for every config; conf/ stays as it is while tests run."""
+    Plugins.instance()  # registers the sources
+    files = SourcesRegistry.instance().resolve("file")
+    read, known = files.load_config, dict[str, ConfigResult]()
+
+    def load(source: ConfigSource, config_path: str) -> ConfigResult:
+        if source.path != str(ROOT / "conf"):
+            return read(source, config_path)
+        if config_path not in known:
+            known[config_path] = read(source, config_path)
+        return copy.deepcopy(known[config_path])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "load_config", load)
+        yield
+
+
 @pytest.fixture
 def shell(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -48,6 +72,8 @@ def shell(
     """`shell("epochs=1")` is `python train.py epochs=1` from an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    # Hydra composes each config twice, first only to read hydra.mode, which nothing here sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
     threads = torch.get_num_threads()
 
     def run(*arguments: str) -> Outcome:

@@ -110,25 +110,44 @@ def test_only_tracking_and_the_dashboard_import_wandb() -> None:
     assert _importers("wandb_workspaces") == {"tvf.report.wandb_dashboard"}
 
 
-def test_the_package_and_the_rooms_below_config_load_without_the_shells_libraries() -> None:
-    code = """
+SHELLS = ("hydra", "omegaconf", "rich", "joblib", "wandb")
+BELOW_CONFIG = [
+    *(f"tvf.{module}" for module in imports.GROUND),
+    *(f"tvf.{room}" for room in ROOMS[1 : ROOMS.index("config")]),
+    "tvf",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What one process has loaded of SHELLS after importing each of BELOW_CONFIG, one by one.
+
+    Under "job", all that it has loaded when it has then run a job.
+    """
+    code = f"""
 import importlib, json, sys
-heavy = {"hydra", "omegaconf", "rich", "joblib", "wandb"}
-loaded = {}
-for module in sys.argv[1:]:
-    before = heavy & sys.modules.keys()
+loaded = {{}}
+for module in {BELOW_CONFIG}:
     door = importlib.import_module(module)
     for name in getattr(door, "__all__", ()):
         getattr(door, name)
-    loaded[module] = sorted((heavy & sys.modules.keys()) - before)
-print(json.dumps(loaded))
+    loaded[module] = sorted({set(SHELLS)} & sys.modules.keys())
+from tvf.cli import train
+train()
+loaded["job"] = [*sys.modules]
+print("LOADED", json.dumps(loaded))
 """
-    rooms = [f"tvf.{room}" for room in ROOMS[1 : ROOMS.index("config")]]
-    modules = [*(f"tvf.{module}" for module in imports.GROUND), *rooms, "tvf"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *modules], check=True, cwd=ROOT, capture_output=True, text=True
-    )
-    assert json.loads(done.stdout) == {module: [] for module in modules}
+    quick = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32", "tracker=none")
+    done = _python(code, *quick, cwd=tmp_path_factory.mktemp("job"))
+    return json.loads(done.partition("LOADED ")[2])
+
+
+def test_the_package_and_the_rooms_below_config_load_without_the_shells_libraries(
+    loaded: dict[str, list[str]],
+) -> None:
+    assert {module: loaded[module] for module in BELOW_CONFIG} == {
+        module: [] for module in BELOW_CONFIG
+    }
 
 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:
@@ -138,34 +157,31 @@ def test_the_picture_of_the_rooms_is_up_to_date() -> None:
     )
 
 
-def _loaded_after(*arguments: str, cwd: Path) -> set[str]:
-    """The modules that `python train.py ARGUMENTS` has imported when it ends."""
-    code = """
-import atexit, sys
-atexit.register(lambda: print("LOADED", *sys.modules))
-sys.argv = ["train.py", *sys.argv[1:]]
-from tvf.cli import train
-train()
-"""
+def _python(code: str, *arguments: str, cwd: Path) -> str:
+    """What `code` prints in a new Python process, in which sys.argv are train.py's."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", f"import sys; sys.argv[0] = 'train.py'\n{code}", *arguments],
         check=True,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TVF_STORE": str(cwd / "store")},
         capture_output=True,
         text=True,
     )
-    return set(done.stdout.partition("LOADED ")[2].split())
+    return done.stdout
 
 
 def test_help_does_not_import_torch(tmp_path: Path) -> None:
-    loaded = _loaded_after("--help", cwd=tmp_path)
+    code = """
+import atexit
+atexit.register(lambda: print("LOADED", *sys.modules))
+from tvf.cli import train
+train()
+"""
+    loaded = {*_python(code, "--help", cwd=tmp_path).partition("LOADED ")[2].split()}
     assert "hydra" in loaded
     assert "torch" not in loaded
 
 
-def test_a_job_without_a_tracker_does_not_import_wandb(tmp_path: Path) -> None:
-    quick = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32")
-    loaded = _loaded_after(*quick, "tracker=none", cwd=tmp_path)
-    assert "torch" in loaded
-    assert "wandb" not in loaded
+def test_a_job_without_a_tracker_does_not_import_wandb(loaded: dict[str, list[str]]) -> None:
+    assert "torch" in loaded["job"]
+    assert "wandb" not in loaded["job"]

@@ -1,6 +1,7 @@
 """Every option of every group composes, and gives its target what the target takes."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def _override(option: Path) -> str:
     return f"{'+' if group == 'experiment' else ''}{group}={option.stem}"
 
 
+@cache
 def _compose(*overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(

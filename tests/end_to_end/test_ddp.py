@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from helpers import forks
+from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics, summary
 
 # 39 images in batches of 16: shares of 8 and 8, and of 4 and 3.
@@ -35,15 +36,25 @@ RICH = (
 
 
 def _train(*arguments: str, cwd: Path) -> tuple[str, int | None]:
-    process = forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), OMP_NUM_THREADS="1")
+    process = forks.train(
+        *arguments,
+        cwd=cwd,
+        TVF_STORE=str(cwd / "store"),
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=IMPORTABLE,
+    )
     output, _ = process.communicate()
     return output, process.returncode
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    """In float64, where rounding hides no difference; the test below is in float32."""
-    common = (*QUICK, "fabric.precision=64-true", "tracker=none", *RICH)
+    """In float64, where rounding hides no difference.
+
+    The test below is in float32, and tests/distributed/test_ranks.py has other networks.
+    """
+    small = (SMALL, "model.pct_unfreeze=0.5")
+    common = (*QUICK, *small, "fabric.precision=64-true", "tracker=none", *RICH)
     for name, fabric in (("one", ("fabric=cpu",)), ("two", DDP)):
         output, code = _train(*fabric, *common, f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
         assert code == 0, output
@@ -133,7 +144,8 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoin
     ],
 )
 def test_devices_that_a_job_cannot_train_on_are_named(
-    tmp_path: Path, wrong: str, message: str
+    shell: Callable[..., Outcome], wrong: str, message: str
 ) -> None:
-    output, code = _train(*QUICK, "tracker=none", *wrong.split(), cwd=tmp_path)
-    assert code == 1 and f"error: {message}" in output and "Traceback" not in output
+    outcome = shell(*QUICK, "tracker=none", *wrong.split())
+    output = outcome.out + outcome.err
+    assert outcome.code == 1 and f"error: {message}" in output and "Traceback" not in output

@@ -67,6 +67,7 @@ QUICK = (
                 "fabric.precision=64-true",
                 "data.limit=40",
                 "data.image_size=32",
+                "epochs=2",
             ],
             id="0 in 64 bits",
             marks=pytest.mark.slow,
@@ -132,7 +133,8 @@ def test_each_distinct_image_passes_through_the_frozen_layers_once(
 
 @pytest.mark.slow
 def test_mixed_precision_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
-    arguments = (*QUICK, "epochs=2", "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
+    small = ("epochs=2", "data.limit=40", "data.image_size=32")
+    arguments = (*QUICK, *small, "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
     for mode in ("off", "on"):
         assert shell(*arguments, f"store.mode={mode}", f"hydra.run.dir={mode}").code == 0
     assert summary(tmp_path / "off")["approximations"] == ["precision bf16-mixed"]
@@ -169,7 +171,7 @@ def test_recalibrated_statistics_give_another_model_than_pretrained_ones(
 def test_activations_computed_with_two_threads_serve_a_job_with_one(
     shell: Shell, tmp_path: Path
 ) -> None:
-    arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
+    arguments = (*QUICK, "epochs=2", "model.pct_unfreeze=0.25", "store.mode=on")
     for name, threads in (("two", 2), ("one", 1)):
         assert shell(*arguments, f"threads={threads}", f"hydra.run.dir={name}").code == 0
     assert shell(*arguments, "threads=1", "store.mode=off", "hydra.run.dir=off").code == 0
@@ -202,8 +204,9 @@ def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_onc
     """Fractions × folds, two jobs at a time, in a cold store: each image once per chain of cuts."""
     grid = ("model.pct_unfreeze=0,0.25,0.5", "data.folds=2", "data.fold=0,1")
     outputs = {}
-    for mode in ("on", "off"):
+    for mode, launcher in (("on", "local"), ("off", "basic")):
         arguments = ("-m", *grid, *QUICK, "data.limit=167", f"store.mode={mode}")
+        arguments += (f"hydra/launcher={launcher}",)
         process = _run(tmp_path / mode, tmp_path / "store", *arguments)
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Outcome, forks
+from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics, summary
 
 Shell = Callable[..., Outcome]
@@ -57,7 +57,8 @@ def test_with_and_without_a_store_the_epochs_of_all_phases_are_equal_bit_for_bit
 def test_jobs_with_the_same_head_phase_train_it_once(tmp_path: Path) -> None:
     """Two fractions at once; tests/job/test_head_phase.py covers which jobs may share."""
     grid = ("model.pct_unfreeze=0.25,0.5", "recipe=lp_ft", "average=ema")
-    common = ("-m", *QUICK, *grid)
+    common = ("-m", *QUICK, *grid, SMALL)
+    surroundings: dict[str, str] = {"TVF_STORE": str(tmp_path / "store"), "PYTHONPATH": IMPORTABLE}
     outputs = {}
     for mode, launcher in (("on", "local"), ("off", "basic")):
         more = (
@@ -65,7 +66,7 @@ def test_jobs_with_the_same_head_phase_train_it_once(tmp_path: Path) -> None:
             f"hydra/launcher={launcher}",
             f"hydra.sweep.dir={tmp_path / mode}",
         )
-        process = forks.train(*common, *more, cwd=tmp_path, TVF_STORE=str(tmp_path / "store"))
+        process = forks.train(*common, *more, cwd=tmp_path, terminal=None, **surroundings)
         outputs[mode], _ = process.communicate()
         assert process.returncode == 0, outputs[mode]
     shared = "takes epochs 1 to 2 from another job."

@@ -1,6 +1,7 @@
 """Sweeps and jobs that end in various ways and are resumed, as shell commands in processes."""
 
 import contextlib
+import importlib
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from helpers import ROOT, forks
+from helpers import IMPORTABLE, ROOT, SMALL, forks
 from tvf import cli
 
 QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=none")
@@ -26,7 +27,7 @@ QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=no
 ENDS = {0.1: "raise", 0.25: "unpicklable", 0.5: "exit", 0.75: "kill"}
 BREAKING = f"""
 import os, signal, sys, time
-from tvf.models import efficientnet_lite0
+from helpers import small_backbone
 
 ENDS = {ENDS}
 
@@ -35,7 +36,7 @@ class Unpicklable(Exception):
         super().__init__(one)
 
 def make(num_classes, pct):
-    backbone = efficientnet_lite0(num_classes)
+    backbone = small_backbone(num_classes)
 
     def end(module, inputs):
         if not module.training or os.path.exists("mended"):
@@ -59,17 +60,17 @@ def make_and_kill_the_worker(num_classes, pct):
         open("mended", "w").close()
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
-    return efficientnet_lite0(num_classes)
+    return small_backbone(num_classes)
 """
 
 
 def start(*arguments: str, cwd: Path) -> forks.Process:
-    return forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=str(ROOT))
+    return forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=IMPORTABLE)
 
 
 def tvf(*arguments: str, cwd: Path) -> tuple[int | None, str]:
     """Run `tvf ARGUMENTS`; return its exit code and its output."""
-    process = forks.tvf(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=str(ROOT))
+    process = forks.tvf(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"), PYTHONPATH=IMPORTABLE)
     output, _ = process.communicate()
     return process.returncode, output
 
@@ -119,6 +120,7 @@ def test_a_job_that_ends_abnormally_leaves_the_others_alone_and_is_retried(
         "epochs=1",
         "hydra.sweep.dir=sweep",
         "hydra/launcher=basic",
+        SMALL,
     )
     first = start(*one, *QUICK, cwd=tmp_path)
     output, _ = first.communicate()
@@ -155,7 +157,7 @@ def test_a_job_that_ends_abnormally_leaves_the_others_alone_and_is_retried(
     assert "to finish the sweep: tvf resume sweep" in output
     (tmp_path / "mended").touch()
     before = results(tmp_path / "sweep")
-    code, output = tvf("resume", "sweep", cwd=tmp_path)
+    code, output = tvf("resume", "sweep", "hydra/launcher=basic", cwd=tmp_path)
     assert code == 0, output
     after = results(tmp_path / "sweep")
     assert len(before) == 3 and len(after) == 7 and before.items() <= after.items()
@@ -189,7 +191,6 @@ def test_a_killed_worker_loses_no_job(tmp_path: Path) -> None:
 def test_a_job_that_is_killed_repeatedly_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     arguments = (
         *QUICK,
-        "data.limit=134",
         "model.pct_unfreeze=0.5",
         "epochs=10",
         "augment=crop_flip",
@@ -223,21 +224,21 @@ def test_a_job_that_is_killed_repeatedly_ends_like_an_undisturbed_one(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_repeatedly_ends_like_an_undisturbed_one() -> None:
+def test_a_sweep_that_is_killed_repeatedly_ends_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A short run of bench/kills.py."""
-    command = [
-        sys.executable,
-        str(ROOT / "bench" / "kills.py"),
-        "--kills",
-        "1",
-        "--epochs",
-        "6",
-        "--limit",
-        "40",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search("4 jobs, 24 epochs; .* 1 kills", done.stdout), done.stdout
+
+    def start_command(arguments: list[str], store: Path) -> forks.Process:
+        return forks.tvf(*arguments, cwd=tmp_path, TVF_STORE=str(store), PYTHONPATH=str(ROOT))
+
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    kills = importlib.import_module("kills")
+    monkeypatch.setattr(kills, "start_command", start_command)
+    options = ("--kills", "1", "--epochs", "6", "--limit", "40")
+    monkeypatch.setattr(sys, "argv", ["kills.py", *options])
+    kills.main()
+    assert re.search("4 jobs, 24 epochs; .* 1 kills", capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -399,7 +400,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk_loses_no_finished_epoch(tmp_path: Path, small_disk: Path) -> None:
-    common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=8", "hydra/launcher=basic", *QUICK)
+    common = ("-m", "model.pct_unfreeze=0.5,1.0", "epochs=6", "hydra/launcher=basic", *QUICK)
     process = start(*common, f"hydra.sweep.dir={small_disk}/sweep", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not any(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers import ROOT, Outcome, forks
+from helpers import IMPORTABLE, ROOT, SMALL, Outcome, forks
 from helpers.jobs import metrics
 from tvf.records.rows import COLUMNS, read_jobs
 from tvf.records.sweep import read_commands, read_configs, summary_run_id, write_manifest
@@ -20,15 +20,14 @@ from tvf.report.terminal import print_result, print_status
 QUICK = ("epochs=2", "data.limit=40", "data.image_size=32", "data.batch_size=8")
 # A backbone that, for one fraction, raises in its first training step, when the W&B run is open.
 FLAKY = """
-import torch
-from tvf.models import efficientnet_lite0
+from helpers import small_backbone
 
 def fail_in_training(module, inputs):
     if module.training:
         raise RuntimeError("the flaky backbone broke")
 
 def make(num_classes, pct, fails_at):
-    backbone = efficientnet_lite0(num_classes)
+    backbone = small_backbone(num_classes)
     if pct == fails_at:
         backbone.module.register_forward_pre_hook(fail_in_training)
     return backbone
@@ -45,7 +44,8 @@ def wandb_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _sweep(folder: Path, *arguments: str) -> tuple[int | None, str]:
     """Run a sweep in `folder`; return its exit code and its output."""
-    process = forks.train(*arguments, *QUICK, f"hydra.sweep.dir={folder}", cwd=folder.parent)
+    command = (*arguments, *QUICK, f"hydra.sweep.dir={folder}")
+    process = forks.train(*command, cwd=folder.parent, PYTHONPATH=IMPORTABLE)
     output, _ = process.communicate()
     return process.returncode, output
 
@@ -59,7 +59,10 @@ def _sweep_in_new_python(folder: Path, *arguments: str) -> tuple[int | None, str
         *QUICK,
         f"hydra.sweep.dir={folder}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    environment = os.environ | {"PYTHONPATH": IMPORTABLE}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder.parent, env=environment
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -87,7 +90,7 @@ def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_
     for name, launcher in launchers.items():
         sweep = _sweep if launcher else _sweep_in_new_python  # as the README's command
         code, output = sweep(
-            tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", *launcher
+            tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", SMALL, *launcher
         )
         assert code == 0, output
         metrics[name] = _metrics(tmp_path / name)
@@ -165,6 +168,7 @@ def test_an_override_that_refers_to_a_swept_value_is_resolved_per_job(
         "name=job-of-${model.pct_unfreeze}",
         "tracker=none",
         "epochs=1",
+        SMALL,
         f"hydra/launcher={launcher}",
     )
     assert code == 0, output
@@ -182,6 +186,7 @@ def test_a_model_that_ignores_fractions_is_trained_once(tmp_path: Path) -> None:
         "model.pct_unfreeze=0.25,0.50",
         "optimizer.lr=1e-3",
         "tracker=none",
+        SMALL,
         "hydra/launcher=basic",
     )
     assert code == 0, output

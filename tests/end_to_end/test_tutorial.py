@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def pretrained_weights() -> dict[str, Tensor]:
     return network.state_dict()
 
 
+@cache
 def train_plainly(root: Path, pct: float) -> PlainRun:
     """Train as the tutorial does, without augmentation or tvf. Transfer learning is `pct` 0."""
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])

@@ -92,7 +92,7 @@ def test_the_wheel_alone_trains_the_default_and_a_users_own_network(tmp_path: Pa
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "[finetune pct=0.5] epoch 1/1" in tvf("epochs=1", "data.limit=64")
+    assert "[finetune pct=0.5] epoch 1/1" in tvf("epochs=1", "data.limit=64", "data.image_size=32")
     # A sweep's workers are new processes, which must find the user's file too.
     mine = (
         "--config-dir",
@@ -102,6 +102,7 @@ def test_the_wheel_alone_trains_the_default_and_a_users_own_network(tmp_path: Pa
         "seed=1,2",
         "epochs=1",
         "data.limit=64",
+        "data.image_size=32",
         "tracker=none",
     )
     assert "Successive halving: 1 candidates" in tvf(*mine, "hydra/sweeper=halving")

@@ -27,6 +27,13 @@ TIMM = [
     "mobilenetv3_small_100",
     "regnety_002",
 ]
+# With every kind of block, but not as many of each in a row.
+FEWER_BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": lambda: models.ResNet(models.resnet.Bottleneck, [2, 2, 1, 1]),
+    "densenet121": lambda: models.DenseNet(32, (3, 3, 3, 3), 64),
+    "vit_b_16": lambda: models.VisionTransformer(64, 16, 3, 12, 192, 768),
+    "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3),
+}
 FAST = ("resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100")
 
 
@@ -47,16 +54,14 @@ class Normalized(nn.Module):
         return self
 
 
+def _whole_network(name: str) -> nn.Module:
+    return timm.create_model(name) if name in TIMM else models.get_model(name)
+
+
 def _network(name: str) -> Normalized:
     """Random weights, and random BatchNorm statistics, scales and shifts."""
     torch.manual_seed(0)
-    create: Callable[..., nn.Module] = timm.create_model if name in TIMM else models.get_model
-    if name == "vit_b_16":
-        network = create(name, image_size=64)
-    elif name.startswith("vit"):
-        network = create(name, img_size=64)
-    else:
-        network = create(name)
+    network = FEWER_BLOCKS[name]() if name in FEWER_BLOCKS else _whole_network(name)
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
             nn.init.uniform_(layer.weight, 0.8, 1.2)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import ROOT, Outcome, forks
+from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics
 from helpers.sweeps import add_job, base_config
 from tvf.errors import InputError
@@ -415,6 +415,7 @@ QUICK = (
     "tracker=none",
     "epochs=4",
     "scheduler=cosine",
+    SMALL,
 )
 SWEEP = ("-m", "model.pct_unfreeze=0,0.25", "optimizer.lr=1e-3,1e-2", "seed=1", *QUICK)
 
@@ -436,7 +437,7 @@ def scores(sweep: Path) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.slow
 def test_survivors_end_as_in_the_full_grid_even_if_the_sweep_is_killed(tmp_path: Path) -> None:
-    surroundings: dict[str, Any] = {"TVF_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
+    surroundings: dict[str, Any] = {"TVF_STORE": str(tmp_path / "store"), "PYTHONPATH": IMPORTABLE}
     sweep = tmp_path / "sweep"
     process = forks.train(
         *SWEEP, "hydra/sweeper=halving", "hydra.sweep.dir=sweep", cwd=tmp_path, **surroundings
@@ -486,7 +487,12 @@ def test_survivors_end_as_in_the_full_grid_even_if_the_sweep_is_killed(tmp_path:
 def test_a_single_job_pauses_and_resumes(tmp_path: Path) -> None:
     def train(*arguments: str) -> str:
         process = forks.train(
-            *QUICK, "model=transfer", *arguments, cwd=tmp_path, TVF_STORE=str(tmp_path / "store")
+            *QUICK,
+            "model=transfer",
+            *arguments,
+            cwd=tmp_path,
+            TVF_STORE=str(tmp_path / "store"),
+            PYTHONPATH=IMPORTABLE,
         )
         output, _ = process.communicate()
         assert process.returncode == 0, output

@@ -127,38 +127,43 @@ def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
 
 
 # Overrides as given in the shell, and the values in the jobs' configs: spellings that an agent,
-# YAML or JSON could change.
+# YAML or JSON could change. Those of a line are one grid, of which the first and last job run.
 @pytest.mark.parametrize(
-    ("override", "values"),
+    "overrides",
     [
-        ("threads=null,2", [None, 2]),
-        ("optimizer.lr=1e-5,0.1", [1e-5, 0.1]),
-        ("channels_last=true,False", [True, False]),
-        ("project='a, b',c", ["a, b", "c"]),
-        ('project="a b","it\'s"', ["a b", "it's"]),
-        ("project=yes,on", ["yes", "on"]),
-        (r"project=a\,b,c", ["a,b", "c"]),
-        ("tracker.tags=[a,b],[c]", [["a", "b"], ["c"]]),
-        ("tracker.entity=${project},x${seed}", ["tvf", "x1337"]),
+        {
+            "threads=null,2": [None, 2],
+            "optimizer.lr=1e-5,0.1": [1e-5, 0.1],
+            "channels_last=true,False": [True, False],
+            "project='a, b',c": ["a, b", "c"],
+            "tracker.tags=[a,b],[c]": [["a", "b"], ["c"]],
+        },
+        {'project="a b","it\'s"': ["a b", "it's"]},
+        {"project=yes,on": ["yes", "on"]},
+        {r"project=a\,b,c": ["a,b", "c"]},
+        {"tracker.entity=${project},x${seed}": ["tvf", "x1337"]},
     ],
+    ids=" ".join,
 )
 def test_values_reach_the_job_unchanged(
     expand: Expand,
     describe: Describe,
     shell: Callable[..., Outcome],
-    override: str,
-    values: list[Any],
+    overrides: dict[str, list[Any]],
 ) -> None:
-    commands = expand(describe([override, "model.pct_unfreeze=0.5"]))
-    got = []
-    for command in commands:
+    commands = expand(describe([*overrides, "model.pct_unfreeze=0.5"]))
+    assert len(commands) == 2 ** len(overrides)
+    got: dict[str, list[Any]] = {override: [] for override in overrides}
+    for command in (commands[0], commands[-1]):
         outcome = shell(*command[3:], "--cfg", "job", "--resolve")
         assert outcome.code == 0, outcome.err
-        node = yaml.safe_load(outcome.out)
-        for key in override.partition("=")[0].split("."):
-            node = node[key]
-        got.append(node)
-    assert got == values
+        config = yaml.safe_load(outcome.out)
+        for override in overrides:
+            node = config
+            for key in override.partition("=")[0].split("."):
+                node = node[key]
+            got[override].append(node)
+    assert got == overrides
 
 
 def test_listed_groups_vary_instead_of_fractions(expand: Expand) -> None:

@@ -165,10 +165,10 @@ def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Non
     fixed, varied = read_grid(overrides)
     first = {key: values[0] for key, values in varied.items()}
 
+    config = validate_config(compose(_point(fixed, first), config_dir))
     for key, values in varied.items():
-        for value in values:
+        for value in values[1:]:
             validate_config(compose(_point(fixed, first | {key: value}), config_dir))
-    config = to_plain(compose(_point(fixed, first), config_dir))
     if str(config["tracker"].get("_target_")).endswith("NoTracker"):
         raise InputError(
             "tracker=none must be tracker=wandb: the sweep maximizes a score that jobs log to W&B."
