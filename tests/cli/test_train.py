@@ -171,7 +171,7 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         ),
         (
             ["data.limit=1"],
-            r"1 images in 1 groups cannot be divided so that each split has an image of each class",
+            r"1 group of images cannot be divided into 2 sides: each needs a group of its own",
         ),
         (["data.image_size=7"], r"data.image_size=7 must be a whole number of at least 32"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 must be a finite number above 0"),

@@ -121,6 +121,7 @@ def test_a_limit_cuts_the_pool_once_so_that_splits_and_folds_share_it() -> None:
     assert len(kept) == 80 and (parts[kept] == "test").sum() == 20
     assert np.bincount(LABELS[kept]).tolist() == pytest.approx([48, 24, 8], abs=1)
     assert np.array_equal(kept, limit_pool(pool, options(limit=80, folds=5, fold=3)))
+    assert np.array_equal(kept, limit_pool(pool, options(limit=80, split_seed=7)))
     assert set(limit_pool(pool, options(limit=40))) < set(kept)
     assert np.array_equal(limit_pool(pool, options(limit=1000)), np.arange(320))
 
@@ -163,3 +164,22 @@ def test_a_split_that_would_lack_a_class_is_an_error(
 def test_options_out_of_range_are_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         options(**changes)
+
+
+def test_groups_that_the_data_set_cuts_are_an_error_that_names_two_images() -> None:
+    parts = np.where(np.arange(320) % 8 < 6, "train", "test")
+    with pytest.raises(InputError, match=r"groups are in two splits, train and test \(0 and 6 "):
+        divide(catalog(LABELS, groups=GROUPS, parts=parts), options())
+
+
+def test_fewer_groups_than_folds_is_an_error() -> None:
+    pool = catalog(LABELS, groups=np.repeat([0, 1, 2, 3], 80))
+    with pytest.raises(InputError, match="3 groups of images cannot be divided into 5 sides"):
+        divide(pool, options(folds=5))
+
+
+def test_folds_that_lack_a_class_are_an_error_for_all_of_them() -> None:
+    pool = catalog([0] * 50 + [1] * 5)
+    for fold in range(5):
+        with pytest.raises(InputError, match="none of class b"):
+            divide(pool, options(folds=5, fold=fold))

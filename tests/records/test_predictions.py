@@ -59,5 +59,9 @@ def test_missing_and_damaged_predictions_are_none(tmp_path: Path) -> None:
     for damaged in (b"", content[:100], content[:-30], b"x" * 500):
         (tmp_path / PREDICTIONS).write_bytes(damaged)
         assert read_predictions(tmp_path) == {}
+    for place in range(0, len(content), 7):
+        damaged = content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+        (tmp_path / PREDICTIONS).write_bytes(damaged)
+        read_predictions(tmp_path)  # whatever is left of them, and no exception
     np.savez(tmp_path / PREDICTIONS, val_ids=np.zeros(3), test_ids=np.zeros(3))
     assert read_predictions(tmp_path) == {}

@@ -116,3 +116,18 @@ def test_picks_are_rarely_bad_and_probabilities_mean_what_they_say(
         chosen = (low <= np.array(said)) & (np.array(said) <= high)
         excess = np.array(happened)[chosen].mean() - np.array(said)[chosen].mean()
         assert -0.15 <= excess <= 0.05
+
+
+def test_the_order_of_equally_expensive_configurations_does_not_matter() -> None:
+    costs = [Cost(10.0, 5), Cost(10.0, 5)]
+    for means in ((0.800, 0.812), (0.812, 0.800)):
+        found = decide(scores(*means, error=0.004), costs)
+        assert found.chosen == int(np.argmax(means)) and found.decided
+
+
+def test_two_names_of_one_training_do_not_disable_the_rule() -> None:
+    """Configurations 0 and 1 have no difference at all; 2 is better."""
+    covariance = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]) * 1e-6
+    means = np.array([0.8, 0.8, 0.85])
+    found = decide(Scores(means, covariance, 50, covariance, 50, 1, unit="image"), COSTS[:3])
+    assert found.worse is not None and found.chosen == 2 and found.decided

@@ -85,7 +85,7 @@ def test_folds_are_one_configuration_scored_over_all_their_images(tmp_path: Path
     choice = comparison.choice
     assert choice.chosen and choice.chosen.label == "0.5"
     assert "over 5 validation splits (400 images)." in choice.text
-    assert "every image is scored by trainings that did not see it" in describe_errors(comparison)
+    assert "images are scored by trainings that did not see them" in describe_errors(comparison)
     (pair,) = comparison.differences
     assert pair.p is not None and pair.p < 0.01
 
@@ -250,3 +250,108 @@ def test_an_image_that_the_pool_holds_twice_is_two_images(tmp_path: Path) -> Non
         write_predictions(folder, {"val": predictions, "test": predictions}, ids)
     validated = gather([read_sweep(tmp_path)], "val")
     assert validated and validated.images == 4
+
+
+def test_equal_images_in_two_folds_leave_the_folds_as_they_are(tmp_path: Path) -> None:
+    folds(tmp_path, {0.0: 0.7, 0.5: 0.9})
+    twins = [b"%032d" % 10_000] * 2
+    for path in tmp_path.glob("*/predictions.npz"):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        for name, twin in zip(("0", "1"), twins, strict=True):  # in folds 0 and 1
+            arrays["val_ids"][arrays["val_names"] == name] = twin
+        np.savez(path, **arrays)
+    evidence = compared(tmp_path).evidence
+    assert evidence and evidence.images == 400
+    assert evidence.scores.unit == "image" and evidence.scores.rounds == 1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_configuration_that_lacks_folds_is_compared_on_those_it_has(
+    tmp_path: Path, metric: str
+) -> None:
+    """Folds 3 and 4 are hard, and only one of two equal configurations has them."""
+    rng = np.random.default_rng(0)
+    for fraction, number in ((0.0, 5), (0.5, 3)):
+        for fold in range(number):
+            places = np.arange(fold, 300, 5)
+            right = np.arange(60) % 20 > 0 if fold < 3 else rng.random(60) < 0.5
+            score = float(right.mean())
+            add_training(
+                tmp_path,
+                fraction,
+                right.tolist(),
+                places=places.tolist(),
+                changes={"data.folds": 5, "data.fold": fold, "data.metric": metric},
+                metric=metric,
+                val_macro_f1=score,
+            )
+    (pair,) = compared(tmp_path).differences
+    assert pair.mean == pytest.approx(0)
+
+
+def test_few_groups_in_many_folds_have_an_f1_with_an_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for fraction, accuracy in ((0.0, 0.6), (0.5, 0.9)):
+        for fold in range(10):
+            add_training(
+                tmp_path,
+                fraction,
+                (rng.random(20) < accuracy).tolist(),
+                places=list(range(20 * fold, 20 * fold + 20)),
+                groups=[fold] * 20,
+                changes={"data.folds": 10, "data.fold": fold, "data.metric": "macro_f1"},
+                metric="macro_f1",
+                val_macro_f1=accuracy,
+            )
+    comparison = compared(tmp_path)
+    (pair,) = comparison.differences
+    assert pair.low is not None and pair.low > 0
+    val = comparison.configurations[0].val
+    assert val and val.images and 0 < val.images < 0.3
+
+
+def test_seeds_of_one_split_add_retraining_to_an_f1(tmp_path: Path) -> None:
+    """The images' error is the same; the more seeds differ, the wider the interval."""
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.85
+    widths = []
+    for spread in (0.0001, 0.03):
+        sweep = tmp_path / str(spread)
+        sweep.mkdir()
+        for fraction in (0.0, 0.5):
+            for seed in (1, 2, 3):
+                flipped = right ^ (rng.random(200) < 0.05)
+                add_training(
+                    sweep,
+                    fraction,
+                    flipped.tolist(),
+                    seed=seed,
+                    changes={"data.metric": "macro_f1"},
+                    metric="macro_f1",
+                    val_macro_f1=0.8 + fraction / 100 + spread * (seed - 2 + fraction),
+                )
+        (pair,) = compared(sweep).differences
+        assert pair.low is not None and pair.high is not None
+        widths.append(pair.high - pair.low)
+    assert widths[1] > 1.2 * widths[0]
+
+
+def test_a_test_image_that_validated_another_job_is_not_called_untouched(tmp_path: Path) -> None:
+    folds(tmp_path, {0.0: 0.7, 0.5: 0.9})
+    text = " ".join(conclusions(compared(tmp_path)))
+    assert "which played no part in any choice" in text
+    path = next(tmp_path.glob("*/predictions.npz"))
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["test_ids"][0] = b"%032d" % 1  # an image that validates in fold 1
+    np.savez(path, **arrays)
+    assert "some of which validated other trainings" in " ".join(conclusions(compared(tmp_path)))
+
+
+def test_a_job_without_predictions_among_others_is_noted(tmp_path: Path) -> None:
+    folds(tmp_path, {0.0: 0.7, 0.5: 0.9})
+    path = next(tmp_path.glob("*/predictions.npz"))
+    path.write_bytes(path.read_bytes()[:200])
+    notes = compared(tmp_path).notes
+    assert any("1 of 10 finished jobs have no readable predictions.npz" in note for note in notes)

@@ -133,7 +133,7 @@ def test_every_chart_is_drawn_with_axis_titles(reader: Reader) -> None:
         "cost": (4 + 3, ["own training seconds per job (log scale)", "validation accuracy"]),
         "curves": (2 * 4 * 2 * 4, ["epoch", "accuracy"]),
         "losses": (2 * 4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
-        "differences": (6, ["difference in validation accuracy, paired by seed"]),
+        "differences": (6, ["difference in validation accuracy"]),
     }
     assert reader.page.locator(".chart").count() == len(charts)
     for name, (marks, titles) in charts.items():
@@ -198,7 +198,7 @@ def test_hovering_shows_numbers(reader: Reader) -> None:
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
     text = re.sub(r"\s+", " ", tooltip.inner_text())
-    for words in ("pct_unfreeze 0.5", "mean accuracy 0.8900", "seeds 3"):
+    for words in ("pct_unfreeze 0.5", "mean accuracy 0.8900", "trainings 3"):
         assert words in text
     curves = page.locator("#part0-curves svg.marks")
     curves.scroll_into_view_if_needed()

@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvf.report.images import (
-    compare_predictions,
     compare_scores,
-    estimate_retraining,
     mean_by_image,
     other_images,
 )
@@ -78,41 +76,3 @@ def test_other_images_is_students_interval_over_images_within_possible_scores() 
 def test_seeds_do_not_narrow_what_is_said_of_other_images() -> None:
     row = (np.random.default_rng(0).random(50) < 0.8).astype(float)
     assert other_images(np.array([row] * 5)) == other_images(row[None])
-
-
-def test_retraining_is_pooled_within_splits() -> None:
-    """Scores 0.5, 1 in one split and 0.5, 0 in another: variances 0.125 each, 2 df.
-
-    The mean of all four has the error sd * sqrt(1/2 + 1/2) / 2 = sd / 2; t(2) = 4.303.
-    """
-    results = np.array(
-        [[1, 0, NAN, NAN], [1, 1, NAN, NAN], [NAN, NAN, 1, 0], [NAN, NAN, 0, 0]], float
-    )
-    found = estimate_retraining(results)
-    assert found is not None
-    assert (found.sd, found.df) == (pytest.approx(np.sqrt(0.125)), 2)
-    assert found.error == pytest.approx(found.sd / 2)
-    assert found.margin == pytest.approx(4.30265 * found.error, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "results",
-    [
-        [[1, 0, NAN], [NAN, NAN, 1]],  # folds without seeds
-        [[1, 0, 1], [1, 0, 1]],  # equal results
-        [[1, 0, 1], [0, 1, 1]],  # equal scores
-    ],
-)
-def test_retraining_is_unknown_without_seeds_that_differ(results: list[list[float]]) -> None:
-    assert estimate_retraining(np.array(results, float)) is None
-
-
-def test_mcnemars_test_counts_the_images_that_only_one_classifies_correctly() -> None:
-    """5 against 15 of 20: 2 * P(Binomial(20, 1/2) <= 5) = 0.0414."""
-    a, b = np.zeros(100, bool), np.zeros(100, bool)
-    a[:35], b[5:50] = True, True
-    a[50:], b[50:] = True, True
-    found = compare_predictions(a, b)
-    assert found[:2] == (5, 15)
-    assert found.p == pytest.approx(2 * scipy.stats.binom.cdf(5, 20, 0.5))
-    assert compare_predictions(a, a) == (0, 0, None)

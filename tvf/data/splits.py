@@ -85,6 +85,7 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
         rest, test = division.fold(outer, options.outer_folds, options.outer_fold)
     else:
         rest, test = division.fraction(rest, options.test_fraction)
+    folds: list[tuple[np.ndarray, np.ndarray]] = []
     if catalog.val_is_test:
         if options.folds is not None:
             raise InputError(
@@ -94,7 +95,8 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
         train, val = rest, test
     elif options.folds is not None:
         rest = np.setdiff1d(np.union1d(rest, given["val"]), test)
-        train, val = division.fold(rest, options.folds, options.fold)
+        folds = [division.fold(rest, options.folds, fold) for fold in range(options.folds)]
+        train, val = folds[options.fold]
     elif len(given["val"]) and options.outer_folds is None:
         train, val = rest, given["val"]
     else:
@@ -102,13 +104,16 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
     if options.train_limit is not None:
         train = division.limit(train, options.train_limit)
     splits = {"train": train, "val": val, "test": test}
+    for fold in folds:  # all of them: otherwise a sweep would lose some, one by one
+        require_classes({"train": fold[0], "val": fold[1]}, catalog)
     # Splits that the data set brings may lack classes, except the one to train on.
     divided = {
         name: places
         for name, places in splits.items()
         if name == "train" or not len(given[name]) or not np.array_equal(places, given[name])
     }
-    _require_classes(divided, catalog)
+    require_classes(divided, catalog)
+    _require_whole_groups(splits, catalog)
     return splits
 
 
@@ -194,6 +199,13 @@ class _Division:
         """
         assert self.groups is not None
         _, group = np.unique(self.groups[places], return_inverse=True)
+        count = len(np.unique(group))
+        if count < len(shares):
+            raise InputError(
+                f"{count} group{'' if count == 1 else 's'} of images cannot be divided into "
+                f"{len(shares)} sides: each needs a group of its own. Use fewer folds, smaller "
+                "groups or more images."
+            )
         _, stratum = np.unique(self.strata[places], return_inverse=True)
         counts = np.zeros((group.max() + 1, stratum.max() + 1))
         np.add.at(counts, (group, stratum), 1)
@@ -226,7 +238,7 @@ def _deal(
     return float(((filled - target) ** 2 / target).sum()), side
 
 
-def _require_classes(splits: Mapping[str, np.ndarray], catalog: Catalog) -> None:
+def require_classes(splits: Mapping[str, np.ndarray], catalog: Catalog) -> None:
     """Raise InputError if one of these splits lacks a class."""
     total = sum(map(len, splits.values()))
     for name, places in splits.items():
@@ -242,4 +254,26 @@ def _require_classes(splits: Mapping[str, np.ndarray], catalog: Catalog) -> None
             f"{pool} cannot be divided so that each split has an image of each class: the {name} "
             f"split ({len(places)} images) has none of class {missing[0]}. Add images, use fewer "
             "folds, or raise data.val_fraction, data.test_fraction or the limits."
+        )
+
+
+def _require_whole_groups(splits: Mapping[str, np.ndarray], catalog: Catalog) -> None:
+    """Raise InputError if the splits that the data set brings cut a group."""
+    if catalog.groups is None:
+        return
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if catalog.val_is_test and one == "val":
+            continue
+        here, there = splits[one], splits[other]
+        shared = np.intersect1d(catalog.groups[here], catalog.groups[there])
+        if not len(shared):
+            continue
+        names = [
+            catalog.names[int(places[catalog.groups[places] == shared[0]][0])]
+            for places in (here, there)
+        ]
+        raise InputError(
+            f"{len(shared)} groups are in two splits, {one} and {other} ({names[0]} and {names[1]} "
+            "are of one group): move the images of a group into one folder, or remove the val/ and "
+            "test/ folders so that the images are divided by group."
         )

@@ -15,12 +15,12 @@ from tvf.records import read_trained_on
 log = logging.getLogger(__name__)
 
 
-def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config) -> None:
+def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config) -> np.ndarray:
     """Raise InputError unless the job that `model.init_from` names had this backbone and classes.
 
     Also raises it if that job trained on images that validate or test this one, or may have: jobs
     of older versions do not record their images. A bare file has no record at all, so it only gets
-    a warning.
+    a warning. Returns the ids of the images that the weights have seen, as far as they are known.
     """
     folder = Path(init_from).expanduser()
     if not folder.is_dir():
@@ -28,7 +28,7 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
             "%s does not record which images it was trained on: do not validate or test on them.",
             find_weights(init_from),
         )
-        return
+        return np.empty(0, "S32")
     prefix = f"model.init_from={init_from} does not fit"
     summary = read_json(folder / "summary.json")
     if summary.get("backbone") != backbone:
@@ -50,7 +50,7 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
                 "versions of tvf, and they may validate or test this job. Train it again with this "
                 "version."
             )
-        return
+        return np.empty(0, "S32")
     for name, split in (("validation", data.val), ("test", data.test)):
         seen = np.isin(split.pool.pixels.digests[split.places], trained_on)
         if seen.any():
@@ -59,3 +59,4 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
                 "images. Use its division of the images: the same data.split_seed, folds and "
                 "limits."
             )
+    return trained_on

@@ -153,8 +153,7 @@ def train_job(
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
     scores, predictions = score_job(job, loop, best_weights)
-    train = job.phases.data.train
-    write_predictions(record.folder, predictions, train.pool.pixels.digests[train.places])
+    write_predictions(record.folder, predictions, job.trained_on)
     summary = _summarise(job, record, run, scores)
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from tvf.config import (
@@ -68,7 +69,8 @@ class Job:
     """Everything that a job trains with, and the facts for its summary.
 
     `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
-    can share it.
+    can share it. `trained_on` are the ids of the images that its weights have seen, those of its
+    origin included.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Job:
     loop: LoopOptions
     costs: CostMeter
     head_phase: str | None
+    trained_on: np.ndarray
 
 
 def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
@@ -93,7 +96,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     if facts["pct_unfreeze"] is None:
         facts["pct_unfreeze"] = model.pct_unfreeze
     tag = _tag(config, context, facts)
-    _load_initial_weights(config, model, facts["backbone"], data, tag)
+    seen = _load_initial_weights(config, model, facts["backbone"], data, tag)
 
     start = time.perf_counter()
     module: Any = fabric.setup_module(model)
@@ -129,6 +132,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
         costs=CostMeter(job_phases, start),
         head_phase=_head_phase_fingerprint(config, job_phases),
+        trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),
     )
 
 
@@ -208,12 +212,14 @@ def _phases_of(configs: Sequence[Config], groups: int) -> list[tuple[Phase, ...]
 
 def _load_initial_weights(
     config: Config, model: FineTuneModel, backbone: str, data: DataSplits, tag: str
-) -> None:
+) -> np.ndarray:
+    """Load the weights of `model.init_from`; return the ids of the images they were trained on."""
     if (init_from := config["model"].get("init_from")) is None:
-        return
-    check_origin(init_from, backbone, data, config)
+        return np.empty(0, "S32")
+    seen = check_origin(init_from, backbone, data, config)
     weights = load_initial_weights(model, init_from, f"module.{model.head}")
     log.info("%s starts from the weights in %s.", tag, weights)
+    return seen
 
 
 def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from tvf.metrics import METRICS
 from tvf.records import Row
+from tvf.report.bootstrap import bootstrap_scores, percentile_interval
 from tvf.report.images import mean_by_image, other_images
 from tvf.report.statistics import ROUNDING, t_quantile
-from tvf.report.validated import gather
+from tvf.report.validated import DRAWS, gather, score_function
 
 NORMAL = 1.96  # standard errors in half of a 95 % interval
 
@@ -167,6 +168,11 @@ def _summarise(jobs: Sequence[Row], split: str, metric: str) -> Score | None:
     retraining, images = _retraining(values), None
     if metric == "accuracy":
         mean, images = _over_images(jobs, split, mean)
+    elif (validated := gather([jobs], split)) is not None:
+        score = score_function(validated, metric)
+        draws = bootstrap_scores(score, validated.images, validated.groups, DRAWS)[:, 0]
+        interval = percentile_interval(mean, draws)
+        images = interval.error and NORMAL * interval.error
     margin = images if images is not None else retraining
     low = None if margin is None else max(mean - margin, 0.0)
     high = None if margin is None else min(mean + margin, 1.0)
@@ -194,7 +200,7 @@ def _over_images(jobs: Sequence[Row], split: str, mean: float) -> tuple[float, f
     """The mean accuracy over images, and half its 95 % interval for other images."""
     validated = gather([jobs], split)
     if validated is not None:
-        interval = other_images(validated.correct[0], validated.groups)
+        interval = other_images(validated.correct[0], validated.groups, validated.trained)
         mean = float(mean_by_image(validated.correct[0]).mean())
         if interval.low is None or interval.high is None:
             return mean, None

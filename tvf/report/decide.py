@@ -89,7 +89,8 @@ def probability_worse(scores: Scores, margin: float = MARGIN) -> tuple[float, ..
     """
     number = len(scores.means)
     pairs = [compare_scores(scores, a, 0, margin) for a in range(1, number)]
-    if any(pair.worse is None for pair in pairs):
+    # A single pair without spread is two names for the same training.
+    if all(pair.worse is None for pair in pairs):
         return None
     rng = np.random.default_rng(0)
     values, vectors = np.linalg.eigh(scores.covariance)
@@ -113,6 +114,15 @@ def cheapest(positions: Sequence[int], costs: Sequence[Cost]) -> int:
         if fastest is None or (value is not None and value <= fastest * (1 + COST_TOLERANCE))
     ]
     return min(near, key=lambda position: (costs[position].parameters, position))
+
+
+def _is_cheaper(one: Cost, other: Cost) -> bool:
+    """Whether `one` costs less, by seconds or, if these are about the same, by parameters."""
+    if one.seconds is not None and other.seconds is not None:
+        low, high = sorted((one.seconds, other.seconds))
+        if high > low * (1 + COST_TOLERANCE):
+            return one.seconds < other.seconds
+    return one.parameters < other.parameters
 
 
 def rounds_to_decide(scores: Scores, a: int, b: int, margin: float = MARGIN) -> int | None:
@@ -163,7 +173,7 @@ def _open_questions(
     for position, chance in enumerate(worse):
         if position == chosen:
             continue
-        if cheapest([position, chosen], costs) == position:
+        if _is_cheaper(costs[position], costs[chosen]):
             undecided = chance < 1 - EVIDENCE  # may be good enough, and costs less
         else:
             behind = compare_scores(scores, chosen, position, margin).worse

@@ -57,7 +57,8 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
         if validated is None:
             scores = _score_trainings(by_training)
         else:
-            scores = score_images(validated, metric, *_by_division(by_training, shared))
+            repeated = _by_division(by_training, shared) if len(shared) > 1 else (None, None)
+            scores = score_images(validated, metric, *repeated)
     except ValueError:  # the same options, but other images or groups
         return None
     return Evidence(

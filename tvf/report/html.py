@@ -145,7 +145,7 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
 def _covers(comparison: Comparison) -> str:
     """What the bars of the chart are about."""
     covered = {group.val.covers for group in comparison.configurations if group.val}
-    return " or ".join(sorted(covered - {""})) or "nothing, for want of repetitions"
+    return " or ".join(sorted(covered - {""})) or "nothing (one training each)"
 
 
 def _about_differences(comparison: Comparison) -> str:

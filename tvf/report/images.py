@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tvf.report.splits import Scores, contrast_variance, estimate_scores, shared_splits
+from tvf.report.splits import Scores, contrast_variance, estimate_scores
 from tvf.report.statistics import ROUNDING, t_quantile
 
 
@@ -32,27 +32,6 @@ class ImageDifference(NamedTuple):
     worse: float | None
 
 
-class Retraining(NamedTuple):
-    """How a score varies when the same split is trained again with another seed.
-
-    `sd` is that of one training's score, with `df` degrees of freedom; `error` is the standard
-    error that it leaves in the mean over all trainings, `margin` half its 95 % interval.
-    """
-
-    sd: float
-    df: int
-    error: float
-    margin: float
-
-
-class McNemar(NamedTuple):
-    """Images that only one of two configurations classifies correctly; p None without any."""
-
-    only_a: int
-    only_b: int
-    p: float | None
-
-
 def mean_by_image(results: np.ndarray) -> np.ndarray:
     """The share of trainings that classified each image correctly (images,); NaN for no training.
 
@@ -64,12 +43,14 @@ def mean_by_image(results: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
-def other_images(results: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+def other_images(
+    results: np.ndarray, groups: np.ndarray | None = None, train_images: float | None = None
+) -> Interval:
     """Estimate one configuration's score on other images, as far as images or groups decide it.
 
-    Retraining is excluded (see `estimate_retraining`), except with random splits.
+    `train_images` as in `estimate_scores`. Retraining is excluded, except with random splits.
     """
-    scores = estimate_scores([results], groups)
+    scores = estimate_scores([results], groups, train_images)
     random = scores.unit == "split"
     covariance = scores.covariance if random else scores.images_covariance
     df = scores.df if random else scores.images_df
@@ -94,34 +75,6 @@ def compare_scores(scores: Scores, a: int, b: int, margin: float = 0.0) -> Image
     p = 2 * float(stdtr(scores.df, -abs(mean) / interval.error))
     worse = float(stdtr(scores.df, (-margin - mean) / interval.error))
     return ImageDifference(interval, p, worse)
-
-
-def estimate_retraining(results: np.ndarray) -> Retraining | None:
-    """Pool the variance of a configuration's score between seeds of the same split.
-
-    None if the spread is unknown: no split has two seeds, or all seeds score the same.
-    """
-    scores = [split.results[0].mean(axis=1) for split in shared_splits([results])]
-    df = sum(len(values) - 1 for values in scores)
-    squares = sum(float(np.square(values - values.mean()).sum()) for values in scores)
-    if df == 0 or squares <= ROUNDING**2:
-        return None
-    sd = float(np.sqrt(squares / df))
-    error = sd * float(np.sqrt(sum(1 / len(values) for values in scores))) / len(scores)
-    return Retraining(sd, df, error, margin=t_quantile(df) * error)
-
-
-def compare_predictions(a: np.ndarray, b: np.ndarray) -> McNemar:
-    """McNemar's exact test of two predictions for the same images, True where correct.
-
-    Under no difference, each image that only one classifies correctly favours either with
-    probability 1/2 (McNemar 1947). It concerns these two trained networks, not their training.
-    """
-    from scipy.stats import binomtest  # slow to import
-
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    number = only_a + only_b
-    return McNemar(only_a, only_b, float(binomtest(only_a, number).pvalue) if number else None)
 
 
 def _interval(

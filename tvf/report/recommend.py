@@ -20,7 +20,7 @@ from tvf.report.evidence import Evidence
 from tvf.report.statistics import ROUNDING
 
 FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
-MANY = 20  # times as many images: beyond, a number would only seem exact
+MANY = 20  # times as many images, or further rounds: beyond, a number would only seem exact
 MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 
 
@@ -156,8 +156,8 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
     chosen, best = groups[decision.chosen], groups[decision.best]
     if worse is None:
         return [
-            "It has the highest mean, but the spread is unknown because repetitions score the "
-            "same, so this is no evidence for other trainings or images."
+            "It has the highest mean, but the spread is unknown (repetitions score the same, or "
+            "there are too few groups), so this is no evidence for other trainings or images."
         ]
     doubt = _percent(worse[decision.chosen])
     scale = f"more than {margin:g} worse than the best"
@@ -240,20 +240,24 @@ def _overrides_to_decide(evidence: Evidence, decision: Decision, margin: float) 
     """The overrides that would likely decide what is open; None if nothing would, or nothing is."""
     if decision.decided or decision.worse is None or not decision.open:
         return None
+    job = evidence.configurations[0].done[0]
     if evidence.divisions == 1:
-        return FOLDS
+        return None if job["config"]["data"].get("validate_on") == "test" else FOLDS
     rounds = [
         rounds_to_decide(evidence.scores, position, decision.chosen, margin)
         for position in decision.open
     ]
     if None in rounds:
         return None
-    further = min(max(number for number in rounds if number is not None), 99)
-    seeds = [training.seed for group in evidence.configurations for training in group.scores]
-    known = [seed for seed in dict.fromkeys(seeds) if isinstance(seed, int)]
+    further = max(number for number in rounds if number is not None)
+    if further > MANY:
+        return None
+    name = "split_seed" if evidence.scores.unit == "split" else "seed"
+    trainings = [training for group in evidence.configurations for training in group.scores]
+    known = sorted({value for each in trainings if isinstance(value := getattr(each, name), int)})
     first = max(known, default=0) + 1
     values = ",".join(map(str, [*known, *range(first, first + further)]))
-    return f"seed={values}"
+    return f"{'data.' if name == 'split_seed' else ''}{name}={values}"
 
 
 def _describe_score(configuration: Configuration, metric: str) -> str:

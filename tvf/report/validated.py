@@ -94,13 +94,16 @@ def _read(path: Path, modified: int) -> Mapping[str, Predictions]:
 
 
 def score_images(
-    validated: Validated, metric: str, by_division: np.ndarray, by_seed: np.ndarray | None
+    validated: Validated,
+    metric: str,
+    by_division: np.ndarray | None,
+    by_seed: np.ndarray | None,
 ) -> Scores:
     """Estimate the configurations' mean scores with the errors of their differences.
 
-    `by_division` (divisions, C) are their scores on each division, `by_seed` (seeds, C) those of
-    single trainings if there is only one division. Raises ValueError if they share no split, or if
-    the score is undefined on most samples of the images.
+    For scores that are not means over images, `by_division` (divisions, C) are their scores on each
+    division, `by_seed` (seeds, C) those of single trainings if there is only one division. Raises
+    ValueError if they share no split, or if the score is undefined on most samples of the images.
     """
     if metric == "accuracy":
         return estimate_scores(validated.correct, validated.groups, validated.trained)

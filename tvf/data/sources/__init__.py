@@ -1,4 +1,4 @@
-"""Data sources: each is a frozen dataclass of options with `load(progress, store) -> DataSplits`.
+"""Data sources: each is a frozen dataclass of options that lists its images.
 
 To add one:
 1. write a module here with a subclass of `DataSource` (see base.py) and export it below;

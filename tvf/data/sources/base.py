@@ -12,7 +12,7 @@ import torch
 
 from tvf.data.duplicates import CHOICES, handle_duplicates
 from tvf.data.pool import PARTS, Catalog, DataSplits, Pool, Split
-from tvf.data.splits import SplitOptions, divide, limit_pool
+from tvf.data.splits import SplitOptions, divide, limit_pool, require_classes
 from tvf.errors import require_choice, require_count
 from tvf.metrics import require_metric
 from tvf.store import Store
@@ -63,6 +63,8 @@ class DataSource(SplitOptions):
         places = divide(catalog, self)
         pixels = catalog.read(np.arange(len(catalog)), progress, store)
         places = handle_duplicates(places, catalog, pixels, self.duplicates)
+        if self.duplicates == "drop":
+            require_classes(places, catalog)
         labels = torch.from_numpy(catalog.labels)
         pool = Pool(pixels, labels, catalog.names, catalog.groups)
         train, val, test = (Split(pool, places[name]) for name in PARTS)
