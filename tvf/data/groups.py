@@ -21,7 +21,10 @@ def check_groups(groups: object) -> None:
         return
     if isinstance(groups, str) and groups.endswith(TABLE):
         if not Path(groups).expanduser().is_file():
-            raise InputError(f"data.groups={groups} must be an existing CSV file.")
+            raise InputError(
+                f"data.groups={groups} must be an existing CSV file, by its path from here or in "
+                "full."
+            )
         return
     if isinstance(groups, str) and groups:
         try:

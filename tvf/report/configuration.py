@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.bootstrap import bootstrap_scores, percentile_interval
-from tvf.report.images import mean_by_image, other_images
+from tvf.report.images import other_images
 from tvf.report.statistics import ROUNDING, t_quantile
 from tvf.report.validated import DRAWS, gather, score_function
 
@@ -201,7 +201,7 @@ def _over_images(jobs: Sequence[Row], split: str, mean: float) -> tuple[float, f
     validated = gather([jobs], split)
     if validated is not None:
         interval = other_images(validated.correct[0], validated.groups, validated.trained)
-        mean = float(mean_by_image(validated.correct[0]).mean())
+        mean = interval.mean
         if interval.low is None or interval.high is None:
             return mean, None
         return mean, max(mean - interval.low, interval.high - mean)  # one end may be clipped

@@ -157,7 +157,8 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
     if worse is None:
         return [
             "It has the highest mean, but the spread is unknown (repetitions score the same, or "
-            "there are too few groups), so this is no evidence for other trainings or images."
+            "there are too few folds or groups), so this is no evidence for other trainings or "
+            "images."
         ]
     doubt = _percent(worse[decision.chosen])
     scale = f"more than {margin:g} worse than the best"
@@ -247,16 +248,15 @@ def _overrides_to_decide(evidence: Evidence, decision: Decision, margin: float) 
         rounds_to_decide(evidence.scores, position, decision.chosen, margin)
         for position in decision.open
     ]
-    if None in rounds:
-        return None
-    further = max(number for number in rounds if number is not None)
-    if further > MANY:
-        return None
+    known = [number for number in rounds if number is not None and number <= MANY]
+    if len(known) < len(rounds):
+        return FOLDS if evidence.scores.unit == "split" else None
+    further = max(known)
     name = "split_seed" if evidence.scores.unit == "split" else "seed"
     trainings = [training for group in evidence.configurations for training in group.scores]
-    known = sorted({value for each in trainings if isinstance(value := getattr(each, name), int)})
-    first = max(known, default=0) + 1
-    values = ",".join(map(str, [*known, *range(first, first + further)]))
+    used = sorted({value for each in trainings if isinstance(value := getattr(each, name), int)})
+    first = max(used, default=0) + 1
+    values = ",".join(map(str, [*used, *range(first, first + further)]))
     return f"{'data.' if name == 'split_seed' else ''}{name}={values}"
 
 

@@ -27,7 +27,6 @@ from tvf.records import (
 from tvf.report.comparison import compare
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.formats import render_report, write_files
-from tvf.report.notes import about_halving
 from tvf.report.sentences import conclusions, describe_errors
 from tvf.report.wandb_summary import log_summary
 
@@ -154,8 +153,8 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
             text = " ".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
             print(describe_errors(comparison))
-            if note := about_halving(comparison.configurations):
-                print(note)
+            for note in comparison.notes:
+                print(f"note: {note}")
     except Exception as error:  # the jobs are done even if a file is damaged
         print(_report_failure(folder, error))
 
