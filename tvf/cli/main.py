@@ -127,7 +127,7 @@ def status(folder: Path) -> None:
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1),
-    help="Scores that differ by less are equal: the cheapest of them is recommended.",
+    help="How far below the best score is good enough: the cheapest such one is recommended.",
 )
 def report(
     folders: tuple[Path, ...], file_format: str, output: str | None, margin: float | None

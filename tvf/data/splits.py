@@ -57,8 +57,8 @@ def _require_fold(name: str, fold: int, count_name: str, count: int | None) -> N
         )
     if count is not None and fold >= count:
         raise InputError(
-            f"data.{name}={fold} must be at most {count - 1}: data.{count_name}={count} are "
-            f"numbered from 0."
+            f"data.{name}={fold} must be at most {count - 1}: data.{count_name}={count} has folds "
+            f"0 to {count - 1}."
         )
 
 
