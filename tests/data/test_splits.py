@@ -4,8 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tvf.data.pool import Catalog
+from tvf.data.pool import (
+    Catalog,
+    DataSplits,
+    Pixels,
+    Pool,
+    Split,
+    count_images,
+    describe_images,
+)
 from tvf.data.splits import SplitOptions, divide, limit_pool
 from tvf.errors import InputError
 
@@ -183,3 +192,23 @@ def test_folds_that_lack_a_class_are_an_error_for_all_of_them() -> None:
     for fold in range(5):
         with pytest.raises(InputError, match="none of class b"):
             divide(pool, options(folds=5, fold=fold))
+
+
+def test_the_images_of_a_job_are_counted_by_split_class_and_group() -> None:
+    pixels = Pixels(torch.zeros(10, 3, 2, 2, dtype=torch.uint8))
+    labels = torch.tensor([0, 0, 1, 0, 1, 1, 0, 0, 1, 0])
+    groups = np.arange(10) // 2
+    pool = Pool(pixels, labels, [str(number) for number in range(10)], groups)
+    parts = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}
+    splits = {name: Split(pool, np.array(places)) for name, places in parts.items()}
+    counts = count_images(DataSplits(("cat", "dog"), **splits))
+    assert (counts["pool"], counts["train"], counts["val"], counts["test"]) == (10, 6, 2, 2)
+    assert counts["by_class"] == {"train": [3, 3], "val": [2, 0], "test": [1, 1]}
+    assert counts["groups"] == {"train": 3, "val": 1, "test": 1}
+    assert describe_images(counts, ("cat", "dog")) == (
+        "train 6 of 3 groups (cat 3, dog 3), val 2 of 1 groups (cat 2, dog 0), "
+        "test 2 of 1 groups (cat 1, dog 1)"
+    )
+    many = [f"class {number}" for number in range(11)]
+    counts = count_images(DataSplits(tuple(many), **splits))
+    assert "train 6 of 3 groups (11 classes of 0 to 3)" in describe_images(counts, many)

@@ -11,6 +11,7 @@ from tvf.records.rows import read_sweep
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration
+from tvf.report.decide import EVIDENCE
 from tvf.report.sentences import describe_errors, describe_test_score
 
 
@@ -82,8 +83,10 @@ def test_an_undecided_choice_says_so_and_what_would_decide_it(tmp_path: Path) ->
     choice = compared(tmp_path).choice
     assert choice.chosen and choice.chosen.label == "1"
     assert choice.decision and not choice.decision.decided
-    assert "undecided; train pct_unfreeze=1" in choice.text
+    assert "not decided; best so far is pct_unfreeze=1" in choice.text
     assert "pct_unfreeze=0 may do as well" in choice.text
+    assert choice.decision.worse and choice.decision.worse[1] > EVIDENCE
+    assert "above the limit of 10 %" in choice.text
     assert choice.more and f"To decide, add {choice.more} to the sweep." in choice.text
 
 
@@ -185,17 +188,16 @@ def test_labels_name_what_else_varies_but_not_values_that_follow_the_seed(
         "0.5, optimizer.lr=0.1",
     ]
     assert [seeds(group) for group in comparison.configurations] == [[1, 2], [1, 2]]
-    assert (
-        "augmented views (augment.seed)."
-        in describe_errors(comparison).partition("All seeds share")[0]
-    )
+    said = describe_errors(comparison)
+    assert "dropout and the images' augmented views (augment.seed)." in said
+    assert "all seeds share" not in said
 
 
 def test_seeds_share_the_split_and_the_views_by_default(tmp_path: Path) -> None:
     grid(tmp_path, CLEAR)
     comparison = compared(tmp_path)
     text = describe_errors(comparison)
-    assert "augment.seed" in text.partition("All seeds share")[2]
+    assert "all seeds share the images' augmented views (augment.seed)" in text
     assert "All trainings share one division" in text
     # As if images were independent: 0.81 of 393, 1.96 * sqrt(0.81 * 0.19 / 393)
     val = comparison.configurations[0].val

@@ -76,3 +76,15 @@ def test_other_images_is_students_interval_over_images_within_possible_scores() 
 def test_seeds_do_not_narrow_what_is_said_of_other_images() -> None:
     row = (np.random.default_rng(0).random(50) < 0.8).astype(float)
     assert other_images(np.array([row] * 5)) == other_images(row[None])
+
+
+def test_two_random_splits_do_not_show_how_scores_move_on_other_images() -> None:
+    """By Student's t with one degree of freedom the interval would span the whole scale."""
+    results = np.full((3, 60), NAN)
+    for row, places in enumerate([range(30), range(10, 40), range(30, 60)]):
+        results[row, list(places)] = np.random.default_rng(row).random(30) < 0.7 + 0.05 * row
+    assert other_images(results[:2, :40]).error is None
+    three = np.full((3, 60), NAN)
+    for row in range(3):
+        three[row, 10 * row : 10 * row + 40] = np.random.default_rng(row).random(40) < 0.7
+    assert other_images(three).error is not None

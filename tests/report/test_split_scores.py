@@ -8,7 +8,7 @@ import scipy.stats
 
 from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, simulate
 from tvf.report.images import ImageDifference, compare_scores
-from tvf.report.splits import estimate_scores
+from tvf.report.splits import Component, add_component, estimate_scores
 from tvf.report.statistics import holm
 
 NAN = np.nan
@@ -213,3 +213,11 @@ def test_intervals_with_seeds_cover_at_least_as_often(seeds: int, kept: int) -> 
         for a, b in combinations(range(3), 2):
             covered.append(includes_zero(compare_scores(scores, a, b)))
     assert np.mean(covered) >= 0.93
+
+
+def test_two_folds_that_differ_by_more_than_their_images_keep_their_difference() -> None:
+    """Satterthwaite's approximation alone gives 0.999 degrees of freedom here, fewer than one."""
+    images, one = np.diag([1e-4, 1e-4]), 1.0
+    covariance, df = add_component(images, 50.0, Component(9e-4, 1e-3, one))
+    assert df == one
+    assert covariance == pytest.approx(images + 9e-4 * np.eye(2))

@@ -360,7 +360,7 @@ def test_the_command_saves_both_for_the_sweeps_group(
     assert [*service.sent] == ["report", "workspace"]
     for sent in service.sent.values():
         assert sent["projectName"] == "mine" and tmp_path.name in sent["spec"]
-        assert "train pct_unfreeze=0" in sent["spec"]
+        assert "best so far is pct_unfreeze=0" in sent["spec"]
     assert "| 0.5 | 2 | 0.800" in service.sent["report"]["spec"]
     assert capsys.readouterr().out.count("https://") == 2
 

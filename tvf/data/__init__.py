@@ -2,7 +2,7 @@
 
 from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms, ViewRows
 from tvf.data.order import sample_order, split_batches
-from tvf.data.pool import Catalog, DataSplits, Pixels, Pool, Split, count_images
+from tvf.data.pool import Catalog, DataSplits, Pixels, Pool, Split, count_images, describe_images
 from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
 from tvf.data.splits import SplitOptions
 
@@ -22,6 +22,7 @@ __all__ = [
     "TorchvisionTransforms",
     "ViewRows",
     "count_images",
+    "describe_images",
     "sample_order",
     "split_batches",
 ]

@@ -1,7 +1,7 @@
 """The pool: all images of a data set, listed and then read, and the splits that divide it."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from tvf.store import Store, fingerprint
 
 PARTS = ("train", "val", "test")
+MANY_CLASSES = 10  # more are not listed one by one
 
 
 @dataclass(frozen=True)
@@ -124,17 +125,47 @@ class DataSplits:
     val: Split
     test: Split
 
+    @property
+    def by_name(self) -> dict[str, Split]:
+        """The splits by their names."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
 
 def count_images(data: DataSplits) -> dict[str, Any]:
-    """How many images the pool and its splits have, and a digest of the pool's content."""
-    pool = data.train.pool
-    return {
+    """How many images the pool and its splits have, and a digest of the pool's content.
+
+    `by_class` holds for each split the images of each class, in the order of `data.classes`,
+    `groups` the number of its groups if there are any.
+    """
+    pool, splits = data.train.pool, data.by_name
+    counts: dict[str, Any] = {
         "pool": len(pool),
         "digest": fingerprint([pool.pixels.digests, pool.labels, pool.groups]),
-        "train": len(data.train),
-        "val": len(data.val),
-        "test": len(data.test),
+        **{name: len(split) for name, split in splits.items()},
+        "by_class": {
+            name: split.labels.bincount(minlength=len(data.classes)).tolist()
+            for name, split in splits.items()
+        },
     }
+    if pool.groups is not None:
+        counts["groups"] = {
+            name: len(np.unique(pool.groups[split.places])) for name, split in splits.items()
+        }
+    return counts
+
+
+def describe_images(counts: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """What `count_images` counts, in words: train 1,181 of 22 groups (cat 612, dog 569), ..."""
+    parts = []
+    for name, by_class in counts["by_class"].items():
+        groups = f" of {counts['groups'][name]:,} groups" if "groups" in counts else ""
+        if len(classes) <= MANY_CLASSES:
+            pairs = zip(classes, by_class, strict=True)
+            each = ", ".join(f"{label} {count:,}" for label, count in pairs)
+        else:
+            each = f"{len(classes):,} classes of {min(by_class):,} to {max(by_class):,}"
+        parts.append(f"{name} {counts[name]:,}{groups} ({each})")
+    return ", ".join(parts)
 
 
 def digest_pixels(images: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Config, build_part, result_config
-from tvf.data import count_images
+from tvf.data import count_images, describe_images
 from tvf.distributed import (
     describe_machine,
     library_versions,
@@ -285,6 +285,8 @@ def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
 
 def _log_start(job: Job, state: dict[str, Any] | None) -> None:
     tag, model = job.phases.tag, job.phases.model
+    data = job.phases.data
+    log.info("%s images: %s", tag, describe_images(count_images(data), data.classes))
     log.info("%s %s", tag, describe_model(model, job.backbone))
     if job.facts["pct_unfreeze"] and not model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(job.backbone.groups))

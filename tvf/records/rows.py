@@ -41,6 +41,7 @@ RESULTS = [
     "images_per_second",
     "peak_memory_mb",
 ]
+DIVISIONS = ["split_seed", "outer_fold", "fold", "train_limit"]  # which images it trains on
 NUMBERS = ["seed", "pct_unfreeze", *RESULTS]
 COLUMNS = [
     "sweep",
@@ -52,6 +53,7 @@ COLUMNS = [
     "data",
     "metric",
     "seed",
+    *DIVISIONS,
     "pct_unfreeze",
     "unfrozen_groups",
     *RESULTS,
@@ -153,7 +155,17 @@ def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
         row["config"] = config = {}  # damaged
     if "data" in config:
         row["metric"] = str(metric_of(config))
+        row |= _division(config["data"])
     return row | {key: config.get(key) for key in ("seed", "epochs")}
+
+
+def _division(data: dict[str, Any]) -> dict[str, Any]:
+    """The options that choose a job's training images; a fold only where there are folds."""
+    values = {name: data.get(name) for name in DIVISIONS}
+    for several, one in (("folds", "fold"), ("outer_folds", "outer_fold")):
+        if data.get(several) is None:
+            values[one] = None
+    return values
 
 
 def read_history(job: Path) -> list[dict[str, Any]]:

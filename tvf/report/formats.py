@@ -77,7 +77,7 @@ def _markdown_table(comparison: Comparison) -> list[str]:
         "retraining",
         "other images",
         f"test {word}",
-        "other images",
+        "test, other images",
         "seconds per job",
         "trainable",
     ]

@@ -54,6 +54,8 @@ def other_images(
     random = scores.unit == "split"
     covariance = scores.covariance if random else scores.images_covariance
     df = scores.df if random else scores.images_df
+    if df < 2:  # by Student's t(1), an interval as wide as the scale: unknown
+        df = 0.0
     return _interval(float(scores.means[0]), float(covariance[0, 0]), df, limits=(0.0, 1.0))
 
 

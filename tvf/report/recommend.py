@@ -10,6 +10,7 @@ from tvf.metrics import WORDS
 from tvf.report.configuration import Configuration
 from tvf.report.decide import (
     COST_TOLERANCE,
+    EVIDENCE,
     Cost,
     Decision,
     decide,
@@ -140,7 +141,12 @@ def _apply_rule(
 def _name_choice(evidence: Evidence, decision: Decision, metric: str) -> str:
     """What to train, with its score; what it was measured on comes first if that is one split."""
     chosen = evidence.configurations[decision.chosen]
-    verb = "train" if decision.decided else "undecided; train"
+    verb = "train"
+    if not decision.decided:
+        kind = (
+            "the cheapest shown to be good enough" if decision.chosen != decision.best else "best"
+        )
+        verb = f"not decided; {kind} so far is"
     images = "" if evidence.images is None else f" ({evidence.images:,} images"
     if evidence.groups is not None:
         images += f" of {evidence.groups} groups"
@@ -155,12 +161,10 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
     groups, means, worse = evidence.configurations, evidence.scores.means, decision.worse
     chosen, best = groups[decision.chosen], groups[decision.best]
     if worse is None:
-        return [
-            "It has the highest mean, but the spread is unknown (repetitions score the same, or "
-            "there are too few folds or groups), so this is no evidence for other trainings or "
-            "images."
-        ]
+        return [_explain_unknown_spread(evidence)]
     doubt = _percent(worse[decision.chosen])
+    if worse[decision.chosen] > EVIDENCE:
+        doubt += f", above the limit of {_percent(EVIDENCE)}"
     scale = f"more than {margin:g} worse than the best"
     if decision.chosen != decision.best:
         return [
@@ -176,6 +180,19 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
         f"The runner-up is {groups[runner_up]} with {means[runner_up]:.3f}"
         f"{_compare_cost(groups[runner_up], chosen)}.",
     ]
+
+
+def _explain_unknown_spread(evidence: Evidence) -> str:
+    if evidence.scores.df >= 1:
+        reason = "all repetitions score the same"
+    elif evidence.groups is not None:
+        reason = f"{evidence.groups} groups of validation images are too few to estimate it"
+    else:
+        reason = "too few images were validated to estimate it"
+    return (
+        f"It has the highest mean, but the spread is unknown ({reason}), so this is no evidence "
+        "for other trainings or images."
+    )
 
 
 def _describe_difference(evidence: Evidence, decision: Decision) -> list[str]:

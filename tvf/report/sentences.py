@@ -15,29 +15,36 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 def describe_errors(comparison: Comparison) -> str:
     """What differs between trainings, what they share, and what the errors cover."""
-    trainings = [each for group in comparison.configurations for each in group.scores]
-    varied, shared = ["the new head's initial weights", "the order of the images", "dropout"], []
-    if VIEWS_SEED in comparison.keys:  # augment=none has no views
-        views = f"the images' augmented views ({VIEWS_SEED})"
-        (varied if VIEWS_SEED in comparison.following else shared).append(views)
-    sentences = [f"A seed decides {_enumerate(varied)}."]
-    if shared:
-        sentences.append(f"All seeds share {_enumerate(shared)}.")
-    sentences.append(_describe_divisions(trainings))
-    sentences.append(
-        "Errors are halves of 95 % intervals. Retraining: how far the mean may be from that of "
-        "many trainings on these images, from the spread between seeds."
-    )
+    configurations = comparison.configurations
+    trainings = [each for group in configurations for each in group.scores]
+    sentences = [_describe_divisions(trainings), "± is half of a 95 % interval."]
+    if len({training.seed for training in trainings}) > 1:
+        sentences.append(_describe_seeds(comparison))
     groups = comparison.evidence.groups if comparison.evidence else None
     if groups is not None:
         sentences.append(
-            f"Other images: how far from that on images of other groups like these {groups}."
+            f"Other images: how far the score may be from that on images of other groups like "
+            f"these {groups}."
         )
-    elif any(group.val and group.val.images is not None for group in comparison.configurations):
-        sentences.append("Other images: how far from that on other images like these.")
+    elif any(group.val and group.val.images is not None for group in configurations):
+        sentences.append(
+            "Other images: how far the score may be from that on other images like these."
+        )
     else:
         sentences.append("How scores would differ on other images is not known.")
     return " ".join(sentences)
+
+
+def _describe_seeds(comparison: Comparison) -> str:
+    varied, shared = ["the new head's initial weights", "the order of the images", "dropout"], ""
+    if VIEWS_SEED in comparison.following:
+        varied.append(f"the images' augmented views ({VIEWS_SEED})")
+    elif VIEWS_SEED in comparison.keys:  # augment=none has no views
+        shared = f"; all seeds share the images' augmented views ({VIEWS_SEED})"
+    return (
+        "Retraining: how far the score may be from the mean of many trainings on these images, "
+        f"by the spread between seeds, which decide {_enumerate(varied)}{shared}."
+    )
 
 
 def _describe_divisions(trainings: Sequence[Training]) -> str:

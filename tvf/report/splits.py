@@ -169,7 +169,8 @@ def add_component(
     typical = typical_variance(images)
     weights = np.array([typical, added.square]) / (typical + added.variance)
     df = 1 / float(np.square(weights) @ (1 / np.array([images_df, added.df])))
-    return images + added.variance * np.eye(len(images)), df
+    # Each part has one or more; the approximation may fall short of that.
+    return images + added.variance * np.eye(len(images)), max(df, 1.0)
 
 
 def _average_rounds(

@@ -79,7 +79,7 @@ DIFFERENCES = (
 def overview_columns(comparison: Comparison) -> list[Column]:
     """Columns of the table of configurations."""
     return [
-        Column("label", "pct_unfreeze", "", "fraction of the groups that trains"),
+        Column("label", "pct_unfreeze", "", "fraction of the layer groups that trains"),
         Column("n", "trainings"),
         Column("val", f"validation {comparison.word}", ".3f", "mean over trainings"),
         Column("retraining", "± retraining", ".3f", "half a 95 % interval, over seeds"),
@@ -90,8 +90,8 @@ def overview_columns(comparison: Comparison) -> list[Column]:
             ".3f",
             "mean over trainings, at the epochs that validation chose; no choice depends on it",
         ),
-        Column("test_retraining", "± retraining", ".3f"),
-        Column("test_images", "± other images", ".3f"),
+        Column("test_retraining", "test ± retraining", ".3f"),
+        Column("test_images", "test ± other images", ".3f"),
         Column("sd", "sd", ".3f", "standard deviation between single trainings"),
         Column("best_epoch", "best epoch", "g", "median"),
         Column(

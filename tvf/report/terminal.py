@@ -96,7 +96,7 @@ def jobs_table(rows: Sequence[Row]) -> Table:
     if names:
         divided = len({training.division for training in trainings}) > 1
         table.add_column("training" if divided else "seed", justify="right")
-    for heading in ("groups", "trainable", *scores, "seconds"):
+    for heading in ("layer groups", "trainable", *scores, "seconds"):
         table.add_column(heading, justify="right")
     for heading in ("state", "W&B name"):
         table.add_column(heading, overflow="fold")
