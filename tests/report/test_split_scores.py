@@ -216,7 +216,7 @@ def test_intervals_with_seeds_cover_at_least_as_often(seeds: int, kept: int) -> 
 
 
 def test_two_folds_that_differ_by_more_than_their_images_keep_their_difference() -> None:
-    """Satterthwaite's approximation alone gives 0.999 degrees of freedom here, fewer than one."""
+    """Satterthwaite's approximation alone gives 0.9998 degrees of freedom here."""
     images, one = np.diag([1e-4, 1e-4]), 1.0
     covariance, df = add_component(images, 50.0, Component(9e-4, 1e-3, one))
     assert df == one
