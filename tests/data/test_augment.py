@@ -10,9 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torchvision.transforms import v2
 
-from tvf.data.augment import FlipsAndCrops, TorchvisionTransforms, uniform
+from tvf.data.augment import (
+    Augmentation,
+    FlipsAndCrops,
+    TorchvisionTransforms,
+    require_plain_variant,
+    uniform,
+)
 from tvf.errors import InputError
 from tvf.store.fingerprint import fingerprint
 
@@ -188,3 +195,20 @@ def test_transforms_that_change_size_or_type_are_errors() -> None:
             TorchvisionTransforms(transforms=[transform])(IMAGES, SAMPLES, 1)
     with pytest.raises(InputError, match=r"augment.transforms=\[\] must be a non-empty list"):
         TorchvisionTransforms()
+
+
+def test_an_augmentation_whose_plain_variant_changes_the_image_raises() -> None:
+    """The store would show the plain image instead, without a word."""
+
+    class Inverted(FlipsAndCrops):
+        def __call__(self, images: Tensor, samples: np.ndarray, view: int) -> Tensor:
+            return 255 - images
+
+        def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
+            return np.zeros(len(samples), np.int64)
+
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InputError, match="Inverted.variants gives id 0 to a view that changes"):
+        require_plain_variant(Inverted(), images, np.arange(4))
+    require_plain_variant(FlipsAndCrops(horizontal=0.5), images, np.arange(4))
+    require_plain_variant(Augmentation(), images, np.arange(4))

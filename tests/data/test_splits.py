@@ -212,3 +212,9 @@ def test_the_images_of_a_job_are_counted_by_split_class_and_group() -> None:
     many = [f"class {number}" for number in range(11)]
     counts = count_images(DataSplits(tuple(many), **splits))
     assert "train 6 of 3 groups (11 classes of 0 to 3)" in describe_images(counts, many)
+
+
+def test_a_split_of_images_and_labels_as_in_the_first_version_raises() -> None:
+    images: Any = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    with pytest.raises(InputError, match="a data source lists its images in `catalog`"):
+        Split(images, np.zeros(4))

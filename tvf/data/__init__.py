@@ -1,6 +1,12 @@
 """Labelled images in three splits, augmented views of them, and the order they are trained in."""
 
-from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms, ViewRows
+from tvf.data.augment import (
+    Augmentation,
+    FlipsAndCrops,
+    TorchvisionTransforms,
+    ViewRows,
+    require_plain_variant,
+)
 from tvf.data.order import sample_order, split_batches
 from tvf.data.pool import Catalog, DataSplits, Pixels, Pool, Split, count_images, describe_images
 from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
@@ -23,6 +29,7 @@ __all__ = [
     "ViewRows",
     "count_images",
     "describe_images",
+    "require_plain_variant",
     "sample_order",
     "split_batches",
 ]

@@ -171,6 +171,22 @@ def _preserve_generators() -> Iterator[None]:
         np.random.set_state(states[2])
 
 
+def require_plain_variant(augment: Augmentation, images: Tensor, samples: np.ndarray) -> None:
+    """Raise InputError if `variants` gives id 0 to a view that changes the image.
+
+    Looks at the first view of `images`, uint8 [B, C, H, W], the `samples` of the pool.
+    """
+    variants = augment.variants(samples, view=1)
+    if variants is None or not (plain := variants == 0).any():
+        return
+    unchanged = images[torch.from_numpy(plain)]
+    if not torch.equal(augment(unchanged, samples[plain], view=1), unchanged):
+        raise InputError(
+            f"augment: {type(augment).__name__}.variants gives id 0 to a view that changes the "
+            "image. Number the changed ones from 1: id 0 is the image without changes."
+        )
+
+
 class ViewRows:
     """Numbers the distinct images of all views, so that each is computed and stored once.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.errors import InputError
 from tvf.store import Store, fingerprint
 
 PARTS = ("train", "val", "test")
@@ -97,6 +98,13 @@ class Split:
 
     pool: Pool
     places: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pool, Pool):  # what version 0.1.0 took was images and labels
+            raise InputError(
+                f"Split takes a Pool and places in it, not {type(self.pool).__name__}: a data "
+                "source lists its images in `catalog`, and `load` is inherited."
+            )
 
     def __len__(self) -> int:
         return len(self.places)

@@ -25,7 +25,7 @@ from tvf.config import (
     resolve_target,
     selection_name,
 )
-from tvf.data import DataSource, DataSplits
+from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
 from tvf.job.origin import check_origin
 from tvf.job.phases import CostMeter, JobPhases, Sibling
@@ -112,7 +112,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         model=model,
         module=module,
         data=data,
-        augment=build_part(config, "augment"),
+        augment=_build_augmentation(config, data.train),
         optimizer=build_part(config, "optimizer"),
         scheduler=build_part(config, "scheduler"),
         batch_size=source.batch_size,
@@ -158,6 +158,13 @@ def _build_network(
     if config["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
     return backbone, model
+
+
+def _build_augmentation(config: Config, train: Split) -> Augmentation:
+    augment = build_part(config, "augment")
+    few = np.arange(min(len(train), 32))
+    require_plain_variant(augment, train.pixels(few), train.places[few])
+    return augment
 
 
 def _build_steps(
