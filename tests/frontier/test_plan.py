@@ -28,8 +28,8 @@ from tvf.models.backbones import Backbone
 from tvf.models.finetune import FineTuneModel
 from tvf.models.groups import group_by_modules
 from tvf.records.sweep import sibling_configs, write_manifest
-from tvf.store.arrays import ArraySpec, StoreError
 from tvf.store.disk import Store, list_entries
+from tvf.store.row_file import ArraySpec, StoreError
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 IMAGES = torch.randint(

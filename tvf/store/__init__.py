@@ -1,6 +1,6 @@
 """Reusable results on disk: fingerprints, memory-mapped tables, and a budget."""
 
-from tvf.store.arrays import MORE_ROOM, ArraySpec, ArrayTable, StoreError, count_missing
+from tvf.store.arrays import ArrayTable
 from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries
 from tvf.store.fingerprint import (
     FingerprintError,
@@ -9,6 +9,7 @@ from tvf.store.fingerprint import (
     fingerprint_layers,
     numeric_environment,
 )
+from tvf.store.row_file import MORE_ROOM, ArraySpec, StoreError, count_missing
 
 __all__ = [
     "ArraySpec",

@@ -19,15 +19,8 @@ from filelock import FileLock, Timeout
 
 from tvf.errors import require_choice, require_number
 from tvf.files import read_json, write_json
-from tvf.store.arrays import (
-    SUFFIX,
-    ArraySpec,
-    ArrayTable,
-    Fill,
-    StoreError,
-    storage_errors,
-    stored_bytes,
-)
+from tvf.store.arrays import ArrayTable, Fill
+from tvf.store.row_file import SUFFIX, ArraySpec, StoreError, storage_errors, stored_bytes
 
 log = logging.getLogger(__name__)
 
