@@ -234,6 +234,27 @@ def test_a_job_is_named_after_what_trains(model: dict[str, Any], name: str) -> N
     assert names.job_name(_root_=root) == name
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"data.train_limit": 100}, "fine-tuning-0.5-train100"),
+        ({"data.train_limit": None, "seed": 2}, "fine-tuning-0.5-trainall-seed2"),
+        ({"data.fold": 3, "data.train_limit": 40}, "fine-tuning-0.5-train40-fold3"),
+        ({"data.limit": 100}, "fine-tuning-0.5"),
+    ],
+)
+def test_a_job_is_named_after_its_limit_and_repetition_if_the_command_sets_them(
+    overrides: dict[str, Any], name: str
+) -> None:
+    node = {"_target_": "tvf.models.FineTuneModel", "pct_unfreeze": 0.5}
+    tasks = [f"{key}={value}" for key, value in overrides.items()]
+    root = OmegaConf.create({"model": node, "hydra": {"overrides": {"task": tasks}}})
+    for key, value in {"data.train_limit": 7, "data.fold": 0, "seed": 1, **overrides}.items():
+        OmegaConf.update(root, key, value)
+    OmegaConf.set_struct(root, True)
+    assert names.job_name(_root_=root) == name
+
+
 def test_jobs_with_the_same_named_groups_share_a_folder_whatever_their_fraction() -> None:
     def folder(key: str, value: Any, *overrides: str) -> str:
         node = {"_target_": "tvf.models.FineTuneModel", key: value}

@@ -14,8 +14,8 @@ from tvf.config.build import (
     to_plain,
 )
 from tvf.config.identity import (
+    NAME_WORDS,
     NOTHING,
-    REPETITION_WORDS,
     REPETITIONS,
     Affects,
     Config,
@@ -28,6 +28,7 @@ from tvf.config.identity import (
     known_fraction,
     modern_node,
     modern_options,
+    name_value,
     result_config,
     selection_name,
 )
@@ -40,9 +41,9 @@ __all__ = [
     "Affects",
     "Config",
     "DISK_FULL",
+    "NAME_WORDS",
     "NOTHING",
     "REPETITIONS",
-    "REPETITION_WORDS",
     "affects",
     "build",
     "build_part",
@@ -59,6 +60,7 @@ __all__ = [
     "known_fraction",
     "modern_node",
     "modern_options",
+    "name_value",
     "resolve_target",
     "result_config",
     "selection_name",

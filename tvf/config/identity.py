@@ -194,14 +194,16 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "recipe._target_": "tvf.training.Direct",
 }
 
-# The options in which repetitions of one configuration differ, and what they are called in names.
-REPETITION_WORDS = {
+# The options in which repetitions of one configuration differ.
+REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
+# The options that are in the names of jobs whose command sets them, and what they are called there.
+NAME_WORDS = {
+    "data.train_limit": "train",
     "data.split_seed": "split",
     "data.outer_fold": "outer",
     "data.fold": "fold",
     "seed": "seed",
 }
-REPETITIONS = tuple(REPETITION_WORDS)
 
 # The options that select which layers train. Transfer learning ignores all of them; a selection by
 # name ignores the fraction.
@@ -313,6 +315,11 @@ def ignored_options(model: Config) -> tuple[str, ...]:
     if is_transfer(model):
         return SELECTION
     return FRACTION if (selection_name(model) or "").startswith(("train", "groups-")) else ()
+
+
+def name_value(value: Any) -> str:
+    """The value of one of NAME_WORDS in names: 100; all for no limit."""
+    return "all" if value is None else str(value)
 
 
 def explain_ignored(name: str, model: Config) -> str | None:

@@ -7,11 +7,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tvf.config.identity import (
+    NAME_WORDS,
     NOTHING,
-    REPETITION_WORDS,
     affects,
     ignored_options,
     is_transfer,
+    name_value,
     selection_name,
 )
 
@@ -19,7 +20,8 @@ from tvf.config.identity import (
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
 
-    Includes the seed, the fold and the split seed if the command line sets them.
+    Includes the limit of training images, the seed, the fold and the split seed if the command line
+    sets them: fine-tuning-0.5-train100-fold0.
     """
     model = _root_.model
     if is_transfer(model):
@@ -31,8 +33,9 @@ def job_name(*, _root_: DictConfig) -> str:
     else:
         name = model._target_.rpartition(".")[2]
     given = {_key(override) for override in _overrides(_root_)}
-    values = {key: OmegaConf.select(_root_, key) for key in REPETITION_WORDS if key in given}
-    return "-".join([name, *(f"{REPETITION_WORDS[key]}{value}" for key, value in values.items())])
+    values = {key: OmegaConf.select(_root_, key) for key in NAME_WORDS if key in given}
+    words = [f"{NAME_WORDS[key]}{name_value(value)}" for key, value in values.items()]
+    return "-".join([name, *words])
 
 
 def job_folder(*, _root_: DictConfig) -> str:

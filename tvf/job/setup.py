@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from tvf.config import (
-    REPETITION_WORDS,
+    NAME_WORDS,
     Config,
     build_part,
     build_phases,
     flatten,
     head_phase_config,
     is_transfer,
+    name_value,
     resolve_target,
     selection_name,
 )
@@ -257,7 +258,10 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
 
 
 def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
-    """The prefix of a job's log lines: [finetune pct=0.5 lp_ft]; in a sweep with seed and fold."""
+    """The prefix of a job's log lines: [finetune pct=0.5 lp_ft].
+
+    In a sweep with the options that its name has: [finetune pct=0.5 train=100 fold=0].
+    """
     words = [facts["model"]]
     if not is_transfer(config["model"]):
         words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
@@ -265,8 +269,9 @@ def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
     if recipe not in (None, "direct"):
         words.append(recipe)
     given = config["name"].split("-") if context.sweep else ()
-    for key, word in REPETITION_WORDS.items():
-        value = flatten(config).get(key)
+    options = flatten(config)
+    for key, word in NAME_WORDS.items():
+        value = name_value(options.get(key))
         if f"{word}{value}" in given:
             words.append(f"{word}={value}")
     return f"[{' '.join(words)}]"
