@@ -2,19 +2,24 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
 import yaml
+from scipy.stats import norm
 
 from tvf.config import conf_dir
 from tvf.config.build import to_plain
 from tvf.records.predictions import Predictions, write_predictions
 from tvf.records.sweep import write_manifest
+
+FULL = 1600  # training images of add_curves without a limit
+LIMITS = (100, 200, 400, 800, None)
 
 
 @cache
@@ -60,7 +65,7 @@ def add_job(
         for parent in parents:
             node = node[parent]
         node[last] = value
-        overrides.append(f"{key}={value}")
+        overrides.append(f"{key}={'null' if value is None else value}")
     number = len(list(sweep.glob("*/status.json")))
     folder = sweep / f"{config['name']}-{number:08x}"
     if manifest:
@@ -120,6 +125,36 @@ def add_training(
     }
     write_predictions(folder, predictions, np.empty(0, "S32"))
     return folder
+
+
+def add_curves(
+    sweep: Path,
+    accuracies: Mapping[float, Callable[[float], float]],
+    limits: Sequence[int | None] = LIMITS,
+) -> None:
+    """Add fractions × limits of training images × five folds of 400 images, with predictions.
+
+    `accuracies` are functions of the number of training images, `FULL` without a limit. Images
+    differ in difficulty, for each fraction in its own way.
+    """
+    rng = np.random.default_rng(0)
+    images, folds = 2000, 5
+    difficulty = rng.standard_normal(images)
+    for fraction, accuracy in accuracies.items():
+        own = rng.standard_normal(images)
+        for limit, fold in product(limits, range(folds)):
+            trained = min(limit or FULL, FULL)
+            places = np.flatnonzero(np.arange(images) % folds == fold)
+            noise = rng.standard_normal(len(places))
+            hard = np.sqrt([0.85, 0.12, 0.03]) @ [difficulty[places], own[places], noise]
+            add_training(
+                sweep,
+                fraction,
+                (hard < norm.ppf(accuracy(trained))).tolist(),
+                places=places.tolist(),
+                changes={"data.train_limit": limit, "data.folds": folds, "data.fold": fold},
+                images={"pool": 2500, "digest": "d" * 32, "train": trained, "val": len(places)},
+            )
 
 
 def _status(name: str, state: str) -> dict[str, Any]:

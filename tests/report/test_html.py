@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
-from helpers.sweeps import add_job
+from helpers.sweeps import add_curves, add_job
 from tvf.records.rows import read_sweep
 from tvf.report.formats import render_report, write_files
 from tvf.report.palette import COLOURS
@@ -264,4 +265,33 @@ def test_a_phone_needs_no_horizontal_scrolling(browser: Browser, report: Path) -
         )
         assert ends and max(ends) <= 390, what
     assert reader.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_how_much_data_is_drawn_and_readable_on_a_phone(
+    browser: Browser, tmp_path: Path, scheme: Any
+) -> None:
+    laws = {
+        0.0: lambda images: 0.83 - images**-0.5,
+        1.0: lambda images: 0.95 - 6 * images**-0.6,
+    }
+    add_curves(tmp_path, laws)
+    (path,) = write_files(render_report([tmp_path], read_sweep(tmp_path), "html"), tmp_path)
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    reader = Reader(page, path)
+    assert reader.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    labels, legend, marks = (
+        page.locator(f"#part0-data {what}").evaluate_all(
+            "all => all.map(item => [item.textContent, item.getAttribute('fill'),"
+            " item.getBoundingClientRect().left, item.getBoundingClientRect().right])"
+        )
+        for what in (".role-axis-label text", ".role-legend text", ".mark-symbol path")
+    )
+    assert max(right for *_, right in labels + legend) <= 390
+    sizes = [(left, right) for text, _, left, right in labels if "." not in text]
+    assert {text for text, *_ in labels} >= {"100", "200", "400", "800", "1,600", "3,200"}
+    assert all(one[1] < other[0] for one, other in pairwise(sizes))
+    assert {COLOURS[0.0], COLOURS[1.0]} <= {fill for _, fill, *_ in marks}
     page.close()

@@ -6,6 +6,7 @@ import altair as alt
 
 from tvf.report.comparison import Comparison
 from tvf.report.curves import learning_curves
+from tvf.report.data_chart import score_by_images
 from tvf.report.encodings import (
     INK,
     LayeredChart,
@@ -25,8 +26,14 @@ LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
 def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str, Any]]:
-    """The page's charts by name, as specifications, without charts that have no data."""
+    """The page's charts by name, as specifications, without charts that have no data.
+
+    All but the chart of training images show the candidates only.
+    """
     charts: dict[str, LayeredChart] = {}
+    if comparison.data:
+        charts["data"] = score_by_images(comparison, palette)
+    comparison = comparison.of_candidates()
     configurations = comparison.configurations
     if any(configuration.val for configuration in configurations):
         charts["score"] = score_by_fraction(comparison, palette)

@@ -5,7 +5,7 @@ for the chosen configurations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,16 @@ from tvf.config import Affects, affects
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row
 from tvf.report.configuration import Configuration, build_configuration
+from tvf.report.data_curves import (
+    DataCurves,
+    bare_label,
+    collect_data_curves,
+    look_ahead,
+    train_limit,
+    with_most_images,
+    without_largest_limit,
+)
+from tvf.report.data_sentences import describe_candidates
 from tvf.report.decide import MARGIN
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import compare_scores
@@ -46,15 +56,18 @@ class Difference:
 class Comparison:
     """Configurations validated on the same images by the same metric.
 
-    `title` distinguishes it from other comparisons. `evidence` is what their jobs say about
-    differences; None if too little. `pairs` says which pairs `differences` holds. `front` lists the
-    labels on the Pareto front. `following` are the config keys whose value is the seed in every
-    job, `keys` all config keys.
+    `title` distinguishes it from other comparisons. The choice is among the `candidates`, those
+    with the most training images, usually all; so are the differences and the Pareto front.
+    `evidence` is what their jobs say about differences; None if too little. `pairs` says which
+    pairs `differences` holds. `front` lists the labels on the Pareto front. `following` are the
+    config keys whose value is the seed in every job, `keys` all config keys. `data` is how scores
+    depend on the number of training images; None if that does not vary.
     """
 
     title: str
     metric: str
     configurations: list[Configuration]
+    candidates: list[Configuration]
     evidence: Evidence | None
     differences: list[Difference]
     pairs: str
@@ -63,6 +76,11 @@ class Comparison:
     notes: list[str]
     following: frozenset[str]
     keys: frozenset[str]
+    data: DataCurves | None
+
+    def of_candidates(self) -> "Comparison":
+        """The comparison without the configurations that are no candidates."""
+        return replace(self, configurations=self.candidates)
 
     @property
     def score_key(self) -> str:
@@ -149,22 +167,32 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         configuration, warnings = build_configuration(label, group, metric)
         configurations.append(configuration)
         notes += warnings
-    configurations.sort(key=lambda group: (group.fraction, group.label))
+    configurations = without_largest_limit(configurations)
+    data = collect_data_curves(configurations, distinct, metric, margin)
+    configurations.sort(key=lambda g: (g.fraction, bare_label(g.label), train_limit(g), g.label))
     notes += collect_notes(configurations, distinct, metric)
-    evidence = collect_evidence(configurations, metric)
+    candidates = with_most_images(configurations)
+    evidence = collect_evidence(candidates, metric)
     differences, pairs = _test_differences(evidence)
+    choice = recommend(candidates, evidence, metric, margin)
+    if among := describe_candidates(configurations, candidates):
+        choice = replace(choice, text=f"{choice.text} {among}")
+    if data is not None:
+        data = replace(data, outlook=look_ahead(data, choice.chosen or choice.best, evidence))
     return Comparison(
         title=title,
         metric=metric,
         configurations=configurations,
+        candidates=candidates,
         evidence=evidence,
         differences=differences,
         pairs=pairs,
-        front=_score_cost_front(configurations),
-        choice=recommend(configurations, evidence, metric, margin),
+        front=_score_cost_front(candidates),
+        choice=choice,
         notes=notes,
         following=frozenset.intersection(*map(_keys_that_follow_the_seed, distinct)),
         keys=frozenset(distinct[0]),
+        data=data,
     )
 
 

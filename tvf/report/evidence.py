@@ -37,8 +37,13 @@ class Evidence:
     test_validated: bool
 
 
-def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Evidence | None:
-    """Collect what finished jobs say; None if they share too little, or nothing is repeated."""
+def collect_evidence(
+    configurations: Sequence[Configuration], metric: str, *, optimism: bool = True
+) -> Evidence | None:
+    """Collect what finished jobs say; None if they share too little, or nothing is repeated.
+
+    `optimism` says whether to estimate that, which is slow.
+    """
     scored = [group for group in configurations if group.done]
     most = max((len(group.done) for group in scored), default=0)
     included = [group for group in scored if 2 * len(group.done) >= most]
@@ -68,7 +73,7 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
         validated.images if validated else None,
         validated.group_count if validated else None,
         divisions=len(divisions),
-        optimism=_optimism(validated, metric) if validated else None,
+        optimism=_optimism(validated, metric) if validated and optimism else None,
         test_validated=_test_validated(jobs),
     )
 

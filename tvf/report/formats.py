@@ -11,6 +11,8 @@ from tvf.report import tables
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration, name_trainings
+from tvf.report.data_curves import DataCurve, DataCurves, Outlook, train_images
+from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.sentences import conclusions, describe_errors, describe_test_score
 
 FORMATS = ("html", "md", "csv", "json", "png")
@@ -62,10 +64,25 @@ def render_markdown(folders: Sequence[Path], comparisons: Sequence[Comparison]) 
             lines += [f"### {comparison.title}", ""]
         lines += [" ".join(conclusions(comparison)), "", describe_errors(comparison)]
         lines += ["", *_markdown_table(comparison), ""]
+        if comparison.data:
+            lines += [*_markdown_data(comparison.data, comparison.word), ""]
         if comparison.notes:
             lines += [*(f"- {note}" for note in comparison.notes), ""]
     lines += [f"`{command}`" for folder in folders for command in sweep_commands(folder)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_data(data: DataCurves, word: str) -> list[str]:
+    """How much data: the sentences, and scores by the number of training images."""
+    columns = tables.data_columns(data)
+    headings = [f"`{columns[0].heading}`", *(column.heading for column in columns[1:])]
+    lines = [f"**{DATA_HEADING}** {' '.join(describe_data(data, word))}", ""]
+    lines += [f"Validation {word} (± other images) by the number of training images:", ""]
+    lines += [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for row in tables.data_rows(data):
+        cells = [column.text(row).replace("|", r"\|") for column in columns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _markdown_table(comparison: Comparison) -> list[str]:
@@ -137,6 +154,56 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "differences": tables.differences(comparison),
         "jobs": [{key: row[key] for key in ("label", *COLUMNS)} for row in tables.jobs(comparison)],
         "notes": comparison.notes,
+        "candidates": [group.label for group in comparison.candidates],
+        "how_much_data": _data(comparison.data, comparison.word) if comparison.data else None,
+    }
+
+
+def _data(data: DataCurves, word: str) -> dict[str, Any]:
+    return {
+        "text": " ".join(describe_data(data, word)),
+        "sizes": [
+            {
+                "train_images": size.images,
+                "highest": size.highest,
+                "probability_worse": size.worse,
+                "may_do_as_well": size.rivals,
+            }
+            for size in data.sizes
+        ],
+        "curves": [_curve_data(curve) for curve in data.curves],
+        "outlook": _outlook_data(data.outlook) if data.outlook else None,
+    }
+
+
+def _curve_data(curve: DataCurve) -> dict[str, Any]:
+    law = curve.law
+    return {
+        "label": curve.label,
+        "fraction": curve.fraction,
+        "points": [
+            {
+                "configuration": point.label,
+                "train_images": train_images(point),
+                "score": point.val.mean,
+                "retraining": point.val.retraining,
+                "images": point.val.images,
+            }
+            for point in curve.points
+            if point.val
+        ],
+        "power_law": {"a": law.a, "b": law.b, "c": law.c, "p": law.fit} if law else None,
+    }
+
+
+def _outlook_data(outlook: Outlook) -> dict[str, Any]:
+    other, difference = outlook.other, outlook.difference
+    return {
+        "label": outlook.curve.label,
+        "train_images": outlook.images,
+        "gain": outlook.gain._asdict(),
+        "other": other.label if other else None,
+        "difference": difference._asdict() if difference else None,
     }
 
 

@@ -23,6 +23,7 @@ from tvf.report import tables
 from tvf.report.charts import page_charts
 from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
+from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.encodings import Palette
 from tvf.report.palette import colours
 from tvf.report.sentences import describe_errors, describe_test_score
@@ -113,9 +114,13 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
     """The template's values for one comparison."""
     choice = comparison.choice
     overview, jobs = tables.overview(comparison), tables.jobs(comparison)
+    data = comparison.data
+    data_rows = tables.data_rows(data) if data else []
     fractions = {group.label: group.fraction for group in comparison.configurations}
     for row in (*overview, *jobs):
         row["colour"] = palette[fractions[row["label"]]]
+    for row in data_rows:
+        row["colour"] = palette[row["fraction"]]
     for row in jobs:
         is_link = str(row["wandb_url"]).startswith(("https://", "http://"))
         row["link"] = row["wandb_url"] if is_link else None
@@ -130,6 +135,10 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
         "errors": describe_errors(comparison),
         "covers": _covers(comparison),
         "about_differences": _about_differences(comparison),
+        "data_heading": DATA_HEADING,
+        "about_data": " ".join(describe_data(data, comparison.word)) if data else "",
+        "data_rows": data_rows,
+        "data_columns": tables.data_columns(data) if data else [],
         "overview": overview,
         "overview_columns": tables.overview_columns(comparison),
         "cost_columns": tables.COSTS,

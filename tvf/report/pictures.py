@@ -19,11 +19,11 @@ LEGEND_COLUMNS = 12  # fractions per line of the legend
 
 
 def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
-    """Draw score by fraction beside score by cost, a row for each comparison.
+    """Draw score by fraction beside score by cost, a row for each comparison's candidates.
 
     `kind` is png or svg. Text in an SVG remains text. The same comparisons give the same bytes.
     """
-    specification = _specification(comparisons)
+    specification = _specification([comparison.of_candidates() for comparison in comparisons])
     if kind == "svg":
         return vl_convert.vegalite_to_svg(specification).encode()
     return vl_convert.vegalite_to_png(specification, ppi=PPI)

@@ -9,6 +9,8 @@ from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration, name_trainings, training_of
+from tvf.report.data_curves import DataCurves, train_limit
+from tvf.report.data_sentences import count
 
 CLOSE_TO_BEST = 0.95  # fraction of the best score; most progress is made before it
 
@@ -190,6 +192,27 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
         }
         for pair in comparison.differences
     ]
+
+
+def data_columns(data: DataCurves) -> list[Column]:
+    """Columns of the table of scores by the number of training images."""
+    return [
+        Column("label", "pct_unfreeze"),
+        *(Column(f"images_{size.limit:g}", count(size.images)) for size in data.sizes),
+    ]
+
+
+def data_rows(data: DataCurves) -> list[dict[str, Any]]:
+    """One row per curve; its scores are text, with halves of 95 % intervals for other images."""
+    rows = []
+    for curve in data.curves:
+        row: dict[str, Any] = {"label": curve.label, "fraction": curve.fraction}
+        for point in curve.points:
+            if val := point.val:
+                margin = "" if val.images is None else f" ±{val.images:.3f}"
+                row[f"images_{train_limit(point):g}"] = f"{val.mean:.3f}{margin}"
+        rows.append(row)
+    return rows
 
 
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from tvf.records import (
 )
 from tvf.report.comparison import compare
 from tvf.report.configuration import name_trainings, training_of
+from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report, write_files
 from tvf.report.sentences import conclusions, describe_errors
 from tvf.report.wandb_summary import log_summary
@@ -153,6 +154,8 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
             text = " ".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
             print(describe_errors(comparison))
+            if comparison.data:
+                print(f"{DATA_HEADING} {' '.join(describe_data(comparison.data, comparison.word))}")
             for note in comparison.notes:
                 print(f"note: {note}")
     except Exception as error:  # the jobs are done even if a file is damaged
