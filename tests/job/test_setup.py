@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.training import small_config, small_context
-from tvf.job.setup import build_job
+from tvf.job.setup import _tag, build_job
 from tvf.records.sweep import write_manifest
 
 
@@ -83,3 +83,20 @@ def test_options_that_the_job_acts_on_do_not_reach_the_targets(tmp_path: Path) -
     job = build_job(config, small_context(tmp_path), None)
     assert job.steps.clip_norm == 2.0
     assert job.phases.model.frozen_bn == "eval" and not job.phases.model.trained_groups
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "sweep", "tag"),
+    [
+        ("fine-tuning-0.5-train100-fold2", 100, True, "[finetune pct=0.5 train=100 fold=2]"),
+        ("fine-tuning-0.5-trainall", None, True, "[finetune pct=0.5 train=all]"),
+        ("fine-tuning-0.5", 100, True, "[finetune pct=0.5]"),
+        ("fine-tuning-0.5-train100", 100, False, "[finetune pct=0.5]"),
+    ],
+)
+def test_log_lines_of_a_sweep_have_what_its_names_have(
+    tmp_path: Path, name: str, limit: int | None, sweep: bool, tag: str
+) -> None:
+    config = small_config(name=name, data__train_limit=limit, data__fold=2)
+    context = small_context(tmp_path, tmp_path if sweep else None)
+    assert _tag(config, context, {"model": "finetune", "pct_unfreeze": 0.5}) == tag

@@ -62,6 +62,8 @@ def test_a_known_crossing_is_found_and_shown(crossing: Path) -> None:
         "This change is shown: the probability of being more than 0.01 worse than the best is at "
         "least 90 % for 1 with 100 images and for 0 with 1,600." in found
     )
+    close = [f"{size.images:.0f}" for size in sizes if size.rivals]
+    assert close and f"With {', '.join(close)}, others may do as well as the highest." in found
 
 
 def test_the_law_is_that_of_scipy_and_twice_the_images_gain_what_it_says(crossing: Path) -> None:

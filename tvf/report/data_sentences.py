@@ -60,7 +60,7 @@ def count(images: float) -> str:
 
 
 def _override(limit: float) -> str:
-    return f"{TRAIN_LIMIT}={'null' if limit == inf else f'{limit:g}'}"
+    return f"{TRAIN_LIMIT}={'null' if limit == inf else f'{limit:.0f}'}"
 
 
 def _describe_highest(data: DataCurves) -> list[str]:
@@ -74,25 +74,31 @@ def _describe_highest(data: DataCurves) -> list[str]:
         return [f"{text}, {images}.", *_describe_doubt(sizes, data.margin)]
     parts = [f"pct_unfreeze={label} with {_range([s.images for s in run])}" for label, run in runs]
     text = "Which configuration scores highest depends on the number of training images: "
-    return [f"{text}{', '.join(parts)}.", _describe_change(sizes, data.margin)]
+    return [f"{text}{', '.join(parts)}.", *_describe_change(sizes, data.margin)]
 
 
-def _describe_change(sizes: Sequence[DataSize], margin: float) -> str:
-    """Whether two configurations are shown to change places."""
+def _describe_change(sizes: Sequence[DataSize], margin: float) -> list[str]:
+    """Whether two configurations are shown to change places, and where the highest is not shown."""
     for few, many in _pairs_of_sizes(sizes):
         a, b = few.highest, many.highest
         if a is None or b is None or a == b or few.worse is None or many.worse is None:
             continue
         if min(few.worse.get(b, 0.0), many.worse.get(a, 0.0)) >= 1 - EVIDENCE:
-            return (
+            shown = (
                 f"This change is shown: the probability of being more than {margin:g} worse than "
                 f"the best is at least {1 - EVIDENCE:.0%} for {b} with {count(few.images)} images "
                 f"and for {a} with {count(many.images)}.".replace("%", " %")
             )
-    return (
-        "This change is not shown, and may be chance: with at least one of these numbers of images, "
-        "the other one may do as well."
-    )
+            numbers = ", ".join(count(size.images) for size in sizes if size.rivals)
+            return (
+                [shown, f"With {numbers}, others may do as well as the highest."]
+                if numbers
+                else [shown]
+            )
+    return [
+        "This change is not shown, and may be chance: with at least one of these numbers of "
+        "images, the other one may do as well."
+    ]
 
 
 def _pairs_of_sizes(sizes: Sequence[DataSize]) -> list[tuple[DataSize, DataSize]]:

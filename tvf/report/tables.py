@@ -198,7 +198,7 @@ def data_columns(data: DataCurves) -> list[Column]:
     """Columns of the table of scores by the number of training images."""
     return [
         Column("label", "pct_unfreeze"),
-        *(Column(f"images_{size.limit:g}", count(size.images)) for size in data.sizes),
+        *(Column(f"images_{size.limit}", count(size.images)) for size in data.sizes),
     ]
 
 
@@ -210,7 +210,7 @@ def data_rows(data: DataCurves) -> list[dict[str, Any]]:
         for point in curve.points:
             if val := point.val:
                 margin = "" if val.images is None else f" ±{val.images:.3f}"
-                row[f"images_{train_limit(point):g}"] = f"{val.mean:.3f}{margin}"
+                row[f"images_{train_limit(point)}"] = f"{val.mean:.3f}{margin}"
         rows.append(row)
     return rows
 
