@@ -89,9 +89,9 @@ def _describe_change(sizes: Sequence[DataSize], margin: float) -> list[str]:
                 f"the best is at least {1 - EVIDENCE:.0%} for {b} with {count(few.images)} images "
                 f"and for {a} with {count(many.images)}.".replace("%", " %")
             )
-            numbers = ", ".join(count(size.images) for size in sizes if size.rivals)
+            numbers = _enumerate([size for size in sizes if size.rivals])
             return (
-                [shown, f"With {numbers}, others may do as well as the highest."]
+                [shown, f"With {numbers} images, others may do as well as the highest."]
                 if numbers
                 else [shown]
             )
@@ -116,8 +116,8 @@ def _describe_doubt(sizes: Sequence[DataSize], margin: float) -> list[str]:
     named = " or ".join(f"pct_unfreeze={label}" for label in labels) or "others"
     if len(open_sizes) == len(sizes):
         return [f"That is not shown with any of them: {named} may do as well."]
-    numbers = ", ".join(count(size.images) for size in open_sizes)
-    return [f"With {numbers} that is not shown: {named} may do as well."]
+    numbers = _enumerate(open_sizes)
+    return [f"With {numbers} images that is not shown: {named} may do as well."]
 
 
 def _describe_outlook(outlook: Outlook, margin: float, word: str) -> list[str]:
@@ -158,6 +158,11 @@ def _interval(interval: Interval, *, signed: bool) -> str:
     form = _signed if signed else "{:.3f}".format
     assert interval.low is not None and interval.high is not None, "checked by the caller"
     return f"95 % interval {form(interval.low)} to {form(interval.high)}"
+
+
+def _enumerate(sizes: Sequence[DataSize]) -> str:
+    numbers = [count(size.images) for size in sizes]
+    return " and ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
 
 
 def _range(images: Sequence[float]) -> str:
