@@ -12,6 +12,7 @@ import numpy as np
 from tvf.records import Row
 from tvf.report.bootstrap import estimate_optimism
 from tvf.report.configuration import Configuration, Training, training_of
+from tvf.report.epoch_choice import choose_epochs
 from tvf.report.splits import Scores
 from tvf.report.validated import Validated, gather, read_job, score_function, score_images
 
@@ -23,8 +24,9 @@ class Evidence:
     `excluded` have finished jobs, but too few that match the others'. `images` and `groups` count
     what was validated; None if the jobs have no predictions, or no groups. `divisions` counts the
     divisions into training and validation images that all configurations share. `optimism` is how
-    much the best score flatters because it was chosen; None if unknown. `test_validated` says that
-    images which test some jobs validated others.
+    much the best score flatters because it was chosen, `epoch_optimism` what the choice of each
+    job's epoch adds to that; None if unknown. `test_validated` says that images which test some
+    jobs validated others.
     """
 
     configurations: list[Configuration]
@@ -34,6 +36,7 @@ class Evidence:
     groups: int | None
     divisions: int
     optimism: float | None
+    epoch_optimism: float | None
     test_validated: bool
 
 
@@ -61,6 +64,9 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
             scores = score_images(validated, metric, *repeated)
     except ValueError:  # the same options, but other images or groups
         return None
+    optimism = _optimism(validated, metric) if validated else None
+    choice = choose_epochs(validated, metric) if validated else None
+    together = choice.optimism() if choice else None
     return Evidence(
         included,
         [group for group in scored if group not in included],
@@ -68,7 +74,10 @@ def collect_evidence(configurations: Sequence[Configuration], metric: str) -> Ev
         validated.images if validated else None,
         validated.group_count if validated else None,
         divisions=len(divisions),
-        optimism=_optimism(validated, metric) if validated else None,
+        optimism=optimism,
+        epoch_optimism=None
+        if together is None or optimism is None
+        else max(together - optimism, 0.0),
         test_validated=_test_validated(jobs),
     )
 

@@ -120,6 +120,7 @@ def _overview_row(configuration: Configuration, score_key: str) -> dict[str, Any
     if val := configuration.val:
         row |= {"val": val.mean, "sd": val.sd, "low": val.low, "high": val.high}
         row |= {"retraining": val.retraining, "images": val.images}
+        row |= {"epoch_optimism": configuration.epoch_optimism}
     if test := configuration.test:
         row |= {"test": test.mean, "test_sd": test.sd}
         row |= {"test_retraining": test.retraining, "test_images": test.images}
