@@ -96,13 +96,15 @@ def add_training(
     groups: Sequence[int] | None = None,
     earlier: Sequence[Sequence[bool]] | None = None,
     tested: Sequence[bool] = (True, True, True, False),
+    first_tested: int = 1000,
     changes: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
     """Add a finished job with predictions for its validation images, and for test images.
 
-    `correct` says which of them it classified correctly, `tested` which test images; `places` are
-    the images (by default the first ones), `groups` their groups. `earlier` is the same as
+    `correct` says which of them it classified correctly, `tested` which test images, from
+    `first_tested` on; `places` are the images (by default the first ones), `groups` their groups,
+    of which the test images have the first ones. `earlier` is the same as
     `correct` for the epochs before the best one, the last; if it is None, there was one that the
     predictions do not have, as in older versions.
     """
@@ -120,7 +122,7 @@ def add_training(
     score = float(hits.mean())
     scores = [score - 0.1, score] if epochs is None else epochs.mean(axis=1).tolist()
     folder = add_job(sweep, fraction, seed, scores, changes=changes, **more)
-    test = np.arange(1000, 1000 + len(tested))
+    test = first_tested + np.arange(len(tested))
     predictions = {
         "val": predict(images, labels, hits),
         "test": predict(test, test % 2, np.array(tested)),

@@ -230,10 +230,11 @@ def test_a_cheaper_choice_and_a_single_configuration_name_the_epochs_alone(tmp_p
     hits = [np.arange(2000) % 10 < 9 for _ in range(3)]  # the same accuracy, other images
     for epoch in hits:
         rng.shuffle(epoch)
+    earlier = [epoch.tolist() for epoch in hits[1:]]
     for fraction, seeds in ((0.0, (1, 2)), (0.5, (1, 2))):
         for seed in seeds:
             right = hits[0] if fraction else np.r_[hits[0][:-1], [False]]
-            add_training(tmp_path, fraction, right.tolist(), seed=seed, earlier=hits[1:])
+            add_training(tmp_path, fraction, right.tolist(), seed=seed, earlier=earlier)
         (comparison,) = compare(read_sweep(tmp_path))
         group = comparison.configurations[0]
         assert group.epoch_optimism and group.epoch_optimism > 0.001
