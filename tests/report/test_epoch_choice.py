@@ -69,6 +69,32 @@ def test_of_equal_epochs_the_estimate_is_what_the_best_is_known_to_exceed_the_ot
     assert np.mean(found) == pytest.approx(expected, rel=0.07)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "low", "high"),
+    [
+        (np.linspace(0.7, 0.8, 10), 1.0, 1.4),
+        (np.r_[np.linspace(0.6, 0.8, 10), np.full(20, 0.8)], 0.93, 1.15),
+    ],
+    ids=["rising", "rising, then level"],
+)
+def test_where_epochs_differ_the_estimate_is_right_or_cautious(
+    accuracies: np.ndarray, low: float, high: float
+) -> None:
+    """A bootstrap sample has fewer distinct images, so it finds the best epoch less often."""
+    rng, true, found = np.random.default_rng(0), [], []
+    for _ in range(200):
+        labels = rng.integers(2, size=200)
+        correct = rng.random((len(accuracies), 200)) < accuracies[:, None]
+        classes = np.where(correct, labels, 1 - labels).astype(np.uint8)
+        sweep = validated([[(np.arange(200), predictions(classes, labels))]])
+        choice = choose_epochs(sweep, "accuracy", draws=50)
+        assert choice is not None
+        found.append(choice.optimism())
+        best = correct.mean(axis=1).argmax()
+        true.append(correct[best].mean() - accuracies[best])
+    assert low < np.mean(found) / np.mean(true) < high
+
+
 def test_an_epoch_that_is_truly_best_by_far_flatters_nothing() -> None:
     rng, found = np.random.default_rng(0), []
     for _ in range(50):
