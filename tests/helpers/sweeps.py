@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -98,13 +99,19 @@ def add_training(
     seed: int = 1,
     places: Sequence[int] | None = None,
     groups: Sequence[int] | None = None,
+    earlier: Sequence[Sequence[bool]] | None = None,
+    tested: Sequence[bool] = (True, True, True, False),
+    first_tested: int = 1000,
     changes: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """Add a finished job with predictions for its validation images, and four test images.
+    """Add a finished job with predictions for its validation images, and for test images.
 
-    `correct` says which of them it classified correctly; `places` are the images (by default the
-    first ones), `groups` their groups.
+    `correct` says which of them it classified correctly, `tested` which test images, from
+    `first_tested` on; `places` are the images (by default the first ones), `groups` their groups,
+    of which the test images have the first ones. `earlier` is the same as
+    `correct` for the epochs before the best one, the last; if it is None, there was one that the
+    predictions do not have, as in older versions.
     """
     hits = np.asarray(correct, bool)
     images = np.arange(len(hits)) if places is None else np.asarray(places)
@@ -116,13 +123,18 @@ def add_training(
         grouped = None if groups is None else np.asarray(groups)[: len(images)]
         return Predictions(ids, images.astype(str), labels, logits, grouped)
 
+    epochs = None if earlier is None else np.array([*earlier, hits], bool)
     score = float(hits.mean())
-    folder = add_job(sweep, fraction, seed, [score - 0.1, score], changes=changes, **more)
-    test = np.arange(1000, 1004)
+    scores = [score - 0.1, score] if epochs is None else epochs.mean(axis=1).tolist()
+    folder = add_job(sweep, fraction, seed, scores, changes=changes, **more)
+    test = first_tested + np.arange(len(tested))
     predictions = {
         "val": predict(images, labels, hits),
-        "test": predict(test, test % 2, np.array([True, True, True, False])),
+        "test": predict(test, test % 2, np.array(tested)),
     }
+    if epochs is not None:
+        classes = np.where(epochs, labels, 1 - labels).astype(np.uint8)
+        predictions["val"] = replace(predictions["val"], epoch_classes=classes)
     write_predictions(folder, predictions, np.empty(0, "S32"))
     return folder
 

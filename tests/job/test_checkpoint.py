@@ -97,8 +97,15 @@ def test_resuming_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
     for state, best_then in kept:
         checkpoints.save(state)
         torch.manual_seed(99)  # a new process's generators have other states
-        again, resumed, best_now = _train(checkpoints.load(), best_then, **more)
+        predicted = [state["predicted"]]
+        again, resumed, best_now = _train(
+            checkpoints.load(),
+            best_then,
+            lambda now, _, seen=predicted: seen.append(now["predicted"]),
+            **more,
+        )
         assert again == history
+        assert torch.equal(predicted[-1], kept[-1][0]["predicted"])
         assert all(torch.equal(resumed[name], weights[name]) for name in weights)
         assert all(torch.equal(best_now[name], best[name]) for name in best)
 

@@ -150,6 +150,7 @@ def test_a_job_takes_the_kept_state_and_keeps_its_own_later_layers(
     with taker:
         taken = taker.take(taken_weights, "accuracy")
     assert taken is not None and taken["history"] == state["history"]
+    assert len(state["predicted"]) == 2 and torch.equal(taken["predicted"], state["predicted"])
     assert taken["spent"] == {"train_seconds": 3.0, "prefix_images": 0, "continued_images": 0}
     parameters = {name for name, _ in taker.model.named_parameters()}
     assert parameters <= taken["model"].keys()  # all of which train later

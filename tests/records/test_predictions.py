@@ -1,5 +1,6 @@
 """The predictions that a job records: which images, labels and logits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,29 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert np.array_equal(read["val"].ids, pool.pixels.digests[[1, 4]])
     trained_on = read_trained_on(tmp_path)
     assert trained_on is not None and np.array_equal(trained_on, pool.pixels.digests[[0]])
+
+
+def test_files_without_the_classes_of_each_epoch_are_read_and_wrong_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    split = Split(make_pool(), np.arange(6))
+    predictions = predictions_of(split, np.zeros((6, 2)))
+    for classes, readable in (
+        (None, True),
+        (np.ones((3, 6), np.uint8), True),
+        (np.ones((3, 5), np.uint8), False),
+        (np.ones((0, 6), np.uint8), False),
+        (np.ones(6, np.uint8), False),
+    ):
+        val = replace(predictions, epoch_classes=classes)
+        write_predictions(tmp_path, {"val": val, "test": predictions}, split.pool.pixels.digests)
+        read = read_predictions(tmp_path)
+        assert bool(read) == readable
+        if readable:
+            found = read["val"].epoch_classes
+            assert (found is None) == (classes is None)
+            assert found is None or found.shape == (3, 6)
+            assert read["test"].epoch_classes is None
 
 
 def test_ids_follow_the_content_of_an_image_wherever_it_is() -> None:

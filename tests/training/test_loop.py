@@ -12,17 +12,17 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from helpers import small_backbone
-from helpers.training import DATA, FABRIC, train
+from helpers.training import DATA, FABRIC, SmallPhases, train
 from tvf.data.augment import FlipsAndCrops
 from tvf.data.order import sample_order, split_batches
 from tvf.errors import InputError
 from tvf.frontier.inputs import InputPipeline
 from tvf.models.finetune import FineTuneModel
-from tvf.training.loop import LoopOptions
+from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.optimizer import DiscriminativeOptimizer
 from tvf.training.phases import Phase
 from tvf.training.state import EpochResult, best_epoch
-from tvf.training.step import StepOptions, evaluate
+from tvf.training.step import StepOptions, _predicted_classes, evaluate
 
 
 def _set_up(model: FineTuneModel) -> Any:
@@ -61,6 +61,37 @@ def test_training_resumed_from_a_state_equals_training_that_never_stopped() -> N
     assert _epochs(stop_after=2, state=states[-1]) == []
     assert _epochs(stop_after=9, state=states[-1]) == _epochs()[2:]
     assert [e.epoch for e in _epochs(stop_after=3)] == [1, 2, 3]
+
+
+def test_a_state_without_the_classes_of_each_epoch_is_resumed_without_them() -> None:
+    def loop(state: dict[str, Any] | None, stop_after: int) -> TrainingLoop:
+        model = FineTuneModel(small_backbone(), 0.5)
+        builder, steps = SmallPhases(model, [Phase(3, 2)]), StepOptions(8, seed=1)
+        loop = TrainingLoop(
+            FABRIC, model, builder, steps, LoopOptions(stop_after=stop_after), state
+        )
+        assert loop.predicted is None or state
+        for _ in loop:
+            pass
+        return loop
+
+    first = loop(None, 2)
+    assert first.predicted is not None and first.predicted.shape == (2, len(DATA.val))
+    hits = (first.predicted == DATA.val.labels).float().mean(1)
+    assert hits.tolist() == pytest.approx([epoch.val_acc for epoch in first.history])
+    resumed = loop(first.state_dict(), 3).predicted
+    assert resumed is not None and torch.equal(resumed[:2], first.predicted) and len(resumed) == 3
+    older = {key: value for key, value in first.state_dict().items() if key != "predicted"}
+    assert loop(older, 3).predicted is None
+
+
+@pytest.mark.parametrize("classes", [2, 256, 257, 40_000])
+def test_predicted_classes_fit_their_type(classes: int) -> None:
+    logits = torch.zeros(1, classes)
+    logits[0, -1] = 1
+    found = _predicted_classes(logits)
+    assert found.tolist() == [classes - 1]
+    assert found.element_size() == (1 if classes <= 256 else 2 if classes <= 2**15 else 4)
 
 
 def test_the_seed_and_the_augment_seed_each_change_the_epochs() -> None:
@@ -141,7 +172,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
     feed = InputPipeline(FABRIC, _set_up(ours), DATA, augment)
     assert np.isclose(
-        evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16).loss, expected, rtol=1e-6
+        evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16)[0].loss, expected, rtol=1e-6
     )
 
 

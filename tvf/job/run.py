@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -183,6 +183,9 @@ def score_job(
         logits, loss, acc = predict(phases.fabric, inputs, split.labels, size)
         scores |= compute_scores(logits, split.labels, loss, acc).named(name)
         predictions[name] = predictions_of(split, logits.numpy())
+    if loop.predicted is not None:
+        classes = loop.predicted.numpy()
+        predictions["val"] = replace(predictions["val"], epoch_classes=classes)
     total = job.costs.total()
     scores = {
         "metric": job.loop.metric,

@@ -25,7 +25,9 @@ class Predictions:
 
     `ids` identifies the content of each image, bytes [N]; `names` is its path or number, str [N];
     `groups` says which images belong together, int64 [N], or None; `labels` are classes, int64 [N],
-    and `logits` float32 [N, C].
+    and `logits` float32 [N, C]. `epoch_classes` holds the class predicted for each image in each
+    epoch, every one of which could have become the job's best: integers [epochs, N]. It is None for
+    test images, and for jobs of versions that did not record it.
     """
 
     ids: np.ndarray
@@ -33,6 +35,7 @@ class Predictions:
     labels: np.ndarray
     logits: np.ndarray
     groups: np.ndarray | None = None
+    epoch_classes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,8 +78,11 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
             found[split] = Predictions(**arrays)
         except TypeError:  # written by another version
             return {}
+        epochs = arrays.pop("epoch_classes", np.empty((1, len(found[split]))))
         lengths = {len(array) for array in arrays.values()}
         if len(lengths) != 1 or found[split].logits.ndim != 2:
+            return {}
+        if epochs.ndim != 2 or not len(epochs) or {epochs.shape[1]} != lengths:
             return {}
     return found
 

@@ -31,6 +31,7 @@ from tvf.report.notes import collect_notes
 from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
 from tvf.report.statistics import holm, pareto_front
+from tvf.report.tested import DifferenceOnTest, compare_tests
 
 ALL_PAIRS = 8  # up to this many configurations, all pairs are compared; beyond, only with the best
 
@@ -59,9 +60,10 @@ class Comparison:
     `title` distinguishes it from other comparisons. The choice is among the `candidates`, those
     with the most training images, usually all; so are the differences and the Pareto front.
     `evidence` is what their jobs say about differences; None if too little. `pairs` says which
-    pairs `differences` holds. `front` lists the labels on the Pareto front. `following` are the
-    config keys whose value is the seed in every job, `keys` all config keys. `data` is how scores
-    depend on the number of training images; None if that does not vary.
+    pairs `differences` holds. `tested` holds the differences of these pairs on the test images, by
+    their labels, for the page alone: no choice reads it. `front` lists the labels on the Pareto
+    front. `following` are the config keys whose value is the seed in every job, `keys` all config
+    keys. `data` is how scores depend on the number of training images; None if that does not vary.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Comparison:
     evidence: Evidence | None
     differences: list[Difference]
     pairs: str
+    tested: dict[tuple[str, str], DifferenceOnTest]
     front: list[str]
     choice: Recommendation
     notes: list[str]
@@ -187,6 +190,7 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         evidence=evidence,
         differences=differences,
         pairs=pairs,
+        tested=_tested(candidates, evidence, metric),
         front=_score_cost_front(candidates),
         choice=choice,
         notes=notes,
@@ -242,6 +246,25 @@ def _test_differences(evidence: Evidence | None) -> tuple[list[Difference], str]
     best = labels[int(scores.means.argmax())]
     with_best = [pair for pair in differences if best in (pair.a, pair.b)]
     return with_best, f"Every configuration against the best; {correction}"
+
+
+def _tested(
+    configurations: Sequence[Configuration], evidence: Evidence | None, metric: str
+) -> dict[tuple[str, str], DifferenceOnTest]:
+    """The differences on the test images, of all pairs or those with the best by validation.
+
+    With single trainings, too, for which there is no evidence about validation.
+    """
+    scored = [group for group in configurations if group.val]
+    found = compare_tests(evidence.configurations if evidence else scored, metric)
+    if evidence:
+        scored, means = evidence.configurations, evidence.scores.means.tolist()
+    else:
+        means = [group.val.mean for group in scored if group.val]
+    if len(scored) <= ALL_PAIRS:
+        return found
+    best = scored[means.index(max(means))].label
+    return {pair: difference for pair, difference in found.items() if best in pair}
 
 
 def _count_pairs(number: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.bootstrap import bootstrap_scores, percentile_interval
+from tvf.report.epoch_choice import estimate_epoch_optimism
 from tvf.report.images import other_images
 from tvf.report.statistics import ROUNDING, t_quantile
 from tvf.report.validated import DRAWS, gather, score_function
@@ -75,7 +76,8 @@ class Configuration:
 
     `label` starts with the fraction. `jobs` are all its jobs, `done` those that count, one for each
     training. The rest comes from `done`: validation `scores` by training, the validation and test
-    scores, and the median of the jobs' own training seconds.
+    scores, the median of the jobs' own training seconds, and how much the choice of each job's
+    epoch flatters the validation score (None if unknown, or if there was no choice).
     """
 
     label: str
@@ -86,6 +88,7 @@ class Configuration:
     val: Score | None
     test: Score | None
     seconds: float | None
+    epoch_optimism: float | None
 
     @property
     def dropped(self) -> bool:
@@ -142,6 +145,7 @@ def build_configuration(
         val=_summarise(done, "val", metric),
         test=_summarise([job for job in done if _has_test(job, key)], "test", metric),
         seconds=median(seconds) if seconds else None,
+        epoch_optimism=estimate_epoch_optimism(done, metric) if done else None,
     )
     return configuration, warnings
 

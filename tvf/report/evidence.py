@@ -12,6 +12,7 @@ import numpy as np
 from tvf.records import Row
 from tvf.report.bootstrap import estimate_optimism
 from tvf.report.configuration import Configuration, Training, training_of
+from tvf.report.epoch_choice import choose_epochs
 from tvf.report.splits import Scores
 from tvf.report.validated import Validated, gather, read_job, score_function, score_images
 
@@ -23,8 +24,9 @@ class Evidence:
     `excluded` have finished jobs, but too few that match the others'. `images` and `groups` count
     what was validated; None if the jobs have no predictions, or no groups. `divisions` counts the
     divisions into training and validation images that all configurations share. `optimism` is how
-    much the best score flatters because it was chosen; None if unknown. `test_validated` says that
-    images which test some jobs validated others.
+    much the best score flatters because it was chosen, `epoch_optimism` what the choice of each
+    job's epoch adds to that; None if unknown. `test_validated` says that images which test some
+    jobs validated others.
     """
 
     configurations: list[Configuration]
@@ -34,6 +36,7 @@ class Evidence:
     groups: int | None
     divisions: int
     optimism: float | None
+    epoch_optimism: float | None
     test_validated: bool
 
 
@@ -66,6 +69,7 @@ def collect_evidence(
             scores = score_images(validated, metric, *repeated)
     except ValueError:  # the same options, but other images or groups
         return None
+    chosen, epochs = _optimism(validated, metric) if validated and optimism else (None, None)
     return Evidence(
         included,
         [group for group in scored if group not in included],
@@ -73,7 +77,8 @@ def collect_evidence(
         validated.images if validated else None,
         validated.group_count if validated else None,
         divisions=len(divisions),
-        optimism=_optimism(validated, metric) if validated and optimism else None,
+        optimism=chosen,
+        epoch_optimism=epochs,
         test_validated=_test_validated(jobs),
     )
 
@@ -100,10 +105,15 @@ def _test_validated(jobs: Sequence[Sequence[Row]]) -> bool:
     return bool(ids["val"] & ids["test"])
 
 
-def _optimism(validated: Validated, metric: str) -> float | None:
+def _optimism(validated: Validated, metric: str) -> tuple[float | None, float | None]:
+    """What the choice of a configuration adds to the best score, and what that of epochs adds."""
     score = score_function(validated, metric)
     found = estimate_optimism(score, validated.images, validated.groups, draws=500)
-    return found.optimism if found else None
+    choice = choose_epochs(validated, metric)
+    together = choice.optimism() if choice else None
+    if found is None or together is None:
+        return found.optimism if found else None, None
+    return found.optimism, max(together - found.optimism, 0.0)
 
 
 def _score_trainings(values: np.ndarray) -> Scores:

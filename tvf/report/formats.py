@@ -144,6 +144,7 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "decided": choice.decision.decided if choice.decision else None,
         "to_decide": choice.more,
         "optimism": comparison.evidence.optimism if comparison.evidence else None,
+        "epoch_optimism": comparison.evidence.epoch_optimism if comparison.evidence else None,
         "chosen": choice.chosen.label if choice.chosen else None,
         "best": choice.best.label if choice.best else None,
         "pareto_front": comparison.front,

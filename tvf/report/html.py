@@ -116,6 +116,7 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
     overview, jobs = tables.overview(comparison), tables.jobs(comparison)
     data = comparison.data
     data_rows = tables.data_rows(data) if data else []
+    differences = tables.differences(comparison)
     fractions = {group.label: group.fraction for group in comparison.configurations}
     for row in (*overview, *jobs):
         row["colour"] = palette[fractions[row["label"]]]
@@ -142,8 +143,12 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
         "overview": overview,
         "overview_columns": tables.overview_columns(comparison),
         "cost_columns": tables.COSTS,
-        "differences": tables.differences(comparison),
-        "difference_columns": tables.DIFFERENCES,
+        "differences": differences,
+        "difference_columns": [
+            column
+            for column in tables.DIFFERENCES
+            if any(row[column.key] is not None for row in differences)
+        ],
         "by_class": tables.by_class(shown) if shown else [],
         "by_class_label": shown.label if shown else "",
         "jobs": jobs,
@@ -158,9 +163,29 @@ def _covers(comparison: Comparison) -> str:
 
 
 def _about_differences(comparison: Comparison) -> str:
-    if comparison.evidence is None or comparison.evidence.images is None:
-        return "Paired by seed: their intervals are for repeated training on the same images."
-    return "Paired by image: their intervals are for other images and other trainings."
+    sentences = [f"{comparison.pairs}."] if comparison.pairs else []
+    if comparison.evidence and comparison.evidence.images is not None:
+        sentences.append(
+            "Paired by image: their intervals are for other images and other trainings."
+        )
+    elif comparison.evidence:
+        sentences.append(
+            "Paired by seed: their intervals are for repeated training on the same images."
+        )
+    return " ".join([*sentences, *_about_tests(comparison)])
+
+
+def _about_tests(comparison: Comparison) -> list[str]:
+    """What the differences on the test images are about; empty if there are none."""
+    if not comparison.tested:
+        return []
+    several = any(difference.trainings > 1 for difference in comparison.tested.values())
+    about = "other images and other trainings" if several else "other images"
+    if comparison.evidence and comparison.evidence.test_validated:
+        role = "Some of these images validated other trainings and so took part in the choice."
+    else:
+        role = "No choice depends on these images: they only check what validation chose."
+    return [f"On the test images, intervals are for {about}. {role}"]
 
 
 def _split_configs(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

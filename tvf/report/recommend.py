@@ -18,6 +18,7 @@ from tvf.report.decide import (
     rounds_to_decide,
 )
 from tvf.report.evidence import Evidence
+from tvf.report.optimism import describe_epoch_optimism, describe_optimism
 from tvf.report.statistics import ROUNDING
 
 FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
@@ -96,7 +97,8 @@ def _describe_only(
         return Recommendation(text, chosen=only, best=only)
     text = f"Only one configuration has finished jobs: {only}, with a validation {score}."
     more = f" and {FOLDS}" if len(only.done) == 1 else ""
-    return Recommendation(" ".join([text, f"{MORE_FRACTIONS}{more}.", *excluded]), best=only)
+    sentences = [text, *describe_epoch_optimism(only), f"{MORE_FRACTIONS}{more}.", *excluded]
+    return Recommendation(" ".join(sentences), best=only)
 
 
 def _decline(
@@ -131,7 +133,7 @@ def _apply_rule(
         _name_choice(evidence, decision, metric),
         *_give_reason(evidence, decision, margin),
         *_describe_difference(evidence, decision),
-        *_describe_optimism(evidence, decision, metric),
+        *describe_optimism(evidence, chosen, is_best=chosen is best),
         *_describe_open_questions(evidence, decision, margin, more),
         *excluded,
     ]
@@ -212,16 +214,6 @@ def _describe_difference(evidence: Evidence, decision: Decision) -> list[str]:
         f"{groups[decision.chosen].label} minus {groups[rival].label} is "
         f"{_signed(interval.mean)} (95 % interval {_signed(interval.low)} to "
         f"{_signed(interval.high)}, {about})."
-    ]
-
-
-def _describe_optimism(evidence: Evidence, decision: Decision, metric: str) -> list[str]:
-    if evidence.optimism is None or decision.chosen != decision.best:
-        return []
-    return [
-        "It was chosen by these images, so its score is a little optimistic: by about "
-        f"{evidence.optimism:.3f} for the choice between configurations, and more for the choice "
-        "of each job's epoch."
     ]
 
 

@@ -11,6 +11,7 @@ from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration, name_trainings, training_of
 from tvf.report.data_curves import DataCurves, train_limit
 from tvf.report.data_sentences import count
+from tvf.report.tested import DifferenceOnTest
 
 CLOSE_TO_BEST = 0.95  # fraction of the best score; most progress is made before it
 
@@ -75,6 +76,12 @@ DIFFERENCES = (
     Column("high", "95 % to", "+.4f"),
     Column("p", "p", ".3g", "two-sided, for no difference"),
     Column("p_holm", "p (Holm)", ".3g", "corrected for all pairs"),
+    Column("test_mean", "test difference", "+.4f", "over the test images"),
+    Column("test_low", "test, 95 % from", "+.4f"),
+    Column("test_high", "test, 95 % to", "+.4f"),
+    Column("only_a", "only first", "d", "test images that only the first classifies correctly"),
+    Column("only_b", "only second", "d", "test images that only the second classifies correctly"),
+    Column("test_p", "test p", ".3g", "McNemar's exact test, for this pair of networks alone"),
 )
 
 
@@ -122,6 +129,7 @@ def _overview_row(configuration: Configuration, score_key: str) -> dict[str, Any
     if val := configuration.val:
         row |= {"val": val.mean, "sd": val.sd, "low": val.low, "high": val.high}
         row |= {"retraining": val.retraining, "images": val.images}
+        row |= {"epoch_optimism": configuration.epoch_optimism}
     if test := configuration.test:
         row |= {"test": test.mean, "test_sd": test.sd}
         row |= {"test_retraining": test.retraining, "test_images": test.images}
@@ -179,11 +187,12 @@ def jobs(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def differences(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row per compared pair of configurations."""
-    return [
-        {
-            "a": pair.a,
-            "b": pair.b,
+    """One row per compared pair of configurations: their validation and test difference.
+
+    Single trainings have only the latter.
+    """
+    validated: dict[tuple[str, str], dict[str, float | None]] = {
+        (pair.a, pair.b): {
             "p": pair.p,
             "p_holm": pair.p_holm,
             "mean": pair.mean,
@@ -191,6 +200,11 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
             "high": pair.high,
         }
         for pair in comparison.differences
+    }
+    nothing: dict[str, float | None] = dict.fromkeys(("p", "p_holm", "mean", "low", "high"))
+    return [
+        {"a": a, "b": b, **validated.get((a, b), nothing), **_tested(comparison.tested.get((a, b)))}
+        for a, b in validated.keys() or comparison.tested.keys()
     ]
 
 
@@ -213,6 +227,19 @@ def data_rows(data: DataCurves) -> list[dict[str, Any]]:
                 row[f"images_{train_limit(point)}"] = f"{val.mean:.3f}{margin}"
         rows.append(row)
     return rows
+
+
+def _tested(difference: DifferenceOnTest | None) -> dict[str, Any]:
+    interval = difference.interval if difference else None
+    mcnemar = difference.mcnemar if difference else None
+    return {
+        "test_mean": interval.mean if interval else None,
+        "test_low": interval.low if interval else None,
+        "test_high": interval.high if interval else None,
+        "only_a": mcnemar.only_a if mcnemar else None,
+        "only_b": mcnemar.only_b if mcnemar else None,
+        "test_p": mcnemar.p if mcnemar else None,
+    }
 
 
 def by_class(configuration: Configuration) -> list[dict[str, Any]]:

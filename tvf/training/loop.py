@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from tvf.data import sample_order, split_batches
 from tvf.errors import InputError
@@ -67,11 +69,12 @@ class TrainingLoop:
         while not self.is_over and (stop_after is None or len(self.history) < stop_after):
             if self.phase_is_over:
                 self._start_next_phase()
-            result = self._train_epoch()
+            result, predicted = self._train_epoch()
             self.is_best = result.better_than(self.best, self._options.metric)
             self._state.setup.schedule.after_epoch(result.score(self._options.metric))
             self._keep_best_of_phase(result)
             self.history.append(result)
+            self._state.predicted.append(predicted)
             self._state.losses, self._state.hits = [], []
             yield result
 
@@ -84,6 +87,17 @@ class TrainingLoop:
     def best(self) -> EpochResult | None:
         """The best epoch so far."""
         return best_epoch(self.history, self._options.metric)
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """The class predicted for each validation image in each epoch, integer [epochs, images].
+
+        None if the loop was resumed from a state that lacks them.
+        """
+        predicted = self._state.predicted
+        if not predicted or len(predicted) < len(self.history):
+            return None
+        return torch.stack(predicted)
 
     @property
     def phase_is_over(self) -> bool:
@@ -135,7 +149,8 @@ class TrainingLoop:
                 weights = trained_weights(self._model)
                 self._state.best_of_phase = {name: w.clone() for name, w in weights.items()}
 
-    def _train_epoch(self) -> EpochResult:
+    def _train_epoch(self) -> tuple[EpochResult, Tensor]:
+        """The epoch's result, and the classes that it predicts for the validation images."""
         start, number = time.perf_counter(), len(self.history) + 1
         setup, steps = self._state.setup, self._steps
         data = setup.pipeline.data
@@ -148,9 +163,9 @@ class TrainingLoop:
         trained = time.perf_counter()
         with steps.averaged():
             val_inputs = setup.pipeline.evaluate("val")
-            val = evaluate(self._fabric, val_inputs, data.val.labels, steps.batch_size)
+            val, predicted = evaluate(self._fabric, val_inputs, data.val.labels, steps.batch_size)
         _check_finite("val_loss", val.loss, number)
-        return EpochResult(
+        result = EpochResult(
             epoch=number,
             train_loss=train_loss,
             train_acc=train_acc,
@@ -164,6 +179,7 @@ class TrainingLoop:
             val_auroc=val.auroc,
             phase=self._state.phase + 1,
         )
+        return result, predicted
 
     def _train_batches(
         self, number: int, inputs: EpochInputs

@@ -19,7 +19,7 @@ from tvf.training.ema import WeightAverage
 from tvf.training.phases import Phase
 from tvf.training.schedules import Schedule
 
-# The keys of `TrainState.state_dict`.
+# The keys that a state must have to resume from it.
 STATE_KEYS = {
     "history",
     "losses",
@@ -96,8 +96,9 @@ class PhaseBuilder(Protocol):
 class TrainState:
     """The state of a job between two batches.
 
-    `losses` and `hits` belong to the batches of the current epoch; `best_of_phase` holds the best
-    weights of a phase that may stop early.
+    `predicted` holds for each epoch in `history` the classes that it predicted for the validation
+    images. `losses` and `hits` belong to the batches of the current epoch; `best_of_phase` holds
+    the best weights of a phase that may stop early.
     """
 
     fabric: Fabric
@@ -106,6 +107,7 @@ class TrainState:
     setup: PhaseSetup
     phase: int = 0
     history: list[EpochResult] = field(default_factory=list)
+    predicted: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     hits: list[Tensor] = field(default_factory=list)
     best_of_phase: dict[str, Tensor] | None = None
@@ -114,6 +116,7 @@ class TrainState:
         """Everything needed to resume: tensors, numbers, strings, and containers of them."""
         return {
             "history": [asdict(epoch) for epoch in self.history],
+            "predicted": torch.stack(self.predicted) if self.predicted else torch.empty(0),
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "hits": torch.stack(self.hits) if self.hits else torch.empty(0),
             "phase": self.phase,
@@ -129,6 +132,7 @@ class TrainState:
     def load_progress(self, state: dict[str, Any]) -> None:
         """Restore the epochs, the phase and the weights; the phase can then be set up."""
         self.history = [EpochResult(**row) for row in state["history"]]
+        self.predicted = [*state.get("predicted", ())]  # states of earlier versions lack them
         self.losses = [*self.fabric.to_device(state["losses"])]
         self.hits = [*self.fabric.to_device(state["hits"])]
         self.phase, self.best_of_phase = state["phase"], state["best"]

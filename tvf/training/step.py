@@ -98,10 +98,22 @@ def _read_share(inputs: EpochInputs, samples: np.ndarray, own: np.ndarray) -> tu
     return tuple(tensor[:0] for tensor in inputs.inputs(samples[:1]))
 
 
-def evaluate(fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int) -> Scores:
-    """The scores of a split with these labels, int64 [N]; the loss is the mean over its images."""
+def evaluate(
+    fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int
+) -> tuple[Scores, Tensor]:
+    """The scores of a split with these labels, int64 [N], and the classes predicted for it, [N].
+
+    The loss is the mean over its images. The classes have the smallest integer type that fits.
+    """
     logits, loss, acc = predict(fabric, inputs, labels, batch_size)
-    return compute_scores(logits, labels, loss, acc)
+    return compute_scores(logits, labels, loss, acc), _predicted_classes(logits)
+
+
+def _predicted_classes(logits: Tensor) -> Tensor:
+    classes = logits.shape[1]
+    integers = (torch.uint8, torch.int16, torch.int32)
+    fits = next(kind for kind in integers if classes - 1 <= torch.iinfo(kind).max)
+    return logits.argmax(1).to(fits)
 
 
 @torch.no_grad()
