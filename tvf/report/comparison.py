@@ -5,7 +5,7 @@ for the chosen configurations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ from tvf.config import Affects, affects
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row
 from tvf.report.configuration import Configuration, build_configuration
+from tvf.report.confirmation import Confirmation, read_confirmation
 from tvf.report.decide import MARGIN
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import compare_scores
@@ -49,7 +50,7 @@ class Comparison:
     `title` distinguishes it from other comparisons. `evidence` is what their jobs say about
     differences; None if too little. `pairs` says which pairs `differences` holds. `front` lists the
     labels on the Pareto front. `following` are the config keys whose value is the seed in every
-    job, `keys` all config keys.
+    job, `keys` all config keys. `confirmation` is what `tvf confirm` found; None before it ran.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Comparison:
     notes: list[str]
     following: frozenset[str]
     keys: frozenset[str]
+    confirmation: Confirmation | None = None
 
     @property
     def score_key(self) -> str:
@@ -96,6 +98,8 @@ def compare(rows: Sequence[Row], margin: float | None = None) -> list[Comparison
         _compare_group(title, group, margin)
         for title, group in zip(titles, groups.values(), strict=True)
     ]
+    if len(comparisons) == 1:
+        comparisons = [_add_confirmation(comparisons[0], margin)]
     return sorted(comparisons, key=lambda comparison: comparison.title)
 
 
@@ -166,6 +170,23 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         following=frozenset.intersection(*map(_keys_that_follow_the_seed, distinct)),
         keys=frozenset(distinct[0]),
     )
+
+
+def _add_confirmation(comparison: Comparison, margin: float) -> Comparison:
+    """Let the recommendation say what the confirmation of the sweep found, if there is one."""
+    choice = comparison.choice
+    found = read_confirmation(
+        comparison.configurations,
+        comparison.evidence,
+        choice,
+        comparison.following,
+        comparison.metric,
+        margin,
+    )
+    if found is None:
+        return comparison
+    choice = replace(choice, text=f"{choice.text} {found.text}")
+    return replace(comparison, choice=choice, confirmation=found)
 
 
 def _score_cost_front(configurations: Sequence[Configuration]) -> list[str]:

@@ -11,6 +11,7 @@ from tvf.report import tables
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration, name_trainings
+from tvf.report.confirmation import Confirmation
 from tvf.report.sentences import conclusions, describe_errors, describe_test_score
 
 FORMATS = ("html", "md", "csv", "json", "png")
@@ -122,6 +123,7 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "data": comparison.title,
         "metric": comparison.metric,
         "recommendation": choice.text,
+        "confirmation": _confirmation_data(comparison.confirmation),
         "test_score": describe_test_score(comparison) or None,
         "errors": describe_errors(comparison),
         "decided": choice.decision.decided if choice.decision else None,
@@ -137,6 +139,28 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "differences": tables.differences(comparison),
         "jobs": [{key: row[key] for key in ("label", *COLUMNS)} for row in tables.jobs(comparison)],
         "notes": comparison.notes,
+    }
+
+
+def _confirmation_data(confirmation: Confirmation | None) -> dict[str, Any] | None:
+    if confirmation is None:
+        return None
+    difference = confirmation.difference and confirmation.difference.interval
+    return {
+        "text": confirmation.text,
+        "confirmed": confirmation.confirmed,
+        "configurations": [
+            {
+                "label": group.label,
+                "n": len(group.done),
+                "val": group.val and group.val.mean,
+                "retraining": group.val and group.val.retraining,
+                "images": group.val and group.val.images,
+            }
+            for group in confirmation.configurations
+        ],
+        "difference": difference
+        and {key: getattr(difference, key) for key in ("mean", "low", "high")},
     }
 
 

@@ -17,6 +17,7 @@ from tvf.metrics import METRICS
 from tvf.records import (
     DROPPED,
     Row,
+    confirmed_sweep,
     is_halving,
     read_status,
     read_sweep,
@@ -24,6 +25,7 @@ from tvf.records import (
     sync_command,
     varied_overrides,
 )
+from tvf.report.commands import confirm_command
 from tvf.report.comparison import compare
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.formats import render_report, write_files
@@ -37,16 +39,21 @@ def print_result(folder: Path, jobs: frozenset[str], track: bool = False) -> boo
     """Print the result of the sweep in `folder`, write its report, and say what to do next.
 
     `jobs` are the names of the job folders that should exist. With `track`, the comparison is also
-    logged as a separate run. Returns whether any of `jobs` is neither done nor paused.
+    logged as a separate run. The comparison is that of the sweep, also for a confirmation, which
+    the sweep's report quotes. Returns whether any of `jobs` is neither done nor paused.
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] != "waiting"]
     _console().print(jobs_table(started))
-    _print_recommendations(folder, rows)
-    _write_reports(folder, rows)
-    if track:
-        _log_summary(folder)
+    compared = confirmed_sweep(folder) or folder
+    compared_rows = rows if compared == folder else read_sweep(compared)
+    _print_recommendations(compared, compared_rows)
+    _write_reports(compared, compared_rows)
+    if track and (compared == folder or any(row["wandb_run_id"] for row in started)):
+        _log_summary(compared)
     _print_sync_commands(folder, started)
+    if compared != folder:
+        _print_sync_commands(compared, [])
     paused = [row for row in started if row["state"] == "paused"]
     unfinished = [row for row in started if row["state"] not in ("done", "paused")]
     for row in unfinished:
@@ -149,12 +156,15 @@ def _console() -> Console:
 
 def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
     try:
-        for comparison in compare(rows):
+        comparisons = compare(rows)
+        for comparison in comparisons:
             text = " ".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
             print(describe_errors(comparison))
             for note in comparison.notes:
                 print(f"note: {note}")
+        if command := confirm_command(folder, comparisons):
+            print(f"to check the choice on fresh divisions and seeds: {command}")
     except Exception as error:  # the jobs are done even if a file is damaged
         print(_report_failure(folder, error))
 
