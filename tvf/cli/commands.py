@@ -60,21 +60,23 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 
 @_errors_as_messages()
-def confirm(folder: Path, overrides: Sequence[str]) -> None:
+def confirm(folder: Path, overrides: Sequence[str], each_fraction: bool = False) -> None:
     """Train what the sweep in `folder` chose, and its runner-up, on fresh divisions and seeds.
 
-    The jobs go to the folder `confirm` in the sweep's; those that are done are skipped.
+    With `each_fraction`, the best of every other fraction takes the runner-up's place. The jobs go
+    to the folder `confirm` in the sweep's; those that are done are skipped.
     """
     from tvf.cli.confirm import plan_confirmation
 
     folder = _sweep_folder(folder, "To confirm a choice, compare several configurations first.")
     command = _commands_of(folder)[-1]
     _enter_folder_of(command)
-    plan = plan_confirmation(folder, command["arguments"], overrides)
+    plan = plan_confirmation(folder, command["arguments"], overrides, each_fraction)
     print(plan.text)
     in_folder = sweep_dir_override(folder / CONFIRMATION)
-    trained = [_train([*arguments, in_folder]) for arguments in plan.commands]
-    if not all(trained):
+    *earlier, last = [[*arguments, in_folder] for arguments in plan.commands]
+    trained = [_train(arguments, compare=False) for arguments in earlier]
+    if not all([*trained, _train(last)]):
         raise SystemExit(1)
 
 
@@ -259,11 +261,11 @@ def _enter_folder_of(command: dict[str, Any]) -> None:
         ) from error
 
 
-def _train(arguments: Sequence[str]) -> bool:
-    """Print and run `tvf train`; return whether every job is done."""
+def _train(arguments: Sequence[str], compare: bool = True) -> bool:
+    """Print and run `tvf train`, `compare` as in `launch`; return whether every job is done."""
     print(shlex.join(["tvf", "train", *arguments]), flush=True)
     try:
-        launch(arguments)
+        launch(arguments, compare)
     except SystemExit as error:
         if error.code not in (0, 1):
             raise

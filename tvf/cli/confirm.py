@@ -12,7 +12,7 @@ from typing import Any
 from tvf.cli.launch import compose, config_dir_among, make_importable
 from tvf.config import Affects, affects
 from tvf.errors import InputError, require_count
-from tvf.records import CONFIRMATION, Row, confirmed_sweep, read_sweep
+from tvf.records import CONFIRMATION, Row, confirmed_sweep, is_halving, read_sweep
 from tvf.report import (
     Comparison,
     Configuration,
@@ -38,7 +38,10 @@ class Plan:
 
 
 def plan_confirmation(
-    folder: Path, arguments: Sequence[str], overrides: Sequence[str] = ()
+    folder: Path,
+    arguments: Sequence[str],
+    overrides: Sequence[str] = (),
+    each_fraction: bool = False,
 ) -> Plan:
     """Plan the confirmation of the sweep in `folder`, which `tvf train` was given `arguments` for.
 
@@ -47,17 +50,16 @@ def plan_confirmation(
     """
     added = parse_overrides(overrides)
     comparison = _comparison_of(folder)
-    candidates = to_confirm(comparison.evidence, comparison.choice)
+    candidates = to_confirm(comparison.evidence, comparison.choice, each_fraction)
     if not candidates:
         raise InputError(
             f"{folder} has not chosen a configuration, so there is nothing to confirm. "
             f"{comparison.choice.text}"
         )
-    hydra = by_key(text for text in arguments if text.startswith("hydra"))
-    hydra = {key: text for key, text in hydra.items() if not key.startswith(DECIDED_HERE)}
     config_dir = config_dir_among(arguments)
     make_importable(config_dir)
     trained = [_overrides_of(group, comparison) for group in candidates]
+    hydra = _hydra_settings(folder, arguments, {key for texts in trained for key in texts})
     composing = [text for text in hydra.values() if text.startswith("hydra.searchpath")]
     configs = [
         _checked_config(group, comparison, [*texts.values(), *composing], config_dir)
@@ -95,8 +97,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
             )
         if override.is_sweep_override():
             raise InputError(
-                f"{text} must have a single value: tvf confirm trains two configurations, those "
-                "that the sweep chose from."
+                f"{text} must have a single value: tvf confirm trains configurations that the "
+                "sweep compared."
             )
         if key == "data.folds":
             require_count(key, override.value(), 2)
@@ -121,7 +123,7 @@ def _comparison_of(folder: Path) -> Comparison:
             f"{shlex.quote(str(parent))}"
         )
     rows = read_sweep(folder)
-    if not any(row["state"] == "done" for row in rows):
+    if not any(row["state"] == "done" and row["config"].get("data") for row in rows):
         raise InputError(
             f"{folder} has no finished job, so there is nothing to confirm. To finish the sweep: "
             f"tvf resume {shlex.quote(str(folder))}"
@@ -141,9 +143,8 @@ def _overrides_of(group: Configuration, comparison: Comparison) -> dict[str, str
     job = group.done[0]
     following = keys_of_seeds(job, comparison.following)
     texts = by_key(job["overrides"])
-    kept = {
-        key: text for key, text in texts.items() if key.lstrip("+") not in (*VARIED, "stop_after")
-    }
+    left_out = (*VARIED, "stop_after")
+    kept = {key: text for key, text in texts.items() if key.lstrip("+") not in left_out}
     return kept | {key: f"{key}=${{seed}}" for key in kept if key.lstrip("+") in following}
 
 
@@ -168,6 +169,25 @@ def _checked_config(
     return config
 
 
+def _hydra_settings(folder: Path, arguments: Sequence[str], keys: set[str]) -> dict[str, str]:
+    """Hydra's own settings of the sweep's command by key, except for which jobs it runs.
+
+    `keys` are those of the jobs' overrides; where the command gives others, an option file lists
+    swept values too, which must not multiply the jobs of the confirmation.
+    """
+    given = by_key(arguments)
+    settings = {
+        key: text
+        for key, text in given.items()
+        if key.startswith("hydra") and not key.startswith(DECIDED_HERE)
+    }
+    if is_halving(folder):
+        settings["hydra/sweeper"] = "hydra/sweeper=grid"
+    if not keys <= given.keys():
+        settings["hydra.sweeper.params"] = "hydra.sweeper.params=null"
+    return settings
+
+
 def _replace(texts: dict[str, str], added: dict[str, str]) -> dict[str, str]:
     """Replace overrides by added ones; tracker=none replaces those of tracker.* as well."""
     groups = tuple(f"{key.replace('/', '.')}." for key in added)
@@ -180,13 +200,13 @@ def _as_grid(trained: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
     Otherwise each is a grid of its own.
     """
-    first, last = trained[0], trained[-1]
-    differing = [key for key in first | last if first.get(key) != last.get(key)]
-    if len(trained) == 1 or len(differing) != 1 or not {*differing} <= first.keys() & last.keys():
+    keys = dict.fromkeys(key for texts in trained for key in texts)
+    differing = [key for key in keys if len({texts.get(key) for texts in trained}) > 1]
+    if len(differing) != 1 or not all(differing[0] in texts for texts in trained):
         return list(trained)
     (key,) = differing
     values = [texts[key].partition("=")[2] for texts in trained]
-    return [first | {key: f"{key}={','.join(values)}"}]
+    return [trained[0] | {key: f"{key}={','.join(values)}"}]
 
 
 def _describe(
@@ -198,9 +218,10 @@ def _describe(
     """What will be trained, how often, and about how long that takes."""
     number = len(candidates) * repetitions.number
     varied = " ".join(repetitions.overrides.values())
+    chosen, *others = map(str, candidates)
     lines = [
-        f"{folder} chose {' and its runner-up '.join(map(str, candidates))}.",
-        f"To train {'both' if len(candidates) > 1 else 'it'} again: {number} jobs ({varied})"
+        f"{folder} chose {chosen}.",
+        f"To train {' and '.join(['it', *others])} again: {number} jobs ({varied})"
         f"{_describe_time(candidates, repetitions.number)}.",
     ]
     if repetitions.note:
@@ -225,7 +246,7 @@ def _describe_time(candidates: Sequence[Configuration], trainings: int) -> str:
     seconds = [group.seconds for group in candidates if group.seconds is not None]
     if len(seconds) < len(candidates):
         return ""
-    total = sum(seconds) * trainings
+    total = max(sum(seconds) * trainings, 1.0)
     text = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min"
     text = text if total < 7200 else f"{total / 3600:.1f} h"
     return f", about {text} of training in all, by the seconds per job of the sweep"

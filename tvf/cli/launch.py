@@ -62,9 +62,10 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shel
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
 
-def launch(arguments: Sequence[str] | None = None) -> None:
+def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None:
     """Train one job or, with -m, a sweep, according to `arguments` (default: sys.argv).
 
+    Without `compare`, the sweep goes on with another call, and its jobs are only listed at the end.
     Raises SystemExit with a message for bad input, and with code 1 unless every job is done.
     """
     if arguments is not None:
@@ -93,7 +94,7 @@ def launch(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("interrupted: finished work is kept") from None
     finally:
         # After Ctrl-C, do not wait for the tracker's network.
-        failures = finish(track=not interrupted)
+        failures = finish(track=not interrupted, compare=compare)
     if failures:
         raise SystemExit(1)
 

@@ -94,8 +94,13 @@ def resume(folder: Path, overrides: tuple[str, ...]) -> None:
 
 @tvf.command()
 @click.argument("folder", metavar="DIR", type=DIR)
+@click.option(
+    "--each-fraction",
+    is_flag=True,
+    help="Train the best configuration of each fraction instead, if more than that varies.",
+)
 @click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1)
-def confirm(folder: Path, overrides: tuple[str, ...]) -> None:
+def confirm(folder: Path, overrides: tuple[str, ...], each_fraction: bool) -> None:
     """Train a sweep's choice and its runner-up again.
 
     The score by which the sweep in DIR chose a configuration flatters it. This command trains that
@@ -110,7 +115,7 @@ def confirm(folder: Path, overrides: tuple[str, ...]) -> None:
     """
     from tvf.cli import commands
 
-    commands.confirm(folder, overrides)
+    commands.confirm(folder, overrides, each_fraction)
 
 
 @tvf.command()

@@ -15,7 +15,7 @@ from tvf.records import CONFIRMATION, Row, read_sweep
 from tvf.report.configuration import Configuration, build_configuration, training_of
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import ImageDifference, compare_scores
-from tvf.report.recommend import Recommendation
+from tvf.report.recommend import Recommendation, _percent, _signed
 from tvf.report.validated import read_job
 
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
@@ -25,9 +25,9 @@ UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by 
 class Confirmation:
     """What the jobs in SWEEP/confirm say, in sentences.
 
-    `configurations` are the chosen one and its runner-up, as far as they have been trained again;
-    `difference` is the first minus the second, None if unknown. `confirmed` is None as long as it
-    is open: jobs are missing, or none of the jobs are about the present choice.
+    `configurations` have been trained again, the chosen one first and then the others from the
+    highest score down; `difference` is the first minus the second, None if unknown. `confirmed` is
+    None as long as it is open: jobs are missing, or none is of the present choice.
     """
 
     text: str
@@ -36,18 +36,27 @@ class Confirmation:
     confirmed: bool | None = None
 
 
-def to_confirm(evidence: Evidence | None, choice: Recommendation) -> list[Configuration]:
+def to_confirm(
+    evidence: Evidence | None, choice: Recommendation, each_fraction: bool = False
+) -> list[Configuration]:
     """The chosen configuration, then its runner-up if it has one; empty if none is chosen.
 
-    The runner-up has the highest mean score of all others.
+    The runner-up has the highest mean score of all others. With `each_fraction`, the best of every
+    other fraction takes its place, from the highest score down.
     """
     if choice.chosen is None:
         return []
     if evidence is None or choice.decision is None:
         return [choice.chosen]
     groups, means = evidence.configurations, evidence.scores.means
-    others = [index for index in range(len(groups)) if index != choice.decision.chosen]
-    return [choice.chosen, groups[max(others, key=lambda index: means[index])]]
+    ranking = sorted(range(len(groups)), key=lambda index: -means[index])
+    others = [groups[index] for index in ranking if index != choice.decision.chosen]
+    if not each_fraction:
+        return [choice.chosen, *others[:1]]
+    best: dict[float, Configuration] = {}
+    for group in (choice.chosen, *others):
+        best.setdefault(group.fraction, group)
+    return [*best.values()]
 
 
 def stated_settings(config: Config, following: Collection[str]) -> dict[str, Any]:
@@ -91,29 +100,30 @@ def read_confirmation(
     `configurations` are all those of the sweep, `following` the keys whose value is the seed. Only
     jobs count whose seed the sweep has not used, on the images that the sweep used.
     """
-    candidates = to_confirm(evidence, choice)
+    chosen = choice.chosen
     sweeps = {Path(job["path"]).parent for group in configurations for job in group.done}
-    if not candidates or len(sweeps) != 1:
+    if chosen is None or len(sweeps) != 1:
         return None
     folder = sweeps.pop() / CONFIRMATION
     found = read_sweep(folder) if folder.is_dir() else []
     if not any(row["state"] == "done" for row in found):
         return None
     fresh, new_divisions = _fresh_jobs(found, configurations)
-    again = [jobs_again(group, fresh, following) for group in candidates]
-    rows = _most_trained_division(again)
-    built = [
-        build_configuration(group.label, jobs, metric)[0] if jobs else None
-        for group, jobs in zip(candidates, rows, strict=True)
+    scored = [chosen, *(group for group in configurations if group.done and group is not chosen)]
+    again = _most_trained_division([jobs_again(group, fresh, following) for group in scored])
+    trained = [
+        build_configuration(group.label, jobs, metric)[0]
+        for group, jobs in zip(scored, again, strict=True)
+        if jobs
     ]
-    if built[0] is None or built[0].val is None:
+    if not again[0] or trained[0].val is None:
         return Confirmation(
-            f"{folder} holds no finished job of {candidates[0]} with these settings and images, "
-            "and with a seed that this sweep did not use, so the choice is not confirmed.",
+            f"{folder} holds no finished job of {chosen} with these settings and images, and with "
+            "a seed that this sweep did not use, so the choice is not confirmed.",
             [],
         )
-    trained = [group for group in built if group and group.val]
-    return _conclude(candidates, trained, rows, new_divisions, metric, margin)
+    rivals = len(to_confirm(evidence, choice)) > 1
+    return _Repeated(chosen, rivals, trained, new_divisions, metric, margin).conclude()
 
 
 def _fresh_jobs(
@@ -144,113 +154,110 @@ def _most_trained_division(rows: Sequence[Sequence[Row]]) -> list[list[Row]]:
     return [[row for row in jobs if folds(row) == most] for jobs in rows]
 
 
-def _conclude(
-    candidates: Sequence[Configuration],
-    trained: list[Configuration],
-    rows: Sequence[Sequence[Row]],
-    new_divisions: bool,
-    metric: str,
-    margin: float,
-) -> Confirmation:
-    evidence = collect_evidence(trained, metric)
-    difference = None
-    if evidence and len(evidence.configurations) == 2:
-        difference = compare_scores(evidence.scores, 0, 1, margin)
-    every = [job for jobs in rows for job in jobs]
-    done = sum(job["state"] == "done" for job in every)
-    complete = done == len(every) and len(trained) == len(candidates)
-    objections = _objections(candidates[0], trained, difference, margin)
-    where = _describe_repetitions(trained[0], new_divisions)
-    lead = f"{'Not confirmed' if objections else 'Confirmed'} on {where}"
-    if not complete:
-        missing = "" if done == len(every) else f" ({done} of {len(every)} jobs are done)"
-        lead = f"On {where} so far{missing}"
-    sentences = [
-        f"{lead}: {_describe_scores(trained, metric)}.",
-        *_describe_difference(trained, difference, about_images=evidence and evidence.images),
-        *(f"This contradicts the choice: {reason}." for reason in objections if complete),
-        _describe_limits(candidates, trained, new_divisions),
-    ]
-    confirmed = not objections if complete else None
-    return Confirmation(" ".join(sentences), trained, difference, confirmed)
+@dataclass(frozen=True, eq=False)
+class _Repeated:
+    """The configurations that have been trained again, the chosen one first.
 
+    `first` is that one in the sweep, which chose it from several if there are `rivals`.
+    """
 
-def _objections(
-    first: Configuration,
-    trained: Sequence[Configuration],
-    difference: ImageDifference | None,
-    margin: float,
-) -> list[str]:
-    """What speaks against the choice, whose score in the sweep is that of `first`."""
-    again, reasons = trained[0], []
-    if len(trained) == 2:
-        gap = _mean(trained[0]) - _mean(trained[1])
-        gap = difference.interval.mean if difference else gap
-        if gap < -margin:
-            reasons.append(f"{trained[1]} scores {-gap:.3f} higher, more than {margin:g}")
-    if first.val and first.val.low is not None and _mean(again) < first.val.low:
-        reasons.append(
-            f"{again} scores below the interval of its score in the sweep "
-            f"({first.val.low:.3f} to {first.val.high:.3f})"
-        )
-    return reasons
+    first: Configuration
+    rivals: bool
+    trained: list[Configuration]
+    new_divisions: bool
+    metric: str
+    margin: float
 
+    def conclude(self) -> Confirmation:
+        again, *others = [group for group in self.trained if group.val]
+        ranked = [again, *sorted(others, key=_mean, reverse=True)]
+        evidence = collect_evidence(ranked[:2], self.metric)
+        difference = None
+        if evidence and len(evidence.configurations) == 2:
+            difference = compare_scores(evidence.scores, 0, 1, self.margin)
+        objections = self._objections(ranked, difference)
+        jobs = [job for group in self.trained for job in group.jobs]
+        done = sum(job["state"] == "done" for job in jobs)
+        where = self._describe_repetitions(again)
+        lead = f"{'Not confirmed' if objections else 'Confirmed'} on {where}"
+        complete = done == len(jobs) and (bool(others) or not self.rivals)
+        if not complete:
+            lead = f"On {where} so far ({done} jobs are done)"
+        sentences = [
+            f"{lead}: {self._describe_scores(ranked)}.",
+            *self._describe_difference(ranked, difference, evidence),
+            *(f"This contradicts the choice: {reason}." for reason in objections if complete),
+            self._describe_limits(ranked),
+        ]
+        confirmed = not objections if complete else None
+        return Confirmation(" ".join(sentences), ranked, difference, confirmed)
 
-def _describe_repetitions(again: Configuration, new_divisions: bool) -> str:
-    """Where the scores are from: 5 fresh folds with a fresh seed."""
-    seeds = len({training.seed for training in again.scores})
-    with_seeds = "a fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
-    if not new_divisions:
-        return with_seeds
-    divisions = len({training.division for training in again.scores})
-    noun = "fold" if again.done[0]["config"]["data"].get("folds") else "split"
-    return f"{divisions} fresh {noun}{'' if divisions == 1 else 's'} with {with_seeds}"
+    def _objections(
+        self, ranked: Sequence[Configuration], difference: ImageDifference | None
+    ) -> list[str]:
+        again, val, reasons = ranked[0], self.first.val, []
+        if len(ranked) > 1:
+            gap = _mean(ranked[1]) - _mean(again)
+            gap = -difference.interval.mean if difference else gap
+            if gap > self.margin:
+                reasons.append(f"{ranked[1]} scores {gap:.3f} higher, more than {self.margin:g}")
+        if val and val.low is not None and _mean(again) < val.low:
+            reasons.append(
+                f"{again} scores below the interval of its score in the sweep ({val.low:.3f} to "
+                f"{val.high:.3f})"
+            )
+        return reasons
 
+    def _describe_repetitions(self, again: Configuration) -> str:
+        """Where the scores are from: 5 fresh folds with a fresh seed."""
+        seeds = len({training.seed for training in again.scores})
+        with_seeds = "a fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
+        if not self.new_divisions:
+            return with_seeds
+        divisions = len({training.division for training in again.scores})
+        noun = "fold" if again.done[0]["config"]["data"].get("folds") else "split"
+        return f"{divisions} fresh {noun}{'' if divisions == 1 else 's'} with {with_seeds}"
 
-def _describe_scores(trained: Sequence[Configuration], metric: str) -> str:
-    texts = []
-    for group in trained:
-        errors = f" ({group.val.errors})" if group.val and group.val.errors else ""
-        has = "" if texts else f" has a validation {WORDS[metric]} of"
-        texts.append(f"{group}{has} {_mean(group):.3f}{errors}")
-    return ", ".join(texts)
+    def _describe_scores(self, ranked: Sequence[Configuration]) -> str:
+        texts = []
+        for group in ranked:
+            errors = f" ({group.val.errors})" if group.val and group.val.errors else ""
+            has = "" if texts else f" has a validation {WORDS[self.metric]} of"
+            texts.append(f"{group}{has} {_mean(group):.3f}{errors}")
+        return ", ".join(texts)
 
+    def _describe_difference(
+        self,
+        ranked: Sequence[Configuration],
+        difference: ImageDifference | None,
+        evidence: Evidence | None,
+    ) -> list[str]:
+        if difference is None or difference.worse is None or evidence is None:
+            return []
+        mean, _, low, high = difference.interval
+        about = "repeated training" if evidence.images is None else "other images and trainings"
+        return [
+            f"{ranked[0].label} minus {ranked[1].label} is {_signed(mean)} (95 % interval "
+            f"{_signed(low or 0.0)} to {_signed(high or 0.0)}, {about}); the probability that it "
+            f"is more than {self.margin:g} worse is {_percent(difference.worse)}."
+        ]
 
-def _describe_difference(
-    trained: Sequence[Configuration], difference: ImageDifference | None, about_images: int | None
-) -> list[str]:
-    if difference is None or difference.interval.low is None:
-        return []
-    interval = difference.interval
-    about = "repeated training" if about_images is None else "other images and trainings"
-    return [
-        f"{trained[0].label} minus {trained[1].label} is {interval.mean:+z.3f} (95 % interval "
-        f"{interval.low:+z.3f} to {interval.high:+z.3f}, {about})."
-    ]
-
-
-def _describe_limits(
-    candidates: Sequence[Configuration], trained: Sequence[Configuration], new_divisions: bool
-) -> str:
-    """What the fresh scores are free of, and what not."""
-    if new_divisions:
+    def _describe_limits(self, ranked: Sequence[Configuration]) -> str:
+        """What the fresh scores are free of, and what not."""
+        what = "divisions and trainings" if self.new_divisions else "trainings"
+        same = "images are the same ones, divided anew"
+        same = same if self.new_divisions else "validation images are the same ones"
         text = (
-            "The images are the same ones, divided anew: this removes the luck of the divisions "
-            "and trainings that made the choice, but not that of the images, nor what the choice "
-            "of each job's epoch adds."
+            f"The {same}: this removes the luck of the {what} that made the choice, but not that "
+            "of the images, nor what the choice of each job's epoch adds."
         )
-    else:
-        text = (
-            "The validation images are the same ones: this removes the luck of the trainings that "
-            "made the choice, but not that of the images, nor what the choice of each job's epoch "
-            "adds."
-        )
-    if new_divisions and _images(candidates, "test") & _images(trained, "val"):
-        text += (
-            " Images that test in the sweep validate here, so no test score of the new trainings "
-            "is quoted."
-        )
-    return text
+        tested, validate = _images([self.first], "test"), _images(ranked, "val")
+        if self.new_divisions and tested & validate:
+            text += (
+                " Images that test in the sweep validate here, so no test score of the new "
+                "trainings is quoted."
+            )
+        return text
 
 
 def _images(groups: Sequence[Configuration], split: str) -> set[bytes]:

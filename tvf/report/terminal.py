@@ -26,7 +26,7 @@ from tvf.records import (
     varied_overrides,
 )
 from tvf.report.commands import confirm_command
-from tvf.report.comparison import compare
+from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.formats import render_report, write_files
 from tvf.report.sentences import conclusions, describe_errors
@@ -35,25 +35,25 @@ from tvf.report.wandb_summary import log_summary
 LOG_FILE_WIDTH = 200  # of tables in pipes and files, where lines need no wrapping
 
 
-def print_result(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
+def print_result(
+    folder: Path, jobs: frozenset[str], track: bool = False, compare: bool = True
+) -> bool:
     """Print the result of the sweep in `folder`, write its report, and say what to do next.
 
     `jobs` are the names of the job folders that should exist. With `track`, the comparison is also
-    logged as a separate run. The comparison is that of the sweep, also for a confirmation, which
-    the sweep's report quotes. Returns whether any of `jobs` is neither done nor paused.
+    logged as a separate run; without `compare` there is none. Returns whether any of `jobs` is
+    neither done nor paused.
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] != "waiting"]
     _console().print(jobs_table(started))
-    compared = confirmed_sweep(folder) or folder
-    compared_rows = rows if compared == folder else read_sweep(compared)
-    _print_recommendations(compared, compared_rows)
-    _write_reports(compared, compared_rows)
-    if track and (compared == folder or any(row["wandb_run_id"] for row in started)):
-        _log_summary(compared)
+    if compare and (confirmed := confirmed_sweep(folder)):  # whose report quotes the confirmation
+        tracked = track and any(row["wandb_run_id"] for row in started)
+        _compare(confirmed, read_sweep(confirmed), tracked)
+        _print_sync_commands(confirmed, [])
+    elif compare:
+        _compare(folder, rows, track)
     _print_sync_commands(folder, started)
-    if compared != folder:
-        _print_sync_commands(compared, [])
     paused = [row for row in started if row["state"] == "paused"]
     unfinished = [row for row in started if row["state"] not in ("done", "paused")]
     for row in unfinished:
@@ -154,9 +154,16 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
+def _compare(folder: Path, rows: Sequence[Row], track: bool) -> None:
+    _print_recommendations(folder, rows)
+    _write_reports(folder, rows)
+    if track:
+        _log_summary(folder)
+
+
 def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
     try:
-        comparisons = compare(rows)
+        comparisons = compare_jobs(rows)
         for comparison in comparisons:
             text = " ".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
