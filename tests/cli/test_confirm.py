@@ -1,7 +1,7 @@
 """What `tvf confirm` would train, and what it rejects, on simulated sweep folders."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def train(
     seeds: Sequence[int] = (1, 2),
     folds: int | None = 2,
     epochs: int = 3,
-    changes: Mapping[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> None:
     """Simulate the trainings of one configuration, with two folds or one split."""
     for seed in seeds:

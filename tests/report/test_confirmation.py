@@ -105,7 +105,7 @@ def test_a_confirmation_is_quoted_with_its_own_scores_and_difference(sweep: Path
     text = after.confirmation.text
     assert text.startswith(
         "Confirmed on 5 fresh folds with a fresh seed: pct_unfreeze=0.5 has a validation accuracy "
-        f"of {chosen.val.mean:.3f} ({chosen.val.errors}), pct_unfreeze=0.25 "
+        f"of {chosen.val.mean:.3f} ({chosen.val.errors}); pct_unfreeze=0.25 "
         f"{runner_up.val.mean:.3f} ({runner_up.val.errors}). 0.5 minus 0.25 is "
         f"{interval.mean:+.3f} (95 % interval {interval.low:+.3f} to {interval.high:+.3f}, other "
         "images and trainings)"

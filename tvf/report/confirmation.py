@@ -224,7 +224,7 @@ class _Repeated:
             errors = f" ({group.val.errors})" if group.val and group.val.errors else ""
             has = "" if texts else f" has a validation {WORDS[self.metric]} of"
             texts.append(f"{group}{has} {_mean(group):.3f}{errors}")
-        return ", ".join(texts)
+        return "; ".join(texts)
 
     def _describe_difference(
         self,

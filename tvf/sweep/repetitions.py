@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvf.config import build_part
-from tvf.data import DataSource
 from tvf.report import Training
 
 FOLDS = 5  # for a sweep on a single split
@@ -73,7 +72,8 @@ def choose_repetitions(
     elif data.get("folds") is not None:
         division["data.fold"] = _distinct(again, "fold")
     for split_seed in division["data.split_seed"]:
-        _check_division(config, split_seed, folds)
+        changes = {} if folds is None else {"folds": folds}
+        _validation_names(config, split_seed=split_seed, **changes)  # or an InputError
     return Repetitions(division | seeds, folds, note)
 
 
@@ -90,16 +90,18 @@ def _distinct(trainings: Sequence[Training], name: str) -> list[int]:
 
 def _depends_on_split_seed(config: Mapping[str, Any], split_seed: int) -> bool:
     """Whether other images validate with this split seed than with that of `config`."""
+    names = _validation_names(config)
+    return names is None or names != _validation_names(config, split_seed=split_seed)
+
+
+def _validation_names(config: Mapping[str, Any], **changes: int) -> list[str] | None:
+    """The names of the images that validate; None if the data source does not tell.
+
+    Raises InputError if the images cannot be divided with these changes to the options.
+    """
+    from tvf.data import DataSource  # imports torch, which `tvf --help` does not need
+
     source = build_part(config, "data")
     if not isinstance(source, DataSource):
-        return True
-    other = replace(source, split_seed=split_seed)
-    return sorted(other.validation_names()) != sorted(source.validation_names())
-
-
-def _check_division(config: Mapping[str, Any], split_seed: int, folds: int | None) -> None:
-    """Raise InputError if the images cannot be divided with this split seed."""
-    source = build_part(config, "data")
-    if isinstance(source, DataSource):
-        folds = source.folds if folds is None else folds
-        replace(source, split_seed=split_seed, folds=folds).validation_names()
+        return None
+    return sorted(replace(source, **changes).validation_names())
