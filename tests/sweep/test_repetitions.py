@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvf.errors import InputError
@@ -37,6 +37,7 @@ def test_fresh_values_are_as_many_as_before_and_none_of_them(used: list[int], co
     assert len(fresh) == len({*used[:count]}) and not {*fresh} & {*used}
 
 
+@settings(max_examples=20)
 @given(seeds=NUMBERS, splits=NUMBERS)
 def test_the_overrides_are_exactly_the_trainings_that_are_included(
     image_folder: Path, seeds: list[int], splits: list[int]

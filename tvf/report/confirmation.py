@@ -1,4 +1,4 @@
-"""What a sweep's confirmation says about its choice: `tvf confirm` trains the chosen one again.
+"""What a sweep's confirmation says about its choice, which `tvf confirm` has trained again.
 
 The score of a choice flatters, since the choice was made by it. Divisions and seeds that the sweep
 did not use give the chosen configuration and its runner-up scores that chose nothing.
@@ -119,7 +119,8 @@ def read_confirmation(
     if not again[0] or trained[0].val is None:
         return Confirmation(
             f"{folder} holds no finished job of {chosen} with these settings and images, and with "
-            "a seed that this sweep did not use, so the choice is not confirmed.",
+            "a seed that this sweep did not use, so the choice is not confirmed: tvf confirm "
+            "trains it.",
             [],
         )
     rivals = len(to_confirm(evidence, choice)) > 1
