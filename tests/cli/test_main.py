@@ -17,6 +17,7 @@ from tvf.report import FORMATS
 
 COMMANDS = [
     ["resume"],
+    ["confirm"],
     ["status"],
     ["report"],
     ["dashboard"],
@@ -101,7 +102,7 @@ def test_an_unknown_command_is_a_usage_error(tvf: Tvf, capsys: pytest.CaptureFix
     assert "No such command 'trian'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["resume", "status", "report", "dashboard"])
+@pytest.mark.parametrize("command", ["resume", "confirm", "status", "report", "dashboard"])
 def test_a_missing_folder_is_a_usage_error(
     tvf: Tvf, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from tvf.files import LAST_CHECKPOINT, read_json
 from tvf.job import resources
 from tvf.job.checkpoint import OLD_MAGIC
 from tvf.records.job import JobRecord
+from tvf.records.sweep import CONFIRMATION, write_manifest
 from tvf.records.tracking import NoTracker
 
 Shell = Callable[..., Outcome]
@@ -43,6 +45,27 @@ def test_the_trackers_state_is_recorded_after_its_run_has_finished_even_if_the_j
             raise RuntimeError("broke")
     status = read_json(tmp_path / "status.json")
     assert (status["state"], status["wandb_mode"]) == ("failed", "online")
+
+
+def test_the_jobs_of_a_confirmation_have_a_group_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[Any] = []
+
+    @contextmanager
+    def start(tracker: Any, folder: Path, name: str, group: Any, *more: Any) -> Iterator[Any]:
+        groups.append(group)
+        yield SimpleNamespace(id="1", mode="offline", url=None)
+
+    monkeypatch.setattr(NoTracker, "start", start)
+    config = small_config()
+    for sweep in (tmp_path / "demo", tmp_path / "demo" / CONFIRMATION):
+        write_manifest(sweep, {})
+        context = replace(small_context(sweep / "job"), sweep=sweep)
+        context.folder.mkdir()
+        with resources.open_run(config, context, JobRecord(sweep / "job", "job", config)):
+            pass
+    assert groups == ["demo", "demo-confirm"]
 
 
 def test_a_checkpoint_of_an_older_version_fails_the_job_with_a_reason_in_its_status(

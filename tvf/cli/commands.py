@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +20,7 @@ from tvf.config import build, explain_error, to_plain
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.records import read_commands, read_sweep
+from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, sweep_name
 
 
 @contextmanager
@@ -50,30 +51,32 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
             f"resume cannot change settings ({' '.join(settings)}). To add jobs, rerun the sweep "
             f"command with the new values and {shlex.quote(in_folder)}."
         )
-    commands = read_commands(folder)
-    if not commands:
-        raise InputError(
-            f"{folder / 'sweep.json'} records no command. Rerun the sweep command with "
-            f"{shlex.quote(in_folder)}."
-        )
     failed = False
-    for command in commands:
-        try:
-            os.chdir(command["folder"])
-        except OSError as error:
-            raise InputError(
-                f"cannot enter the folder where the sweep was started: {command['folder']} "
-                f"({error.strerror})."
-            ) from error
-        arguments = [*command["arguments"], *overrides, in_folder]
-        print(shlex.join(["tvf", "train", *arguments]))
-        try:
-            launch(arguments)
-        except SystemExit as error:
-            if error.code not in (0, 1):
-                raise
-            failed |= error.code == 1
+    for command in _commands_of(folder):
+        _enter_folder_of(command)
+        failed |= not _train([*command["arguments"], *overrides, in_folder])
     if failed:
+        raise SystemExit(1)
+
+
+@_errors_as_messages()
+def confirm(folder: Path, overrides: Sequence[str], each_fraction: bool = False) -> None:
+    """Train what the sweep in `folder` chose, and its runner-up, on fresh divisions and seeds.
+
+    With `each_fraction`, the best of every other fraction takes the runner-up's place. The jobs go
+    to the folder `confirm` in the sweep's; those that are done are skipped.
+    """
+    from tvf.cli.confirm import plan_confirmation
+
+    folder = _sweep_folder(folder, "To confirm a choice, compare several configurations first.")
+    command = _commands_of(folder)[-1]
+    _enter_folder_of(command)
+    plan = plan_confirmation(folder, command["arguments"], overrides, each_fraction)
+    print(plan.text)
+    in_folder = sweep_dir_override(folder / CONFIRMATION)
+    *earlier, last = [[*arguments, in_folder] for arguments in plan.commands]
+    trained = [_train(arguments, compare=False) for arguments in earlier]
+    if not all([*trained, _train(last)]):
         raise SystemExit(1)
 
 
@@ -141,7 +144,7 @@ def dashboard(folder: Path) -> None:
     config = comparison.configurations[0].jobs[0]["config"]
     urls = publish_dashboard(
         config["project"],
-        folder.name,
+        sweep_name(folder),
         comparison.score_key,
         recommendation=f"{comparison.choice.text} {describe_test_score(comparison)}".strip(),
         table=render_markdown([folder], comparisons).partition("\n\n")[2],
@@ -237,6 +240,39 @@ def _store_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"{error.filename or folder}: {error.strerror or error}") from error
 
 
+def _commands_of(folder: Path) -> list[dict[str, Any]]:
+    """The commands that started and extended a sweep, at least one."""
+    if commands := read_commands(folder):
+        return commands
+    raise InputError(
+        f"{folder / 'sweep.json'} records no command. Rerun the sweep command with "
+        f"{shlex.quote(sweep_dir_override(folder))}."
+    )
+
+
+def _enter_folder_of(command: dict[str, Any]) -> None:
+    """Change to the folder in which a sweep's command was started: its paths are relative to it."""
+    try:
+        os.chdir(command["folder"])
+    except OSError as error:
+        raise InputError(
+            f"cannot enter the folder where the sweep was started: {command['folder']} "
+            f"({error.strerror})."
+        ) from error
+
+
+def _train(arguments: Sequence[str], compare: bool = True) -> bool:
+    """Print and run `tvf train`, `compare` as in `launch`; return whether every job is done."""
+    print(shlex.join(["tvf", "train", *arguments]), flush=True)
+    try:
+        launch(arguments, compare)
+    except SystemExit as error:
+        if error.code not in (0, 1):
+            raise
+        return not error.code
+    return True
+
+
 def _point(fixed: Sequence[str], values: dict[str, str]) -> list[str]:
     """The overrides of one point of a grid."""
     return [*fixed, *(f"{key}={value}" for key, value in values.items())]
@@ -248,7 +284,8 @@ def _sweep_folder(folder: Path, remedy: str = "") -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. DIR must be the folder of a sweep.")
     if not (folder / "sweep.json").is_file():
-        found = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
+        nested = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
+        found = [path for path in nested if not confirmed_sweep(path.parent)]
         if sweeps := sorted(found, key=lambda path: path.stat().st_mtime):
             remedy = f"It contains sweeps; the newest is {sweeps[-1].parent}."
         elif (folder.parent / "sweep.json").is_file():

@@ -62,15 +62,16 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shel
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
 
-def launch(arguments: Sequence[str] | None = None) -> None:
+def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None:
     """Train one job or, with -m, a sweep, according to `arguments` (default: sys.argv).
 
+    Without `compare`, the sweep goes on with another call, and its jobs are only listed at the end.
     Raises SystemExit with a message for bad input, and with code 1 unless every job is done.
     """
     if arguments is not None:
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
-    make_importable(_config_dir(sys.argv[1:]))
+    make_importable(config_dir_among(sys.argv[1:]))
     interrupted = False
     try:
         with interruptible(interrupt):
@@ -93,7 +94,7 @@ def launch(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("interrupted: finished work is kept") from None
     finally:
         # After Ctrl-C, do not wait for the tracker's network.
-        failures = finish(track=not interrupted)
+        failures = finish(track=not interrupted, compare=compare)
     if failures:
         raise SystemExit(1)
 
@@ -115,20 +116,20 @@ def make_importable(config_dir: Path | None) -> None:
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
+def config_dir_among(arguments: Sequence[str]) -> Path | None:
+    """Return the folder of --config-dir among Hydra's arguments, if it is there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return Path(folder) if folder else None
+
+
 def sweep_dir_override(folder: Path) -> str:
     """Return hydra.sweep.dir=`folder`, quoted for Hydra's grammar."""
     if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
         return f"hydra.sweep.dir={folder}"
     escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
     return f"hydra.sweep.dir='{escaped}'"
-
-
-def _config_dir(arguments: Sequence[str]) -> Path | None:
-    """Find the folder of --config-dir among Hydra's arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
-    folder = parser.parse_known_args(arguments)[0].config_dir
-    return Path(folder) if folder else None
 
 
 def _call_hydra(attempts: int = 3) -> None:

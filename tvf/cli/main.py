@@ -94,6 +94,32 @@ def resume(folder: Path, overrides: tuple[str, ...]) -> None:
 
 @tvf.command()
 @click.argument("folder", metavar="DIR", type=DIR)
+@click.option(
+    "--each-fraction",
+    is_flag=True,
+    help="Train the best configuration of each fraction instead, if more than that varies.",
+)
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1)
+def confirm(folder: Path, overrides: tuple[str, ...], each_fraction: bool) -> None:
+    """Train a sweep's choice and its runner-up again.
+
+    The score by which the sweep in DIR chose a configuration flatters it. This command trains that
+    configuration and its runner-up on divisions of the images, and with seeds, that the sweep did
+    not use. The jobs are in DIR/confirm; jobs that are done are skipped. The report of DIR then
+    quotes their scores. Overrides can set the launcher, the tracker and data.folds.
+
+    \b
+    Examples:
+      tvf confirm outputs/sweeps/demo
+      tvf confirm outputs/sweeps/demo data.folds=10 hydra.launcher.n_jobs=2
+    """
+    from tvf.cli import commands
+
+    commands.confirm(folder, overrides, each_fraction)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
 def status(folder: Path) -> None:
     """Show the state and scores of a sweep's jobs.
 

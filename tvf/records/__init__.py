@@ -31,7 +31,9 @@ from tvf.records.rows import (
     varied_overrides,
 )
 from tvf.records.sweep import (
+    CONFIRMATION,
     check_same_configuration,
+    confirmed_sweep,
     is_halving,
     note_halving,
     note_rung,
@@ -42,12 +44,14 @@ from tvf.records.sweep import (
     sibling_configs,
     summary_mode,
     summary_run_id,
+    sweep_name,
     write_manifest,
 )
 from tvf.records.tracking import SUMMARY, NoTracker, Run, WandbTracker, sync_command
 
 __all__ = [
     "COLUMNS",
+    "CONFIRMATION",
     "DROPPED",
     "JobRecord",
     "LOCK",
@@ -60,6 +64,7 @@ __all__ = [
     "SUMMARY",
     "WandbTracker",
     "check_same_configuration",
+    "confirmed_sweep",
     "csv_text",
     "failure_reason",
     "has_reached",
@@ -84,6 +89,7 @@ __all__ = [
     "sibling_configs",
     "summary_mode",
     "summary_run_id",
+    "sweep_name",
     "sync_command",
     "varied_overrides",
     "write_manifest",

@@ -19,7 +19,7 @@ from tvf.config import REPETITIONS, is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_status
-from tvf.records.sweep import read_configs, read_dropped
+from tvf.records.sweep import read_configs, read_dropped, sweep_name
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
     """Return a row filled from a job's config, for the sweep in `folder`."""
     row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED])
     row |= {
-        "sweep": folder.name,
+        "sweep": sweep_name(folder),
         "config": config,
         "history": [],
         "summary": {},

@@ -14,6 +14,20 @@ from tvf.config import Config, frozen_layers_config, result_config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
 
+CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
+
+
+def sweep_name(folder: Path) -> str:
+    """Return what tables and W&B call the sweep in `folder`: its name, SWEEP-confirm if nested."""
+    parent = confirmed_sweep(folder)
+    return folder.name if parent is None else f"{parent.absolute().name}-{folder.name}"
+
+
+def confirmed_sweep(folder: Path) -> Path | None:
+    """Return the folder of the sweep whose choice the sweep in `folder` confirms, if it does."""
+    nested = folder.name == CONFIRMATION and (folder.parent / "sweep.json").is_file()
+    return folder.parent if nested else None
+
 
 def write_manifest(
     folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None

@@ -4,7 +4,9 @@ The libraries for charts, pages and statistics (altair, jinja2, vl_convert, scip
 here but in the functions that need them, so that the terminal's table is quick.
 """
 
-from tvf.report.comparison import compare, judged_by
+from tvf.report.comparison import Comparison, compare, judged_by
+from tvf.report.configuration import Configuration, Training, training_of
+from tvf.report.confirmation import jobs_again, keys_of_seeds, stated_settings, to_confirm
 from tvf.report.formats import FORMATS, render_markdown, render_report, write_files
 from tvf.report.notes import about_halving
 from tvf.report.seeds import without_seeds
@@ -20,11 +22,16 @@ from tvf.report.wandb_dashboard import publish_dashboard
 from tvf.report.wandb_summary import log_summary
 
 __all__ = [
+    "Comparison",
+    "Configuration",
     "FORMATS",
+    "Training",
     "about_halving",
     "compare",
     "describe_test_score",
+    "jobs_again",
     "judged_by",
+    "keys_of_seeds",
     "log_summary",
     "print_result",
     "print_status",
@@ -33,6 +40,9 @@ __all__ = [
     "render_report",
     "result_location",
     "resume_hint",
+    "stated_settings",
+    "to_confirm",
+    "training_of",
     "watch_status",
     "without_seeds",
     "write_files",

@@ -1,9 +1,11 @@
-"""The shell commands that started a sweep, for repeating it."""
+"""Shell commands about a sweep: those that started it, and the one that confirms its choice."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from tvf.records import read_commands
+from tvf.records import confirmed_sweep, read_commands
+from tvf.report.comparison import Comparison
 
 
 def sweep_commands(folder: Path) -> list[str]:
@@ -20,3 +22,16 @@ def sweep_commands_with_folders(folder: Path) -> list[str]:
         f"cd {shlex.quote(str(command['folder']))} && {text}"
         for command, text in zip(read_commands(folder), sweep_commands(folder), strict=True)
     ]
+
+
+def confirm_command(folder: Path, comparisons: Sequence[Comparison]) -> str | None:
+    """The command that confirms the choice of the sweep in `folder`.
+
+    None if there is no choice between configurations, or if it has been confirmed.
+    """
+    if confirmed_sweep(folder) or len(comparisons) != 1:
+        return None
+    (comparison,) = comparisons
+    if comparison.choice.decision is None or comparison.confirmation is not None:
+        return None
+    return f"tvf confirm {shlex.quote(str(folder))}"

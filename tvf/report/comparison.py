@@ -13,6 +13,7 @@ from tvf.config import Affects, affects
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row
 from tvf.report.configuration import Configuration, build_configuration
+from tvf.report.confirmation import Confirmation, read_confirmation
 from tvf.report.data_curves import (
     DataCurves,
     bare_label,
@@ -63,7 +64,8 @@ class Comparison:
     pairs `differences` holds. `tested` holds the differences of these pairs on the test images, by
     their labels, for the page alone: no choice reads it. `front` lists the labels on the Pareto
     front. `following` are the config keys whose value is the seed in every job, `keys` all config
-    keys. `data` is how scores depend on the number of training images; None if that does not vary.
+    keys. `data` is how scores depend on the number of training images; None if that does not vary. `confirmation` is what
+    `tvf confirm` found; None before it ran.
     """
 
     title: str
@@ -80,6 +82,7 @@ class Comparison:
     following: frozenset[str]
     keys: frozenset[str]
     data: DataCurves | None
+    confirmation: Confirmation | None = None
 
     def of_candidates(self) -> "Comparison":
         """The comparison without the configurations that are no candidates."""
@@ -117,6 +120,8 @@ def compare(rows: Sequence[Row], margin: float | None = None) -> list[Comparison
         _compare_group(title, group, margin)
         for title, group in zip(titles, groups.values(), strict=True)
     ]
+    if len(comparisons) == 1:
+        comparisons = [_add_confirmation(comparisons[0], margin)]
     return sorted(comparisons, key=lambda comparison: comparison.title)
 
 
@@ -198,6 +203,23 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         keys=frozenset(distinct[0]),
         data=data,
     )
+
+
+def _add_confirmation(comparison: Comparison, margin: float) -> Comparison:
+    """Let the recommendation say what the confirmation of the sweep found, if there is one."""
+    choice = comparison.choice
+    found = read_confirmation(
+        comparison.configurations,
+        comparison.evidence,
+        choice,
+        comparison.following,
+        comparison.metric,
+        margin,
+    )
+    if found is None:
+        return comparison
+    choice = replace(choice, text=f"{choice.text} {found.text}")
+    return replace(comparison, choice=choice, confirmation=found)
 
 
 def _score_cost_front(configurations: Sequence[Configuration]) -> list[str]:

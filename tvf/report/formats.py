@@ -11,6 +11,7 @@ from tvf.report import tables
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration, name_trainings
+from tvf.report.confirmation import Confirmation
 from tvf.report.data_curves import DataCurve, DataCurves, Outlook, train_images
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.sentences import conclusions, describe_errors, describe_test_score
@@ -139,6 +140,7 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "data": comparison.title,
         "metric": comparison.metric,
         "recommendation": choice.text,
+        "confirmation": _confirmation_data(comparison.confirmation),
         "test_score": describe_test_score(comparison) or None,
         "errors": describe_errors(comparison),
         "decided": choice.decision.decided if choice.decision else None,
@@ -205,6 +207,28 @@ def _outlook_data(outlook: Outlook) -> dict[str, Any]:
         "gain": outlook.gain._asdict(),
         "other": other.label if other else None,
         "difference": difference._asdict() if difference else None,
+    }
+
+
+def _confirmation_data(confirmation: Confirmation | None) -> dict[str, Any] | None:
+    if confirmation is None:
+        return None
+    difference = confirmation.difference and confirmation.difference.interval
+    return {
+        "text": confirmation.text,
+        "confirmed": confirmation.confirmed,
+        "configurations": [
+            {
+                "label": group.label,
+                "n": len(group.done),
+                "val": group.val and group.val.mean,
+                "retraining": group.val and group.val.retraining,
+                "images": group.val and group.val.images,
+            }
+            for group in confirmation.configurations
+        ],
+        "difference": difference
+        and {key: getattr(difference, key) for key in ("mean", "low", "high")},
     }
 
 

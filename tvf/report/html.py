@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from tvf.config import result_config
 from tvf.files import write_whole
-from tvf.records import DROPPED, Row, is_halving
+from tvf.records import DROPPED, Row, is_halving, sweep_name
 from tvf.report import tables
 from tvf.report.charts import page_charts
 from tvf.report.commands import sweep_commands_with_folders
@@ -44,7 +44,7 @@ def render_html(
     ]
     common, differing = _split_configs(rows)
     return _template().render(
-        title=", ".join(folder.name for folder in folders),
+        title=", ".join(map(sweep_name, folders)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         jobs=len(rows),
         warnings=_warn_of_skipped_jobs(rows, comparisons),
@@ -103,7 +103,7 @@ def _warn_of_skipped_jobs(rows: Sequence[Row], comparisons: Sequence[Comparison]
 
 def _can_resume(row: Row, folder: Path) -> bool:
     """Whether the job belongs to this sweep and `tvf resume` would train it."""
-    if row["sweep"] != folder.name:
+    if row["sweep"] != sweep_name(folder):
         return False
     if row["state"] == "paused":
         return not row[DROPPED] and is_halving(folder)

@@ -17,6 +17,7 @@ from tvf.metrics import METRICS
 from tvf.records import (
     DROPPED,
     Row,
+    confirmed_sweep,
     is_halving,
     read_status,
     read_sweep,
@@ -24,7 +25,8 @@ from tvf.records import (
     sync_command,
     varied_overrides,
 )
-from tvf.report.comparison import compare
+from tvf.report.commands import confirm_command
+from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report, write_files
@@ -34,19 +36,24 @@ from tvf.report.wandb_summary import log_summary
 LOG_FILE_WIDTH = 200  # of tables in pipes and files, where lines need no wrapping
 
 
-def print_result(folder: Path, jobs: frozenset[str], track: bool = False) -> bool:
+def print_result(
+    folder: Path, jobs: frozenset[str], track: bool = False, compare: bool = True
+) -> bool:
     """Print the result of the sweep in `folder`, write its report, and say what to do next.
 
     `jobs` are the names of the job folders that should exist. With `track`, the comparison is also
-    logged as a separate run. Returns whether any of `jobs` is neither done nor paused.
+    logged as a separate run; without `compare` there is none. Returns whether any of `jobs` is
+    neither done nor paused.
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] != "waiting"]
     _console().print(jobs_table(started))
-    _print_recommendations(folder, rows)
-    _write_reports(folder, rows)
-    if track:
-        _log_summary(folder)
+    if compare and (confirmed := confirmed_sweep(folder)):  # whose report quotes the confirmation
+        tracked = track and any(row["wandb_run_id"] for row in started)
+        _compare(confirmed, read_sweep(confirmed), tracked)
+        _print_sync_commands(confirmed, [])
+    elif compare:
+        _compare(folder, rows, track)
     _print_sync_commands(folder, started)
     paused = [row for row in started if row["state"] == "paused"]
     unfinished = [row for row in started if row["state"] not in ("done", "paused")]
@@ -148,9 +155,17 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
+def _compare(folder: Path, rows: Sequence[Row], track: bool) -> None:
+    _print_recommendations(folder, rows)
+    _write_reports(folder, rows)
+    if track:
+        _log_summary(folder)
+
+
 def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
     try:
-        for comparison in compare(rows):
+        comparisons = compare_jobs(rows)
+        for comparison in comparisons:
             text = " ".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
             print(describe_errors(comparison))
@@ -158,6 +173,8 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
                 print(f"{DATA_HEADING} {' '.join(describe_data(comparison.data, comparison.word))}")
             for note in comparison.notes:
                 print(f"note: {note}")
+        if command := confirm_command(folder, comparisons):
+            print(f"to check the choice on fresh divisions and seeds: {command}")
     except Exception as error:  # the jobs are done even if a file is damaged
         print(_report_failure(folder, error))
 

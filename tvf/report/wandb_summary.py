@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from tvf.config import build, modern_node
 from tvf.files import finite
-from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id
+from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, sweep_name
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
 
@@ -35,7 +35,7 @@ def log_summary(folder: Path) -> None:
         with tracker.start(
             folder,
             SUMMARY,
-            folder.name,
+            sweep_name(folder),
             {"recommendations": recommendations, "jobs": len(rows)},
             summary_run_id(folder),
             job_type=SUMMARY,

@@ -3,11 +3,14 @@
 from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_rungs
 from tvf.sweep.launchers import default_workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.repetitions import Repetitions, choose_repetitions
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
 __all__ = [
+    "Repetitions",
     "SweepCallback",
     "can_fork",
+    "choose_repetitions",
     "default_workers",
     "finish",
     "interrupt",

@@ -107,8 +107,8 @@ def interrupt() -> None:
         stop_jobs(_launched.folder)
 
 
-def finish(track: bool = True) -> bool:
-    """Print and compare the jobs of the sweep that this process launched, if any.
+def finish(track: bool = True, compare: bool = True) -> bool:
+    """Print and, with `compare`, compare the jobs of the sweep that this process launched, if any.
 
     Returns whether any job is unfinished. With `track`, the comparison is logged as a separate run
     if there is anything new.
@@ -124,7 +124,8 @@ def finish(track: bool = True) -> bool:
         if read_status(job).get("state") == "running" and not is_running(job):
             with suppress(OSError):  # the disk may be full
                 mark_failed(job, name, STOPPED[1])
-    return print_result(sweep.folder, sweep.jobs, track=track and not sweep.done_before)
+    track = track and not sweep.done_before
+    return print_result(sweep.folder, sweep.jobs, track, compare)
 
 
 def _check_sweep(

@@ -58,9 +58,7 @@ class DataSource(SplitOptions):
 
         Raises InputError that names the option, file or folder at fault.
         """
-        catalog = self.catalog()
-        catalog = catalog.take(limit_pool(catalog, self))
-        places = divide(catalog, self)
+        catalog, places = self._divide()
         pixels = catalog.read(np.arange(len(catalog)), progress, store)
         places = handle_duplicates(places, catalog, pixels, self.duplicates)
         if self.duplicates == "drop":
@@ -69,3 +67,17 @@ class DataSource(SplitOptions):
         pool = Pool(pixels, labels, catalog.names, catalog.groups)
         train, val, test = (Split(pool, places[name]) for name in PARTS)
         return DataSplits(catalog.classes, train, val, test)
+
+    def validation_names(self) -> list[str]:
+        """List the images that validate, by name and without reading them; raises as `load`.
+
+        Equal images in two splits, which `duplicates` is about, are not found this way.
+        """
+        catalog, places = self._divide()
+        return [*catalog.take(places["val"]).names]
+
+    def _divide(self) -> tuple[Catalog, dict[str, np.ndarray]]:
+        """The images that `limit` keeps, and the places of each split among them."""
+        catalog = self.catalog()
+        catalog = catalog.take(limit_pool(catalog, self))
+        return catalog, divide(catalog, self)

@@ -1,0 +1,271 @@
+"""What a sweep's confirmation says about its choice, which `tvf confirm` has trained again.
+
+The score of a choice flatters, since the choice was made by it. Divisions and seeds that the sweep
+did not use give the chosen configuration and its runner-up scores that chose nothing.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvf.config import REPETITIONS, Config, result_config
+from tvf.metrics import WORDS
+from tvf.records import CONFIRMATION, Row, read_sweep
+from tvf.report.configuration import Configuration, build_configuration, training_of
+from tvf.report.evidence import Evidence, collect_evidence
+from tvf.report.images import ImageDifference, compare_scores
+from tvf.report.recommend import Recommendation, _percent, _signed
+from tvf.report.validated import read_job
+
+UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
+
+
+@dataclass(frozen=True, eq=False)
+class Confirmation:
+    """What the jobs in SWEEP/confirm say, in sentences.
+
+    `configurations` have been trained again, the chosen one first and then the others from the
+    highest score down; `difference` is the first minus the second, None if unknown. `confirmed` is
+    None as long as it is open: jobs are missing, or none is of the present choice.
+    """
+
+    text: str
+    configurations: list[Configuration]
+    difference: ImageDifference | None = None
+    confirmed: bool | None = None
+
+
+def to_confirm(
+    evidence: Evidence | None, choice: Recommendation, each_fraction: bool = False
+) -> list[Configuration]:
+    """The chosen configuration, then its runner-up if it has one; empty if none is chosen.
+
+    The runner-up has the highest mean score of all others. With `each_fraction`, the best of every
+    other fraction takes its place, from the highest score down.
+    """
+    if choice.chosen is None:
+        return []
+    if evidence is None or choice.decision is None:
+        return [choice.chosen]
+    groups, means = evidence.configurations, evidence.scores.means
+    ranking = sorted(range(len(groups)), key=lambda index: -means[index])
+    others = [groups[index] for index in ranking if index != choice.decision.chosen]
+    if not each_fraction:
+        return [choice.chosen, *others[:1]]
+    best: dict[float, Configuration] = {}
+    for group in (choice.chosen, *others):
+        best.setdefault(group.fraction, group)
+    return [*best.values()]
+
+
+def stated_settings(config: Config, following: Collection[str]) -> dict[str, Any]:
+    """The options that a sweep's job and its repetition in a confirmation have in common.
+
+    `following` are the keys whose value is the job's seed.
+    """
+    left_out = {*UNSTATED, *following}
+    return {key: value for key, value in result_config(config).items() if key not in left_out}
+
+
+def keys_of_seeds(job: Row, following: Collection[str]) -> set[str]:
+    """The keys whose value is the job's seed: `following`, and overrides such as KEY=${seed}."""
+    pairs = [override.partition("=") for override in job["overrides"]]
+    return {*following, *(key.lstrip("+") for key, _, value in pairs if value == "${seed}")}
+
+
+def jobs_again(group: Configuration, rows: Sequence[Row], following: Collection[str]) -> list[Row]:
+    """The rows that train this configuration again, on images of the same pool."""
+    first = group.done[0]
+    keys = keys_of_seeds(first, following)
+    settings, pool = stated_settings(first["config"], keys), _pool_of(first)
+    return [
+        row
+        for row in rows
+        if stated_settings(row["config"], keys) == settings
+        and (row["state"] != "done" or _pool_of(row) == pool)
+    ]
+
+
+def read_confirmation(
+    configurations: Sequence[Configuration],
+    evidence: Evidence | None,
+    choice: Recommendation,
+    following: Collection[str],
+    metric: str,
+    margin: float,
+) -> Confirmation | None:
+    """Read what the confirmation of a sweep has found; None without any finished job.
+
+    `configurations` are all those of the sweep, `following` the keys whose value is the seed. Only
+    jobs count whose seed the sweep has not used, on the images that the sweep used.
+    """
+    chosen = choice.chosen
+    sweeps = {Path(job["path"]).parent for group in configurations for job in group.done}
+    if chosen is None or len(sweeps) != 1:
+        return None
+    folder = sweeps.pop() / CONFIRMATION
+    found = read_sweep(folder) if folder.is_dir() else []
+    if not any(row["state"] == "done" for row in found):
+        return None
+    fresh, new_divisions = _fresh_jobs(found, configurations)
+    scored = [chosen, *(group for group in configurations if group.done and group is not chosen)]
+    again = _most_trained_division([jobs_again(group, fresh, following) for group in scored])
+    trained = [
+        build_configuration(group.label, jobs, metric)[0]
+        for group, jobs in zip(scored, again, strict=True)
+        if jobs
+    ]
+    if not again[0] or trained[0].val is None:
+        return Confirmation(
+            f"{folder} holds no finished job of {chosen} with these settings and images, and with "
+            "a seed that this sweep did not use, so the choice is not confirmed: tvf confirm "
+            "trains it.",
+            [],
+        )
+    rivals = len(to_confirm(evidence, choice)) > 1
+    return _Repeated(chosen, rivals, trained, new_divisions, metric, margin).conclude()
+
+
+def _fresh_jobs(
+    rows: Sequence[Row], configurations: Sequence[Configuration]
+) -> tuple[list[Row], bool]:
+    """The jobs with seeds, and if possible divisions, that the sweep did not use; whether new."""
+    used = [training_of(job) for group in configurations for job in group.jobs]
+    seeds = {training.seed for training in used}
+    divisions = {training.split_seed for training in used}
+    fresh = [row for row in rows if row["config"] and row["seed"] not in seeds]
+    new = [row for row in fresh if training_of(row).split_seed not in divisions]
+    return new or fresh, bool(new)
+
+
+def _pool_of(job: Row) -> Any:
+    images = job["summary"].get("images")
+    return images.get("digest") if isinstance(images, dict) else None
+
+
+def _most_trained_division(rows: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """Each configuration's jobs with the `data.folds` of which most jobs are done."""
+
+    def folds(row: Row) -> Any:
+        return row["config"]["data"].get("folds")
+
+    done = [folds(row) for jobs in rows for row in jobs if row["state"] == "done"]
+    most = max(dict.fromkeys(done), key=done.count, default=None)
+    return [[row for row in jobs if folds(row) == most] for jobs in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class _Repeated:
+    """The configurations that have been trained again, the chosen one first.
+
+    `first` is that one in the sweep, which chose it from several if there are `rivals`.
+    """
+
+    first: Configuration
+    rivals: bool
+    trained: list[Configuration]
+    new_divisions: bool
+    metric: str
+    margin: float
+
+    def conclude(self) -> Confirmation:
+        again, *others = [group for group in self.trained if group.val]
+        ranked = [again, *sorted(others, key=_mean, reverse=True)]
+        evidence = collect_evidence(ranked[:2], self.metric)
+        difference = None
+        if evidence and len(evidence.configurations) == 2:
+            difference = compare_scores(evidence.scores, 0, 1, self.margin)
+        objections = self._objections(ranked, difference)
+        jobs = [job for group in self.trained for job in group.jobs]
+        done = sum(job["state"] == "done" for job in jobs)
+        where = self._describe_repetitions(again)
+        lead = f"{'Not confirmed' if objections else 'Confirmed'} on {where}"
+        complete = done == len(jobs) and (bool(others) or not self.rivals)
+        if not complete:
+            lead = f"On {where} so far ({done} jobs are done)"
+        sentences = [
+            f"{lead}: {self._describe_scores(ranked)}.",
+            *self._describe_difference(ranked, difference, evidence),
+            *(f"This contradicts the choice: {reason}." for reason in objections if complete),
+            self._describe_limits(ranked),
+        ]
+        confirmed = not objections if complete else None
+        return Confirmation(" ".join(sentences), ranked, difference, confirmed)
+
+    def _objections(
+        self, ranked: Sequence[Configuration], difference: ImageDifference | None
+    ) -> list[str]:
+        again, val, reasons = ranked[0], self.first.val, []
+        if len(ranked) > 1:
+            gap = _mean(ranked[1]) - _mean(again)
+            gap = -difference.interval.mean if difference else gap
+            if gap > self.margin:
+                reasons.append(f"{ranked[1]} scores {gap:.3f} higher, more than {self.margin:g}")
+        if val and val.low is not None and _mean(again) < val.low:
+            reasons.append(
+                f"{again} scores below the interval of its score in the sweep ({val.low:.3f} to "
+                f"{val.high:.3f})"
+            )
+        return reasons
+
+    def _describe_repetitions(self, again: Configuration) -> str:
+        """Where the scores are from: 5 fresh folds with a fresh seed."""
+        seeds = len({training.seed for training in again.scores})
+        with_seeds = "a fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
+        if not self.new_divisions:
+            return with_seeds
+        divisions = len({training.division for training in again.scores})
+        noun = "fold" if again.done[0]["config"]["data"].get("folds") else "split"
+        return f"{divisions} fresh {noun}{'' if divisions == 1 else 's'} with {with_seeds}"
+
+    def _describe_scores(self, ranked: Sequence[Configuration]) -> str:
+        texts = []
+        for group in ranked:
+            errors = f" ({group.val.errors})" if group.val and group.val.errors else ""
+            has = "" if texts else f" has a validation {WORDS[self.metric]} of"
+            texts.append(f"{group}{has} {_mean(group):.3f}{errors}")
+        return "; ".join(texts)
+
+    def _describe_difference(
+        self,
+        ranked: Sequence[Configuration],
+        difference: ImageDifference | None,
+        evidence: Evidence | None,
+    ) -> list[str]:
+        if difference is None or difference.worse is None or evidence is None:
+            return []
+        mean, _, low, high = difference.interval
+        about = "repeated training" if evidence.images is None else "other images and trainings"
+        return [
+            f"{ranked[0].label} minus {ranked[1].label} is {_signed(mean)} (95 % interval "
+            f"{_signed(low or 0.0)} to {_signed(high or 0.0)}, {about}); the probability that it "
+            f"is more than {self.margin:g} worse is {_percent(difference.worse)}."
+        ]
+
+    def _describe_limits(self, ranked: Sequence[Configuration]) -> str:
+        """What the fresh scores are free of, and what not."""
+        what = "divisions and trainings" if self.new_divisions else "trainings"
+        same = "images are the same ones, divided anew"
+        same = same if self.new_divisions else "validation images are the same ones"
+        text = (
+            f"The {same}: this removes the luck of the {what} that made the choice, but not that "
+            "of the images, nor what the choice of each job's epoch adds."
+        )
+        tested, validate = _images([self.first], "test"), _images(ranked, "val")
+        if self.new_divisions and tested & validate:
+            text += (
+                " Images that test in the sweep validate here, so no test score of the new "
+                "trainings is quoted."
+            )
+        return text
+
+
+def _images(groups: Sequence[Configuration], split: str) -> set[bytes]:
+    read = [read_job(job) for group in groups for job in group.done]
+    return {identity for each in read if split in each for identity in each[split].ids.tolist()}
+
+
+def _mean(group: Configuration) -> float:
+    assert group.val is not None, "it has a finished job"
+    return group.val.mean
