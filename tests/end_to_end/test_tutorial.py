@@ -180,7 +180,9 @@ def assert_equal(actual: Tensor, expected: Tensor, name: str) -> None:
         pytest.param(
             ["model=finetune", "model.pct_unfreeze=0.25"], 0.25, id="0.25", marks=pytest.mark.slow
         ),
-        pytest.param(["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5"),
+        pytest.param(
+            ["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["model=finetune", "model.pct_unfreeze=0.75"], 0.75, id="0.75", marks=pytest.mark.slow
         ),

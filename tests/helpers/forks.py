@@ -228,12 +228,12 @@ def _fork_workers() -> None:
 
 def _work(asked: socket.socket) -> None:
     """Wait for a request of `start_worker`, then run its module and exit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     message, files, _, _ = socket.recv_fds(asked, REQUEST_BYTES, 16)
     if not message:  # no worker was needed
         os._exit(0)
     asked.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     request = json.loads(message)
     copies = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files]  # out of the way
     for file in files:
