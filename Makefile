@@ -1,6 +1,8 @@
 # make sweep: sets up .venv and runs the README's sweep.   make test: sets up .venv and runs every test.
 # make bench: see docs/performance.md.
 PYTHON ?= python3
+# Compiled modules are kept whatever the shell says: tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: sweep test test-fast lint bench
 

@@ -118,12 +118,10 @@ BELOW_CONFIG = [
 ]
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What one process has loaded of SHELLS after importing each of BELOW_CONFIG, one by one.
-
-    Under "job", all that it has loaded when it has then run a job.
-    """
+def test_rooms_below_config_load_without_the_shells_libraries_and_a_job_without_wandb(
+    tmp_path: Path,
+) -> None:
+    """In one new process, which imports each of BELOW_CONFIG, then runs a job without a tracker."""
     code = f"""
 import importlib, json, sys
 loaded = {{}}
@@ -134,20 +132,14 @@ for module in {BELOW_CONFIG}:
     loaded[module] = sorted({set(SHELLS)} & sys.modules.keys())
 from tvf.cli import train
 train()
-loaded["job"] = [*sys.modules]
-print("LOADED", json.dumps(loaded))
+print("LOADED", json.dumps([loaded, [*sys.modules]]))
 """
     quick = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32", "tracker=none")
-    done = _python(code, *quick, cwd=tmp_path_factory.mktemp("job"))
-    return json.loads(done.partition("LOADED ")[2])
-
-
-def test_the_package_and_the_rooms_below_config_load_without_the_shells_libraries(
-    loaded: dict[str, list[str]],
-) -> None:
-    assert {module: loaded[module] for module in BELOW_CONFIG} == {
-        module: [] for module in BELOW_CONFIG
-    }
+    done = _python(code, *quick, cwd=tmp_path)
+    of_rooms, of_job = json.loads(done.partition("LOADED ")[2])
+    assert of_rooms == {module: [] for module in BELOW_CONFIG}
+    assert "torch" in of_job
+    assert "wandb" not in of_job
 
 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:
@@ -180,8 +172,3 @@ train()
     loaded = {*_python(code, "--help", cwd=tmp_path).partition("LOADED ")[2].split()}
     assert "hydra" in loaded
     assert "torch" not in loaded
-
-
-def test_a_job_without_a_tracker_does_not_import_wandb(loaded: dict[str, list[str]]) -> None:
-    assert "torch" in loaded["job"]
-    assert "wandb" not in loaded["job"]

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import wandb
 
-from helpers import Outcome
+from helpers import SMALL, Outcome
 
 Shell = Callable[..., Outcome]
 VALIDATION = ("val_loss", "val_acc")
@@ -94,7 +94,7 @@ def test_transfer_and_fraction_zero_give_the_same_metrics(shell: Shell, tmp_path
 
 
 def test_transfer_warns_that_it_ignores_a_fraction(shell: Shell, tmp_path: Path) -> None:
-    outcome = shell(*QUICK, "epochs=1", "model=transfer", "model.pct_unfreeze=0.5")
+    outcome = shell(*QUICK, SMALL, "epochs=1", "model=transfer", "model.pct_unfreeze=0.5")
     assert outcome.code == 0
     assert "ignoring model.pct_unfreeze" in outcome.out
     assert json.loads((_folder(tmp_path) / "summary.json").read_text())["pct_unfreeze"] == 0
@@ -112,6 +112,7 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
         "seed=7",
         "model.frozen_bn=batch",
         "tracker=none",
+        SMALL,
     )
     assert outcome.code == 0, outcome.err
     folder = _folder(tmp_path)
@@ -269,9 +270,9 @@ def test_bad_input_leaves_a_finished_record_unchanged(shell: Shell, tmp_path: Pa
         names.append("checkpoints/best.safetensors")
         return {name: (tmp_path / "a" / name).read_bytes() for name in names}
 
-    assert shell(*QUICK, "epochs=1", "hydra.run.dir=a").code == 0
+    assert shell(*QUICK, SMALL, "epochs=1", "hydra.run.dir=a").code == 0
     before = record()
-    assert shell(*QUICK, "epochs=0", "hydra.run.dir=a").code == 1
+    assert shell(*QUICK, SMALL, "epochs=0", "hydra.run.dir=a").code == 1
     assert record() == before
 
 

@@ -1,16 +1,16 @@
 """Every option of every group composes, and gives its target what the target takes."""
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from helpers import ROOT
+from helpers.configs import compose_once, overrides_of, plain_config
 from tvf.config import names
 from tvf.config.build import build, check_node, target_node
 from tvf.config.validate import NODES, SUPPLIED_BY_CODE, VALUES, validate_config
@@ -21,18 +21,8 @@ CONF = ROOT / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
-def _override(option: Path) -> str:
-    group = option.parent.name
-    return f"{'+' if group == 'experiment' else ''}{group}={option.stem}"
-
-
-@cache
-def _compose(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(
-            "config",
-            overrides=[*overrides, *(["data.root=."] if "data=image_folder" in overrides else [])],
-        )
+def _compose(option: Path) -> DictConfig:
+    return compose_once(*overrides_of(option.parent.name, option.stem))
 
 
 def _nodes(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,7 +44,7 @@ def test_there_are_options_to_look_at() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_gives_its_targets_what_they_take(option: Path) -> None:
-    config: Any = OmegaConf.to_container(_compose(_override(option)), resolve=True)
+    config: Any = plain_config(*overrides_of(option.parent.name, option.stem))
     assert set(config) == {*NODES, *VALUES}
     checked = 0
     for name in NODES:
@@ -68,7 +58,7 @@ def test_every_option_gives_its_targets_what_they_take(option: Path) -> None:
     "option", [o for o in OPTIONS if o.parent.name not in ("fabric", "data")], ids=str
 )
 def test_every_option_passes_the_check_that_comes_before_a_job(option: Path) -> None:
-    assert validate_config(_compose(_override(option)))["epochs"] >= 1
+    assert validate_config(_compose(option))["epochs"] >= 1
 
 
 @pytest.mark.parametrize(

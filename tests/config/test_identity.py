@@ -1,15 +1,12 @@
 """What each option affects: every option of every YAML, and what is read off the table."""
 
-import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from helpers import ROOT
+from helpers.configs import overrides_of, plain_config
 from tvf.config.identity import (
     LEGACY_TARGETS,
     NOTHING,
@@ -29,23 +26,9 @@ CONF = ROOT / "conf"
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
-def _config(*overrides: str) -> dict[str, Any]:
-    return copy.deepcopy(_composed(*overrides))
-
-
-@cache
-def _composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
-
-
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_option_of_every_yaml_is_in_the_table(choice: Path) -> None:
-    group = "+experiment" if choice.parent.name == "experiment" else choice.parent.name
-    root = ["data.root=."] if choice.stem == "image_folder" else []
-    keys = flatten(_config(f"{group}={choice.stem}", *root))
+    keys = flatten(plain_config(*overrides_of(choice.parent.name, choice.stem)))
     missing = sorted(key for key in keys if key not in OPTIONS)
     assert not missing, f"add to OPTIONS in tvf/config/identity.py: {', '.join(missing)}"
 
@@ -59,7 +42,7 @@ def test_an_unknown_option_affects_everything_that_its_node_affects() -> None:
 
 
 def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> None:
-    plain = result_config(_config("seed=1"))
+    plain = result_config(plain_config("seed=1"))
     unheard = (
         "name=x",
         "project=x",
@@ -70,14 +53,14 @@ def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> N
         "store.max_gb=1",
         "checkpoint.every_minutes=1",
     )
-    assert result_config(_config("seed=1", *unheard)) == plain
+    assert result_config(plain_config("seed=1", *unheard)) == plain
     for override in ("epochs=9", "data.limit=9", "store.dtype=float16", "model.groups=[a]"):
-        assert result_config(_config("seed=1", override)) != plain, override
+        assert result_config(plain_config("seed=1", override)) != plain, override
 
 
 def test_batch_size_changes_frozen_layers_only_where_their_statistics_are_recalibrated() -> None:
     def shared(*overrides: str) -> dict[str, Any]:
-        return frozen_layers_config(_config(*overrides))
+        return frozen_layers_config(plain_config(*overrides))
 
     assert shared() == shared("data.batch_size=9") == shared("model.pct_unfreeze=1", "seed=3")
     assert shared() != shared("data.image_size=64")
@@ -87,7 +70,7 @@ def test_batch_size_changes_frozen_layers_only_where_their_statistics_are_recali
 
 def test_scores_are_compared_on_the_same_images_and_metric() -> None:
     def judged(*overrides: str) -> dict[str, Any]:
-        return select_options(_config(*overrides), Affects.VALIDATION_IMAGES)
+        return select_options(plain_config(*overrides), Affects.VALIDATION_IMAGES)
 
     assert judged() == judged("data.batch_size=9", "data.image_size=64")
     for override in ("data.limit=9", "data.split_seed=2", "data.metric=macro_f1"):
@@ -95,14 +78,14 @@ def test_scores_are_compared_on_the_same_images_and_metric() -> None:
 
 
 def test_a_head_phase_does_not_depend_on_what_trains_later() -> None:
-    plain = head_phase_config(_config())
+    plain = head_phase_config(plain_config())
     later = ("model.pct_unfreeze=1", "optimizer.backbone_lr=1", "epochs=9", "recipe=lp_ft")
-    assert head_phase_config(_config(*later)) == plain
-    assert head_phase_config(_config("optimizer.lr=1")) != plain
+    assert head_phase_config(plain_config(*later)) == plain
+    assert head_phase_config(plain_config("optimizer.lr=1")) != plain
 
 
 def test_configs_from_before_the_modules_moved_equal_those_of_today() -> None:
-    today = _config("model.pct_unfreeze=null", "model.groups=[layer3]")
+    today = plain_config("model.pct_unfreeze=null", "model.groups=[layer3]")
     former = {target: old for old, target in LEGACY_TARGETS.items()}
 
     def age(node: Any) -> Any:
@@ -124,7 +107,7 @@ def test_configs_from_before_the_modules_moved_equal_those_of_today() -> None:
 
 
 def test_a_config_older_than_an_option_keeps_the_behaviour_of_its_time() -> None:
-    today = _config()
+    today = plain_config()
     old = {key: value for key, value in today.items() if key not in ("recipe", "mix", "average")}
     old["data"] = {key: value for key, value in today["data"].items() if key != "metric"}
     old["optimizer"] = {k: v for k, v in today["optimizer"].items() if k != "clip_norm"}

@@ -14,6 +14,7 @@ from tvf.errors import InputError
 from tvf.sweep.launchers import default_workers
 
 
+@pytest.mark.slow
 def test_processes_claim_different_names_and_keep_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

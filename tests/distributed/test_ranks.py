@@ -114,7 +114,7 @@ except RuntimeError as error:
     print("raised", error)
 try:
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
-    with start_ranks(3, "helpers.rank_jobs:sleep", {"out": out}):
+    with start_ranks(2, "helpers.rank_jobs:sleep", {"out": out}):
         time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")

@@ -143,6 +143,7 @@ def test_mixed_precision_is_reported_and_close(shell: Shell, tmp_path: Path) -> 
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_half_precision_store_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
     arguments = (*QUICK, "model.pct_unfreeze=0")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
@@ -153,6 +154,7 @@ def test_a_half_precision_store_is_reported_and_close(shell: Shell, tmp_path: Pa
         assert one["train_loss"] != other["train_loss"]
 
 
+@pytest.mark.slow
 def test_recalibrated_statistics_give_another_model_than_pretrained_ones(
     shell: Shell, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_activations_computed_with_two_threads_serve_a_job_with_one(
         assert row == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
     """With room for the images of one split only: a warning, and the same epochs."""
     arguments = (*QUICK, "model.pct_unfreeze=0.5")

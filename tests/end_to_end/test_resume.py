@@ -246,7 +246,7 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_resumed_and_extended(tmp_path
     common = (*QUICK, "seed=1", "epochs=8", "model.pct_unfreeze=0.5,1.0", "hydra.sweep.dir=sweep")
     process = start("-m", *common, cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("sweep/*/metrics.jsonl")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("sweep/*/checkpoints/last.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)

@@ -14,8 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,8 +22,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms import functional
 
 from helpers.cifar_files import draw_images, expect_files, write_cifar10
+from helpers.configs import plain_config
 from tvf import cli
-from tvf.config import conf_dir
 from tvf.config.build import build, build_part
 from tvf.data.augment import FlipsAndCrops
 from tvf.models.backbones import resnet
@@ -182,7 +180,9 @@ def assert_equal(actual: Tensor, expected: Tensor, name: str) -> None:
         pytest.param(
             ["model=finetune", "model.pct_unfreeze=0.25"], 0.25, id="0.25", marks=pytest.mark.slow
         ),
-        pytest.param(["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5"),
+        pytest.param(
+            ["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["model=finetune", "model.pct_unfreeze=0.75"], 0.75, id="0.75", marks=pytest.mark.slow
         ),
@@ -268,11 +268,7 @@ def test_an_epoch_of_391_batches_is_summed_without_losing_digits() -> None:
 
 def compose_tutorial(*overrides: str) -> dict[str, Any]:
     """The experiment's config as a job gets it."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", ["+experiment=cifar10_tutorial", *overrides])
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return plain_config("+experiment=cifar10_tutorial", *overrides)
 
 
 def test_the_experiment_has_the_tutorials_numbers() -> None:

@@ -1,12 +1,14 @@
 """Run commands in their own processes without waiting for imports, by forking one server process.
 
 A fork has what a command started in a shell has: its own arguments, folder, environment, streams
-and session, and an interpreter that exits normally. It does not show that the imports work, nor
-that nothing depends on the order of sets of strings, because forks share one hash seed. Tests of
-these have to start Python.
+and session, and an interpreter that exits normally. The workers of a sweep, which joblib would
+start as new Python processes, are forks as well: children of the sweep's process, made before its
+command begins. Forks do not show that the imports work, nor that nothing depends on the order of
+sets of strings, because they share one hash seed. Tests of these have to start Python.
 """
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -33,8 +35,10 @@ IMPORTED = (
     "sklearn.model_selection",
     "tvf.report.charts",
     "tvf.report",
+    "joblib",
 )
 REQUEST_BYTES = 1 << 20
+WORKERS = 4  # of a sweep that are forks, twice what two cores use, as one may be killed
 
 
 class Process:
@@ -183,11 +187,64 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = request["argv"]
     more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = [str(ROOT) if "script" in request else "", *filter(None, more)]
+    if {"-m", "resume"} & {*sys.argv} and "hydra/launcher=basic" not in sys.argv:
+        _fork_workers()
     if "script" in request:
         runpy.run_path(request["script"], run_name="__main__")
     else:
         sys.modules["__main__"] = module = ModuleType("__main__")
         exec(request["code"], module.__dict__)
+
+
+def _fork_workers() -> None:
+    """Fork processes that wait until joblib starts a worker. When they are used up, it starts one.
+
+    Only the forks that become workers return, when these are done.
+    """
+    from joblib.externals.loky.backend import fork_exec
+
+    start, waiting = fork_exec.fork_exec, list[tuple[int, socket.socket]]()
+
+    def start_worker(command: list[str], keep: list[int], env: dict[str, str] | None = None) -> int:
+        while waiting:
+            child, asked = waiting.pop()
+            request = {"argv": command[2:], "keep": keep, "environment": os.environ | (env or {})}
+            with asked, contextlib.suppress(OSError):  # it was killed, with its process group
+                socket.send_fds(asked, [json.dumps(request).encode()], [0, 1, 2, *keep])
+                return child
+        return start(command, keep, env)
+
+    for _ in range(WORKERS):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child == 0:
+            for _, asked in [*waiting, (0, ours)]:
+                asked.close()
+            _work(theirs)
+        theirs.close()
+        waiting.append((child, ours))
+    fork_exec.fork_exec = start_worker
+
+
+def _work(asked: socket.socket) -> None:
+    """Wait for a request of `start_worker`, then run its module and exit."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    message, files, _, _ = socket.recv_fds(asked, REQUEST_BYTES, 16)
+    if not message:  # no worker was needed
+        os._exit(0)
+    asked.close()
+    signal.signal(signal.SIGINT, interrupt)
+    request = json.loads(message)
+    copies = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files]  # out of the way
+    for file in files:
+        os.close(file)
+    for copy, number in zip(copies, [0, 1, 2, *request["keep"]], strict=True):
+        os.dup2(copy, number)
+        os.close(copy)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = request["argv"]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import yaml
 from scipy.stats import norm
 
-from tvf.config import conf_dir
+from helpers.configs import compose_once
 from tvf.config.build import to_plain
 from tvf.records.predictions import Predictions, write_predictions
 from tvf.records.sweep import write_manifest
@@ -25,9 +24,7 @@ LIMITS = (100, 200, 400, 800, None)
 
 @cache
 def _base() -> str:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", ["tracker=none", "name=job"])
-    return json.dumps(to_plain(cfg))
+    return json.dumps(to_plain(compose_once("tracker=none", "name=job")))
 
 
 def base_config() -> dict[str, Any]:
