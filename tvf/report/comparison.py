@@ -64,8 +64,8 @@ class Comparison:
     pairs `differences` holds. `tested` holds the differences of these pairs on the test images, by
     their labels, for the page alone: no choice reads it. `front` lists the labels on the Pareto
     front. `following` are the config keys whose value is the seed in every job, `keys` all config
-    keys. `data` is how scores depend on the number of training images; None if that does not vary. `confirmation` is what
-    `tvf confirm` found; None before it ran.
+    keys. `data` is how scores depend on the number of training images; None if that does not vary.
+    `confirmation` is what `tvf confirm` found; None before it ran.
     """
 
     title: str
