@@ -206,8 +206,8 @@ def test_the_images_of_a_job_are_counted_by_split_class_and_group() -> None:
     assert counts["by_class"] == {"train": [3, 3], "val": [2, 0], "test": [1, 1]}
     assert counts["groups"] == {"train": 3, "val": 1, "test": 1}
     assert describe_images(counts, ("cat", "dog")) == (
-        "train 6 of 3 groups (cat 3, dog 3), val 2 of 1 groups (cat 2, dog 0), "
-        "test 2 of 1 groups (cat 1, dog 1)"
+        "train 6 of 3 groups (cat 3, dog 3), val 2 of 1 group (cat 2, dog 0), "
+        "test 2 of 1 group (cat 1, dog 1)"
     )
     many = [f"class {number}" for number in range(11)]
     counts = count_images(DataSplits(tuple(many), **splits))

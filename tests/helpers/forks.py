@@ -187,7 +187,7 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = request["argv"]
     more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = [str(ROOT) if "script" in request else "", *filter(None, more)]
-    if {"-m", "resume"} & {*sys.argv} and "hydra/launcher=basic" not in sys.argv:
+    if {"-m", "resume", "confirm"} & {*sys.argv} and "hydra/launcher=basic" not in sys.argv:
         _fork_workers()
     if "script" in request:
         runpy.run_path(request["script"], run_name="__main__")

@@ -13,7 +13,7 @@ from tvf.report.bootstrap import (
     scores_from_bootstrap,
 )
 from tvf.report.images import compare_scores, mean_by_image
-from tvf.report.splits import estimate_scores
+from tvf.report.split_scores import estimate_scores
 
 
 def test_what_is_left_out_is_what_was_not_drawn_and_groups_stay_whole() -> None:

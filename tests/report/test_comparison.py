@@ -9,6 +9,7 @@ import pytest
 from helpers.sweeps import add_job
 from tvf.records.rows import read_sweep
 from tvf.report import tables
+from tvf.report.commands import confirm_command
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration
 from tvf.report.decide import EVIDENCE
@@ -438,3 +439,20 @@ def test_records_without_a_metric_were_chosen_by_accuracy(tmp_path: Path) -> Non
     del config["data"]["metric"]
     old.write_text(json.dumps(config))
     assert [seeds(group) for group in compared(tmp_path).configurations] == [[1, 2]]
+
+
+def test_the_best_of_each_fraction_is_named_if_fractions_were_trained_in_several_ways(
+    tmp_path: Path,
+) -> None:
+    grid(tmp_path, {0.0: [0.8, 0.81]})
+    assert not any("at its best" in note for note in compared(tmp_path).notes)
+    for lr, score in ((0.01, 0.9), (0.1, 0.7)):
+        for seed in (1, 2):
+            changes = {"optimizer.lr": lr}
+            add_job(tmp_path, 0.5, seed, [0.5, score + seed / 100], changes=changes)
+    (note,) = [note for note in compared(tmp_path).notes if "at its best" in note]
+    assert "0.915 of pct_unfreeze=0.5, optimizer.lr=0.01 (best of 2)" in note
+    assert "(best of 1); " in note
+    assert confirm_command(tmp_path, [compared(tmp_path)]) == (
+        f"tvf confirm {tmp_path} --each-fraction"
+    )

@@ -13,7 +13,7 @@ from helpers.sweeps import FULL, LIMITS, add_curves, add_job, add_training
 from tvf.records import read_sweep
 from tvf.report.charts import page_charts
 from tvf.report.comparison import Comparison, compare
-from tvf.report.data_curves import DataCurve, Outlook, helps
+from tvf.report.data_curves import DataCurve, Outlook, what_helps
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report
 from tvf.report.images import Interval
@@ -59,8 +59,8 @@ def test_a_known_crossing_is_found_and_shown(crossing: Path) -> None:
     found = text(comparison)
     assert "depends on the number of training images: pct_unfreeze=0 with 100 to " in found
     assert (
-        "This change is shown: the probability of being more than 0.01 worse than the best is at "
-        "least 90 % for 1 with 100 images and for 0 with 1,600." in found
+        "The evidence supports this change: the probability of being more than 0.01 worse than "
+        "the best is at least 90 % for 1 with 100 images and for 0 with 1,600." in found
     )
     assert [size.images for size in sizes if size.rivals] == [400]
     assert "With 400 images, others may do as well as the highest." in found
@@ -127,6 +127,26 @@ def test_a_limit_above_the_number_of_images_is_no_other_number(tmp_path: Path) -
     assert comparison.data is not None
     assert [size.images for size in comparison.data.sizes] == [200, FULL]
     assert [len(curve.points) for curve in comparison.data.curves] == [2, 2]
+    assert "data.train_limit=5000 limits nothing here and is left out." in comparison.choice.text
+
+
+def test_one_fraction_with_several_sizes_is_no_single_configuration(tmp_path: Path) -> None:
+    """The plainest question about data: one fraction, more and more images."""
+    add_curves(tmp_path, {0.5: CROSSING[1.0]}, limits=[100, 200, 400, 800, None])
+    comparison = compared(tmp_path)
+    assert comparison.data and comparison.data.outlook and comparison.data.outlook.other is None
+    text = comparison.choice.text
+    assert "Only one configuration with the most training images has finished jobs" in text
+
+
+def test_a_sweep_whose_largest_jobs_have_begun_compares_the_sizes_before(tmp_path: Path) -> None:
+    add_curves(tmp_path, CROSSING | {0.5: CROSSING[1.0]}, limits=[100, 400])
+    images = {"pool": 2000, "digest": "a" * 32, "train": FULL}
+    changes = {"data.train_limit": None, "data.folds": 5}
+    add_job(tmp_path, 0.0, 1, [0.9], changes=changes, images=images)
+    comparison = compared(tmp_path)
+    assert len(comparison.candidates) == 3
+    assert "Too few jobs with more (data.train_limit=null) have finished" in comparison.choice.text
 
 
 def test_the_real_number_of_images_counts_not_the_limit(tmp_path: Path) -> None:
@@ -151,7 +171,7 @@ def test_a_change_within_the_errors_is_called_chance(tmp_path: Path) -> None:
     )
     found = text(compared(tmp_path))
     assert "pct_unfreeze=0 with 100, pct_unfreeze=0.5 with 1,600." in found
-    assert "This change is not shown, and may be chance" in found
+    assert "The evidence does not show this change, which may be chance" in found
     assert "power law" not in found
 
 
@@ -210,6 +230,7 @@ def interval(low: float, high: float) -> Interval:
         (interval(0.02, 0.04), interval(-0.02, -0.01), "images"),
         (interval(0.02, 0.04), interval(0.05, 0.09), "other"),
         (interval(0.0, 0.008), interval(-0.02, 0.02), "little"),
+        (interval(-0.001, 0.002), interval(0.003, 0.006), "neither"),
         (interval(0.02, 0.04), interval(-0.02, 0.03), "some"),
         (interval(0.02, 0.04), None, "some"),
         (interval(0.0, 0.04), interval(-0.02, 0.03), None),
@@ -220,7 +241,7 @@ def test_what_helps_more_is_said_only_where_the_intervals_say_so(
     gain: Interval, difference: Interval | None, verdict: str | None
 ) -> None:
     curve = DataCurve("0", 0.0, [], None)
-    assert helps(Outlook(curve, 3200, gain, None, difference), margin=0.01) == verdict
+    assert what_helps(Outlook(curve, 3200, gain, None, difference), margin=0.01) == verdict
 
 
 def test_every_format_has_the_same_sentences(

@@ -15,7 +15,7 @@ from tvf.report.decide import (
     rounds_to_decide,
 )
 from tvf.report.images import compare_scores
-from tvf.report.splits import Scores, estimate_scores
+from tvf.report.split_scores import Scores, estimate_scores
 
 COSTS = [Cost(10.0 * 2**position, position) for position in range(4)]
 

@@ -131,7 +131,7 @@ def _by_hand(
                 number = np.array([own.sum(), rest.sum()])
             else:
                 by_epoch = [
-                    [_macro_f1(e, part) if part.sum() else 0.0 for e in epochs]
+                    [_macro_f1(e)(part) if part.sum() else 0.0 for e in epochs]
                     for part in (own, rest)
                 ]
                 number = np.array([own.sum() > 0, rest.sum() > 0])

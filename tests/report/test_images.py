@@ -11,7 +11,7 @@ from tvf.report.images import (
     mean_by_image,
     other_images,
 )
-from tvf.report.splits import estimate_scores
+from tvf.report.split_scores import estimate_scores
 
 NAN = np.nan
 

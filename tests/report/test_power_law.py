@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import curve_fit
 
 from tvf.report.power_law import fit_power_law, predict_gain, predict_score
-from tvf.report.splits import Scores
+from tvf.report.split_scores import Scores
 
 SIZES = np.array([100.0, 200, 400, 800, 1600])
 TRUE = (2.0, 0.5, 0.1)

@@ -8,7 +8,7 @@ import scipy.stats
 
 from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, simulate
 from tvf.report.images import ImageDifference, compare_scores
-from tvf.report.splits import Component, add_component, estimate_scores
+from tvf.report.split_scores import Component, add_component, estimate_scores
 from tvf.report.statistics import holm
 
 NAN = np.nan

@@ -178,6 +178,7 @@ def test_jobs_that_only_differ_in_their_seed_are_one_candidate() -> None:
         ("stop_after", 1, "stop_after must be null with hydra/sweeper=halving"),
         ("data", {**base_config()["data"], "metric": "macro_f1"}, "data.metric cannot be swept"),
         ("data", {**base_config()["data"], "limit": 100}, "data.limit cannot be swept"),
+        ("data", {**base_config()["data"], "train_limit": 100}, "data.train_limit cannot be swept"),
     ],
 )
 def test_jobs_that_cannot_be_compared_are_not_halved(key: str, value: Any, told: str) -> None:

@@ -107,7 +107,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
                 f"{text} must be left out: {key} would change the configurations that the sweep "
                 "compared. To try other values, add them to the sweep."
             )
-    return by_key(overrides)
+    return by_key(text.lstrip("+") for text in overrides)
 
 
 def by_key(overrides: Any) -> dict[str, str]:
@@ -220,7 +220,7 @@ def _describe(
     varied = " ".join(repetitions.overrides.values())
     chosen, *others = map(str, candidates)
     lines = [
-        f"{folder} chose {chosen}.",
+        f"{folder} {_has_chosen(comparison)} {chosen}.",
         f"To train {' and '.join(['it', *others])} again: {number} jobs ({varied})"
         f"{_describe_time(candidates, repetitions.number)}.",
     ]
@@ -229,16 +229,21 @@ def _describe(
     nested = folder / CONFIRMATION
     rows = read_sweep(nested) if nested.is_dir() else []
     found = [row for group in candidates for row in jobs_again(group, rows, comparison.following)]
-    counted = [row for row in found if repetitions.include(training_of(row))]
+    counted = [row for row in found if repetitions.includes(training_of(row))]
     if done := sum(row["state"] == "done" for row in counted):
-        lines.append(f"{done} of these jobs are done.")
+        lines.append(f"{done} of these jobs {'is' if done == 1 else 'are'} done.")
     jobs = [job for group in comparison.configurations for job in group.jobs]
     if unfinished := sum(job["state"] != "done" for job in jobs if not job["dropped"]):
         lines.append(
-            f"note: {unfinished} of {len(jobs)} jobs of the sweep are not done, and may change its "
-            "choice."
+            f"note: {unfinished} of the sweep's {len(jobs)} jobs did not finish, which may change "
+            "its choice."
         )
     return "\n".join(lines)
+
+
+def _has_chosen(comparison: Comparison) -> str:
+    decision = comparison.choice.decision
+    return "chose" if decision is None or decision.decided else "has not decided; best so far is"
 
 
 def _describe_time(candidates: Sequence[Configuration], trainings: int) -> str:

@@ -166,7 +166,8 @@ def describe_images(counts: Mapping[str, Any], classes: Sequence[str]) -> str:
     """What `count_images` counts, in words: train 1,181 of 22 groups (cat 612, dog 569), ..."""
     parts = []
     for name, by_class in counts["by_class"].items():
-        groups = f" of {counts['groups'][name]:,} groups" if "groups" in counts else ""
+        number = counts["groups"][name] if "groups" in counts else 0
+        groups = f" of {number:,} group{'' if number == 1 else 's'}" if number else ""
         if len(classes) <= MANY_CLASSES:
             pairs = zip(classes, by_class, strict=True)
             each = ", ".join(f"{label} {count:,}" for label, count in pairs)

@@ -5,7 +5,7 @@ They decide whether two jobs saw the same images, and what is known about other 
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +78,13 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
             found[split] = Predictions(**arrays)
         except TypeError:  # written by another version
             return {}
-        epochs = arrays.pop("epoch_classes", np.empty((1, len(found[split]))))
+        epochs = arrays.pop("epoch_classes", None)
         lengths = {len(array) for array in arrays.values()}
         if len(lengths) != 1 or found[split].logits.ndim != 2:
             return {}
-        if epochs.ndim != 2 or not len(epochs) or {epochs.shape[1]} != lengths:
-            return {}
+        shape = (1, *lengths) if epochs is None else epochs.shape
+        if len(shape) != 2 or not shape[0] or {shape[1]} != lengths:
+            found[split] = replace(found[split], epoch_classes=None)  # damaged: the rest counts
     return found
 
 

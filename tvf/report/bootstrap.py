@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tvf.report.images import Interval
-from tvf.report.splits import (
+from tvf.report.split_scores import (
     Component,
     Scores,
     add_component,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tvf.records import confirmed_sweep, read_commands
 from tvf.report.comparison import Comparison
+from tvf.report.notes import about_trials
 
 
 def sweep_commands(folder: Path) -> list[str]:
@@ -27,11 +28,16 @@ def sweep_commands_with_folders(folder: Path) -> list[str]:
 def confirm_command(folder: Path, comparisons: Sequence[Comparison]) -> str | None:
     """The command that confirms the choice of the sweep in `folder`.
 
-    None if there is no choice between configurations, or if it has been confirmed.
+    None if there is no decided choice between configurations, or if it has been confirmed. Where
+    fractions were trained in several ways, it confirms each at its best, decided or not.
     """
     if confirmed_sweep(folder) or len(comparisons) != 1:
         return None
     (comparison,) = comparisons
-    if comparison.choice.decision is None or comparison.confirmation is not None:
+    decision = comparison.choice.decision
+    if decision is None or comparison.confirmation is not None:
         return None
-    return f"tvf confirm {shlex.quote(str(folder))}"
+    command = f"tvf confirm {shlex.quote(str(folder))}"
+    if about_trials(comparison.candidates):
+        return f"{command} --each-fraction"
+    return command if decision.decided else None

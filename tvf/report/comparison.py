@@ -16,19 +16,19 @@ from tvf.report.configuration import Configuration, build_configuration
 from tvf.report.confirmation import Confirmation, read_confirmation
 from tvf.report.data_curves import (
     DataCurves,
-    bare_label,
     collect_data_curves,
     look_ahead,
     train_limit,
-    with_most_images,
+    with_largest_limit,
     without_largest_limit,
+    without_limit,
 )
 from tvf.report.data_sentences import describe_candidates
 from tvf.report.decide import MARGIN
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import compare_scores
 from tvf.report.labels import label_configurations, title_comparisons
-from tvf.report.notes import collect_notes
+from tvf.report.notes import about_trials, collect_notes
 from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
 from tvf.report.statistics import holm, pareto_front
@@ -177,12 +177,14 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         notes += warnings
     configurations = without_largest_limit(configurations)
     data = collect_data_curves(configurations, distinct, metric, margin)
-    configurations.sort(key=lambda g: (g.fraction, bare_label(g.label), train_limit(g), g.label))
+    configurations.sort(key=lambda g: (g.fraction, without_limit(g.label), train_limit(g), g.label))
     notes += collect_notes(configurations, distinct, metric)
-    candidates = with_most_images(configurations)
+    candidates = with_largest_limit(configurations)
+    notes += about_trials(candidates)
     evidence = collect_evidence(candidates, metric)
     differences, pairs = _test_differences(evidence)
-    choice = recommend(candidates, evidence, metric, margin)
+    all_sizes = len(candidates) == len(configurations)
+    choice = recommend(candidates, evidence, metric, margin, all_sizes=all_sizes)
     if among := describe_candidates(configurations, candidates):
         choice = replace(choice, text=f"{choice.text} {among}")
     if data is not None:

@@ -6,6 +6,7 @@ Only finished jobs with finite scores count, one for each seed of each division.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
@@ -76,8 +77,7 @@ class Configuration:
 
     `label` starts with the fraction. `jobs` are all its jobs, `done` those that count, one for each
     training. The rest comes from `done`: validation `scores` by training, the validation and test
-    scores, the median of the jobs' own training seconds, and how much the choice of each job's
-    epoch flatters the validation score (None if unknown, or if there was no choice).
+    scores by `metric`, and the median of the jobs' own training seconds.
     """
 
     label: str
@@ -88,7 +88,15 @@ class Configuration:
     val: Score | None
     test: Score | None
     seconds: float | None
-    epoch_optimism: float | None
+    metric: str
+
+    @cached_property
+    def epoch_optimism(self) -> float | None:
+        """How much the choice of each job's epoch flatters the validation score.
+
+        None if unknown, or if there was no choice.
+        """
+        return estimate_epoch_optimism(self.done, self.metric) if self.done else None
 
     @property
     def dropped(self) -> bool:
@@ -145,7 +153,7 @@ def build_configuration(
         val=_summarise(done, "val", metric),
         test=_summarise([job for job in done if _has_test(job, key)], "test", metric),
         seconds=median(seconds) if seconds else None,
-        epoch_optimism=estimate_epoch_optimism(done, metric) if done else None,
+        metric=metric,
     )
     return configuration, warnings
 

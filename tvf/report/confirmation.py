@@ -13,10 +13,12 @@ from tvf.config import REPETITIONS, Config, result_config
 from tvf.metrics import WORDS
 from tvf.records import CONFIRMATION, Row, read_sweep
 from tvf.report.configuration import Configuration, build_configuration, training_of
+from tvf.report.decide import EVIDENCE, runner_up
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import ImageDifference, compare_scores
-from tvf.report.recommend import Recommendation, _percent, _signed
+from tvf.report.recommend import Recommendation
 from tvf.report.validated import read_job
+from tvf.report.words import percent, signed
 
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
 
@@ -27,7 +29,8 @@ class Confirmation:
 
     `configurations` have been trained again, the chosen one first and then the others from the
     highest score down; `difference` is the first minus the second, None if unknown. `confirmed` is
-    None as long as it is open: jobs are missing, or none is of the present choice.
+    None as long as it is open: jobs are missing, or the scores neither confirm the choice (at most
+    `EVIDENCE` that the first is more than the margin worse) nor contradict it.
     """
 
     text: str
@@ -49,10 +52,10 @@ def to_confirm(
     if evidence is None or choice.decision is None:
         return [choice.chosen]
     groups, means = evidence.configurations, evidence.scores.means
+    if not each_fraction:
+        return [choice.chosen, groups[runner_up(evidence.scores, choice.decision.chosen)]]
     ranking = sorted(range(len(groups)), key=lambda index: -means[index])
     others = [groups[index] for index in ranking if index != choice.decision.chosen]
-    if not each_fraction:
-        return [choice.chosen, *others[:1]]
     best: dict[float, Configuration] = {}
     for group in (choice.chosen, *others):
         best.setdefault(group.fraction, group)
@@ -118,25 +121,30 @@ def read_confirmation(
     ]
     if not again[0] or trained[0].val is None:
         return Confirmation(
-            f"{folder} holds no finished job of {chosen} with these settings and images, and with "
-            "a seed that this sweep did not use, so the choice is not confirmed: tvf confirm "
-            "trains it.",
+            f"The confirmation of this sweep has no finished job of {chosen} with these settings "
+            "and images, on a division or with a seed that the sweep did not use, so the choice is "
+            "not confirmed: tvf confirm trains it.",
             [],
         )
-    rivals = len(to_confirm(evidence, choice)) > 1
-    return _Repeated(chosen, rivals, trained, new_divisions, metric, margin).conclude()
+    planned = {group.label for group in to_confirm(evidence, choice)}
+    decided = choice.decision is None or choice.decision.decided
+    repeated = _Repeated(chosen, planned, decided, trained, new_divisions, metric, margin)
+    return repeated.conclude()
 
 
 def _fresh_jobs(
     rows: Sequence[Row], configurations: Sequence[Configuration]
 ) -> tuple[list[Row], bool]:
-    """The jobs with seeds, and if possible divisions, that the sweep did not use; whether new."""
+    """The jobs on divisions that the sweep did not use, and True; or else those with such seeds.
+
+    A new division makes a training new, whatever its seed.
+    """
     used = [training_of(job) for group in configurations for job in group.jobs]
     seeds = {training.seed for training in used}
     divisions = {training.split_seed for training in used}
-    fresh = [row for row in rows if row["config"] and row["seed"] not in seeds]
-    new = [row for row in fresh if training_of(row).split_seed not in divisions]
-    return new or fresh, bool(new)
+    known = [row for row in rows if row["config"]]
+    new = [row for row in known if training_of(row).split_seed not in divisions]
+    return new or [row for row in known if row["seed"] not in seeds], bool(new)
 
 
 def _pool_of(job: Row) -> Any:
@@ -159,11 +167,13 @@ def _most_trained_division(rows: Sequence[Sequence[Row]]) -> list[list[Row]]:
 class _Repeated:
     """The configurations that have been trained again, the chosen one first.
 
-    `first` is that one in the sweep, which chose it from several if there are `rivals`.
+    `first` is that one in the sweep. `planned` are the labels that must have been trained for a
+    verdict: the chosen one and its runner-up. `decided` says whether the sweep was sure.
     """
 
     first: Configuration
-    rivals: bool
+    planned: set[str]
+    decided: bool
     trained: list[Configuration]
     new_divisions: bool
     metric: str
@@ -172,42 +182,53 @@ class _Repeated:
     def conclude(self) -> Confirmation:
         again, *others = [group for group in self.trained if group.val]
         ranked = [again, *sorted(others, key=_mean, reverse=True)]
-        evidence = collect_evidence(ranked[:2], self.metric)
+        evidence = collect_evidence(ranked[:2], self.metric, optimism=False)
         difference = None
         if evidence and len(evidence.configurations) == 2:
             difference = compare_scores(evidence.scores, 0, 1, self.margin)
-        objections = self._objections(ranked, difference)
         jobs = [job for group in self.trained for job in group.jobs]
         done = sum(job["state"] == "done" for job in jobs)
+        complete = done == len(jobs) and self.planned <= {group.label for group in ranked}
+        confirmed = self._is_confirmed(difference) if complete else None
         where = self._describe_repetitions(again)
-        lead = f"{'Not confirmed' if objections else 'Confirmed'} on {where}"
-        complete = done == len(jobs) and (bool(others) or not self.rivals)
         if not complete:
-            lead = f"On {where} so far ({done} jobs are done)"
+            lead = f"On {where} so far ({done} {'job is' if done == 1 else 'jobs are'} done)"
+        elif len(self.planned) < 2:
+            lead = f"Trained again on {where}"
+        else:
+            lead = f"{self._verdict(confirmed)} on {where}"
         sentences = [
             f"{lead}: {self._describe_scores(ranked)}.",
             *self._describe_difference(ranked, difference, evidence),
-            *(f"This contradicts the choice: {reason}." for reason in objections if complete),
+            *(self._describe_fall(again) if complete else []),
             self._describe_limits(ranked),
         ]
-        confirmed = not objections if complete else None
         return Confirmation(" ".join(sentences), ranked, difference, confirmed)
 
-    def _objections(
-        self, ranked: Sequence[Configuration], difference: ImageDifference | None
-    ) -> list[str]:
-        again, val, reasons = ranked[0], self.first.val, []
-        if len(ranked) > 1:
-            gap = _mean(ranked[1]) - _mean(again)
-            gap = -difference.interval.mean if difference else gap
-            if gap > self.margin:
-                reasons.append(f"{ranked[1]} scores {gap:.3f} higher, more than {self.margin:g}")
-        if val and val.low is not None and _mean(again) < val.low:
-            reasons.append(
-                f"{again} scores below the interval of its score in the sweep ({val.low:.3f} to "
-                f"{val.high:.3f})"
-            )
-        return reasons
+    def _is_confirmed(self, difference: ImageDifference | None) -> bool | None:
+        """Whether the choice is shown again to be good enough, or not to be; None if open."""
+        if len(self.planned) < 2 or difference is None or difference.worse is None:
+            return None
+        if difference.worse <= EVIDENCE:
+            return True
+        return False if difference.worse >= 1 - EVIDENCE else None
+
+    def _verdict(self, confirmed: bool | None) -> str:
+        if confirmed is None:
+            return "Neither confirmed nor contradicted"
+        if not self.decided:
+            return "Best again" if confirmed else "Not the best again"
+        return "Confirmed" if confirmed else "Contradicted"
+
+    def _describe_fall(self, again: Configuration) -> list[str]:
+        """That the score was too high in the sweep, if it is below the interval given there."""
+        val = self.first.val
+        if val is None or val.low is None or _mean(again) >= val.low:
+            return []
+        return [
+            f"Its score in the sweep was too high: {_mean(again):.3f} is below the 95 % interval "
+            f"given there ({val.low:.3f} to {val.high:.3f})."
+        ]
 
     def _describe_repetitions(self, again: Configuration) -> str:
         """Where the scores are from: 5 fresh folds with a fresh seed."""
@@ -238,9 +259,9 @@ class _Repeated:
         mean, _, low, high = difference.interval
         about = "repeated training" if evidence.images is None else "other images and trainings"
         return [
-            f"{ranked[0].label} minus {ranked[1].label} is {_signed(mean)} (95 % interval "
-            f"{_signed(low or 0.0)} to {_signed(high or 0.0)}, {about}); the probability that it "
-            f"is more than {self.margin:g} worse is {_percent(difference.worse)}."
+            f"{ranked[0].label} minus {ranked[1].label} is {signed(mean)} (95 % interval "
+            f"{signed(low or 0.0)} to {signed(high or 0.0)}, {about}); the probability that it "
+            f"is more than {self.margin:g} worse is {percent(difference.worse)}."
         ]
 
     def _describe_limits(self, ranked: Sequence[Configuration]) -> str:
@@ -250,8 +271,13 @@ class _Repeated:
         same = same if self.new_divisions else "validation images are the same ones"
         text = (
             f"The {same}: this removes the luck of the {what} that made the choice, but not that "
-            "of the images, nor what the choice of each job's epoch adds."
+            "of the images."
         )
+        if ranked[0].epoch_optimism:
+            text += (
+                " The choice of each job's epoch still makes the score too high: by about "
+                f"{ranked[0].epoch_optimism:.3f}."
+            )
         tested, validate = _images([self.first], "test"), _images(ranked, "val")
         if self.new_divisions and tested & validate:
             text += (

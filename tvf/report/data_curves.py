@@ -99,30 +99,35 @@ def train_images(configuration: Configuration) -> float | None:
     return fmean(known) if known else None
 
 
-def bare_label(label: str) -> str:
+def without_limit(label: str) -> str:
     """A configuration's label without the limit."""
     parts = label.split(", ")
     return ", ".join(part for part in parts if part.lstrip("+").partition("=")[0] != TRAIN_LIMIT)
 
 
-def with_most_images(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """The configurations with the largest limit of those that have a score; all without scores."""
+def with_largest_limit(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations to choose among: those with the largest limit; all without scores.
+
+    While a sweep runs, the largest limit at which at least half as many have a score as at any.
+    """
     limits = [train_limit(group) for group in configurations if group.val]
     if not limits:
         return [*configurations]
-    return [group for group in configurations if train_limit(group) == max(limits)]
+    most = max(map(limits.count, limits))
+    largest = max(limit for limit in limits if 2 * limits.count(limit) >= most)
+    return [group for group in configurations if train_limit(group) == largest]
 
 
 def without_largest_limit(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """The same configurations, those with the most images labelled without their limit.
+    """The same configurations, those with the largest limit labelled without it.
 
-    Only where limits differ, so that a label without a limit means the most images.
+    Only where limits differ, so that a label without a limit means the largest.
     """
-    most = with_most_images(configurations)
-    if len(most) == len(configurations):
+    largest = with_largest_limit(configurations)
+    if len(largest) == len(configurations):
         return [*configurations]
     return [
-        replace(group, label=bare_label(group.label)) if group in most else group
+        replace(group, label=without_limit(group.label)) if group in largest else group
         for group in configurations
     ]
 
@@ -159,28 +164,32 @@ def look_ahead(
 ) -> Outlook | None:
     """What twice the images would add to the score of `reference`, which has the most images.
 
-    `evidence` is about the configurations with the most images. None where nothing useful can be
-    said: without a power law, or with a gain that may be below as well as above the margin, and as
-    large as that of another configuration as well as not.
+    `evidence` is about the configurations with the most images, if there are several. None where
+    nothing useful can be said: without a power law, or with a gain that may be below as well as
+    above the margin, and as large as that of another configuration as well as not.
     """
     curve = next((curve for curve in data.curves if curve.points[-1] is reference), None)
     images = train_images(reference) if reference else None
-    if curve is None or curve.law is None or images is None or evidence is None:
+    if curve is None or curve.law is None or images is None:
         return None
     gain = predict_gain(curve.law, images, MORE * images)
-    other, difference = _best_other(curve.points[-1], evidence)
+    other, difference = _best_other(curve.points[-1], evidence) if evidence else (None, None)
     outlook = Outlook(curve, MORE * images, gain, other, difference)
-    return outlook if helps(outlook, data.margin) else None
+    return outlook if what_helps(outlook, data.margin) else None
 
 
-def helps(outlook: Outlook, margin: float) -> str | None:
+def what_helps(outlook: Outlook, margin: float) -> str | None:
     """What would likely help more; None if that is open and the gain may be small or large.
 
-    "other": the other configuration; "little": more images would add at most the margin; "images":
-    more images, more than the other configuration; "some": more images, by more than the margin.
+    "neither": both add at most the margin; "other": the other configuration; "little": more images
+    would add at most the margin; "images": more images, more than the other configuration; "some":
+    more images, by more than the margin.
     """
     gain, difference = outlook.gain, outlook.difference
     assert gain.low is not None and gain.high is not None, "a fitted law has an interval"
+    limit = difference.high if difference is not None else None
+    if limit is not None and max(limit, gain.high) <= margin:
+        return "neither"
     if difference is not None and difference.low is not None and difference.low > gain.high:
         return "other"
     if gain.high <= margin:
@@ -215,7 +224,7 @@ def _build_curve(points: list[Configuration], metric: str) -> DataCurve:
         if evidence is not None:
             sizes = np.array([train_images(group) for group in evidence.configurations], float)
             law = fit_power_law(sizes, evidence.scores)
-    return DataCurve(bare_label(points[-1].label), points[0].fraction, points, law)
+    return DataCurve(without_limit(points[-1].label), points[0].fraction, points, law)
 
 
 def _build_size(

@@ -10,12 +10,13 @@ from tvf.report.data_curves import (
     DataCurves,
     DataSize,
     Outlook,
-    helps,
     train_images,
     train_limit,
+    what_helps,
 )
 from tvf.report.decide import EVIDENCE
 from tvf.report.images import Interval
+from tvf.report.words import enumerate_words, percent, signed
 
 DATA_HEADING = "How much data?"
 
@@ -31,12 +32,17 @@ def describe_candidates(
     many = f"about {count(sum(counts) / len(counts))}, " if counts else ""
     text = (
         f"Only configurations with the most training images ({many}{_override(limit)}) are "
-        "candidates: fewer images are no choice if there are more."
+        "candidates: nobody trains on fewer images than there are."
     )
-    larger = sorted({train_limit(group) for group in configurations} - {limit})
-    waiting = [other for other in larger if other > limit]
-    if waiting:
-        text += f" No job with more ({', '.join(map(_override, waiting))}) has finished yet."
+    others = [group for group in configurations if group not in candidates]
+    if waiting := sorted({train_limit(group) for group in others if train_limit(group) > limit}):
+        number, verb = ("Too few", "have") if any(g.val for g in others) else ("No", "has")
+        jobs = "jobs" if verb == "have" else "job"
+        more = ", ".join(map(_override, waiting))
+        text += f" {number} {jobs} with more ({more}) {verb} finished yet."
+    most = max(counts, default=inf)
+    if idle := sorted({train_limit(g) for g in others if (train_images(g) or 0) >= most}):
+        text += f" {', '.join(map(_override, idle))} limits nothing here and is left out."
     return text
 
 
@@ -85,9 +91,9 @@ def _describe_change(sizes: Sequence[DataSize], margin: float) -> list[str]:
             continue
         if min(few.worse.get(b, 0.0), many.worse.get(a, 0.0)) >= 1 - EVIDENCE:
             shown = (
-                f"This change is shown: the probability of being more than {margin:g} worse than "
-                f"the best is at least {1 - EVIDENCE:.0%} for {b} with {count(few.images)} images "
-                f"and for {a} with {count(many.images)}.".replace("%", " %")
+                "The evidence supports this change: the probability of being more than "
+                f"{margin:g} worse than the best is at least {percent(1 - EVIDENCE)} for {b} with "
+                f"{count(few.images)} images and for {a} with {count(many.images)}."
             )
             numbers = _enumerate([size for size in sizes if size.rivals])
             return (
@@ -96,8 +102,8 @@ def _describe_change(sizes: Sequence[DataSize], margin: float) -> list[str]:
                 else [shown]
             )
     return [
-        "This change is not shown, and may be chance: with at least one of these numbers of "
-        "images, the other one may do as well."
+        "The evidence does not show this change, which may be chance: with at least one of these "
+        "numbers of images, the other one may do as well."
     ]
 
 
@@ -125,25 +131,27 @@ def _describe_outlook(outlook: Outlook, margin: float, word: str) -> list[str]:
     sentences = [
         f"If the scores of {name} continue to follow a power law, twice as many training images "
         f"({count(outlook.images)}) would raise its validation {word} by about "
-        f"{outlook.gain.mean:.3f} ({_interval(outlook.gain, signed=False)})."
+        f"{outlook.gain.mean:.3f} ({_interval(outlook.gain, plus=False)})."
     ]
     if outlook.other is not None and outlook.difference is not None:
         known = outlook.difference.low is not None
-        interval = f" ({_interval(outlook.difference, signed=True)})" if known else ""
+        interval = f" ({_interval(outlook.difference, plus=True)})" if known else ""
         sentences.append(
             f"With the images there are, the best alternative, {outlook.other}, changes it by "
-            f"{_signed(outlook.difference.mean)}{interval}."
+            f"{signed(outlook.difference.mean)}{interval}."
         )
     sentences.append(_conclude(outlook, margin))
     return sentences
 
 
 def _conclude(outlook: Outlook, margin: float) -> str:
-    verdict = helps(outlook, margin)
+    verdict = what_helps(outlook, margin)
     change = "another configuration"
     if outlook.other is not None and outlook.other.fraction != outlook.curve.fraction:
         more = outlook.other.fraction > outlook.curve.fraction
         change = "unfreezing more" if more else "unfreezing less"
+    if verdict == "neither":
+        return f"So neither more images nor {change} would likely add more than {margin:g}."
     if verdict == "other":
         return f"So {change} would likely help more than more images."
     if verdict == "little":
@@ -154,22 +162,16 @@ def _conclude(outlook: Outlook, margin: float) -> str:
     return f"{text}." if outlook.other is None else f"{text}; {change} may help as much."
 
 
-def _interval(interval: Interval, *, signed: bool) -> str:
-    form = _signed if signed else "{:.3f}".format
+def _interval(interval: Interval, *, plus: bool) -> str:
+    form = signed if plus else "{:.3f}".format
     assert interval.low is not None and interval.high is not None, "checked by the caller"
     return f"95 % interval {form(interval.low)} to {form(interval.high)}"
 
 
 def _enumerate(sizes: Sequence[DataSize]) -> str:
-    numbers = [count(size.images) for size in sizes]
-    return " and ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
+    return enumerate_words([count(size.images) for size in sizes])
 
 
 def _range(images: Sequence[float]) -> str:
     numbers = [count(number) for number in images]
     return numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else text

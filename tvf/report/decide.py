@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 
 from tvf.report.images import ImageDifference, compare_scores
-from tvf.report.splits import Scores, contrast_variance
+from tvf.report.split_scores import Scores, contrast_variance
 
 MARGIN = 0.01  # differences of scores up to this do not matter
 EVIDENCE = 0.1  # the largest probability of being worse by more than the margin
@@ -72,12 +72,26 @@ def decide(scores: Scores, costs: Sequence[Cost], margin: float = MARGIN) -> Dec
         return Decision(best, best, worse=None, difference=None, open=())
     good = [position for position, chance in enumerate(worse) if chance <= EVIDENCE]
     chosen = cheapest(good, costs) if good else best
-    ranking = np.argsort(-scores.means, kind="stable")
-    rival = best if chosen != best else int(ranking[1])
+    rival = best if chosen != best else runner_up(scores, chosen)
     difference = compare_scores(scores, chosen, rival, margin)
     return Decision(
         chosen, best, worse, difference, _open_questions(scores, costs, margin, chosen, worse)
     )
+
+
+def runner_up(scores: Scores, chosen: int) -> int:
+    """The position of the highest mean besides `chosen`.
+
+    Passes over a second name for the same trainings, such as another learning rate of the backbone
+    where none of it trains, unless there are no others.
+    """
+    ranking = np.argsort(-scores.means, kind="stable").tolist()
+    others = [position for position in ranking if position != chosen]
+    for position in others:
+        interval = compare_scores(scores, position, chosen).interval
+        if interval.error is not None or interval.mean:
+            return position
+    return others[0]
 
 
 def probability_worse(scores: Scores, margin: float = MARGIN) -> tuple[float, ...] | None:

@@ -13,7 +13,7 @@ from tvf.records import Row
 from tvf.report.bootstrap import estimate_optimism
 from tvf.report.configuration import Configuration, Training, training_of
 from tvf.report.epoch_choice import choose_epochs
-from tvf.report.splits import Scores
+from tvf.report.split_scores import Scores
 from tvf.report.validated import Validated, gather, read_job, score_function, score_images
 
 

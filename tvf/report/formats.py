@@ -20,11 +20,16 @@ FORMATS = ("html", "md", "csv", "json", "png")
 
 
 def render_report(
-    folders: Sequence[Path], rows: Sequence[Row], kind: str, margin: float | None = None
+    folders: Sequence[Path],
+    rows: Sequence[Row],
+    kind: str,
+    margin: float | None = None,
+    comparisons: Sequence[Comparison] | None = None,
 ) -> dict[str, bytes]:
     """Render the comparison of `rows`, the jobs of the sweeps in `folders`, in one of FORMATS.
 
-    `margin` is that of `compare`. Returns file contents by file name.
+    `margin` is that of `compare`; `comparisons` is its result, if known. Returns file contents by
+    file name.
     """
     if kind == "csv":
         epochs = tables.epochs(rows)
@@ -33,7 +38,7 @@ def render_report(
             "results.csv": csv_text(rows, COLUMNS).encode(),
             "epochs.csv": csv_text(epochs, columns).encode(),
         }
-    comparisons = compare(rows, margin)
+    comparisons = compare(rows, margin) if comparisons is None else comparisons
     if kind == "md":
         return {"report.md": render_markdown(folders, comparisons).encode()}
     if kind == "json":

@@ -1,13 +1,13 @@
 """How far scores would move on other images, and when the same images are trained on again.
 
-Two errors, kept apart. Results are matrices (trainings, images), as `splits` describes them.
+Two errors, kept apart. Results are matrices (trainings, images), as `split_scores` describes them.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from tvf.report.splits import Scores, contrast_variance, estimate_scores
+from tvf.report.split_scores import Scores, contrast_variance, estimate_scores
 from tvf.report.statistics import ROUNDING, t_quantile
 
 

@@ -27,6 +27,28 @@ def collect_notes(
     return [note for note in notes if note]
 
 
+def about_trials(configurations: Sequence[Configuration]) -> list[str]:
+    """Name the best of each fraction, if fractions were trained in several ways."""
+    best: dict[float, Configuration] = {}
+    trials: dict[float, set[str]] = {}
+    for group in configurations:
+        if group.val is None:
+            continue
+        # Equal scores are the same training: the backbone's rate changes nothing at fraction 0.
+        trials.setdefault(group.fraction, set()).add(repr(sorted(group.scores.values())))
+        leader = best.get(group.fraction)
+        if leader is None or leader.val is None or group.val.mean > leader.val.mean:
+            best[group.fraction] = group
+    if len(best) < 2 or max(map(len, trials.values())) < 2:
+        return []
+    named = [
+        f"{group.val.mean:.3f} of {group} (best of {len(trials[fraction])})"
+        for fraction, group in sorted(best.items())
+        if group.val
+    ]
+    return [f"Each fraction at its best: {'; '.join(named)}. The best of several flatters."]
+
+
 def about_halving(configurations: Sequence[Configuration]) -> str | None:
     """How successive halving limits the statistics; None if it has dropped no configuration."""
     dropped = [group for group in configurations if group.dropped]

@@ -16,14 +16,14 @@ def describe_optimism(evidence: Evidence, chosen: Configuration, is_best: bool) 
     if not is_best or evidence.optimism is None:
         return describe_epoch_optimism(chosen)
     text = (
-        "It was chosen by these images, so its score is a little optimistic: by "
+        "It was chosen by these images, so its score is too high on average: by "
         f"{_about(evidence.optimism)} for the choice between configurations"
     )
     if evidence.epoch_optimism is not None:
         epochs = _about(evidence.epoch_optimism).removeprefix("about ")
         text += f" and {epochs} for the choice of each job's epoch"
     elif _choose_epochs(evidence.configurations):
-        text += ", and more for the choice of each job's epoch"
+        text += "; what the choice of each job's epoch adds is unknown"
     return [f"{text}."]
 
 
@@ -32,7 +32,7 @@ def describe_epoch_optimism(configuration: Configuration) -> list[str]:
     if configuration.epoch_optimism is None:
         return []
     return [
-        "Each job's epoch was chosen by these images, which makes its score a little optimistic: "
+        "Each job's epoch was chosen by these images, which makes its score too high on average: "
         f"by {_about(configuration.epoch_optimism)}."
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvf.report.images import Interval
-from tvf.report.splits import Scores
+from tvf.report.split_scores import Scores
 from tvf.report.statistics import LEVEL, ROUNDING
 
 MIN_SIZES = 4  # three parameters fit any three sizes

@@ -16,10 +16,12 @@ from tvf.report.decide import (
     decide,
     images_to_decide,
     rounds_to_decide,
+    runner_up,
 )
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
 from tvf.report.statistics import ROUNDING
+from tvf.report.words import percent, signed
 
 FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
 MANY = 20  # times as many images, or further rounds: beyond, a number would only seem exact
@@ -43,11 +45,17 @@ class Recommendation:
 
 
 def recommend(
-    configurations: Sequence[Configuration], evidence: Evidence | None, metric: str, margin: float
+    configurations: Sequence[Configuration],
+    evidence: Evidence | None,
+    metric: str,
+    margin: float,
+    *,
+    all_sizes: bool = True,
 ) -> Recommendation:
     """Choose the cheapest configuration that is shown to be within the margin of the best.
 
     Chooses none if there is too little evidence: a single configuration, or one training of each.
+    `all_sizes` says that no others were trained on fewer images.
     """
     scored = [group for group in configurations if group.val]
     if not scored:
@@ -56,7 +64,8 @@ def recommend(
     unfinished = [group for group in configurations if not group.val and not group.dropped]
     excluded = _excluded(unfinished, dropped, evidence)
     if len(scored) == 1:
-        return _describe_only(scored[0], dropped, unfinished, metric, excluded)
+        which = "" if all_sizes else " with the most training images"
+        return _describe_only(scored[0], which, dropped, unfinished, metric, excluded)
     if evidence is None:
         return _decline(scored, metric, excluded)
     return _apply_rule(evidence, metric, margin, excluded)
@@ -83,6 +92,7 @@ def _excluded(
 
 def _describe_only(
     only: Configuration,
+    which: str,
     dropped: Sequence[Configuration],
     unfinished: Sequence[Configuration],
     metric: str,
@@ -95,7 +105,7 @@ def _describe_only(
             f"{score}. Dropped after fewer epochs: {_join(dropped)}."
         )
         return Recommendation(text, chosen=only, best=only)
-    text = f"Only one configuration has finished jobs: {only}, with a validation {score}."
+    text = f"Only one configuration{which} has finished jobs: {only}, with a validation {score}."
     more = f" and {FOLDS}" if len(only.done) == 1 else ""
     sentences = [text, *describe_epoch_optimism(only), f"{MORE_FRACTIONS}{more}.", *excluded]
     return Recommendation(" ".join(sentences), best=only)
@@ -164,9 +174,9 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
     chosen, best = groups[decision.chosen], groups[decision.best]
     if worse is None:
         return [_explain_unknown_spread(evidence)]
-    doubt = _percent(worse[decision.chosen])
+    doubt = percent(worse[decision.chosen])
     if worse[decision.chosen] > EVIDENCE:
-        doubt += f", above the limit of {_percent(EVIDENCE)}"
+        doubt += f", above the limit of {percent(EVIDENCE)}"
     scale = f"more than {margin:g} worse than the best"
     if decision.chosen != decision.best:
         return [
@@ -175,12 +185,11 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
             f"{_compare_cost(best, chosen)}."
         ]
     text = f"It has the highest score; the probability that it is {scale} is {doubt}."
-    others = [index for index in range(len(groups)) if index != decision.chosen]
-    runner_up = max(others, key=lambda index: means[index])
+    rival = runner_up(evidence.scores, decision.chosen)
     return [
         text,
-        f"The runner-up is {groups[runner_up]} with {means[runner_up]:.3f}"
-        f"{_compare_cost(groups[runner_up], chosen)}.",
+        f"The runner-up is {groups[rival]} with {means[rival]:.3f}"
+        f"{_compare_cost(groups[rival], chosen)}.",
     ]
 
 
@@ -204,16 +213,14 @@ def _describe_difference(evidence: Evidence, decision: Decision) -> list[str]:
     interval = decision.difference.interval
     if interval.low is None or interval.high is None:
         return []
-    groups, means = evidence.configurations, evidence.scores.means
-    others = [index for index in range(len(groups)) if index != decision.chosen]
-    rival = decision.best
+    groups, rival = evidence.configurations, decision.best
     if rival == decision.chosen:
-        rival = max(others, key=lambda index: means[index])
+        rival = runner_up(evidence.scores, decision.chosen)
     about = "repeated training" if evidence.images is None else "other images and trainings"
     return [
         f"{groups[decision.chosen].label} minus {groups[rival].label} is "
-        f"{_signed(interval.mean)} (95 % interval {_signed(interval.low)} to "
-        f"{_signed(interval.high)}, {about})."
+        f"{signed(interval.mean)} (95 % interval {signed(interval.low)} to "
+        f"{signed(interval.high)}, {about})."
     ]
 
 
@@ -226,7 +233,7 @@ def _describe_open_questions(
     groups = evidence.configurations
     sentences = []
     for position in decision.open:
-        chance = _percent(decision.worse[position])
+        chance = percent(decision.worse[position])
         sentences.append(
             f"{groups[position]} may do as well: the probability that it is more than {margin:g} "
             f"worse than the best is {chance}."
@@ -285,19 +292,6 @@ def _compare_cost(one: Configuration, other: Configuration) -> str:
     if 1 / (1 + COST_TOLERANCE) <= ratio <= 1 + COST_TOLERANCE:
         return f", which takes about as long {seconds}"
     return f", which takes {ratio:.2g} times as long {seconds}"
-
-
-def _percent(probability: float) -> str:
-    if probability < 0.005:
-        return "below 1 %"
-    if probability > 0.995:
-        return "above 99 %"
-    return f"{probability:.0%}".replace("%", " %")
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else text
 
 
 def _join(configurations: Iterable[Configuration]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Training
+from tvf.report.words import enumerate_words
 
 VIEWS_SEED = "augment.seed"
 
@@ -43,7 +44,7 @@ def _describe_seeds(comparison: Comparison) -> str:
         shared = f"; all seeds share the images' augmented views ({VIEWS_SEED})"
     return (
         "Retraining: how far the score may be from the mean of many trainings on these images, "
-        f"by the spread between seeds, which decide {_enumerate(varied)}{shared}."
+        f"by the spread between seeds, which decide {enumerate_words(varied)}{shared}."
     )
 
 
@@ -75,7 +76,3 @@ def describe_test_score(comparison: Comparison) -> str:
         f"On the test images, {about}, {chosen} has a test {comparison.word} of "
         f"{chosen.test.mean:.3f}{errors}."
     )
-
-
-def _enumerate(items: Sequence[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

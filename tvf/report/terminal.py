@@ -26,6 +26,7 @@ from tvf.records import (
     varied_overrides,
 )
 from tvf.report.commands import confirm_command
+from tvf.report.comparison import Comparison
 from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.data_sentences import DATA_HEADING, describe_data
@@ -156,13 +157,14 @@ def _console() -> Console:
 
 
 def _compare(folder: Path, rows: Sequence[Row], track: bool) -> None:
-    _print_recommendations(folder, rows)
-    _write_reports(folder, rows)
+    comparisons = _print_recommendations(folder, rows)
+    _write_reports(folder, rows, comparisons)
     if track:
         _log_summary(folder)
 
 
-def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
+def _print_recommendations(folder: Path, rows: Sequence[Row]) -> list[Comparison] | None:
+    """Print what the comparison says, and return it; None if it fails."""
     try:
         comparisons = compare_jobs(rows)
         for comparison in comparisons:
@@ -175,15 +177,21 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> None:
                 print(f"note: {note}")
         if command := confirm_command(folder, comparisons):
             print(f"to check the choice on fresh divisions and seeds: {command}")
+        return comparisons
     except Exception as error:  # the jobs are done even if a file is damaged
         print(_report_failure(folder, error))
+        return None
 
 
-def _write_reports(folder: Path, rows: Sequence[Row]) -> None:
+def _write_reports(
+    folder: Path, rows: Sequence[Row], comparisons: Sequence[Comparison] | None
+) -> None:
     """Write results.csv and report.html, and print where they are."""
     for kind, label in (("csv", "results"), ("html", "report")):
         try:
-            path, *_ = write_files(render_report([folder], rows, kind), folder)
+            path, *_ = write_files(
+                render_report([folder], rows, kind, comparisons=comparisons), folder
+            )
             print(f"{label}: {path}")
         except OSError as error:
             print(f"{error.filename or folder} cannot be written: {error.strerror}")

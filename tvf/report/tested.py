@@ -11,7 +11,7 @@ from tvf.records import Row
 from tvf.report.bootstrap import bootstrap_scores, scores_from_bootstrap
 from tvf.report.configuration import Configuration, training_of
 from tvf.report.images import Interval, compare_scores
-from tvf.report.splits import Scores
+from tvf.report.split_scores import Scores
 from tvf.report.validated import DRAWS, Validated, gather, score_function
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tvf.records import PREDICTIONS, Predictions, Row, read_predictions
 from tvf.report.bootstrap import bootstrap_scores, scores_from_bootstrap
 from tvf.report.images import mean_by_image
-from tvf.report.splits import Scores, estimate_scores
+from tvf.report.split_scores import Scores, estimate_scores
 
 DRAWS = 500  # of the bootstrap, for scores that are not means over images
 
@@ -121,48 +121,66 @@ def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], 
         means = np.array([mean_by_image(matrix) for matrix in validated.correct])
         return lambda drawn: np.nanmean(means[:, drawn], axis=1)
 
+    function = {"macro_f1": _macro_f1, "auroc": _auroc}[metric]
+    trainings = [
+        [(places, function(seen)) for places, seen in group] for group in validated.predictions
+    ]
+
     def score(drawn: np.ndarray) -> np.ndarray:
         weights = np.bincount(drawn, minlength=validated.images).astype(float)
-        return np.array([_mean_score(group, weights, metric) for group in validated.predictions])
+        return np.array([_mean_score(group, weights) for group in trainings])
 
     return score
 
 
 def _mean_score(
-    trainings: Sequence[tuple[np.ndarray, Predictions]], weights: np.ndarray, metric: str
+    trainings: Sequence[tuple[np.ndarray, Callable[[np.ndarray], float]]], weights: np.ndarray
 ) -> float:
     """The mean over trainings of a score in which images have weights (images,).
 
     Leaves out trainings for which it is undefined; NaN if it is for all.
     """
-    function = {"macro_f1": _macro_f1, "auroc": _auroc}[metric]
-    scores = [function(seen, weights[places]) for places, seen in trainings]
+    scores = [score(weights[places]) for places, score in trainings]
     defined = [score for score in scores if not np.isnan(score)]
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _macro_f1(predictions: Predictions, weights: np.ndarray) -> float:
-    """Macro F1 over the classes that occur or were predicted, as `tvf.training` defines it."""
+def _macro_f1(predictions: Predictions) -> Callable[[np.ndarray], float]:
+    """Macro F1 over the classes that occur or were predicted, as `tvf.training` defines it.
+
+    Returns the function from the images' weights (images,) to it.
+    """
     classes = predictions.logits.shape[1]
-    predicted = predictions.logits.argmax(1)
-    cells = predictions.labels * classes + predicted
-    confusion = np.bincount(cells, weights, minlength=classes**2).reshape(classes, classes)
-    occurring = confusion.sum(0) + confusion.sum(1)
-    if not occurring.any():
-        return float("nan")
-    return float((2 * confusion.diagonal()[occurring > 0] / occurring[occurring > 0]).mean())
+    cells = predictions.labels * classes + predictions.logits.argmax(1)
+
+    def score(weights: np.ndarray) -> float:
+        confusion = np.bincount(cells, weights, minlength=classes**2).reshape(classes, classes)
+        occurring = confusion.sum(0) + confusion.sum(1)
+        if not occurring.any():
+            return float("nan")
+        return float((2 * confusion.diagonal()[occurring > 0] / occurring[occurring > 0]).mean())
+
+    return score
 
 
-def _auroc(predictions: Predictions, weights: np.ndarray) -> float:
-    """The area under the ROC curve of class 1; NaN without weight on both classes."""
+def _auroc(predictions: Predictions) -> Callable[[np.ndarray], float]:
+    """The area under the ROC curve of class 1; NaN without weight on both classes.
+
+    Returns the function from the images' weights (images,) to it.
+    """
     margin = np.nan_to_num(predictions.logits[:, 1] - predictions.logits[:, 0])
     order = np.argsort(margin, kind="stable")
-    positive = np.where(predictions.labels == 1, weights, 0.0)[order]
-    negative = np.where(predictions.labels == 0, weights, 0.0)[order]
-    if not positive.sum() or not negative.sum():
-        return float("nan")
+    is_positive = predictions.labels[order] == 1
     # Ties count half: sum the weights of equal margins first.
     first = np.flatnonzero(np.diff(margin[order], prepend=-np.inf))
-    positive, negative = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / positive.sum() / negative.sum())
+
+    def score(weights: np.ndarray) -> float:
+        ordered = weights[order]
+        positive = np.add.reduceat(np.where(is_positive, ordered, 0.0), first)
+        negative = np.add.reduceat(np.where(is_positive, 0.0, ordered), first)
+        if not positive.sum() or not negative.sum():
+            return float("nan")
+        below = np.cumsum(negative) - negative
+        return float((positive * (below + negative / 2)).sum() / positive.sum() / negative.sum())
+
+    return score

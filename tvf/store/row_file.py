@@ -202,6 +202,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def ceil_div(value: int, by: int) -> int:
+    """Divide and round up."""
     return -(-value // by)
 
 

@@ -146,7 +146,16 @@ def _common_epochs(configs: Mapping[str, dict[str, Any]]) -> int:
 
 
 def _check_comparable(configs: Mapping[str, dict[str, Any]]) -> None:
-    """Raise InputError unless all jobs use the same metric on the same validation images."""
+    """Raise InputError unless all jobs use the same metric on the same validation images.
+
+    Nor may they be given more or fewer training images, which would drop those with fewer.
+    """
+    limits = {config["data"].get("train_limit") for config in configs.values()}
+    if len(limits) > 1:
+        raise InputError(
+            "data.train_limit cannot be swept with hydra/sweeper=halving, which would drop the "
+            "jobs with fewer training images: use hydra/sweeper=grid."
+        )
     judged = [
         judged_by(metric_of(config), flat)
         for config, flat in zip(configs.values(), without_seeds([*configs.values()]), strict=True)

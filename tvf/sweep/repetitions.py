@@ -34,7 +34,7 @@ class Repetitions:
         """How many trainings of each configuration these are."""
         return math.prod(map(len, self.values.values()))
 
-    def include(self, training: Training) -> bool:
+    def includes(self, training: Training) -> bool:
         """Return whether this training is one of them."""
         return all(
             getattr(training, key.rpartition(".")[2]) in each for key, each in self.values.items()
@@ -70,7 +70,11 @@ def choose_repetitions(
     if folds is not None:
         division["data.fold"] = list(range(folds))
     elif data.get("folds") is not None:
-        division["data.fold"] = _distinct(again, "fold")
+        trained = _distinct(again, "fold")
+        if len(trained) == 1:
+            trained = list(range(data["folds"]))
+            note = f"The sweep used one of {data['folds']} folds: all of them confirm it."
+        division["data.fold"] = trained
     for split_seed in division["data.split_seed"]:
         changes = {} if folds is None else {"folds": folds}
         _validation_names(config, split_seed=split_seed, **changes)  # or an InputError
