@@ -153,7 +153,7 @@ def test_jobs_of_an_earlier_confirmation_are_counted(sweep: Path) -> None:
 
 def test_jobs_of_the_sweep_that_are_not_done_are_mentioned(sweep: Path) -> None:
     add_job(sweep, 1.0, 1, state="failed", changes={"data.folds": 2})
-    assert "note: 1 of 9 jobs of the sweep are not done, and may change" in plan(sweep).text
+    assert "note: 1 of the sweep's 9 jobs did not finish, which may change" in plan(sweep).text
 
 
 @pytest.mark.parametrize(

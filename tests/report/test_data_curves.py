@@ -141,7 +141,7 @@ def test_one_fraction_with_several_sizes_is_no_single_configuration(tmp_path: Pa
 
 def test_a_sweep_whose_largest_jobs_have_begun_compares_the_sizes_before(tmp_path: Path) -> None:
     add_curves(tmp_path, CROSSING | {0.5: CROSSING[1.0]}, limits=[100, 400])
-    images = {"pool": 2000, "digest": "a" * 32, "train": FULL}
+    images = {"pool": 2500, "digest": "d" * 32, "train": FULL}
     changes = {"data.train_limit": None, "data.folds": 5}
     add_job(tmp_path, 0.0, 1, [0.9], changes=changes, images=images)
     comparison = compared(tmp_path)

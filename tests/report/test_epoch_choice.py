@@ -226,7 +226,7 @@ def test_the_report_says_what_each_choice_adds(tmp_path: Path) -> None:
     assert choice.chosen is choice.best and evidence and evidence.epoch_optimism
     assert 0.02 < evidence.epoch_optimism < 0.06
     assert (
-        "its score is a little optimistic: by less than 0.001 for the choice between "
+        "its score is too high on average: by less than 0.001 for the choice between "
         f"configurations and {evidence.epoch_optimism:.3f} for the choice of each job's epoch."
     ) in choice.text
     data = report_data([tmp_path], [comparison])["comparisons"][0]

@@ -51,7 +51,7 @@ def test_the_overrides_are_exactly_the_trainings_that_are_included(
         folds=2,
     )
     assert len(fresh) == chosen.number == len({*used}) and not {*fresh} & {*used}
-    assert all(map(chosen.include, fresh)) and not any(map(chosen.include, used))
+    assert all(map(chosen.includes, fresh)) and not any(map(chosen.includes, used))
 
 
 @pytest.fixture(scope="module")

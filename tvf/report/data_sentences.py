@@ -35,11 +35,11 @@ def describe_candidates(
         "candidates: nobody trains on fewer images than there are."
     )
     others = [group for group in configurations if group not in candidates]
-    if waiting := sorted({train_limit(group) for group in others if train_limit(group) > limit}):
-        number, verb = ("Too few", "have") if any(g.val for g in others) else ("No", "has")
-        jobs = "jobs" if verb == "have" else "job"
-        more = ", ".join(map(_override, waiting))
-        text += f" {number} {jobs} with more ({more}) {verb} finished yet."
+    if larger := [group for group in others if train_limit(group) > limit]:
+        more = ", ".join(map(_override, sorted(set(map(train_limit, larger)))))
+        some = any(group.val for group in larger)
+        have = "Too few jobs with more ({}) have" if some else "No job with more ({}) has"
+        text += f" {have.format(more)} finished yet."
     most = max(counts, default=inf)
     if idle := sorted({train_limit(g) for g in others if (train_images(g) or 0) >= most}):
         text += f" {', '.join(map(_override, idle))} limits nothing here and is left out."
