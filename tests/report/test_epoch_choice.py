@@ -238,7 +238,10 @@ def test_the_report_says_what_each_choice_adds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "says"),
-    [(1, "configurations."), (None, "configurations, and more for the choice of each job's epoch")],
+    [
+        (1, "configurations."),
+        (None, "configurations; what the choice of each job's epoch adds is unknown."),
+    ],
     ids=["one epoch", "older files"],
 )
 def test_the_choice_of_one_epoch_is_none_and_an_unknown_one_has_no_figure(
@@ -265,7 +268,7 @@ def test_a_cheaper_choice_and_a_single_configuration_name_the_epochs_alone(tmp_p
         group = comparison.configurations[0]
         assert group.epoch_optimism and group.epoch_optimism > 0.001
         assert (
-            "Each job's epoch was chosen by these images, which makes its score a little "
-            f"optimistic: by about {group.epoch_optimism:.3f}."
+            "Each job's epoch was chosen by these images, which makes its score too high on "
+            f"average: by about {group.epoch_optimism:.3f}."
         ) in comparison.choice.text
     assert comparison.choice.chosen is group and comparison.choice.best is not group
