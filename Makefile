@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --editable '.[demo,dev]'
+	.venv/bin/pip install --no-compile --editable '.[demo,dev]'
 	touch $@
 
 sweep: .venv/installed

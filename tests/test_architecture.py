@@ -118,6 +118,7 @@ BELOW_CONFIG = [
 ]
 
 
+@pytest.mark.slow
 def test_rooms_below_config_load_without_the_shells_libraries_and_a_job_without_wandb(
     tmp_path: Path,
 ) -> None:

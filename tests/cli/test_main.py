@@ -131,6 +131,7 @@ def test_train_passes_its_arguments_to_hydra_untouched(
         assert received.pop() == arguments
 
 
+@pytest.mark.slow
 def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     shown = tvf("train", "--help")
     assert "model: finetune, transfer" in shown and "A sweep:   python train.py -m" in shown
@@ -168,6 +169,7 @@ def test_groups_lists_what_each_fraction_trains(tvf: Tvf, tmp_path: Path) -> Non
         tvf("groups", "--config-dir", str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_a_wandb_sweep_passes_its_config_dir_to_every_job(tvf: Tvf, tmp_path: Path) -> None:
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "mine.yaml").write_text("_target_: helpers.small_backbone\n")

@@ -78,6 +78,7 @@ def test_a_job_leaves_the_record_that_the_design_names(shell: Shell, tmp_path: P
     assert (folder / ".hydra" / "overrides.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_metrics_and_another_seed_does_not(
     shell: Shell, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_the_same_command_gives_the_same_metrics_and_another_seed_does_not(
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_transfer_and_fraction_zero_give_the_same_metrics(shell: Shell, tmp_path: Path) -> None:
     assert shell(*QUICK, "model=transfer", "hydra.run.dir=a").code == 0
     assert shell(*QUICK, "model.pct_unfreeze=0", "hydra.run.dir=b").code == 0
@@ -276,6 +278,7 @@ def test_bad_input_leaves_a_finished_record_unchanged(shell: Shell, tmp_path: Pa
     assert record() == before
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

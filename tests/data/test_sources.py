@@ -218,6 +218,7 @@ def test_images_without_one_way_to_show_them_are_errors(tmp_path: Path) -> None:
         read_image(tmp_path / "text.png", 64)
 
 
+@pytest.mark.slow
 def test_an_image_over_the_limit_is_an_error_before_decoding_unless_the_limit_is_raised(
     tmp_path: Path,
 ) -> None:

@@ -106,6 +106,7 @@ def distinct_images(views: int, limit: int, folds: int | None = None) -> int:
     return len(shown)
 
 
+@pytest.mark.slow
 def test_each_distinct_image_passes_through_the_frozen_layers_once(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

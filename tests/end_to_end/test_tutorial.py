@@ -172,23 +172,16 @@ def assert_equal(actual: Tensor, expected: Tensor, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pct"),
     [
         pytest.param(["model=transfer", "model.pct_unfreeze=0.5"], 0.0, id="transfer"),
         pytest.param(["model=finetune", "model.pct_unfreeze=0"], 0.0, id="0"),
-        pytest.param(
-            ["model=finetune", "model.pct_unfreeze=0.25"], 0.25, id="0.25", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ["model=finetune", "model.pct_unfreeze=0.75"], 0.75, id="0.75", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ["model=finetune", "model.pct_unfreeze=1.0"], 1.0, id="1.0", marks=pytest.mark.slow
-        ),
+        pytest.param(["model=finetune", "model.pct_unfreeze=0.25"], 0.25, id="0.25"),
+        pytest.param(["model=finetune", "model.pct_unfreeze=0.5"], 0.5, id="0.5"),
+        pytest.param(["model=finetune", "model.pct_unfreeze=0.75"], 0.75, id="0.75"),
+        pytest.param(["model=finetune", "model.pct_unfreeze=1.0"], 1.0, id="1.0"),
     ],
 )
 def test_a_plain_loop_and_tvf_reach_the_same_numbers(

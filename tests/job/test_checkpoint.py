@@ -82,8 +82,16 @@ def _train(
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"metric": "macro_f1"}, {"phases": PHASES}, {"phases": PHASES, "richly": True}],
-    ids=["direct", "macro_f1", "three phases", "three phases with all that has a state"],
+    [
+        pytest.param({}, id="direct"),
+        pytest.param({"metric": "macro_f1"}, id="macro_f1"),
+        pytest.param({"phases": PHASES}, id="three phases", marks=pytest.mark.slow),
+        pytest.param(
+            {"phases": PHASES, "richly": True},
+            id="three phases with all that has a state",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_resuming_from_any_batch_gives_the_same_epochs_and_weights_bit_for_bit(
     tmp_path: Path, more: dict[str, Any]

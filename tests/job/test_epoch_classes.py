@@ -19,6 +19,7 @@ def _recorded(folder: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -372,6 +372,7 @@ def test_a_value_that_is_not_a_dropout_rate_raises(rate: Any) -> None:
         _config(head_dropout=rate)
 
 
+@pytest.mark.slow
 def test_the_shell_accepts_group_names_and_suggests_one_for_a_typo(
     shell: Any, tmp_path: Any
 ) -> None:

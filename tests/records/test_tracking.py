@@ -43,6 +43,7 @@ def _exit_code(folder: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_each_job_has_its_own_run_which_stays_on_disk_without_a_login(
     tmp_path: Path, started: list[dict[str, Any]]
 ) -> None:

@@ -244,6 +244,7 @@ def test_what_helps_more_is_said_only_where_the_intervals_say_so(
     assert what_helps(Outlook(curve, 3200, gain, None, difference), margin=0.01) == verdict
 
 
+@pytest.mark.slow
 def test_every_format_has_the_same_sentences(
     crossing: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -324,6 +324,7 @@ def test_a_running_sweep_has_a_page_of_its_results_so_far(sweep: Path) -> None:
         assert words in page
 
 
+@pytest.mark.slow
 def test_the_page_of_50_jobs_is_under_5_megabytes(tmp_path: Path) -> None:
     for number in range(50):
         scores = [0.5 + number / 200 + epoch / 400 for epoch in range(30)]

@@ -119,6 +119,7 @@ def test_what_is_saved_uses_all_keys_and_no_others(
         assert named(spec) == ({*known.history}, {*known.summary}, {*known.config})
 
 
+@pytest.mark.slow
 def test_real_runs_have_all_keys(
     shell: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

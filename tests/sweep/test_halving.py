@@ -188,6 +188,7 @@ def test_jobs_that_cannot_be_compared_are_not_halved(key: str, value: Any, told:
         plan(Path(), configs)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_cannot_be_halved_fails_before_any_work(
     shell: Callable[..., Outcome], tmp_path: Path
 ) -> None:

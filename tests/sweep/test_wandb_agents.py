@@ -115,6 +115,7 @@ def test_listed_values_vary_and_other_overrides_are_in_each_command(
     ]
 
 
+@pytest.mark.slow
 def test_a_job_of_the_sweep_runs_as_the_agent_starts_it(
     expand: Expand, describe: Describe, shell: Callable[..., Outcome], tmp_path: Path
 ) -> None:
