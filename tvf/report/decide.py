@@ -12,6 +12,7 @@ import numpy as np
 
 from tvf.report.images import ImageDifference, compare_scores
 from tvf.report.split_scores import Scores, contrast_variance
+from tvf.report.statistics import ROUNDING
 
 MARGIN = 0.01  # differences of scores up to this do not matter
 EVIDENCE = 0.1  # the largest probability of being worse by more than the margin
@@ -87,11 +88,13 @@ def runner_up(scores: Scores, chosen: int) -> int:
     """
     ranking = np.argsort(-scores.means, kind="stable").tolist()
     others = [position for position in ranking if position != chosen]
-    for position in others:
-        interval = compare_scores(scores, position, chosen).interval
-        if interval.error is not None or interval.mean:
-            return position
-    return others[0]
+    return next((other for other in others if not are_same(scores, other, chosen)), others[0])
+
+
+def are_same(scores: Scores, a: int, b: int) -> bool:
+    """Whether two configurations classified every image alike in every training."""
+    differing = contrast_variance(scores.images_covariance, a, b)
+    return bool(scores.means[a] == scores.means[b] and differing <= ROUNDING**2)
 
 
 def probability_worse(scores: Scores, margin: float = MARGIN) -> tuple[float, ...] | None:

@@ -3,7 +3,7 @@
 The rule is in `decide`; this module says what it found.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvf.metrics import WORDS
@@ -13,6 +13,7 @@ from tvf.report.decide import (
     EVIDENCE,
     Cost,
     Decision,
+    are_same,
     decide,
     images_to_decide,
     rounds_to_decide,
@@ -21,10 +22,11 @@ from tvf.report.decide import (
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
 from tvf.report.statistics import ROUNDING
-from tvf.report.words import percent, signed
+from tvf.report.words import enumerate_words, percent, signed
 
 FOLDS = "data.folds=5 data.fold=0,1,2,3,4"
 MANY = 20  # times as many images, or further rounds: beyond, a number would only seem exact
+FEW = 4  # configurations are named one by one
 MORE_FRACTIONS = "To compare, sweep model.pct_unfreeze=0,0.25,0.5,1.0"
 
 
@@ -230,14 +232,7 @@ def _describe_open_questions(
     """What is left open, and what would decide it."""
     if decision.decided or decision.worse is None:
         return []
-    groups = evidence.configurations
-    sentences = []
-    for position in decision.open:
-        chance = percent(decision.worse[position])
-        sentences.append(
-            f"{groups[position]} may do as well: the probability that it is more than {margin:g} "
-            f"worse than the best is {chance}."
-        )
+    sentences = _name_open(evidence, decision, decision.worse, margin)
     if more:
         sentences.append(f"To decide, add {more} to the sweep.")
     elif decision.open:
@@ -251,6 +246,33 @@ def _describe_open_questions(
             f"More trainings on these images would hardly decide it. That takes more images{many}."
         )
     return sentences
+
+
+def _name_open(
+    evidence: Evidence, decision: Decision, worse: Sequence[float], margin: float
+) -> list[str]:
+    """Which configurations may do as well, likely ones first; each set of trainings once."""
+    scores = evidence.scores
+    distinct: list[int] = []
+    for position in sorted(decision.open, key=lambda position: worse[position]):
+        if not any(are_same(scores, position, other) for other in (decision.chosen, *distinct)):
+            distinct.append(position)
+    named = [(evidence.configurations[position], percent(worse[position])) for position in distinct]
+    if len(named) == 1:
+        ((group, chance),) = named
+        return [
+            f"{group} may do as well: the probability that it is more than {margin:g} worse than "
+            f"the best is {chance}."
+        ]
+    if not named:
+        return []
+    texts = [f"{group} ({chance})" for group, chance in named[:FEW]]
+    if more := len(named) - len(texts):
+        texts.append(f"{more} other{'s' if more > 1 else ''}")
+    return [
+        f"{enumerate_words(texts)} may do as well; in brackets the probability of being more than "
+        f"{margin:g} worse than the best."
+    ]
 
 
 def _overrides_to_decide(evidence: Evidence, decision: Decision, margin: float) -> str | None:
@@ -294,5 +316,8 @@ def _compare_cost(one: Configuration, other: Configuration) -> str:
     return f", which takes {ratio:.2g} times as long {seconds}"
 
 
-def _join(configurations: Iterable[Configuration]) -> str:
-    return "; ".join(map(str, configurations))
+def _join(configurations: Sequence[Configuration]) -> str:
+    texts = [*map(str, configurations[:FEW])]
+    if more := len(configurations) - len(texts):
+        texts.append(f"and {more} other{'s' if more > 1 else ''}")
+    return "; ".join(texts)
