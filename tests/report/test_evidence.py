@@ -355,3 +355,20 @@ def test_a_job_without_predictions_among_others_is_noted(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:200])
     notes = compared(tmp_path).notes
     assert any("1 of 10 finished jobs have no readable predictions.npz" in note for note in notes)
+
+
+def test_of_many_open_configurations_few_are_named_and_no_training_twice(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    hits = [(rng.random(60) < 0.8).tolist() for _ in range(7)]
+    for number, right in enumerate([*hits, hits[0]]):  # the last one trains as the first does
+        for fold in range(5):
+            places = range(12 * fold, 12 * fold + 12)
+            changes = {"data.folds": 5, "data.fold": fold, "optimizer.lr": 0.001 * (number + 1)}
+            correct = [right[place] for place in places]
+            add_training(tmp_path, 0.5, correct, places=places, changes=changes)
+    choice = compared(tmp_path).choice
+    assert choice.decision
+    sentence = choice.text[: choice.text.index(" may do as well; in brackets the probability")]
+    named = sentence.rpartition(". ")[2]
+    assert named.count("pct_unfreeze=0.5, optimizer.lr=") == 4
+    assert named.endswith(f"and {len(choice.decision.open) - 1 - 4} other")
