@@ -146,14 +146,28 @@ def test_a_score_below_the_first_interval_was_too_high_but_the_choice_may_hold(s
     )
 
 
-def test_an_open_choice_is_best_again_or_not_but_never_confirmed(tmp_path: Path) -> None:
+def test_an_open_choice_is_trained_again_with_its_rivals_but_never_confirmed(
+    tmp_path: Path,
+) -> None:
     train(tmp_path, {0.25: 0.9, 0.5: 0.88})
     before = compared(tmp_path).choice
     assert before.decision and not before.decision.decided and before.chosen
     assert confirm_command(tmp_path, [compared(tmp_path)]) is None
     best, other = before.chosen.fraction, {0.5: 0.25, 0.25: 0.5}[before.chosen.fraction]
     found = confirmed(tmp_path, {best: 0.95, other: 0.8}).confirmation
-    assert found and found.text.startswith("Best again on 5 fresh folds")
+    assert found and found.text.startswith("Trained again on 5 fresh folds")
+    assert found.confirmed is None
+    pair = to_confirm(compared(tmp_path).evidence, before)
+    assert [group.fraction for group in pair] == [best, other]
+
+
+def test_what_may_do_as_well_is_trained_again_with_an_open_choice(tmp_path: Path) -> None:
+    train(tmp_path, {0.0: 0.9, 0.25: 0.9, 0.5: 0.92, 1.0: 0.5})
+    comparison = compared(tmp_path)
+    decision, evidence = comparison.choice.decision, comparison.evidence
+    assert decision and evidence and not decision.decided and len(decision.open) == 2
+    again = {group.label for group in to_confirm(evidence, comparison.choice)}
+    assert again == {"0", "0.25", "0.5"}
 
 
 def test_a_choice_without_rivals_is_trained_again_but_not_confirmed(tmp_path: Path) -> None:

@@ -185,7 +185,9 @@ def test_one_that_scores_highest_everywhere_is_named_with_those_that_may_do_as_w
     assert "pct_unfreeze=0.5 scores highest with every number of training images, 100 to 1,6" in (
         found
     )
-    assert "With 100 images that is not shown: pct_unfreeze=0 may do as well." in found
+    assert (
+        "The evidence does not show that with 100 images: pct_unfreeze=0 may do as well." in found
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from tvf.config import REPETITIONS, Config, result_config
 from tvf.metrics import WORDS
 from tvf.records import CONFIRMATION, Row, read_sweep
 from tvf.report.configuration import Configuration, build_configuration, training_of
-from tvf.report.decide import EVIDENCE, runner_up
+from tvf.report.decide import EVIDENCE, are_same, runner_up
 from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import ImageDifference, compare_scores
 from tvf.report.recommend import Recommendation
 from tvf.report.validated import read_job
 from tvf.report.words import percent, signed
 
+OTHERS = 3  # configurations that an undecided choice is trained again with
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
 
 
@@ -44,7 +45,8 @@ def to_confirm(
 ) -> list[Configuration]:
     """The chosen configuration, then its runner-up if it has one; empty if none is chosen.
 
-    The runner-up has the highest mean score of all others. With `each_fraction`, the best of every
+    The runner-up has the highest mean score of all others. If the sweep has not decided, those that
+    may do as well follow, up to `OTHERS` in all. With `each_fraction`, the best of every
     other fraction takes its place, from the highest score down.
     """
     if choice.chosen is None:
@@ -53,7 +55,12 @@ def to_confirm(
         return [choice.chosen]
     groups, means = evidence.configurations, evidence.scores.means
     if not each_fraction:
-        return [choice.chosen, groups[runner_up(evidence.scores, choice.decision.chosen)]]
+        decision, scores = choice.decision, evidence.scores
+        others = [runner_up(scores, decision.chosen)]
+        for position in sorted(decision.open, key=lambda position: -means[position]):
+            if not any(are_same(scores, position, other) for other in (decision.chosen, *others)):
+                others.append(position)
+        return [choice.chosen, *(groups[position] for position in others[:OTHERS])]
     ranking = sorted(range(len(groups)), key=lambda index: -means[index])
     others = [groups[index] for index in ranking if index != choice.decision.chosen]
     best: dict[float, Configuration] = {}
@@ -193,7 +200,7 @@ class _Repeated:
         where = self._describe_repetitions(again)
         if not complete:
             lead = f"On {where} so far ({done} {'job is' if done == 1 else 'jobs are'} done)"
-        elif len(self.planned) < 2:
+        elif len(self.planned) < 2 or not self.decided:
             lead = f"Trained again on {where}"
         else:
             lead = f"{self._verdict(confirmed)} on {where}"
@@ -207,7 +214,12 @@ class _Repeated:
 
     def _is_confirmed(self, difference: ImageDifference | None) -> bool | None:
         """Whether the choice is shown again to be good enough, or not to be; None if open."""
-        if len(self.planned) < 2 or difference is None or difference.worse is None:
+        if (
+            len(self.planned) < 2
+            or not self.decided
+            or difference is None
+            or difference.worse is None
+        ):
             return None
         if difference.worse <= EVIDENCE:
             return True
@@ -216,8 +228,6 @@ class _Repeated:
     def _verdict(self, confirmed: bool | None) -> str:
         if confirmed is None:
             return "Neither confirmed nor contradicted"
-        if not self.decided:
-            return "Best again" if confirmed else "Not the best again"
         return "Confirmed" if confirmed else "Contradicted"
 
     def _describe_fall(self, again: Configuration) -> list[str]:

@@ -32,7 +32,7 @@ def describe_candidates(
     many = f"about {count(sum(counts) / len(counts))}, " if counts else ""
     text = (
         f"Only configurations with the most training images ({many}{_override(limit)}) are "
-        "candidates: nobody trains on fewer images than there are."
+        "candidates; the others show what more images change."
     )
     others = [group for group in configurations if group not in candidates]
     if larger := [group for group in others if train_limit(group) > limit]:
@@ -121,9 +121,9 @@ def _describe_doubt(sizes: Sequence[DataSize], margin: float) -> list[str]:
     labels = list(dict.fromkeys(label for size in open_sizes for label in size.rivals))
     named = " or ".join(f"pct_unfreeze={label}" for label in labels) or "others"
     if len(open_sizes) == len(sizes):
-        return [f"That is not shown with any of them: {named} may do as well."]
+        return [f"The evidence does not show that with any of them: {named} may do as well."]
     numbers = _enumerate(open_sizes)
-    return [f"With {numbers} images that is not shown: {named} may do as well."]
+    return [f"The evidence does not show that with {numbers} images: {named} may do as well."]
 
 
 def _describe_outlook(outlook: Outlook, margin: float, word: str) -> list[str]:

@@ -186,8 +186,10 @@ def _give_reason(evidence: Evidence, decision: Decision, margin: float) -> list[
             f"{scale} is {doubt}. The highest score is {means[decision.best]:.3f} of {best}"
             f"{_compare_cost(best, chosen)}."
         ]
-    text = f"It has the highest score; the probability that it is {scale} is {doubt}."
     rival = runner_up(evidence.scores, decision.chosen)
+    shares = f"shares the highest score with {groups[rival]}"
+    has = shares if means[rival] >= means[decision.best] - ROUNDING else "has the highest score"
+    text = f"It {has}; the probability that it is {scale} is {doubt}."
     return [
         text,
         f"The runner-up is {groups[rival]} with {means[rival]:.3f}"
@@ -257,11 +259,12 @@ def _name_open(
     for position in sorted(decision.open, key=lambda position: worse[position]):
         if not any(are_same(scores, position, other) for other in (decision.chosen, *distinct)):
             distinct.append(position)
-    named = [(evidence.configurations[position], percent(worse[position])) for position in distinct]
+    groups = evidence.configurations
+    named = [(groups[position], percent(1 - worse[position])) for position in distinct]
     if len(named) == 1:
         ((group, chance),) = named
         return [
-            f"{group} may do as well: the probability that it is more than {margin:g} worse than "
+            f"{group} may do as well: the probability that it is at most {margin:g} worse than "
             f"the best is {chance}."
         ]
     if not named:
@@ -270,7 +273,7 @@ def _name_open(
     if more := len(named) - len(texts):
         texts.append(f"{more} other{'s' if more > 1 else ''}")
     return [
-        f"{enumerate_words(texts)} may do as well; in brackets the probability of being more than "
+        f"{enumerate_words(texts)} may do as well; in brackets the probability of being at most "
         f"{margin:g} worse than the best."
     ]
 

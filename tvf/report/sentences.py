@@ -19,7 +19,7 @@ def describe_errors(comparison: Comparison) -> str:
     configurations = comparison.configurations
     trainings = [each for group in configurations for each in group.scores]
     sentences = [_describe_divisions(trainings), "± is half of a 95 % interval."]
-    if len({training.seed for training in trainings}) > 1:
+    if len(set(trainings)) > len({training.division for training in trainings}):
         sentences.append(_describe_seeds(comparison))
     groups = comparison.evidence.groups if comparison.evidence else None
     if groups is not None:
@@ -55,10 +55,15 @@ def _describe_divisions(trainings: Sequence[Training]) -> str:
             "All trainings share one division into training, validation and test images: "
             "everything said here is about these validation images."
         )
-    if len({training.fold for training in trainings}) > 1:
+    varied = [
+        f"data.{name}"
+        for name in ("split_seed", "outer_fold", "fold")
+        if len({getattr(training, name) for training in trainings}) > 1
+    ]
+    if "data.fold" in varied:
         return (
-            f"There are {len(divisions)} divisions (data.fold): images are scored by trainings "
-            "that did not see them."
+            f"There are {len(divisions)} divisions ({', '.join(varied)}): images are scored by "
+            "trainings that did not see them."
         )
     return f"There are {len(divisions)} divisions into training, validation and test images."
 
