@@ -32,9 +32,9 @@ def _report(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_sweeps_choice_is_confirmed_once_and_then_quoted(tmp_path: Path) -> None:
-    # With this margin every score is good enough, so the cheaper one is chosen.
-    decided = "report.margin=1.0"
-    grid = ("-m", "model.pct_unfreeze=0,1.0", "data.folds=2", "data.fold=0,1", SMALL, decided)
+    # The scores differ at these rates, and with this margin either is good enough: one is chosen.
+    decided = ("optimizer.lr=0.05", "optimizer.backbone_lr=0.05", "report.margin=1.0")
+    grid = ("-m", "model.pct_unfreeze=0,1.0", "data.folds=2", "data.fold=0,1", SMALL, *decided)
     basic = ("hydra/launcher=basic", "hydra.sweep.dir=sweep")
     output = _run(forks.train(*grid, *QUICK, *basic, cwd=tmp_path, PYTHONPATH=IMPORTABLE))
     assert "tvf confirm sweep" in output
