@@ -316,7 +316,9 @@ def test_a_job_without_a_config_is_in_no_comparison(tmp_path: Path) -> None:
 
 def test_equal_means_of_single_trainings_share_the_highest(tmp_path: Path) -> None:
     grid(tmp_path, {0.25: [0.9], 1.0: [0.9], 0.0: [0.5]})
-    assert "pct_unfreeze=0.25; pct_unfreeze=1 share the highest" in compared(tmp_path).choice.text
+    assert (
+        "pct_unfreeze=0.25 and pct_unfreeze=1 share the highest" in compared(tmp_path).choice.text
+    )
 
 
 def test_configurations_without_results_and_missing_seeds_are_named(tmp_path: Path) -> None:

@@ -105,8 +105,12 @@ def confirm(folder: Path, overrides: tuple[str, ...], each_fraction: bool) -> No
 
     The score by which the sweep in DIR chose a configuration flatters it. This command trains that
     configuration and its runner-up on divisions of the images, and with seeds, that the sweep did
-    not use. The jobs are in DIR/confirm; jobs that are done are skipped. The report of DIR then
-    quotes their scores. Overrides can set the launcher, the tracker and data.folds.
+    not use. The report of DIR then quotes their scores, and says whether they confirm the choice.
+    If the sweep has not decided, what may do as well is trained again too, up to three
+    configurations, and there is no verdict.
+
+    The jobs are in DIR/confirm; jobs that are done are skipped. Overrides can set the launcher, the
+    tracker and data.folds.
 
     \b
     Examples:

@@ -187,6 +187,7 @@ class _Repeated:
     margin: float
 
     def conclude(self) -> Confirmation:
+        """Put the scores, their difference and the verdict into sentences."""
         again, *others = [group for group in self.trained if group.val]
         ranked = [again, *sorted(others, key=_mean, reverse=True)]
         evidence = collect_evidence(ranked[:2], self.metric, optimism=False)

@@ -129,7 +129,8 @@ def _decline(
             "a single training of each configuration does not show how much another training "
             f"would change the scores, so nothing is recommended. Run the sweep with {FOLDS}"
         )
-    text = f"{_join(best)} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but {reason}."
+    names = enumerate_words([*map(str, best)])
+    text = f"{names} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but {reason}."
     return Recommendation(" ".join([text, *excluded]), best=best[0])
 
 
