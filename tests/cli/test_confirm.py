@@ -72,7 +72,7 @@ def test_a_sweep_by_folds_is_repeated_with_new_divisions_and_seeds(sweep: Path) 
     assert lines[0] == f"{sweep} chose pct_unfreeze=0.5."
     assert lines[1:] == [
         "To train it and pct_unfreeze=0 again: 8 jobs (data.split_seed=1 data.fold=0,1 seed=3,4), "
-        "about 32 s of training in all, by the seconds per job of the sweep."
+        "about 32 s of training by the seconds per job of the sweep."
     ]
 
 
@@ -148,7 +148,8 @@ def test_another_tracker_replaces_all_of_the_sweeps(tmp_path: Path) -> None:
 
 def test_jobs_of_an_earlier_confirmation_are_counted(sweep: Path) -> None:
     train(sweep / CONFIRMATION, 0.5, chance=0.7, seeds=(3, 5), changes={"data.split_seed": 1})
-    assert "2 of these jobs are done." in plan(sweep).text
+    text = plan(sweep).text
+    assert "seed=3,4), of which 2 are done, about 24 s of training by" in text
 
 
 def test_jobs_of_the_sweep_that_are_not_done_are_mentioned(sweep: Path) -> None:

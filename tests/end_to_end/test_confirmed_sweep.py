@@ -1,5 +1,6 @@
 """`tvf confirm` on a real sweep: what trains, what does not train again, and what is reported."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -52,12 +53,12 @@ def test_a_sweeps_choice_is_confirmed_once_and_then_quoted(tmp_path: Path) -> No
 
     found = _report(tmp_path)
     assert found["chosen"] == chosen == found["confirmation"]["configurations"][0]["label"]
-    assert found["confirmation"]["text"] in found["recommendation"]
     page = (tmp_path / "sweep" / "report.html").read_text()
+    assert found["confirmation"]["text"] in html.unescape(page)
     assert "2 fresh folds with a fresh seed: pct_unfreeze=" in page
 
     again = _tvf(tmp_path, "confirm", "sweep")
-    assert "4 of these jobs are done." in again and "] epoch 1/1" not in again
+    assert ", of which all are done." in again and "] epoch 1/1" not in again
 
     shutil.rmtree(rows[0]["path"])
     assert _report(tmp_path)["confirmation"]["confirmed"] is None

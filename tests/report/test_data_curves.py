@@ -191,21 +191,22 @@ def test_one_that_scores_highest_everywhere_is_named_with_those_that_may_do_as_w
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "limits"),
+    ("accuracy", "limits", "reason"),
     [
-        (lambda n: 0.8 if n < 700 else 0.9, LIMITS),  # a step
-        (lambda _: 0.8, LIMITS),  # flat
-        (law(6.0, 0.6, 0.05), (400, 800, None)),  # three sizes
+        (lambda n: 0.8 if n < 700 else 0.9, LIMITS, "is not estimated"),  # a step
+        (lambda _: 0.8, LIMITS, "is not estimated"),  # flat
+        (law(6.0, 0.6, 0.05), (400, 800, None), "is estimated from 4 numbers of them on"),
     ],
 )
 def test_nothing_is_extrapolated_from_poor_fits_and_few_sizes(
-    tmp_path: Path, accuracy: Accuracy, limits: Any
+    tmp_path: Path, accuracy: Accuracy, limits: Any, reason: str
 ) -> None:
     add_curves(tmp_path, {0.0: lambda _: 0.6, 1.0: accuracy}, limits)
     comparison = compared(tmp_path)
     assert comparison.data is not None and comparison.data.outlook is None
     assert comparison.data.curves[1].law is None
-    assert "power law" not in text(comparison) and "more images" not in text(comparison)
+    assert f"What more images would add {reason}" in text(comparison)
+    assert "twice as many" not in text(comparison)
 
 
 def test_jobs_without_predictions_have_curves_too(tmp_path: Path) -> None:

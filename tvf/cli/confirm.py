@@ -219,19 +219,20 @@ def _describe(
     number = len(candidates) * repetitions.number
     varied = " ".join(repetitions.overrides.values())
     chosen, *others = map(str, candidates)
+    nested = folder / CONFIRMATION
+    rows = read_sweep(nested) if nested.is_dir() else []
+    left = []
+    for group in candidates:
+        again = jobs_again(group, rows, comparison.following)
+        done = [row for row in again if row["state"] == "done"]
+        left.append(repetitions.number - sum(repetitions.includes(training_of(r)) for r in done))
     lines = [
         f"{folder} {_has_chosen(comparison)} {chosen}.",
         f"To train {' and '.join(['it', *others])} again: {number} jobs ({varied})"
-        f"{_describe_time(candidates, repetitions.number)}.",
+        f"{_describe_left(number, sum(left))}{_describe_time(candidates, left)}.",
     ]
     if repetitions.note:
         lines.append(repetitions.note)
-    nested = folder / CONFIRMATION
-    rows = read_sweep(nested) if nested.is_dir() else []
-    found = [row for group in candidates for row in jobs_again(group, rows, comparison.following)]
-    counted = [row for row in found if repetitions.includes(training_of(row))]
-    if done := sum(row["state"] == "done" for row in counted):
-        lines.append(f"{done} of these jobs {'is' if done == 1 else 'are'} done.")
     jobs = [job for group in comparison.configurations for job in group.jobs]
     if unfinished := sum(job["state"] != "done" for job in jobs if not job["dropped"]):
         lines.append(
@@ -246,12 +247,22 @@ def _has_chosen(comparison: Comparison) -> str:
     return "chose" if decision is None or decision.decided else "has not decided; best so far is"
 
 
-def _describe_time(candidates: Sequence[Configuration], trainings: int) -> str:
-    """The duration by the seconds of the sweep's jobs; empty if not all are known."""
-    seconds = [group.seconds for group in candidates if group.seconds is not None]
-    if len(seconds) < len(candidates):
+def _describe_left(number: int, left: int) -> str:
+    if left == number:
         return ""
-    total = max(sum(seconds) * trainings, 1.0)
+    done = number - left
+    return f", of which {done if left else 'all'} {'is' if done == 1 and left else 'are'} done"
+
+
+def _describe_time(candidates: Sequence[Configuration], left: Sequence[int]) -> str:
+    """The duration of the jobs left of each, by the seconds of the sweep's jobs; empty if unknown.
+
+    Empty as well if none are left.
+    """
+    seconds = [group.seconds for group in candidates if group.seconds is not None]
+    if len(seconds) < len(candidates) or not any(left):
+        return ""
+    total = max(sum(each * jobs for each, jobs in zip(seconds, left, strict=True)), 1.0)
     text = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min"
     text = text if total < 7200 else f"{total / 3600:.1f} h"
-    return f", about {text} of training in all, by the seconds per job of the sweep"
+    return f", about {text} of training by the seconds per job of the sweep"

@@ -208,20 +208,16 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
 
 
 def _add_confirmation(comparison: Comparison, margin: float) -> Comparison:
-    """Let the recommendation say what the confirmation of the sweep found, if there is one."""
-    choice = comparison.choice
+    """Add what the confirmation of the sweep found, if there is one."""
     found = read_confirmation(
         comparison.configurations,
         comparison.evidence,
-        choice,
+        comparison.choice,
         comparison.following,
         comparison.metric,
         margin,
     )
-    if found is None:
-        return comparison
-    choice = replace(choice, text=f"{choice.text} {found.text}")
-    return replace(comparison, choice=choice, confirmation=found)
+    return replace(comparison, confirmation=found)
 
 
 def _score_cost_front(configurations: Sequence[Configuration]) -> list[str]:

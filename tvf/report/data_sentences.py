@@ -16,6 +16,7 @@ from tvf.report.data_curves import (
 )
 from tvf.report.decide import EVIDENCE
 from tvf.report.images import Interval
+from tvf.report.power_law import MIN_SIZES
 from tvf.report.words import enumerate_words, percent, signed
 
 DATA_HEADING = "How much data?"
@@ -52,12 +53,12 @@ def describe_data(data: DataCurves, word: str) -> list[str]:
     `word` is the score's name in text.
     """
     sentences = [*_describe_highest(data)]
-    if data.outlook is not None:
-        sentences += _describe_outlook(data.outlook, data.margin, word)
     if not sentences:
         sizes = _range([size.images for size in data.sizes])
         sentences = [f"The number of training images ranges from {sizes}."]
-    return sentences
+    if data.outlook is not None:
+        return sentences + _describe_outlook(data.outlook, data.margin, word)
+    return [*sentences, _describe_no_outlook(data)]
 
 
 def count(images: float) -> str:
@@ -142,6 +143,16 @@ def _describe_outlook(outlook: Outlook, margin: float, word: str) -> list[str]:
         )
     sentences.append(_conclude(outlook, margin))
     return sentences
+
+
+def _describe_no_outlook(data: DataCurves) -> str:
+    """Why nothing is said about more images than there are."""
+    if max((len(curve.points) for curve in data.curves), default=0) < MIN_SIZES:
+        return f"What more images would add is estimated from {MIN_SIZES} numbers of them on."
+    return (
+        "What more images would add is not estimated: the scores are too uncertain, or do not rise "
+        "with the number of images as a power law does."
+    )
 
 
 def _conclude(outlook: Outlook, margin: float) -> str:

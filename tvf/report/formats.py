@@ -68,7 +68,7 @@ def render_markdown(folders: Sequence[Path], comparisons: Sequence[Comparison]) 
     for comparison in comparisons:
         if comparison.title:
             lines += [f"### {comparison.title}", ""]
-        lines += [" ".join(conclusions(comparison)), "", describe_errors(comparison)]
+        lines += ["\n\n".join([*conclusions(comparison), describe_errors(comparison)])]
         lines += ["", *_markdown_table(comparison), ""]
         if comparison.data:
             lines += [*_markdown_data(comparison.data, comparison.word), ""]

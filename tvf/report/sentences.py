@@ -10,15 +10,18 @@ VIEWS_SEED = "augment.seed"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """The recommendation and the test score of its choice."""
-    return [text for text in (comparison.choice.text, describe_test_score(comparison)) if text]
+    """The paragraphs: the recommendation with its test score, and what its confirmation found."""
+    first = f"{comparison.choice.text} {describe_test_score(comparison)}".rstrip()
+    return [first, *([comparison.confirmation.text] if comparison.confirmation else [])]
 
 
 def describe_errors(comparison: Comparison) -> str:
     """What differs between trainings, what they share, and what the errors cover."""
     configurations = comparison.configurations
     trainings = [each for group in configurations for each in group.scores]
-    sentences = [_describe_divisions(trainings), "± is half of a 95 % interval."]
+    sentences = [_describe_divisions(trainings)]
+    if any(score.errors for group in configurations for score in (group.val, group.test) if score):
+        sentences.append("± is half of a 95 % interval.")
     if len(set(trainings)) > len({training.division for training in trainings}):
         sentences.append(_describe_seeds(comparison))
     groups = comparison.evidence.groups if comparison.evidence else None

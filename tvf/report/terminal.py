@@ -168,7 +168,7 @@ def _print_recommendations(folder: Path, rows: Sequence[Row]) -> list[Comparison
     try:
         comparisons = compare_jobs(rows)
         for comparison in comparisons:
-            text = " ".join(conclusions(comparison))
+            text = "\n".join(conclusions(comparison))
             print(f"{comparison.title}: {text}".removeprefix(": "))
             print(describe_errors(comparison))
             if comparison.data:

@@ -12,6 +12,7 @@ from tvf.files import finite
 from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, sweep_name
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
+from tvf.report.sentences import conclusions
 
 
 def log_summary(folder: Path) -> None:
@@ -30,7 +31,7 @@ def log_summary(folder: Path) -> None:
         if not trackers or not any(row["state"] == "done" for row in rows):
             return
         comparisons = compare(rows)
-        recommendations = [comparison.choice.text for comparison in comparisons]
+        recommendations = [_conclusion(comparison) for comparison in comparisons]
         tracker = build(modern_node(trackers[0]), "tracker")
         with tracker.start(
             folder,
@@ -64,13 +65,17 @@ def _log_comparisons(run: Run, comparisons: Sequence[Comparison]) -> None:
 
 def _summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """The recommendation and, if it is the only one, the chosen configuration."""
-    texts = [comparison.choice.text for comparison in comparisons]
+    texts = [_conclusion(comparison) for comparison in comparisons]
     values: dict[str, Any] = {"recommendation": "\n".join(texts)}
     if len(comparisons) == 1 and (chosen := comparisons[0].choice.chosen):
         values |= {"pct_unfreeze": chosen.fraction, "configuration": chosen.label}
         if chosen.val:
             values["score"] = chosen.val.mean
     return values
+
+
+def _conclusion(comparison: Comparison) -> str:
+    return "\n".join(conclusions(comparison))
 
 
 def _table(
