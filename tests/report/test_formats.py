@@ -90,6 +90,8 @@ def test_json_has_what_the_page_has(sweep: Path, monkeypatch: pytest.MonkeyPatch
     assert comparison["chosen"] == comparison["best"] == "0.5"
     assert comparison["configurations"][1]["scores"] == {"1": 0.88, "2": 0.9, "3": 0.92}
     assert len(comparison["differences"]) == 3 and comparison["pareto_front"] == ["0", "0.5"]
+    documented = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    assert [key for key in comparison if f"`{key}`" not in documented] == []
 
 
 def test_the_figure_is_a_png_and_an_svg(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,9 @@ def tvf(context: click.Context) -> None:
     Start here:
       tvf train +experiment=smoke         check the installation: one epoch on 64 images
       tvf train model.pct_unfreeze=0.25   train the head and the deepest quarter of the groups
-      tvf train -m model.pct_unfreeze=0,0.25,0.5,1.0 seed=1,2,3
-                                          sweep: compare four fractions, three seeds each
+      tvf train -m model.pct_unfreeze=0,0.25,0.5,1.0 data.folds=5 data.fold=0,1,2,3,4
+                                          a sweep: compare four fractions on five folds
+      tvf confirm SWEEP_FOLDER            check its choice on fresh folds
       tvf train --help                    list every option with its default
     """
     if context.invoked_subcommand is None:
