@@ -1,9 +1,10 @@
 """Successive halving against the full grid: is the choice the same, and at what share of the cost?
 
-Each repetition has its own seeds and runs two sweeps in fresh folders, the full grid and then
-halving. Both read a store that an earlier sweep filled, so neither includes its cost. Prints the
-table of docs/halving.md. The grid chooses the configuration with the best mean validation score
-among all jobs trained to their end; halving chooses among those that it kept.
+Each repetition divides the images into folds of its own (data.split_seed) and runs two sweeps in
+fresh folders, the full grid and then halving. Both read a store that an earlier sweep filled, so
+neither includes its cost. Prints the table of docs/halving.md. The grid chooses the configuration
+with the best mean validation score among all jobs trained to their end; halving chooses among those
+that it kept.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def training_seconds(row: Row) -> float:
 
 
 def read_outcome(folder: Path, keys: Sequence[str]) -> Outcome:
-    """The choice of a finished sweep among the values of `keys`, by mean over seeds; its cost."""
+    """The choice of a finished sweep among the values of `keys`, by mean over folds; its cost."""
     rows, scores = read_sweep(folder), defaultdict(list)
     for row in rows:
         if row["state"] == "done":
@@ -88,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=2, help="per configuration and repetition")
+    parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--eta", type=int, default=2)
     parser.add_argument("--fractions", default="0,0.25,0.5,1.0")
@@ -113,12 +114,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tvf-halving-") as name:
         work = Path(name)
         store = work / "store"
-        run_sweep([*common, "seed=0"], work / "first", store)
+        folds = f"data.fold={','.join(map(str, range(options.folds)))}"
+        common += [f"data.folds={options.folds}", folds]
+        run_sweep(common, work / "first", store)
         for repetition in range(options.repetitions):
-            first = 1 + repetition * options.seeds
-            seeds = f"seed={','.join(str(first + offset) for offset in range(options.seeds))}"
-            run_sweep([*common, seeds], work / f"full-{repetition}", store)
-            run_sweep([*common, seeds, *halving], work / f"halving-{repetition}", store)
+            division = f"data.split_seed={1 + repetition}"
+            run_sweep([*common, division], work / f"full-{repetition}", store)
+            run_sweep([*common, division, *halving], work / f"halving-{repetition}", store)
             full = read_outcome(work / f"full-{repetition}", [*swept])
             half = read_outcome(work / f"halving-{repetition}", [*swept])
             same = full.chosen[FRACTION] == half.chosen[FRACTION]

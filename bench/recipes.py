@@ -1,7 +1,7 @@
-"""Measures every option of docs/recipes.md: a sweep over options and seeds, as a Markdown table.
+"""Measures every option of docs/recipes.md: a sweep over options and folds, as a Markdown table.
 
-Differences from `direct`, the job without any option, are paired by seed. With its defaults it
-takes about 15 minutes on two cores.
+Scores are those of the report: each image that does not test is scored once, and intervals are for
+other modules. Differences from `direct`, the job without any option, are paired by image.
 """
 
 import argparse
@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from scipy.stats import ttest_rel
-
-from tvf.records import Row, read_jobs
+from tvf.records import read_sweep
+from tvf.report.comparison import compare
+from tvf.report.images import compare_scores
 
 ROOT = Path(__file__).parent.parent
 BASE = ("model.pct_unfreeze=0.25", "epochs=6", "tracker=none")
@@ -63,7 +63,7 @@ def write_options(folder: Path) -> list[str]:
 
 
 def run_sweep(options: argparse.Namespace) -> list[str]:
-    """Sweep all options over the seeds; return the names of the options' YAML files."""
+    """Sweep all options over the folds; return the names of the options' YAML files."""
     with tempfile.TemporaryDirectory(prefix="tvf-recipes-") as config_dir:
         folder = Path(config_dir, "option")
         folder.mkdir()
@@ -76,7 +76,8 @@ def run_sweep(options: argparse.Namespace) -> list[str]:
             config_dir,
             *BASE,
             f"+option={','.join(names)}",
-            f"seed={options.seeds}",
+            f"data.folds={options.folds}",
+            f"data.fold={','.join(map(str, range(options.folds)))}",
             f"hydra.sweep.dir={options.folder}",
             *options.overrides,
         ]
@@ -84,21 +85,16 @@ def run_sweep(options: argparse.Namespace) -> list[str]:
     return names
 
 
-def read_rows(folder: Path, names: list[str]) -> dict[str, dict[int, Row]]:
-    """The sweep's jobs, by option and seed."""
-    rows: dict[str, dict[int, Row]] = {name: {} for name in names}
-    prefix = "+option="
-    for row in read_jobs(folder):
-        name = next(text for text in row["overrides"] if text.startswith(prefix))
-        rows[name.removeprefix(prefix)][row["seed"]] = row
-    return rows
-
-
-def print_table(names: list[str], rows: dict[str, dict[int, Row]]) -> None:
-    """Print means over seeds, and the differences from the first option."""
-    accuracies = {
-        name: {seed: row["val_acc"] for seed, row in jobs.items()} for name, jobs in rows.items()
-    }
+def print_table(folder: Path, names: list[str]) -> None:
+    """Print each option's scores, and the differences from the first option."""
+    (comparison,) = compare(read_sweep(folder))
+    found = {}
+    for configuration in comparison.configurations:
+        overrides = configuration.done[0]["overrides"]
+        (option,) = (text for text in overrides if text.startswith("+option="))
+        found[option.removeprefix("+option=")] = configuration
+    evidence = comparison.evidence
+    assert evidence is not None, "every option has several folds"
     titles = [
         "option",
         "validation accuracy",
@@ -107,21 +103,20 @@ def print_table(names: list[str], rows: dict[str, dict[int, Row]]) -> None:
         "seconds",
     ]
     print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    direct = evidence.configurations.index(found[names[0]])
     for name, option in zip(names, OPTIONS, strict=True):
-        jobs = list(rows[name].values())
-        val_text, test_text = (
-            f"{fmean(row[key] for row in jobs):.3f} ± {stdev([row[key] for row in jobs]):.3f}"
-            for key in ("val_acc", "test_acc")
-        )
-        seconds = fmean(row["train_seconds"] - row["prefix_seconds"] for row in jobs)
+        configuration = found[name]
+        val, test = configuration.val, configuration.test
+        assert val is not None and test is not None, "its jobs are done"
+        seconds = fmean(j["train_seconds"] - j["prefix_seconds"] for j in configuration.done)
         difference = ""
-        seeds = sorted(accuracies[name].keys() & accuracies[names[0]].keys())
-        if name != names[0] and len(seeds) > 1:
-            own, direct = ([accuracies[each][seed] for seed in seeds] for each in (name, names[0]))
-            interval = ttest_rel(own, direct).confidence_interval()
-            mean = fmean(own) - fmean(direct)
-            difference = f"{mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
-        print(f"| `{option}` | {val_text} | {difference} | {test_text} | {seconds:.1f} |")
+        if name != names[0]:
+            index = evidence.configurations.index(configuration)
+            mean, _, low, high = compare_scores(evidence.scores, index, direct).interval
+            known = low is not None and high is not None
+            difference = f"{mean:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if known else "")
+        scores = [f"{score.mean:.3f} ± {score.images or 0:.3f}" for score in (val, test)]
+        print(f"| `{option}` | {scores[0]} | {difference} | {scores[1]} | {seconds:.1f} |")
 
 
 def main() -> None:
@@ -129,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument(
         "--folder",
         default="outputs/sweeps/recipes",
@@ -142,7 +137,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     names = run_sweep(options)
-    print_table(names, read_rows(Path(options.folder), names))
+    print_table(Path(options.folder), names)
 
 
 if __name__ == "__main__":
