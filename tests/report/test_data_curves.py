@@ -269,6 +269,8 @@ def test_every_format_has_the_same_sentences(
     points = data["how_much_data"]["curves"][1]["points"]
     assert points[-1]["configuration"] == "1" and points[-1]["score"] == last.mean
     assert data["candidates"] == ["0", "1"] and data["how_much_data"]["outlook"]["label"] == "1"
+    drawing = render_report([crossing], rows, "png")["report.svg"].decode()
+    assert "training images (log scale)" in drawing and ">1,600<" in drawing
 
 
 def test_the_chart_has_a_point_for_each_size_in_the_colour_of_its_fraction(crossing: Path) -> None:

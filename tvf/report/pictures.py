@@ -9,6 +9,7 @@ import vl_convert
 
 from tvf.report.charts import chart_config, score_by_cost, score_by_fraction
 from tvf.report.comparison import Comparison
+from tvf.report.data_chart import score_by_images
 from tvf.report.encodings import INK, LayeredChart, Palette
 from tvf.report.palette import colours
 
@@ -20,6 +21,8 @@ LEGEND_COLUMNS = 12  # fractions per line of the legend
 
 def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
     """Draw score by fraction beside score by cost, a row for each comparison's candidates.
+
+    Where the number of training images varies, score by that number stands beside them.
 
     `kind` is png or svg. Text in an SVG remains text. The same comparisons give the same bytes.
     """
@@ -68,6 +71,9 @@ def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
         _chart(by_fraction, f"filled: mean with 95 % interval{about}; open: one training"),
         _chart(by_cost, "ringed: Pareto front"),
     ]
+    if comparison.data:
+        by_images = score_by_images(comparison, palette)
+        charts.append(_chart(by_images, "mean with 95 % interval; dashed: power law"))
     return {"title": comparison.title, "hconcat": charts, "spacing": 30}
 
 
