@@ -12,6 +12,24 @@ from uuid import uuid4
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
 
+# Control characters, line separators, and the surrogates that stand for bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(name: object) -> str:
+    """A file's name as it can be shown and written anywhere, with escapes such as \\xe9 and \\n.
+
+    Python holds bytes of a name that are not UTF-8 as surrogates, which cannot be encoded.
+    """
+    return _UNPRINTABLE.sub(_escape, str(name))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode of the byte code - 0xDC00
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()
+
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
     """Write `content` to `path`; a reader sees either the old file or the new one."""
