@@ -66,9 +66,10 @@ def find_images(root: Path) -> FoundImages:
         for folder in sorted(each.images):
             names += [f"{folder}/{name}" for name in sorted(each.images[folder])]
         if each.part == "train" and len(names) == before:
+            train, name = os.path.split(each.folder)
             raise InputError(
-                f"{_shown(layout, each.folder)} is a class without images{_held(each.left_out)}. "
-                "Add images or remove it."
+                f"{_shown(layout, train)} has a class folder without images: {printable(name)}"
+                f"{_held(each.left_out)}. Add images or remove it."
             )
         labels += [each.label] * (len(names) - before)
         parts += [each.part] * (len(names) - before)

@@ -130,10 +130,11 @@ def find_layout(root: Path) -> Layout:
     Raises InputError for folders whose meaning is unclear, and for images without a class.
     """
     left_out = Tally()
-    names, notes = _inside(str(root), "", left_out)[0], []
+    names, loose = _inside(str(root), "", left_out)
     folders, others = _assign_splits(root, names)
     if "train" not in folders:
-        raise InputError(_explain_no_train(root, names))
+        raise InputError(_explain_no_train(root, names, loose))
+    notes = []
     for part, name in folders.items():
         if name.lower() != part:
             notes.append(f"{printable(name)}/ is read as the {part} split")
@@ -212,7 +213,7 @@ def _require_classes(
 ) -> None:
     """Raise InputError unless a split has class folders, and only those of train/."""
     path, train, found = root / folder, within["train"], within[part]
-    held = ""
+    held, meant = "", "" if folder == part else f" ({folder}/ is read as the {part} split)"
     if loose:
         files = first_few([f"{folder}/{name}" for name in loose], 3)
         held = f" {len(loose):,} images lie in it without a class ({files})."
@@ -224,14 +225,14 @@ def _require_classes(
         )
     if loose and not found:
         raise InputError(
-            f"{printable(path)} has no class folders:{held} Put them in "
+            f"{printable(path)} has no class folders{printable(meant)}:{held} Put them in "
             f"{printable(folder)}/<class>/, or move the folder out of data.root to hold out a part "
             "of the training images instead."
         )
     if unknown := [name for name in found if name not in train]:
         raise InputError(
             f"{first_few([path / name for name in unknown])} is a class that train/ does not have"
-            f"{_explain_unknown(unknown[0], train)}"
+            f"{printable(meant)}{_explain_unknown(unknown[0], train)}"
         )
 
 
@@ -278,9 +279,10 @@ def _spell_out(name: str) -> str:
     return ascii(name)
 
 
-def _explain_no_train(root: Path, names: Sequence[str]) -> str:
+def _explain_no_train(root: Path, names: Sequence[str], loose: Sequence[str]) -> str:
     """The message for a data root without a training split: what it has instead."""
-    has = f" It has {first_few([f'{name}/' for name in names])}." if names else ""
+    held = [f"{name}/" for name in names] + list(loose)
+    has = f" It has {first_few(held)}." if held else ""
     nested = [name for name in names if _has_train(root / name)]
     if nested:
         has = (

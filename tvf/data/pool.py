@@ -80,13 +80,16 @@ class Catalog:
 class Pool:
     """All images of a data set and their classes, int64 [N].
 
-    `names` tell people which image it is; images of one group, int64 [N], belong together.
+    `names` tell people which image it is; images of one group, int64 [N], belong together. See
+    `Catalog` for `left_out` and `notes`.
     """
 
     pixels: Pixels
     labels: Tensor
     names: Sequence[str]
     groups: np.ndarray | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,17 +146,12 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images to train on, to choose epochs with (`val`), and to evaluate a job on once (`test`).
-
-    See `Catalog` for `left_out` and `notes`.
-    """
+    """Images to train on, to choose epochs with (`val`), and to evaluate a job on once (`test`)."""
 
     classes: tuple[str, ...]
     train: Split
     val: Split
     test: Split
-    left_out: tuple[LeftOut, ...] = ()
-    notes: tuple[str, ...] = ()
 
     @property
     def by_name(self) -> dict[str, Split]:
@@ -178,7 +176,7 @@ def count_images(data: DataSplits) -> dict[str, Any]:
             for name, split in splits.items()
         },
         "digests": {name: split.content(data.classes) for name, split in splits.items()},
-        "left_out": [asdict(entry) for entry in data.left_out],
+        "left_out": [asdict(entry) for entry in pool.left_out],
     }
     if pool.groups is not None:
         counts["groups"] = {

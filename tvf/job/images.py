@@ -25,12 +25,13 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     log.info("%s images: %s", tag, describe_images(counts, data.classes))
     if (classes := describe_classes(counts, data.classes)) is not None:
         log.info("%s %s", tag, classes)
-    for note in data.notes:
+    pool = data.train.pool
+    for note in pool.notes:
         log.warning("%s data: %s.", tag, note)
-    usual = all(entry.reason in USUAL for entry in data.left_out)
-    if data.left_out:
+    usual = all(entry.reason in USUAL for entry in pool.left_out)
+    if pool.left_out:
         level = logging.INFO if usual else logging.WARNING
-        log.log(level, "%s left out: %s", tag, describe_left_out(data.left_out))
+        log.log(level, "%s left out: %s", tag, describe_left_out(pool.left_out))
 
 
 def check_same_images(

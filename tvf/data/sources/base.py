@@ -69,12 +69,16 @@ class DataSource(SplitOptions):
         places = handle_duplicates(places, catalog, pixels, self.duplicates)
         if self.duplicates == "drop":
             require_classes(places, catalog)
-        labels = torch.from_numpy(catalog.labels)
-        pool = Pool(pixels, labels, catalog.names, catalog.groups)
-        train, val, test = (Split(pool, places[name]) for name in PARTS)
-        return DataSplits(
-            catalog.classes, train, val, test, left_out=catalog.left_out, notes=catalog.notes
+        pool = Pool(
+            pixels,
+            torch.from_numpy(catalog.labels),
+            catalog.names,
+            catalog.groups,
+            left_out=catalog.left_out,
+            notes=catalog.notes,
         )
+        train, val, test = (Split(pool, places[name]) for name in PARTS)
+        return DataSplits(catalog.classes, train, val, test)
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Raise InputError if images cannot be read. Does nothing where all are known to be good.
