@@ -10,6 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from helpers.folders import add, fill, left_out
 from tvf.data.find_images import find_images
+from tvf.data.left_out import describe_left_out
 from tvf.data.sources import ImageFolder
 from tvf.errors import InputError
 
@@ -49,6 +50,17 @@ def test_what_is_left_out_is_counted_by_ending(root: Path) -> None:
         (reason, ".md"): (1, "README.md"),
         (reason, "without ending"): (1, "train/cat/0001"),
     }
+
+
+def test_numbers_and_long_words_are_no_endings_of_their_own(root: Path) -> None:
+    add(root / "train" / "cat", *(f"scan.{number:04d}" for number in range(30)), "a.b" + "c" * 20)
+    add(root / "train" / "dog", *(f"0.e{number:02d}" for number in range(12)))
+    found = find_images(root)
+    assert left_out(found)["files with other endings", "without ending"] == (
+        31,
+        "train/cat/a.bccccc" + "c" * 15,
+    )
+    assert "and 3 more; train/cat/a.b" in describe_left_out(found.left_out)
 
 
 def test_a_class_of_files_that_are_not_read_is_an_error_that_counts_them(root: Path) -> None:

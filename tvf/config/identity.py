@@ -178,7 +178,6 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "average._target_": "tvf.training.no_average",
     "data.class_weights": None,
     "data.metric": "accuracy",
-    "data.white_point": None,
     "early_stopping._target_": "tvf.training.EarlyStopping",
     "early_stopping.min_delta": 0.0,
     "early_stopping.patience": None,
@@ -263,6 +262,8 @@ def modern_options(config: Config) -> dict[str, Any]:
         node = key.partition(".")[0]
         if key not in options and (node in nodes or node not in ("data", "model", "optimizer")):
             options[key] = value
+    if options.get("data._target_") == "tvf.data.ImageFolder":
+        options.setdefault("data.white_point", None)
     direction = options.get("model.direction") or "top"
     if str(direction).startswith("block"):
         options["model.groups"] = [direction[len("block:") :]]

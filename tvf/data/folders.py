@@ -51,10 +51,11 @@ _BESIDE = re.compile("^(images?|imgs?|data|set)|(images?|imgs?|data|dataset|set|
 # What systems and programs leave in folders, in lower case. Names that begin with a dot are hidden.
 SYSTEM_NAMES = frozenset(
     "__macosx|__pycache__|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|~snapshot|"
-    "$recycle.bin|recycler|recycled|system volume information|found.000|lost+found|thumbs.db|"
+    "$recycle.bin|system volume information|found.000|lost+found|thumbs.db|"
     "ehthumbs.db|ehthumbs_vista.db|desktop.ini|folder.ini|icon\r|network trash folder|"
-    "temporary items|cvs|_vti_cnf".split("|")
+    "temporary items|_vti_cnf".split("|")
 )
+LONGEST_ENDING = 12
 FOLDER, FILE, SPECIAL_FILE, BROKEN_LINK = "folder", "file", "special file", "broken link"
 
 
@@ -75,9 +76,11 @@ def is_image(name: str) -> bool:
 
 
 def kind_of_ending(name: str) -> str:
-    """A file's ending as it is counted."""
+    """A file's ending as it is counted; numbers and long words are none."""
     ending = ending_of(name)
-    return f".{ending}" if ending else "without ending"
+    if not ending or ending.isdecimal() or len(ending) > LONGEST_ENDING:
+        return "without ending"
+    return f".{ending}"
 
 
 def kind_of(entry: "os.DirEntry[str]") -> str:

@@ -60,7 +60,7 @@ def describe_left_out(entries: Iterable[LeftOut]) -> str:
         by_reason.setdefault(entry.reason, []).append(entry)
     parts = []
     for reason, group in by_reason.items():
-        kinds = ", ".join(f"{entry.kind} {entry.count:,}" for entry in group if entry.kind)
+        kinds = first_few([f"{entry.kind} {entry.count:,}" for entry in group if entry.kind])
         details = "; ".join(filter(None, [kinds, group[0].example]))
         parts.append(f"{reason} {sum(entry.count for entry in group):,} ({details})")
     return ", ".join(parts)
