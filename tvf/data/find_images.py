@@ -121,6 +121,7 @@ class _Finder:
         self._walked: set[str] = set()  # real paths of folders
         self._read: set[str] = set()  # real paths of linked files
         self._links: list[_Link] = []
+        self._real_folders: dict[str, str] = {}  # of links' targets
 
     def find(self) -> list[_ClassImages]:
         """The images of each class, by split and class."""
@@ -204,14 +205,13 @@ class _Finder:
 
     def _follow(self, link: _Link, files: list[tuple[_Link, str]]) -> None:
         """Walk the folder that a link leads to, or note a link to an image in `files`."""
-        path, left_out = self._path(link.path), link.found.left_out
+        left_out = link.found.left_out
         try:
-            mode = os.stat(path).st_mode
+            target, mode = self._resolve(link)
         except OSError:
             left_out.add(BROKEN, "", link.path)
             return
         if stat.S_ISDIR(mode):
-            target = os.path.realpath(path)
             if self._leads_upwards(target, link.real):
                 left_out.add(UPWARDS, "", link.path)
             elif target in self._walked:
@@ -221,9 +221,25 @@ class _Finder:
         elif not stat.S_ISREG(mode):
             left_out.add(SPECIAL, "", link.path)
         elif is_image(link.name):
-            files.append((link, os.path.realpath(path)))
+            files.append((link, target))
         else:
             left_out.add(ENDING, kind_of_ending(link.name), link.path)
+
+    def _resolve(self, link: _Link) -> tuple[str, int]:
+        """The real path that a link leads to, and its mode. Raises OSError if there is nothing.
+
+        Links often lead to many files of one folder, so its real path is kept.
+        """
+        path = self._path(link.path)
+        folder, name = os.path.split(os.path.join(link.real, os.readlink(path)))
+        if name not in ("", ".", ".."):
+            if folder not in self._real_folders:
+                self._real_folders[folder] = os.path.realpath(folder)
+            target = os.path.join(self._real_folders[folder], name)
+            mode = os.lstat(target).st_mode
+            if not stat.S_ISLNK(mode):
+                return target, mode
+        return os.path.realpath(path), os.stat(path).st_mode
 
     def _leads_upwards(self, target: str, real: str) -> bool:
         """Whether a link in the folder `real` leads to a folder that holds it or all data."""
