@@ -19,8 +19,7 @@ def describe_lost_range(ranges: np.ndarray | None) -> str | None:
     """
     if ranges is None or not len(ranges):
         return None
-    deep = ranges[:, 1] > 255
-    deep |= ranges[:, 2] > 255
+    deep = (ranges[:, 2] != 255) | (ranges[:, 1] > 255)  # of 8 bits, 255 is always white
     return _describe_deep(ranges[deep]) or _describe_flat(ranges[~deep])
 
 
