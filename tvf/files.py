@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
 
+import codecs
 import json
 import math
 import os
@@ -11,6 +12,37 @@ from uuid import uuid4
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
+
+# Control characters, line separators, and the surrogates that stand for bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(name: object) -> str:
+    """A file's name as it can be shown and written anywhere, with escapes such as \\xe9 and \\n.
+
+    Python holds bytes of a name that are not UTF-8 as surrogates, which cannot be encoded.
+    """
+    return _UNPRINTABLE.sub(_escape, str(name))
+
+
+def encode_text(text: str) -> bytes:
+    """Text as UTF-8, with the bytes of names that are not UTF-8 escaped as `printable` does."""
+    return text.encode("utf-8", "tvf.escape")
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode of the byte code - 0xDC00
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()
+
+
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return printable(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("tvf.escape", _escape_unencodable)
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:

@@ -112,3 +112,11 @@ def test_a_config_older_than_an_option_keeps_the_behaviour_of_its_time() -> None
     old["data"] = {key: value for key, value in today["data"].items() if key != "metric"}
     old["optimizer"] = {k: v for k, v in today["optimizer"].items() if k != "clip_norm"}
     assert result_config(old) == result_config(today)
+
+
+def test_image_folders_of_older_configs_have_no_white_point() -> None:
+    today = plain_config(*overrides_of("data", "image_folder"))
+    old = today | {"data": {k: v for k, v in today["data"].items() if k != "white_point"}}
+    assert result_config(old) == result_config(today)
+    brighter = today | {"data": today["data"] | {"white_point": 4095}}
+    assert result_config(brighter) != result_config(today)

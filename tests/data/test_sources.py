@@ -128,7 +128,7 @@ def _empty_test(root: Path) -> str:
 
 
 def _no_train(root: Path) -> str:
-    (root / "train").rename(root / "training")
+    (root / "train").rename(root / "pictures")
     return "has no train/ folder"
 
 

@@ -13,6 +13,7 @@ from tvf.data.pool import (
     Pool,
     Split,
     count_images,
+    describe_classes,
     describe_images,
 )
 from tvf.data.splits import SplitOptions, divide, limit_pool
@@ -212,6 +213,11 @@ def test_the_images_of_a_job_are_counted_by_split_class_and_group() -> None:
     many = [f"class {number}" for number in range(11)]
     counts = count_images(DataSplits(tuple(many), **splits))
     assert "train 6 of 3 groups (11 classes of 0 to 3)" in describe_images(counts, many)
+    listed = describe_classes(counts, many)
+    assert listed and listed.startswith(
+        f"train/val/test of each class: {many[0]} 3/2/1, {many[1]} "
+    )
+    assert listed.count(",") == 10 and describe_classes(counts, many[:10]) is None
 
 
 def test_a_split_of_images_and_labels_as_in_the_first_version_raises() -> None:

@@ -53,6 +53,8 @@ def test_each_job_has_its_own_run_which_stays_on_disk_without_a_login(
         folder.mkdir()
         config = {"pct_unfreeze": 0.5, "model": "finetune"}
         with WandbTracker("tvf").start(folder, f"fine-tuning-{number}", "a-sweep", config) as run:
+            run.set_config({"classes": ["cat", "dog"]})
+            assert wandb.run and wandb.run.config.as_dict() == config | {"classes": ["cat", "dog"]}
             run.log({"epoch": 1, "val_acc": 0.5, "lr_backbone": None}, step=1)
             run.set_summary({"test_acc": 0.25})
             ids.add(run.id)

@@ -3,6 +3,8 @@
 Each subcommand imports what it needs when it runs, so `tvf --help` only loads click.
 """
 
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -20,6 +22,7 @@ class _Commands(click.Group):
 
 def main() -> None:
     """Run the command `tvf` on sys.argv. Return if it succeeds, raise SystemExit otherwise."""
+    _print_any_name()
     try:
         tvf(prog_name="tvf")
     except SystemExit as error:
@@ -31,7 +34,14 @@ def train() -> None:
     """Train one job or, with -m, a sweep, as sys.argv says. Raise SystemExit if a job fails."""
     from tvf.cli.launch import launch
 
+    _print_any_name()
     launch()
+
+
+def _print_any_name() -> None:
+    """Let stdout escape what it cannot encode, as stderr does: names of files may not be UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @click.group(

@@ -88,6 +88,7 @@ OPTIONS: dict[str, Affects] = {
     "data.metric": TRAINING | Affects.VALIDATION_IMAGES,
     "data.image_size": PIXELS,
     "data.max_megapixels": PIXELS,
+    "data.white_point": PIXELS,
     "data.batch_size": TRAINING,
     "data.class_weights": TRAINING,
     "data.download": NOTHING,
@@ -261,6 +262,8 @@ def modern_options(config: Config) -> dict[str, Any]:
         node = key.partition(".")[0]
         if key not in options and (node in nodes or node not in ("data", "model", "optimizer")):
             options[key] = value
+    if options.get("data._target_") == "tvf.data.ImageFolder":
+        options.setdefault("data.white_point", None)
     direction = options.get("model.direction") or "top"
     if str(direction).startswith("block"):
         options["model.groups"] = [direction[len("block:") :]]

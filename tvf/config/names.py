@@ -49,7 +49,8 @@ def job_folder(*, _root_: DictConfig) -> str:
         for override in _overrides(_root_)
         if _key(override) not in ignored and _counts(_key(override))
     )
-    digest = hashlib.sha256("\n".join(counting).encode()).hexdigest()[:8]
+    text = "\n".join(counting).encode("utf-8", "surrogateescape")  # a path may not be UTF-8
+    digest = hashlib.sha256(text).hexdigest()[:8]
     return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
 
 

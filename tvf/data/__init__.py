@@ -7,8 +7,18 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
+from tvf.data.left_out import USUAL, LeftOut, describe_left_out
 from tvf.data.order import sample_order, split_batches
-from tvf.data.pool import Catalog, DataSplits, Pixels, Pool, Split, count_images, describe_images
+from tvf.data.pool import (
+    Catalog,
+    DataSplits,
+    Pixels,
+    Pool,
+    Split,
+    count_images,
+    describe_classes,
+    describe_images,
+)
 from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
 from tvf.data.splits import SplitOptions
 
@@ -21,14 +31,18 @@ __all__ = [
     "Elpv",
     "FlipsAndCrops",
     "ImageFolder",
+    "LeftOut",
     "Pixels",
     "Pool",
     "Split",
     "SplitOptions",
     "TorchvisionTransforms",
+    "USUAL",
     "ViewRows",
     "count_images",
+    "describe_classes",
     "describe_images",
+    "describe_left_out",
     "require_plain_variant",
     "sample_order",
     "split_batches",

@@ -4,96 +4,93 @@ Decoding runs in threads; with a store each set of files is decoded once, for al
 """
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tvf.data.pool import Pixels, digest, digest_pixels
+from tvf.data.ranges import DEEP
 from tvf.errors import InputError
+from tvf.files import printable
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
 log = logging.getLogger(__name__)
 
-DECODER_VERSION = 2  # increase it when `read_image` returns different pixels
+DECODER_VERSION = 3  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
+NAMED = 10  # files that cannot be read, in one message
+AnyPath = str | os.PathLike[str]
+# How to turn an image upright, by the EXIF orientation tag.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImageError(InputError):
+    """A file that cannot be read as an image, for this `reason`."""
+
+    def __init__(
+        self,
+        path: AnyPath,
+        reason: str,
+        verdict: str = "cannot be read as an image: ",
+        remedy: str = "Repair or remove it.",
+    ) -> None:
+        super().__init__(f"{printable(path)} {verdict}{reason}. {remedy}")
+        self.path, self.reason = str(path), reason
 
 
 def read_images(
-    paths: Sequence[Path],
+    paths: Sequence[AnyPath],
     image_size: int,
     *,
     max_megapixels: float = 100.0,
+    white_point: int | None = None,
     progress: bool = False,
     store: Store | None = None,
 ) -> Pixels:
     """Read images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear, RGB.
 
-    A store keeps the pixels until the content of the files or the size changes. Raises InputError
-    that names a file that cannot be read or has more than `max_megapixels` (checked before it is
-    decoded).
+    See `read_image`. A store keeps the pixels until the content of the files, the size or the white
+    point changes. Raises InputError that names the first files that cannot be read or have more
+    than `max_megapixels` (checked before they are decoded), and says how many there are.
     """
-    label = "reading images" if progress else None
-    files = _digest_files(paths)
-
-    def read(rows: np.ndarray) -> list[Tensor]:
-        images = _read_chunk([paths[row] for row in rows], image_size, max_megapixels)
-        return [images, torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))]
-
-    if store is not None:
-        content = fingerprint([files, image_size, PIL.__version__, DECODER_VERSION])
-        about = f"{len(paths)} images of {image_size}x{image_size} pixels"
-        columns = [
-            ArraySpec((3, image_size, image_size), torch.uint8),
-            ArraySpec((32,), torch.uint8),
-        ]
-        try:
-            table = store.entry("pixels", [content], {"about": about}).table(
-                "images", len(paths), columns, lambda rows, wait: read(rows), label
-            )
-            images, digests = table.tensors()
-            return Pixels(images, files, _as_bytes(digests))
-        except StoreError as error:
-            log.warning("store: decoded images are not cached: %s.", error)
-    check_memory(len(paths), image_size)
-    chunks = []
-    with progress_bar(label, len(paths)) as advance:
-        for rows in np.split(np.arange(len(paths)), range(CHUNK_SIZE, len(paths), CHUNK_SIZE)):
-            chunks.append(read(rows))
-            advance(len(rows))
-    images, digests = (torch.cat(column) for column in zip(*chunks, strict=True))
-    return Pixels(images, files, _as_bytes(digests))
+    reader = _Reader(paths, image_size, max_megapixels, white_point)
+    try:
+        return reader.read("reading images" if progress else None, store)
+    except BadImageError as error:
+        raise reader.explain(error) from error
 
 
-def read_image(path: Path, image_size: int, max_megapixels: float = 100.0) -> np.ndarray:
+def read_image(
+    path: AnyPath,
+    image_size: int,
+    max_megapixels: float = 100.0,
+    white_point: int | None = None,
+) -> np.ndarray:
     """Read one image as uint8 [image_size, image_size, 3], as a viewer shows it.
 
-    That is the first frame, upright, with transparency on white.
+    That is the first frame, upright, with transparency on white. `white_point` is the value that
+    becomes white, by default the largest of the file's bits: one above 255 is for images of 16
+    bits alone. Raises InputError that names the file, whatever Pillow raises for it.
     """
-    try:
-        with Image.open(path) as image:
-            if (size := image.width * image.height / 1e6) > max_megapixels:
-                raise InputError(
-                    f"{path} has {size:.0f} megapixels, more than "
-                    f"data.max_megapixels={max_megapixels:g}: raise the limit or shrink the image."
-                )
-            upright = _convert_to_8_bits(ImageOps.exif_transpose(image))
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} cannot be read as an image: {error}. Repair or remove it."
-        ) from error
-    square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(square.convert("RGB"))
+    return _read_with_range(path, image_size, max_megapixels, white_point)[0]
 
 
 def check_memory(count: int, image_size: int) -> None:
@@ -107,42 +104,169 @@ def check_memory(count: int, image_size: int) -> None:
         )
 
 
-def _digest_files(paths: Sequence[Path]) -> np.ndarray:
-    """A digest of each file's content, bytes [N]."""
+@dataclass(frozen=True)
+class _Reader:
+    """Reads these files, in threads."""
+
+    paths: Sequence[AnyPath]
+    image_size: int
+    max_megapixels: float
+    white_point: int | None
+
+    def read(self, label: str | None, store: Store | None) -> Pixels:
+        """All images, from the store if it has them; BadImageError for the first bad file."""
+        files, count = self._digest_files(), len(self.paths)
+        if store is not None:
+            versions = [PIL.__version__, DECODER_VERSION]
+            content = fingerprint([files, self.image_size, self.white_point, *versions])
+            about = f"{count} images of {self.image_size}x{self.image_size} pixels"
+            columns = [
+                ArraySpec((3, self.image_size, self.image_size), torch.uint8),
+                ArraySpec((32,), torch.uint8),
+                ArraySpec((3,), torch.int32),
+            ]
+            try:
+                table = store.entry("pixels", [content], {"about": about}).table(
+                    "images", count, columns, lambda rows, wait: self._read_rows(rows), label
+                )
+                return _as_pixels(files, table.tensors())
+            except StoreError as error:
+                log.warning("store: decoded images are not cached: %s.", error)
+        check_memory(count, self.image_size)
+        chunks = []
+        with progress_bar(label, count) as advance:
+            for rows in np.split(np.arange(count), range(CHUNK_SIZE, count, CHUNK_SIZE)):
+                chunks.append(self._read_rows(rows))
+                advance(len(rows))
+        return _as_pixels(files, [torch.cat(column) for column in zip(*chunks, strict=True)])
+
+    def explain(self, error: BadImageError) -> InputError:
+        """The error for all files that cannot be read, after reading all of them."""
+        with _no_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            bad = [found for found in pool.map(self._find_fault, self.paths) if found is not None]
+        if len(bad) < 2:
+            return error
+        folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
+        by_reason: dict[str, list[str]] = {}
+        for each in bad[:NAMED]:
+            name = printable(os.path.relpath(each.path, folder))
+            by_reason.setdefault(each.reason, []).append(name)
+        named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
+        more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+        return InputError(
+            f"{len(bad):,} of {len(self.paths):,} images cannot be read, in {printable(folder)}: "
+            f"{named}{more}. Repair or remove them."
+        )
+
+    def _find_fault(self, path: AnyPath) -> BadImageError | None:
+        try:
+            _read_with_range(path, self.image_size, self.max_megapixels, self.white_point)
+        except BadImageError as error:
+            return error
+        return None
+
+    def _digest_files(self) -> np.ndarray:
+        """A digest of each file's content, bytes [N]."""
+        digests = []
+        for path in self.paths:
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    digests.append(digest(file.readall()))
+            except OSError as error:
+                raise BadImageError(path, str(error.strerror), "cannot be read: ") from error
+        return np.array(digests, "S32")
+
+    def _read_rows(self, rows: np.ndarray) -> list[Tensor]:
+        """Images uint8 [B, 3, S, S], digests of their pixels uint8 [B, 32], ranges int32 [B, 3]."""
+
+        def read(row: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+            path = self.paths[row]
+            return _read_with_range(path, self.image_size, self.max_megapixels, self.white_point)
+
+        with _no_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            squares, ranges = zip(*pool.map(read, rows.tolist()), strict=True)
+        images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+        digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
+        return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
+
+
+def _as_pixels(files: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
+    images, digests, ranges = columns
+    return Pixels(images, files, digests.numpy().view("S32").reshape(-1), ranges.numpy())
+
+
+@contextmanager
+def _no_pillow_limit() -> Iterator[None]:
+    """Disable Pillow's limit of an image's size: ours is checked instead."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return np.array([digest(path.read_bytes()) for path in paths], "S32")
-    except OSError as error:
-        raise InputError(
-            f"{error.filename} cannot be read: {error.strerror}. Repair or remove it."
-        ) from error
-
-
-def _as_bytes(digests: Tensor) -> np.ndarray:
-    """Digests of the store, uint8 [N, 32], as bytes [N]."""
-    return digests.numpy().view("S32").reshape(-1)
-
-
-def _read_chunk(paths: Sequence[Path], image_size: int, max_megapixels: float) -> Tensor:
-    # `read_image` checks the size against our own limit, so Pillow's is disabled here.
-    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    read = partial(read_image, image_size=image_size, max_megapixels=max_megapixels)
-    try:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(read, paths))
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        Image.MAX_IMAGE_PIXELS = limit
 
 
-def _convert_to_8_bits(image: Image.Image) -> Image.Image:
-    """Return the image as 8-bit grey or RGB; ValueError if there is no single way to show it."""
-    if image.mode.startswith("I;16"):
-        pixels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+def _read_with_range(
+    path: AnyPath, image_size: int, max_megapixels: float, white_point: int | None
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
+    try:
+        with Image.open(path) as image:
+            if (size := image.width * image.height / 1e6) > max_megapixels:
+                raise BadImageError(
+                    path,
+                    f"has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}",
+                    verdict="",
+                    remedy="Raise the limit or shrink the image.",
+                )
+            shown, values = _convert_to_8_bits(_turn_upright(image), white_point)
+        square = ImageOps.fit(shown, (image_size, image_size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(square.convert("RGB"))
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(path, "it is none that Pillow knows") from error
+    except Exception as error:  # Pillow raises anything for a damaged file
+        reason = str(error).strip() or type(error).__name__
+        raise BadImageError(path, printable(reason)) from error
+    return pixels, values or (int(pixels.min()), int(pixels.max()), 255)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its orientation tag says; damaged metadata say nothing.
+
+    `ImageOps.exif_transpose` also writes all metadata anew, and fails if one of them is damaged.
+    """
+    image.load()
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        method = None
+    return image if method is None else image.transpose(method)
+
+
+def _convert_to_8_bits(
+    image: Image.Image, white_point: int | None
+) -> tuple[Image.Image, tuple[int, int, int] | None]:
+    """Return the image as 8-bit grey or RGB, and the range of values if it has 16 bits.
+
+    ValueError if there is no single way to show it.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        values, white = np.asarray(image).astype(np.uint32), white_point or DEEP
+        shown = (np.minimum(values, white) * 255 + white // 2) // white
+        found = (int(values.min()), int(values.max()), white)
+        return Image.fromarray(shown.astype(np.uint8)), found
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits per channel (mode {image.mode}); save it with 8 or 16")
-    if "A" in image.mode or "transparency" in image.info:
+    transparent = "A" in image.mode or "transparency" in image.info
+    if image.mode != "L" or transparent:
+        image = image.convert("RGBA" if transparent else "RGB")
+    if white_point is not None and white_point <= 255:
+        shades = [min(255, round(value * 255 / white_point)) for value in range(256)]
+        opaque = list(range(256)) if transparent else []
+        image = image.point(shades * (len(image.getbands()) - bool(opaque)) + opaque)
+    if transparent:
         white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image if image.mode == "L" else image.convert("RGB")
+        white.alpha_composite(image)
+        image = white.convert("RGB")
+    return image, None

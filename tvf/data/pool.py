@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.data.left_out import LeftOut
 from tvf.errors import InputError
 from tvf.store import Store, fingerprint
 
@@ -23,12 +24,13 @@ class Pixels:
 
     `digests` identifies the content that each image was read from, bytes [N]. `pixel_digests` does
     so for its pixels: two files may hold equal images. Both are computed from the pixels if they
-    are not given.
+    are not given. `ranges` are those of `tvf.data.ranges`, int [N, 3], if they are known.
     """
 
     images: Tensor
     digests: np.ndarray = None  # type: ignore[assignment]
     pixel_digests: np.ndarray = None  # type: ignore[assignment]
+    ranges: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.pixel_digests is None:
@@ -46,6 +48,7 @@ class Catalog:
     of the data source. `strata`, int64 [N], are finer classes whose shares the splits keep; by
     default the labels. Images of one group are never on two sides of a split. With `val_is_test`
     the test images validate as well. `read(places, progress, store)` reads some of the images.
+    `left_out` counts what the data set holds but is not read; `notes` are for its user to read.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +59,8 @@ class Catalog:
     strata: np.ndarray | None = None
     groups: np.ndarray | None = None
     val_is_test: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,13 +80,16 @@ class Catalog:
 class Pool:
     """All images of a data set and their classes, int64 [N].
 
-    `names` tell people which image it is; images of one group, int64 [N], belong together.
+    `names` tell people which image it is; images of one group, int64 [N], belong together. See
+    `Catalog` for `left_out` and `notes`.
     """
 
     pixels: Pixels
     labels: Tensor
     names: Sequence[str]
     groups: np.ndarray | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,6 +127,18 @@ class Split:
         """Identifies the pixels of the split, in their order."""
         return fingerprint([self.pool.fingerprint, self.places])
 
+    def content(self, classes: Sequence[str]) -> str:
+        """Identifies the images of the split by what they were read from, and their classes.
+
+        Neither names nor order matter.
+        """
+        digests = self.pool.pixels.digests[self.places].tolist()
+        rows = [
+            f"{one.decode()} {classes[label]}"
+            for one, label in zip(digests, self.labels.tolist(), strict=True)
+        ]
+        return digest("\n".join(sorted(rows)).encode()).decode()
+
     def pixels(self, samples: np.ndarray) -> Tensor:
         """The images of some samples, given by their index in the split, uint8 [B, 3, S, S]."""
         return self.pool.pixels.images[torch.from_numpy(self.places[samples])]
@@ -140,10 +160,11 @@ class DataSplits:
 
 
 def count_images(data: DataSplits) -> dict[str, Any]:
-    """How many images the pool and its splits have, and a digest of the pool's content.
+    """How many images the pool and its splits have, and digests of what was read.
 
     `by_class` holds for each split the images of each class, in the order of `data.classes`,
-    `groups` the number of its groups if there are any.
+    `groups` the number of its groups if there are any. `digests` has one of the images and labels
+    of each split, whatever their names and order. `left_out` is what was not read, and why.
     """
     pool, splits = data.train.pool, data.by_name
     counts: dict[str, Any] = {
@@ -154,6 +175,8 @@ def count_images(data: DataSplits) -> dict[str, Any]:
             name: split.labels.bincount(minlength=len(data.classes)).tolist()
             for name, split in splits.items()
         },
+        "digests": {name: split.content(data.classes) for name, split in splits.items()},
+        "left_out": [asdict(entry) for entry in pool.left_out],
     }
     if pool.groups is not None:
         counts["groups"] = {
@@ -175,6 +198,15 @@ def describe_images(counts: Mapping[str, Any], classes: Sequence[str]) -> str:
             each = f"{len(classes):,} classes of {min(by_class):,} to {max(by_class):,}"
         parts.append(f"{name} {counts[name]:,}{groups} ({each})")
     return ", ".join(parts)
+
+
+def describe_classes(counts: Mapping[str, Any], classes: Sequence[str]) -> str | None:
+    """Every class with its images in train, val and test; None where `describe_images` has them."""
+    if len(classes) <= MANY_CLASSES:
+        return None
+    each = zip(classes, *(counts["by_class"][part] for part in PARTS), strict=True)
+    listed = ", ".join(f"{label} {'/'.join(map(str, numbers))}" for label, *numbers in each)
+    return f"{'/'.join(PARTS)} of each class: {listed}"
 
 
 def digest_pixels(images: Tensor) -> np.ndarray:

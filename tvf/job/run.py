@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Config, build_part, result_config
-from tvf.data import count_images, describe_images
+from tvf.data import count_images
 from tvf.distributed import (
     describe_machine,
     library_versions,
@@ -24,6 +24,7 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
+from tvf.job.images import check_same_images, log_images
 from tvf.job.resources import JobContext, claim_devices, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.metrics import METRICS, metric_of
@@ -111,6 +112,10 @@ def train_job(
 ) -> dict[str, Any] | None:
     """Train and test `job`, resuming from `state`; return its summary, or None if it pauses."""
     tag, best_weights = job.phases.tag, record.folder / BEST_WEIGHTS
+    images = count_images(job.phases.data)
+    log_images(tag, job.phases.data, images)
+    check_same_images(state, images, record.folder)
+    run.set_config({"classes": list(job.phases.data.classes), "images": images})
     _log_start(job, state)
     for row in record.metrics:  # epochs of an earlier attempt, which the tracker may lack
         run.log(row, step=row["epoch"])
@@ -122,7 +127,7 @@ def train_job(
             job.costs.add_earlier(state["spent"])
 
         def checkpoint() -> dict[str, Any]:
-            return loop.state_dict() | {"spent": job.costs.total()}
+            return loop.state_dict() | {"spent": job.costs.total(), "images": images["digests"]}
 
         def save_if_due() -> None:
             if checkpoints.due():
@@ -154,7 +159,7 @@ def train_job(
         return None
     scores, predictions = score_job(job, loop, best_weights)
     write_predictions(record.folder, predictions, job.trained_on)
-    summary = _summarise(job, record, run, scores)
+    summary = _summarise(job, record, run, scores) | {"images": images}
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)
     record.done(summary)
@@ -288,8 +293,6 @@ def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
 
 def _log_start(job: Job, state: dict[str, Any] | None) -> None:
     tag, model = job.phases.tag, job.phases.model
-    data = job.phases.data
-    log.info("%s images: %s", tag, describe_images(count_images(data), data.classes))
     log.info("%s %s", tag, describe_model(model, job.backbone))
     if job.facts["pct_unfreeze"] and not model.trained_groups:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(job.backbone.groups))
@@ -326,7 +329,6 @@ def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) ->
         "name": job.name,
         **job.facts,
         "classes": list(job.phases.data.classes),
-        "images": count_images(job.phases.data),
         "unfrozen_groups": [group.name for group in model.trained_groups],
         "trainable_params": count_parameters(p for p in model.parameters() if p.requires_grad),
         "total_params": count_parameters(model.parameters()),

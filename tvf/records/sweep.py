@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from tvf.config import Config, frozen_layers_config, result_config
 from tvf.errors import InputError
-from tvf.files import read_json, write_json
+from tvf.files import printable, read_json, write_json
 
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
 
@@ -132,7 +132,17 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:
-    """Raise InputError, with the differences, if a job's folder holds another configuration."""
+    """Raise InputError, with the differences, if a job's folder holds another configuration.
+
+    Also raises it if the path is not UTF-8: safetensors cannot write weights there.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"results cannot be written to {printable(folder.absolute())}: its path must be UTF-8. "
+            "Choose another with hydra.sweep.dir= or hydra.run.dir=."
+        ) from error
     for name, config in configs.items():
         stored = read_json(folder / name / "config.json")
         before, now = result_config(stored), result_config(config)

@@ -33,6 +33,9 @@ class Run(Protocol):
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Add a point to the run's curves, unless an earlier attempt has logged this step."""
 
+    def set_config(self, values: dict[str, Any]) -> None:
+        """Add to the run's config what is known only after it was opened."""
+
     def set_summary(self, values: dict[str, Any]) -> None:
         """Set the run's final values."""
 
@@ -81,6 +84,9 @@ class _NoRun:
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Do nothing: metrics.jsonl holds the metrics."""
+
+    def set_config(self, values: dict[str, Any]) -> None:
+        """Do nothing: summary.json holds the values."""
 
     def set_summary(self, values: dict[str, Any]) -> None:
         """Do nothing: summary.json holds the values."""
@@ -236,6 +242,9 @@ class _WandbRun:
         if step >= self._next:
             known = {key: value for key, value in metrics.items() if value is not None}
             self._try(lambda: self._run.log(known, step=step))
+
+    def set_config(self, values: dict[str, Any]) -> None:
+        self._try(lambda: self._run.config.update(values, allow_val_change=True))
 
     def set_summary(self, values: dict[str, Any]) -> None:
         self._try(lambda: self._run.summary.update(values))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tvf.files import finite, write_whole
+from tvf.files import encode_text, finite, write_whole
 from tvf.records import COLUMNS, Row, csv_text
 from tvf.report import tables
 from tvf.report.commands import sweep_commands
@@ -35,15 +35,15 @@ def render_report(
         epochs = tables.epochs(rows)
         columns = list(dict.fromkeys(key for row in epochs for key in row))
         return {
-            "results.csv": csv_text(rows, COLUMNS).encode(),
-            "epochs.csv": csv_text(epochs, columns).encode(),
+            "results.csv": encode_text(csv_text(rows, COLUMNS)),
+            "epochs.csv": encode_text(csv_text(epochs, columns)),
         }
     comparisons = compare(rows, margin) if comparisons is None else comparisons
     if kind == "md":
-        return {"report.md": render_markdown(folders, comparisons).encode()}
+        return {"report.md": encode_text(render_markdown(folders, comparisons))}
     if kind == "json":
         text = json.dumps(finite(report_data(folders, comparisons)), indent=2, allow_nan=False)
-        return {"report.json": (text + "\n").encode()}
+        return {"report.json": encode_text(text + "\n")}
     # The libraries behind charts and pages are slow to import.
     if kind == "png":
         from tvf.report.pictures import draw_figure
@@ -51,7 +51,7 @@ def render_report(
         return {f"report.{suffix}": draw_figure(comparisons, suffix) for suffix in ("png", "svg")}
     from tvf.report.html import render_html
 
-    return {"report.html": render_html(folders, rows, comparisons).encode()}
+    return {"report.html": encode_text(render_html(folders, rows, comparisons))}
 
 
 def write_files(files: dict[str, bytes], folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from tvf.records import (
     write_manifest,
 )
 from tvf.report import print_result, watch_status
+from tvf.sweep.check_images import check_images
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _check_sweep(
         if job.exists() and not (job.is_dir() and os.access(job, os.W_OK)):
             raise InputError(f"{job} exists but is not a writable directory.")
     check_same_configuration(folder, jobs)
+    if can_fork():
+        check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
     arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
     write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
     if plan:

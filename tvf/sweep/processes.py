@@ -23,6 +23,7 @@ from tvf.records import read_status
 QUIET = (
     "TVF_QUIET"  # environment variable: jobs only write to their logs, for the live table's sake
 )
+ERRORS = "backslashreplace"  # of output streams: names of files may not be UTF-8
 GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the next signal
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
 
@@ -146,11 +147,13 @@ def _redirect_output(log_file: Path) -> None:
     The streams are new, because a thread of the parent may hold the locks of the old ones.
     """
     file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    terminal = open(os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1)
+    terminal = open(
+        os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1, errors=ERRORS
+    )
     for number in (1, 2):
         os.dup2(file, number)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False, errors=ERRORS)
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors=ERRORS)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.stream = terminal

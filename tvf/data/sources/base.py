@@ -5,6 +5,7 @@ To add a data source: write a module beside this one with a subclass that implem
 for each new option in `tvf/config/identity.py`.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 
 from tvf.data.duplicates import CHOICES, handle_duplicates
 from tvf.data.pool import PARTS, Catalog, DataSplits, Pool, Split
+from tvf.data.ranges import describe_lost_range
 from tvf.data.splits import SplitOptions, divide, limit_pool, require_classes
 from tvf.errors import require_choice, require_count
 from tvf.metrics import require_metric
 from tvf.store import Store
+
+log = logging.getLogger(__name__)
 
 SMALLEST_IMAGE = 32  # pixels per side: backbones halve the image five times
 
@@ -60,13 +64,27 @@ class DataSource(SplitOptions):
         """
         catalog, places = self._divide()
         pixels = catalog.read(np.arange(len(catalog)), progress, store)
+        if note := describe_lost_range(pixels.ranges):
+            log.warning("data: %s", note)
         places = handle_duplicates(places, catalog, pixels, self.duplicates)
         if self.duplicates == "drop":
             require_classes(places, catalog)
-        labels = torch.from_numpy(catalog.labels)
-        pool = Pool(pixels, labels, catalog.names, catalog.groups)
+        pool = Pool(
+            pixels,
+            torch.from_numpy(catalog.labels),
+            catalog.names,
+            catalog.groups,
+            left_out=catalog.left_out,
+            notes=catalog.notes,
+        )
         train, val, test = (Split(pool, places[name]) for name in PARTS)
         return DataSplits(catalog.classes, train, val, test)
+
+    def check_images(self, progress: bool = False, store: Store | None = None) -> None:
+        """Raise InputError if images cannot be read. Does nothing where all are known to be good.
+
+        A sweep calls it before its first job trains.
+        """
 
     def validation_names(self) -> list[str]:
         """List the images that validate, by name and without reading them; raises as `load`.

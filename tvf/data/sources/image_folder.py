@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tvf.data.find_images import find_images
+from tvf.data.folders import find_layout
 from tvf.data.groups import check_groups, find_groups
 from tvf.data.images import read_images
-from tvf.data.pool import PARTS, Catalog, Pixels
+from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.base import DataSource
-from tvf.errors import InputError, require_number
+from tvf.errors import InputError, require_count, require_number
+from tvf.files import printable
 from tvf.metrics import require_metric
 from tvf.store import Store
 
@@ -18,98 +21,60 @@ from tvf.store import Store
 class ImageFolder(DataSource):
     """Images in `root/train/<class>/`; `val/` and `test/` likewise, or split off from `train/`.
 
-    Without a `test/` folder, a part of the training images becomes the test split, and without
-    `val/` a part of the rest becomes the val split; see `SplitOptions`. With `folds` or
-    `outer_folds` the images of `val/` are divided like those of `train/`. `groups` says which
-    images belong together and stay on one side: see `find_groups`. Images larger than
-    `max_megapixels` are an error.
+    The folders of splits may have their other usual names: see `split_of`. Without a `test/`
+    folder, a part of the training images becomes the test split, and without `val/` a part of the
+    rest becomes the val split; see `SplitOptions`. With `folds` or `outer_folds` the images of
+    `val/` are divided like those of `train/`. `groups` says which images belong together and stay
+    on one side: see `find_groups`. Images larger than `max_megapixels` are an error. `white_point`
+    is the value that is shown as white; by default the largest that an image's bits can hold.
     """
 
     root: str
     groups: int | str | None = None
     max_megapixels: float = 100.0
+    white_point: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.groups)
         require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
+        if self.white_point is not None:
+            require_count("data.white_point", self.white_point, 1, 65535)
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise InputError(
-                f"data.root={self.root} must be a folder with images in train/<class>/."
+                f"data.root={printable(self.root)} must be a folder with images in train/<class>/."
             )
-        if not (root / "train").is_dir():
-            raise InputError(
-                f"data.root={self.root} has no train/ folder: put the images in train/<class>/."
-            )
-        require_metric(self.metric, len(_classes(root)))
+        require_metric(self.metric, len(find_layout(root).classes))
 
     def catalog(self) -> Catalog:
         """List the images; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
-        classes = _classes(root)
-        paths: list[Path] = []
-        labels: list[int] = []
-        parts: list[str] = []
-        for name in PARTS:
-            if (root / name).is_dir():
-                images = _list_images(root / name, classes)
-                paths += [path for path, _ in images]
-                labels += [label for _, label in images]
-                parts += [name] * len(images)
-        names = [path.relative_to(root).as_posix() for path in paths]
+        found = find_images(root)
+        names = [printable(name) for name in found.names]
 
         def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
             return read_images(
-                [paths[place] for place in places],
+                [f"{root}/{found.names[place]}" for place in places],
                 self.image_size,
                 max_megapixels=self.max_megapixels,
+                white_point=self.white_point,
                 progress=progress,
                 store=store,
             )
 
-        groups = None if self.groups is None else find_groups(names, self.groups)
-        return Catalog(tuple(classes), np.array(labels), names, read, np.array(parts), None, groups)
-
-
-def _classes(root: Path) -> list[str]:
-    """Return the names of the class folders in train/, ascending."""
-    classes = sorted(folder.name for folder in (root / "train").iterdir() if _is_class(folder))
-    if len(classes) < 2:
-        raise InputError(
-            f"{root / 'train'} has {len(classes)} class folders, but must have at least 2: put the "
-            "images in train/<class>/."
+        return Catalog(
+            found.classes,
+            np.array(found.labels),
+            names,
+            read,
+            parts=np.array(found.parts),
+            groups=None if self.groups is None else find_groups(names, self.groups),
+            left_out=found.left_out,
+            notes=found.notes,
         )
-    return classes
 
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")  # .ipynb_checkpoints is not a class
-
-
-def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """Return path and label of each image in the folder of a split."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    found = sorted(path.name for path in folder.iterdir() if _is_class(path))
-    if unknown := [name for name in found if name not in classes]:
-        raise InputError(
-            f"{folder / unknown[0]} is a class that train/ does not have: it must be one of "
-            f"{', '.join(classes)}."
-        )
-    try:
-        images = make_dataset(
-            str(folder),
-            {name: label for label, name in enumerate(classes)},
-            extensions=IMG_EXTENSIONS,
-            allow_empty=folder.name != "train",
-        )
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} has a class folder without images. Add images or remove it. ({error})"
-        ) from error
-    if not images:
-        raise InputError(
-            f"{folder} has no images: add some, or remove it to split off a part of train/ instead."
-        )
-    return [(Path(path), label) for path, label in images]
+    def check_images(self, progress: bool = False, store: Store | None = None) -> None:
+        """Read the images, as any of them may be damaged."""
+        catalog, _ = self._divide()
+        catalog.read(np.arange(len(catalog)), progress, store)

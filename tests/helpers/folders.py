@@ -1,0 +1,25 @@
+"""Folders of empty files, which are listed and never read."""
+
+from pathlib import Path
+
+from tvf.data.find_images import FoundImages
+
+
+def fill(root: Path, **parts: int) -> Path:
+    """So many empty files `root/<part>/cat/0.png`, ..., and as many dogs."""
+    for part, count in parts.items():
+        for name in ("cat", "dog"):
+            add(root / part / name, *(f"{number}.png" for number in range(count)))
+    return root
+
+
+def add(folder: Path, *names: str) -> None:
+    """Empty files of these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def left_out(found: FoundImages) -> dict[tuple[str, str], tuple[int, str]]:
+    """Count and example of what was left out, by reason and kind."""
+    return {(each.reason, each.kind): (each.count, each.example) for each in found.left_out}

@@ -1,0 +1,53 @@
+"""What a job says about its images, and whether they are still those that it began with."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tvf.data import (
+    USUAL,
+    DataSplits,
+    describe_classes,
+    describe_images,
+    describe_left_out,
+)
+from tvf.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
+    """Log the classes in their order, their images in each split, and what was left out.
+
+    `counts` are those of `count_images`.
+    """
+    log.info("%s images: %s", tag, describe_images(counts, data.classes))
+    if (classes := describe_classes(counts, data.classes)) is not None:
+        log.info("%s %s", tag, classes)
+    pool = data.train.pool
+    for note in pool.notes:
+        log.warning("%s data: %s.", tag, note)
+    usual = all(entry.reason in USUAL for entry in pool.left_out)
+    if pool.left_out:
+        level = logging.INFO if usual else logging.WARNING
+        log.log(level, "%s left out: %s", tag, describe_left_out(pool.left_out))
+
+
+def check_same_images(
+    state: Mapping[str, Any] | None, counts: Mapping[str, Any], folder: Path
+) -> None:
+    """Raise InputError if the checkpoint `state` was trained on other images than the job has now.
+
+    Checkpoints of older versions do not say on which.
+    """
+    before = (state or {}).get("images")
+    if before is None:
+        return
+    changed = [part for part, digest in counts["digests"].items() if before.get(part) != digest]
+    if changed:
+        now = ", ".join(f"{part} {counts[part]:,}" for part in changed)
+        raise InputError(
+            f"the images have changed since the checkpoint in {folder} was written (now: {now}): "
+            "the job cannot resume on others. Restore them, or delete the folder to train it again."
+        )
