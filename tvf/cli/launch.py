@@ -180,7 +180,7 @@ def _job_context() -> "JobContext":
     in_sweep = settings.mode == RunMode.MULTIRUN
     return JobContext(
         folder=Path(settings.runtime.output_dir),
-        sweep=Path(settings.sweep.dir) if in_sweep else None,
+        sweep=Path(settings.runtime.cwd, settings.sweep.dir) if in_sweep else None,
         parallel=in_sweep and settings.launcher.get("n_jobs", 1) != 1,
         choices=dict(settings.runtime.choices),
     )

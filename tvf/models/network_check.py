@@ -38,6 +38,11 @@ def check_network(backbone: Backbone, image_size: int, classes: int) -> None:
                 f"{explain(error)}"
             ) from error
         _check_logits(logits, backbone.name, "training", (2, classes))
+        if not logits.requires_grad:
+            raise InputError(
+                f"backbone {backbone.name}: in training mode its output has no gradient, so nothing "
+                "would train. Leave out detach() and no_grad() in its forward."
+            )
         after = _states(backbone.module)
         note_updates(layer for layer in before if before[layer] != after.get(layer))
 
@@ -80,8 +85,8 @@ def _describe(output: Any) -> str:
         return f"a tensor {list(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
     if isinstance(output, dict):
         parts = [f"{key}: {_describe(value)}" for key, value in output.items()]
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        parts = [f"{k}: {_describe(v)}" for k, v in zip(output._fields, output, strict=True)]
+    elif names := getattr(output, "_fields", None):  # a namedtuple
+        parts = [f"{name}: {_describe(getattr(output, name))}" for name in names]
     elif isinstance(output, list | tuple):
         parts = [_describe(value) for value in output]
     elif is_dataclass(output):

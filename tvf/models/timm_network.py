@@ -45,6 +45,9 @@ def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
         raise InputError(f"backbone.name={name!r} must be the name of a timm network.")
     own_weights = bool({"pretrained_cfg", "pretrained_cfg_overlay"} & options.keys())
     _check_name(timm, name, pretrained, own_weights)
+    checkpoint = options.get("checkpoint_path")
+    if checkpoint and not os.path.isfile(os.path.expanduser(str(checkpoint))):
+        raise InputError(f"backbone.options.checkpoint_path={checkpoint} must be an existing file.")
 
     def create() -> Any:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -73,13 +76,19 @@ def find_heads(module: Any, before: Mapping[str, nn.Parameter], name: str) -> li
         if parameter is not before.get(path)
     }
     classifier = module.get_classifier() if hasattr(module, "get_classifier") else None
-    if not isinstance(classifier, nn.Linear) or not hasattr(module, "group_matcher"):
+    fault = None
+    if not isinstance(classifier, nn.Linear):
         found = " and ".join(sorted(anew)) or "none"
+        fault = f"its head is {found} ({type(classifier).__name__})"
+    elif not hasattr(module, "group_matcher"):
+        fault = "timm does not group its layers"
+    if fault:
         raise InputError(
             f"backbone.name={name} must be a network with one linear head and timm's groups, but "
-            f"its head is {found} ({type(classifier).__name__}). Choose a similar network, or "
-            "build it in a function of your own: docs/your-own.md."
+            f"{fault}. Choose a similar network, or build it in a function of your own: "
+            "docs/your-own.md."
         )
+    assert isinstance(classifier, nn.Linear)
     head = next(path for path, layer in module.named_modules() if layer is classifier)
     return [head, *sorted(anew - {head})]
 
@@ -120,8 +129,6 @@ def download(name: str, create: Callable[[], Any]) -> Any:
         )
         if name.startswith("local-dir:"):
             remedy = "A local-dir: folder holds config.json and the weights, as timm saves them."
-        elif isinstance(error, FileNotFoundError) and not error.args:  # timm, of checkpoint_path
-            remedy = "backbone.options.checkpoint_path must be an existing file."
         raise InputError(
             f"cannot load the weights of {name} ({type(error).__name__}: {_first_lines(error)}). "
             f"{remedy}"
