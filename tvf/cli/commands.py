@@ -20,7 +20,7 @@ from tvf.config import build, explain_error, to_plain
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, sweep_name
+from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def dashboard(folder: Path) -> None:
     config = comparison.configurations[0].jobs[0]["config"]
     urls = publish_dashboard(
         config["project"],
-        sweep_name(folder),
+        tracker_group(folder),
         comparison.score_key,
         recommendation=f"{comparison.choice.text} {describe_test_score(comparison)}".strip(),
         table=render_markdown([folder], comparisons).partition("\n\n")[2],

@@ -27,7 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tvf.config import (
     DISK_FULL,
+    absolute_place,
     conf_dir,
+    environment_value,
     explain_error,
     explain_ignored,
     job_folder,
@@ -35,7 +37,13 @@ from tvf.config import (
     to_plain,
 )
 from tvf.errors import InputError
-from tvf.records import failure_reason, is_running, mark_failed, read_status
+from tvf.records import (
+    failure_reason,
+    forget_run_variables,
+    is_running,
+    mark_failed,
+    read_status,
+)
 from tvf.report import result_location, resume_hint
 from tvf.sweep import (
     can_fork,
@@ -56,8 +64,10 @@ log = logging.getLogger(__name__)
 # find `_task`, before they compose their first config.
 OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
 
+PLACES_IN_ENVIRONMENT = ("TVF_STORE", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME")
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
@@ -71,6 +81,9 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     if arguments is not None:
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
+    for variable in PLACES_IN_ENVIRONMENT:  # a job may have another working directory
+        if place := os.environ.get(variable):
+            os.environ[variable] = absolute_place("store.dir", place, os.getcwd())
     make_importable(config_dir_among(sys.argv[1:]))
     interrupted = False
     try:
@@ -153,6 +166,8 @@ def _task(cfg: DictConfig) -> None:
     if _interrupted:  # joblib gives a worker more jobs until the launching process stops it
         return
     context = _job_context()
+    if context.sweep is not None:
+        forget_run_variables()  # another machine has its own, if a launcher starts jobs there
     if context.sweep is None:
         if code := _run(cfg, context):
             if code != BAD_INPUT:

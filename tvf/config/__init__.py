@@ -34,7 +34,7 @@ from tvf.config.identity import (
     selection_name,
     written_options,
 )
-from tvf.config.names import job_folder, job_name
+from tvf.config.names import environment_value, job_folder, job_name
 from tvf.config.places import absolute_place, command_folder
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "build_phases",
     "command_folder",
     "conf_dir",
+    "environment_value",
     "explain_error",
     "explain_ignored",
     "flatten",

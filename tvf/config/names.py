@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +29,10 @@ def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
 
     Includes the limit of training images, the seed, the fold and the split seed if the command line
-    sets them: fine-tuning-0.5-train100-fold0.
+    sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a single job.
     """
+    if given := os.environ.get("WANDB_NAME"):
+        return given
     model = _root_.model
     if is_transfer(model):
         name = "transfer-learning"
@@ -58,6 +62,11 @@ def job_folder(*, _root_: DictConfig) -> str:
     if earlier != folder and (sweep := OmegaConf.select(_root_, "hydra.sweep.dir")) is not None:
         return earlier if Path(str(sweep), earlier).is_dir() else folder
     return folder
+
+
+def environment_value(variable: str, default: Any) -> Any:
+    """The value of an environment variable, `default` if it is not set or empty."""
+    return os.environ.get(variable) or default
 
 
 def _folder_name(root: DictConfig, name: str, spell: Callable[[str], str]) -> str:

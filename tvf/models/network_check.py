@@ -38,10 +38,11 @@ def check_network(backbone: Backbone, image_size: int, classes: int) -> None:
                 f"{explain(error)}"
             ) from error
         _check_logits(logits, backbone.name, "training", (2, classes))
-        if not logits.requires_grad:
+        head = backbone.module.get_submodule(backbone.head)
+        if not logits.requires_grad and any(p.requires_grad for p in head.parameters()):
             raise InputError(
-                f"backbone {backbone.name}: in training mode its output has no gradient, so nothing "
-                "would train. Leave out detach() and no_grad() in its forward."
+                f"backbone {backbone.name}: in training mode its output has no gradient, so it "
+                "cannot train. Leave out detach() and no_grad() in its forward."
             )
         after = _states(backbone.module)
         note_updates(layer for layer in before if before[layer] != after.get(layer))
