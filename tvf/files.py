@@ -1,9 +1,11 @@
 """Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
 
+import errno
 import json
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +13,17 @@ from uuid import uuid4
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
+NO_HOME = "TVF_NO_HOME"  # environment variable: the home folder is temporary
+
+
+def cache_folder() -> Path:
+    """tvf's folder in the user's cache; FileNotFoundError for a user without a home folder."""
+    import platformdirs
+
+    with suppress(RuntimeError):  # there is no home
+        if NO_HOME not in os.environ:
+            return Path(platformdirs.user_cache_dir("tvf"))
+    raise FileNotFoundError(errno.ENOENT, "this user has no home folder", "~/.cache/tvf")
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:

@@ -25,9 +25,9 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tvf.cli.surroundings import settled_surroundings
 from tvf.config import (
     DISK_FULL,
-    absolute_place,
     conf_dir,
     environment_value,
     explain_error,
@@ -67,7 +67,6 @@ OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
 
-PLACES_IN_ENVIRONMENT = ("TVF_STORE", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME")
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
@@ -81,10 +80,12 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     if arguments is not None:
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
-    for variable in PLACES_IN_ENVIRONMENT:  # a job may have another working directory
-        if place := os.environ.get(variable):
-            os.environ[variable] = absolute_place("store.dir", place, os.getcwd())
     make_importable(config_dir_among(sys.argv[1:]))
+    with settled_surroundings():
+        _launch(compare)
+
+
+def _launch(compare: bool) -> None:
     interrupted = False
     try:
         with interruptible(interrupt):
