@@ -258,7 +258,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
 
     name = str(cfg.get("name"))
     try:
-        config = validate_config(cfg)
+        config = validate_config(cfg, HydraConfig.get().runtime.cwd)
         note = explain_ignored(name, to_plain(cfg.model))
     except Exception as error:
         if not is_running(context.folder):

@@ -35,7 +35,7 @@ from tvf.config.identity import (
     written_options,
 )
 from tvf.config.names import environment_value, job_folder, job_name
-from tvf.config.places import absolute_place, command_folder
+from tvf.config.places import absolute_place
 
 if TYPE_CHECKING:
     from tvf.config.validate import validate_config as validate_config
@@ -52,7 +52,6 @@ __all__ = [
     "build",
     "build_part",
     "build_phases",
-    "command_folder",
     "conf_dir",
     "environment_value",
     "explain_error",

@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 # Options that name a file or folder. Some do so only if they begin or end with this.
 PLACES = (
     "data.root",
@@ -25,12 +23,11 @@ PLACES = (
 TABLE, LOCAL = ".csv", "local-dir:"
 
 
-def resolve_places(config: dict[str, Any], *, needed: bool = False) -> None:
-    """Make the places in a job's config absolute, in place.
+def resolve_places(config: dict[str, Any], base: str, *, needed: bool = False) -> None:
+    """Make the places in a job's config absolute, in place; `base` is the command's folder.
 
     With `needed`, only those that do not exist as they are written: errors show what was given.
     """
-    base = command_folder()
     moved = base != os.getcwd()
     for node, name, key in _places_in(config):
         if moved or not needed or "~" in str(node[name])[:1]:
@@ -64,7 +61,7 @@ def canonical(key: str, value: Any) -> Any:
     prefix, path = _split(key, value)
     if path is None:
         return value
-    return prefix + os.path.realpath(os.path.join(command_folder(), os.path.expanduser(path)))
+    return prefix + os.path.realpath(os.path.expanduser(path))
 
 
 def local_weights(backbone: Mapping[str, Any]) -> Iterator[str]:
@@ -73,13 +70,6 @@ def local_weights(backbone: Mapping[str, Any]) -> Iterator[str]:
         prefix, path = _split(key, node[name])
         if path is not None and not key.endswith("cache_dir"):
             yield path
-
-
-def command_folder() -> str:
-    """The folder where the command was given, also after hydra.job.chdir has left it."""
-    if HydraConfig.initialized():
-        return HydraConfig.get().runtime.cwd
-    return os.getcwd()
 
 
 def _places_in(config: Mapping[str, Any]) -> Iterator[tuple[Any, str, str]]:

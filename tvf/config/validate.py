@@ -3,6 +3,7 @@
 This way a sweep is rejected as a whole, before its first job trains.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,16 @@ SUPPLIED_BY_CODE = {
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 
-def validate_config(cfg: DictConfig) -> dict[str, Any]:
+def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[str, Any]:
     """The resolved config as plain data, with every key and every value checked.
 
-    Raises InputError with the key, its value, the rule and the remedy.
+    Relative places are relative to `command_folder`, by default the working directory. Raises
+    InputError with the key, its value, the rule and the remedy.
     """
     config = to_plain(cfg)
     _check_values(config)
-    resolve_places(config, needed=True)
+    command_folder = command_folder or os.getcwd()
+    resolve_places(config, command_folder, needed=True)
     for name in NODES:
         supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
         check_node(target_node(config, name), name, supplied, known)
@@ -91,7 +94,7 @@ def validate_config(cfg: DictConfig) -> dict[str, Any]:
     if files := [file for path in local_weights(config["backbone"]) for file in _files(path)]:
         config["backbone_content"] = fingerprint_files(files)
     _check_parts(config)
-    resolve_places(config)
+    resolve_places(config, command_folder)
     return config
 
 

@@ -51,11 +51,16 @@ def trace_graph(model: nn.Module) -> fx.Graph:
     BatchNorm layers, and modules that timm marks as untraceable, are single nodes. Raises
     TraceError.
     """
+    own = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     try:
         return _Tracer(autowrap_functions=tuple(_timm_functions())).trace(model)
     except Exception as error:  # a network's code can do anything with symbolic values
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TraceError(f"torch.fx cannot trace the network: {reason}") from error
+    finally:  # code that assigns to its own attributes has assigned symbols
+        for layer, attributes, buffers in own:
+            vars(layer).update(attributes)
+            layer._buffers.update(buffers)
 
 
 def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, NodeInfo]:
