@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -83,8 +84,8 @@ def test_a_hub_name_reaches_timm_and_its_failure_is_told(monkeypatch: pytest.Mon
 
 
 def test_a_local_folder_is_a_network(tmp_path: Path) -> None:
-    network = timm.create_model("test_resnet", num_classes=10)
-    timm.models.save_for_hf(network, tmp_path, model_config={"num_classes": 10})
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    timm.models.save_for_hf(network, str(tmp_path), model_config={"num_classes": 10})
     backbone = timm_backbone(f"local-dir:{tmp_path}", 2)
     own = backbone.module.state_dict()
     published = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
@@ -95,7 +96,7 @@ def test_a_local_folder_is_a_network(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_classes_shows_the_shapes_and_works_with_its_number(
     tmp_path: Path,
 ) -> None:
-    network = timm.create_model("test_resnet", num_classes=10)
+    network: Any = timm.create_model("test_resnet", num_classes=10)
     torch.save(network.state_dict(), path := tmp_path / "ten.pth")
     options = {"checkpoint_path": str(path)}
     width = network.fc.in_features

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from tvf.errors import InputError
@@ -57,10 +58,12 @@ def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
     except (TypeError, AssertionError, ValueError, AttributeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        given = f"backbone.options={dict(options)}" if options else f"backbone.name={name}"
+        given, remedy = f"backbone.name={name}", ""
+        if options:
+            given = f"backbone.options={dict(options)}"
+            remedy = " They must be options of this network."
         raise InputError(
-            f"{given}: timm cannot create {name}: {_first_lines(error)}. backbone.options must be "
-            "options of this network."
+            f"{given}: timm cannot create {name}: {_first_lines(error)}.{remedy}"
         ) from error
 
 
@@ -121,14 +124,14 @@ def download(name: str, create: Callable[[], Any]) -> Any:
         return create()
     except RuntimeError as error:
         raise InputError(_explain_weights(name, error)) from error
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         remedy = (
             f"Weights are downloaded on first use, into {torch.hub.get_dir()} or the hub's cache: "
             "connect to the internet once and delete any damaged file there, or choose a backbone "
             f"that is available offline: {OFFLINE}."
         )
         if name.startswith("local-dir:"):
-            remedy = "A local-dir: folder holds config.json and the weights, as timm saves them."
+            remedy = "Such a folder holds config.json and intact weights, as timm saves them."
         raise InputError(
             f"cannot load the weights of {name} ({type(error).__name__}: {_first_lines(error)}). "
             f"{remedy}"
@@ -177,8 +180,15 @@ def _explain_weights(name: str, error: RuntimeError) -> str:
         )
     elif "key(s) in state_dict" in text:
         remedy = "The checkpoint is of another network: name the one that it was saved from"
-    elif "Invalid magic" in text or "PytorchStreamReader" in text or "zip" in text:
+    elif (
+        "hash value" in text
+        or "Invalid magic" in text
+        or "PytorchStreamReader" in text
+        or "zip" in text
+    ):
         remedy = f"Delete the damaged file, in {torch.hub.get_dir()} or the hub's cache"
+    elif name.startswith("local-dir:"):
+        remedy = "Such a folder holds config.json and the weights, as timm saves them"
     else:
         remedy = f"Choose other weights, or backbone.pretrained=false; {OFFLINE}"
     return f"cannot load the weights of {name} ({type(error).__name__}: {text}). {remedy}."
