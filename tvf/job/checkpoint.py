@@ -89,7 +89,10 @@ class Checkpoints:
                 with suppress(OSError):
                     path.unlink()  # otherwise the next save would make it the previous one
                 continue
-            return held["state"] if held["of"] in (self._configuration, earlier) else None
+            if earlier is not None and held["of"] == earlier != self._configuration:
+                self.save(held["state"])  # as this version will look for it
+                return held["state"]
+            return held["state"] if held["of"] == self._configuration else None
         if damaged:
             log.warning("no checkpoint is intact: the job restarts from scratch.")
         return None
