@@ -1,10 +1,12 @@
 """Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
 
 import codecs
+import errno
 import json
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +14,18 @@ from uuid import uuid4
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
+NO_HOME = "TVF_NO_HOME"  # environment variable: the home folder is temporary
+
+
+def cache_folder() -> Path:
+    """tvf's folder in the user's cache; FileNotFoundError for a user without a home folder."""
+    import platformdirs
+
+    with suppress(RuntimeError):  # there is no home
+        if NO_HOME not in os.environ:
+            return Path(platformdirs.user_cache_dir("tvf"))
+    raise FileNotFoundError(errno.ENOENT, "this user has no home folder", "~/.cache/tvf")
+
 
 # Control characters, line separators, and the surrogates that stand for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

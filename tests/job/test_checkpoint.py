@@ -248,3 +248,13 @@ def test_without_writable_checkpoints_the_job_continues_and_warns_once(
 def test_intervals_out_of_range_raise(tmp_path: Path, minutes: Any) -> None:
     with pytest.raises(InputError, match="checkpoint.every_minutes"):
         Checkpoints(tmp_path, configuration="this", every_minutes=minutes)
+
+
+def test_a_state_that_an_earlier_version_named_otherwise_is_kept_under_its_new_name(
+    tmp_path: Path,
+) -> None:
+    Checkpoints(tmp_path, "as written").save({"epoch": 1})
+    now = Checkpoints(tmp_path, "canonical")
+    assert now.load() is None and now.load(earlier="another") is None
+    assert now.load(earlier="as written") == {"epoch": 1}
+    assert now.load() == {"epoch": 1}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,10 @@ from tvf.config import build, explain_error, to_plain
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, sweep_name
+from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
+
+if TYPE_CHECKING:
+    from tvf.store import StoreOptions
 
 
 @contextmanager
@@ -144,7 +147,7 @@ def dashboard(folder: Path) -> None:
     config = comparison.configurations[0].jobs[0]["config"]
     urls = publish_dashboard(
         config["project"],
-        sweep_name(folder),
+        tracker_group(folder),
         comparison.score_key,
         recommendation=f"{comparison.choice.text} {describe_test_score(comparison)}".strip(),
         table=render_markdown([folder], comparisons).partition("\n\n")[2],
@@ -206,7 +209,7 @@ def store_info(store_dir: str | None) -> None:
     """List the store's entries, most recently used first; None means the default store."""
     from tvf.store import StoreOptions, format_bytes, list_entries
 
-    folder = StoreOptions(dir=store_dir).path()
+    folder = _store_folder(StoreOptions(dir=store_dir))
     with _store_errors(folder):
         entries = list_entries(folder)
     if not folder.is_dir():
@@ -225,11 +228,20 @@ def store_clear(store_dir: str | None) -> None:
     """Remove entries that no running job uses from the store; None means the default store."""
     from tvf.store import StoreOptions, clear_store, format_bytes
 
-    folder = StoreOptions(dir=store_dir).path()
+    folder = _store_folder(StoreOptions(dir=store_dir))
     with _store_errors(folder):
         removed, total, size = clear_store(folder)
     kept = f"; running jobs use the other {total - removed}" if removed < total else ""
     print(f"removed {removed} of {total} entries ({format_bytes(size)}) from {folder}{kept}")
+
+
+def _store_folder(options: "StoreOptions") -> Path:
+    try:
+        return options.path()
+    except OSError as error:
+        raise InputError(
+            f"the store has no folder: {error.strerror}. Name one: store.dir=DIR, or in TVF_STORE."
+        ) from error
 
 
 @contextmanager

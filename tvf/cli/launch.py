@@ -25,9 +25,11 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tvf.cli.surroundings import settled_surroundings
 from tvf.config import (
     DISK_FULL,
     conf_dir,
+    environment_value,
     explain_error,
     explain_ignored,
     job_folder,
@@ -35,7 +37,13 @@ from tvf.config import (
     to_plain,
 )
 from tvf.errors import InputError
-from tvf.records import failure_reason, is_running, mark_failed, read_status
+from tvf.records import (
+    failure_reason,
+    forget_run_variables,
+    is_running,
+    mark_failed,
+    read_status,
+)
 from tvf.report import result_location, resume_hint
 from tvf.sweep import (
     can_fork,
@@ -56,6 +64,7 @@ log = logging.getLogger(__name__)
 # find `_task`, before they compose their first config.
 OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
@@ -72,6 +81,11 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
+    with settled_surroundings():
+        _launch(compare)
+
+
+def _launch(compare: bool) -> None:
     interrupted = False
     try:
         with interruptible(interrupt):
@@ -153,6 +167,8 @@ def _task(cfg: DictConfig) -> None:
     if _interrupted:  # joblib gives a worker more jobs until the launching process stops it
         return
     context = _job_context()
+    if context.sweep is not None:
+        forget_run_variables()  # another machine has its own, if a launcher starts jobs there
     if context.sweep is None:
         if code := _run(cfg, context):
             if code != BAD_INPUT:
@@ -180,7 +196,7 @@ def _job_context() -> "JobContext":
     in_sweep = settings.mode == RunMode.MULTIRUN
     return JobContext(
         folder=Path(settings.runtime.output_dir),
-        sweep=Path(settings.sweep.dir) if in_sweep else None,
+        sweep=Path(settings.runtime.cwd, settings.sweep.dir) if in_sweep else None,
         parallel=in_sweep and settings.launcher.get("n_jobs", 1) != 1,
         choices=dict(settings.runtime.choices),
     )
@@ -242,7 +258,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
 
     name = str(cfg.get("name"))
     try:
-        config = validate_config(cfg)
+        config = validate_config(cfg, HydraConfig.get().runtime.cwd)
         note = explain_ignored(name, to_plain(cfg.model))
     except Exception as error:
         if not is_running(context.folder):

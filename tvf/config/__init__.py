@@ -30,9 +30,12 @@ from tvf.config.identity import (
     modern_options,
     name_value,
     result_config,
+    select_options,
     selection_name,
+    written_options,
 )
-from tvf.config.names import job_folder, job_name
+from tvf.config.names import environment_value, job_folder, job_name
+from tvf.config.places import absolute_place
 
 if TYPE_CHECKING:
     from tvf.config.validate import validate_config as validate_config
@@ -44,11 +47,13 @@ __all__ = [
     "NAME_WORDS",
     "NOTHING",
     "REPETITIONS",
+    "absolute_place",
     "affects",
     "build",
     "build_part",
     "build_phases",
     "conf_dir",
+    "environment_value",
     "explain_error",
     "explain_ignored",
     "flatten",
@@ -63,10 +68,12 @@ __all__ = [
     "name_value",
     "resolve_target",
     "result_config",
+    "select_options",
     "selection_name",
     "target_node",
     "to_plain",
     "validate_config",
+    "written_options",
 ]
 
 

@@ -10,6 +10,8 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+from tvf.config.places import canonical
+
 Config = Mapping[str, Any]
 
 
@@ -49,7 +51,9 @@ OPTIONS: dict[str, Affects] = {
     "model.head_dropout": TRAINING,
     "model.frozen_bn": PIXELS,
     "model.init_from": PIXELS,
-    "init_from_content": PIXELS,  # the file's fingerprint, which `validate_config` adds
+    # Fingerprints of the files that these name, which `validate_config` adds.
+    "init_from_content": PIXELS,
+    "backbone_content": PIXELS,
     "recipe._target_": NUMBERS,
     "recipe.head_epochs": NUMBERS,
     "recipe.head_patience": NUMBERS,
@@ -247,7 +251,16 @@ def frozen_layers_config(config: Config) -> dict[str, Any]:
 
 
 def select_options(config: Config, effect: Affects) -> dict[str, Any]:
-    """The options of `config` that affect `effect`, by dotted key, with current names."""
+    """The options of `config` that affect `effect`, by dotted key, with current names.
+
+    Equal numbers and equal places have one form, see `canonical`.
+    """
+    options = written_options(config, effect)
+    return {key: canonical(key, value) for key, value in options.items()}
+
+
+def written_options(config: Config, effect: Affects) -> dict[str, Any]:
+    """Like `select_options`, with numbers and places as they are written in `config`."""
     return {key: value for key, value in modern_options(config).items() if effect in affects(key)}
 
 
@@ -310,7 +323,14 @@ def selection_name(model: Config) -> str | None:
     direction = str(model.get("direction") or "top")
     if direction.startswith("block"):  # configs from before model.groups
         return f"groups-{direction[len('block:') :]}"
-    return None if direction == "top" else f"{direction}-{model.get('pct_unfreeze')}"
+    return None if direction == "top" else f"{direction}-{name_fraction(model.get('pct_unfreeze'))}"
+
+
+def name_fraction(value: Any) -> str:
+    """A fraction in names, however it is written: 0, 0.25, 1.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return str(float(value)) if value else "0"
 
 
 def ignored_options(model: Config) -> tuple[str, ...]:

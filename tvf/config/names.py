@@ -1,10 +1,16 @@
 """Names of a job and its folder; conf/config.yaml calls these while Hydra composes it."""
 
 import hashlib
+import json
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tvf.config.identity import (
     NAME_WORDS,
@@ -12,24 +18,28 @@ from tvf.config.identity import (
     affects,
     ignored_options,
     is_transfer,
+    name_fraction,
     name_value,
     selection_name,
 )
+from tvf.config.places import PLACES, canonical
 
 
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
 
     Includes the limit of training images, the seed, the fold and the split seed if the command line
-    sets them: fine-tuning-0.5-train100-fold0.
+    sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a single job.
     """
+    if given := os.environ.get("WANDB_NAME"):
+        return given
     model = _root_.model
     if is_transfer(model):
         name = "transfer-learning"
     elif selection := selection_name(model):
         name = f"fine-tuning-{selection}"
     elif "pct_unfreeze" in model:
-        name = f"fine-tuning-{model.pct_unfreeze}"
+        name = f"fine-tuning-{name_fraction(model.pct_unfreeze)}"
     else:
         name = model._target_.rpartition(".")[2]
     given = {_key(override) for override in _overrides(_root_)}
@@ -41,17 +51,50 @@ def job_name(*, _root_: DictConfig) -> str:
 def job_folder(*, _root_: DictConfig) -> str:
     """The job's name and a hash of its sorted overrides, so that jobs with the same name differ.
 
-    Overrides that the model ignores, and those of nodes that affect nothing, do not count.
+    Overrides that the model ignores, and those of nodes that affect nothing, do not count; equal
+    numbers and equal places do once. A sweep's jobs stay in folders that earlier versions named.
     """
-    ignored = {f"model.{key}" for key in ignored_options(_root_.model)}
+    name = str(_root_.name)
+    folder = _folder_name(_root_, name, lambda override: _canonical(_root_, override))
+    given = OmegaConf.select(_root_, "model.pct_unfreeze")
+    as_given = name.replace(f"-{name_fraction(given)}", f"-{given}", 1)
+    earlier = _folder_name(_root_, as_given, str)
+    if earlier != folder and (sweep := OmegaConf.select(_root_, "hydra.sweep.dir")) is not None:
+        return earlier if Path(str(sweep), earlier).is_dir() else folder
+    return folder
+
+
+def environment_value(variable: str, default: Any) -> Any:
+    """The value of an environment variable, `default` if it is not set or empty."""
+    return os.environ.get(variable) or default
+
+
+def _folder_name(root: DictConfig, name: str, spell: Callable[[str], str]) -> str:
+    ignored = {f"model.{key}" for key in ignored_options(root.model)}
     counting = sorted(
-        override
-        for override in _overrides(_root_)
+        spell(override)
+        for override in _overrides(root)
         if _key(override) not in ignored and _counts(_key(override))
     )
     text = "\n".join(counting).encode("utf-8", "surrogateescape")  # a path may not be UTF-8
     digest = hashlib.sha256(text).hexdigest()[:8]
-    return re.sub(r"[^\w.=-]", "_", str(_root_.name)) + "-" + digest
+    return re.sub(r"[^\w.=-]", "_", name) + "-" + digest
+
+
+def _canonical(root: DictConfig, override: str) -> str:
+    """An override with its value in canonical form, if that is a number, a list or a place."""
+    key = _key(override)
+    try:
+        value = OmegaConf.select(root, key)
+    except OmegaConfBaseException:  # no value yet, or of a broken reference
+        return override
+    if OmegaConf.is_list(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, list | int | float) and not isinstance(value, bool):
+        return f"{key}={json.dumps(canonical(key, value))}"
+    if key in PLACES and isinstance(value, str) and (place := canonical(key, value)) != value:
+        return f"{key}={place}"
+    return override
 
 
 def _counts(key: str) -> bool:

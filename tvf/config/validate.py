@@ -20,6 +20,7 @@ from tvf.config.build import (
     to_plain,
 )
 from tvf.config.identity import ignored_options, is_transfer
+from tvf.config.places import local_weights, resolve_places
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
 from tvf.errors import (
@@ -74,20 +75,26 @@ SUPPLIED_BY_CODE = {
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 
-def validate_config(cfg: DictConfig) -> dict[str, Any]:
+def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[str, Any]:
     """The resolved config as plain data, with every key and every value checked.
 
-    Raises InputError with the key, its value, the rule and the remedy.
+    Relative places are relative to `command_folder`, by default the working directory. Raises
+    InputError with the key, its value, the rule and the remedy.
     """
     config = to_plain(cfg)
     _check_values(config)
+    command_folder = command_folder or os.getcwd()
+    resolve_places(config, command_folder, needed=True)
     for name in NODES:
         supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
         check_node(target_node(config, name), name, supplied, known)
     _normalise_model(config["model"])
     if (origin := config["model"].get("init_from")) is not None:  # the file may change later
         config["init_from_content"] = fingerprint_files([find_weights(origin)])
+    if files := [file for path in local_weights(config["backbone"]) for file in _files(path)]:
+        config["backbone_content"] = fingerprint_files(files)
     _check_parts(config)
+    resolve_places(config, command_folder)
     return config
 
 
@@ -121,7 +128,7 @@ def _check_report(report: Any) -> None:
 def _normalise_model(model: dict[str, Any]) -> None:
     """Check the node and convert it in place to the form that records keep.
 
-    Options it ignores become null, and paths absolute.
+    Options it ignores become null.
     """
     if not is_transfer(model):
         _check_selection(model)
@@ -136,7 +143,13 @@ def _normalise_model(model: dict[str, Any]) -> None:
         check_dropout(model["head_dropout"])
     if model.get("init_from") is not None:
         find_weights(model["init_from"])
-        model["init_from"] = os.path.abspath(Path(model["init_from"]).expanduser())
+
+
+def _files(path: str) -> list[Path]:
+    """The file at `path`, or those directly in the folder; none if it does not exist."""
+    place = Path(path)
+    found = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [file for file in found if file.is_file()]
 
 
 def _check_selection(model: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
         if len(_claimed) >= count:
             break
         if index not in _claimed:
-            lock = FileLock(folder / f"tvf-{getpass.getuser()}-{name}.lock")
+            lock = FileLock(folder / f"tvf-{_user()}-{name}.lock")
             with suppress(Timeout, OSError):
                 lock.acquire(timeout=0)
                 _claimed[index] = lock
@@ -55,6 +55,14 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
     missing = max(0, count - len(_claimed))
     shared = [others[(os.getpid() + number) % len(others)] for number in range(missing)]
     return [*_claimed, *shared][:count]
+
+
+def _user() -> str:
+    """The user's name, or number if it has no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # the latter before Python 3.13
+        return str(os.getuid())
 
 
 def count_devices(devices: object) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tvf.frontier.trace import (
     TensorInfo,
@@ -25,6 +24,7 @@ from tvf.frontier.trace import (
     rebuild_shape,
     trace_graph,
 )
+from tvf.models import has_state
 from tvf.store import FingerprintError, fingerprint
 
 # Layers that do not look at their mode, so that training and validation share their activations.
@@ -85,6 +85,7 @@ class TracedModel:
         self._modules: dict[Any, nn.Module] = dict(model.named_modules())
         (self.pixels,) = [node for node in self.graph.nodes if node.op == "placeholder"][:1]
         self._info = observe_nodes(model, self.graph, example)
+        self._check_updates()
         self._digests: dict[fx.Node, str] = {}
 
     def find_cut(self) -> Cut:
@@ -194,7 +195,14 @@ class TracedModel:
         if any(p.requires_grad for p in self._parameters(node)):
             return False
         layers = self._modules[node.target].modules() if node.op == "call_module" else ()
-        return not any(isinstance(layer, _BatchNorm) and layer.training for layer in layers)
+        return not any(has_state(layer) and layer.training for layer in layers)
+
+    def _check_updates(self) -> None:
+        """Raise TraceError if a node updates the network's state and only a full pass runs it."""
+        needed = self._ancestors([self._output()])
+        for node in self.graph.nodes:
+            if self._info[node].updates and node not in needed:
+                raise TraceError(f"its code updates a buffer in place ({node.name})")
 
     def _dependents(self, sources: set[fx.Node]) -> set[fx.Node]:
         """Return `sources` and all nodes that depend on them."""

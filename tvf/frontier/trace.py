@@ -35,13 +35,14 @@ class NodeInfo:
     """A node's values for batches of two and of three samples (tensors as TensorInfo).
 
     `random`: it draws random numbers. `mixes`: its value for a sample depends on the rest of the
-    batch, or it updates statistics.
+    batch, or it updates statistics. `updates`: it changes a buffer that is not its own layer's.
     """
 
     two: Any
     three: Any
     random: bool
     mixes: bool
+    updates: bool
 
 
 def trace_graph(model: nn.Module) -> fx.Graph:
@@ -50,11 +51,16 @@ def trace_graph(model: nn.Module) -> fx.Graph:
     BatchNorm layers, and modules that timm marks as untraceable, are single nodes. Raises
     TraceError.
     """
+    own = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     try:
         return _Tracer(autowrap_functions=tuple(_timm_functions())).trace(model)
     except Exception as error:  # a network's code can do anything with symbolic values
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TraceError(f"torch.fx cannot trace the network: {reason}") from error
+    finally:  # code that assigns to its own attributes has assigned symbols
+        for layer, attributes, buffers in own:
+            vars(layer).update(attributes)
+            layer._buffers.update(buffers)
 
 
 def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, NodeInfo]:
@@ -71,7 +77,11 @@ def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx
             raise TraceError(f"the traced graph fails to run: {error}") from error
     return {
         node: NodeInfo(
-            two.values.get(node), three.values.get(node), node in two.random, node in two.mixes
+            two.values.get(node),
+            three.values.get(node),
+            node in two.random,
+            node in two.mixes,
+            node in two.updates,
         )
         for node in graph.nodes
     }
@@ -150,6 +160,8 @@ class _Observer(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
         self.random: set[fx.Node] = set()
         self.mixes: set[fx.Node] = set()
+        self.updates: set[fx.Node] = set()
+        self._all_layers = list(model.modules())
 
     def observe(self, images: Tensor) -> None:
         """Run every node on `images`.
@@ -174,10 +186,15 @@ class _Observer(fx.Interpreter):
         updated = versions != _buffer_versions(layers)
         if updated or (operations.used and n.op != "call_module"):
             self.mixes.add(n)
+        if updated and n.op != "call_module":
+            self.updates.add(n)
         self.values[n] = _summarize(value)
         return value
 
     def _layers(self, n: fx.Node) -> list[nn.Module]:
+        """The layers whose buffers the node may update, other than BatchNorm layers of its own."""
+        if n.op in ("call_function", "call_method"):
+            return self._all_layers
         layers = self.fetch_attr(str(n.target)).modules() if n.op == "call_module" else ()
         return [layer for layer in layers if not isinstance(layer, _BatchNorm)]
 
@@ -199,8 +216,10 @@ class _BatchStatisticsMode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _buffer_versions(layers: Sequence[nn.Module]) -> list[int]:
-    return [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
+def _buffer_versions(layers: Sequence[nn.Module]) -> list[tuple[int, int]]:
+    """What changes with every update of the layers' buffers, in place or by replacing them."""
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    return [(id(buffer), buffer._version) for buffer in buffers]
 
 
 def _summarize(value: Any) -> Any:

@@ -69,10 +69,11 @@ class Checkpoints:
                     error.strerror,
                 )
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, earlier: str | None = None) -> dict[str, Any] | None:
         """The last intact state of this configuration; None if there is none.
 
-        Raises InputError for a checkpoint of an older tvf, which cannot be resumed.
+        `earlier` is the fingerprint that an earlier version gave this configuration. Raises
+        InputError for a checkpoint of an older tvf, which cannot be resumed.
         """
         damaged = False
         for path in (self.last, self.previous):
@@ -88,14 +89,19 @@ class Checkpoints:
                 with suppress(OSError):
                     path.unlink()  # otherwise the next save would make it the previous one
                 continue
+            if earlier is not None and held["of"] == earlier != self._configuration:
+                self.save(held["state"])  # as this version will look for it
+                return held["state"]
             return held["state"] if held["of"] == self._configuration else None
         if damaged:
             log.warning("no checkpoint is intact: the job restarts from scratch.")
         return None
 
-    def load_usable(self, name: str, metric: str, best_weights: Path) -> dict[str, Any] | None:
+    def load_usable(
+        self, name: str, metric: str, best_weights: Path, earlier: str | None = None
+    ) -> dict[str, Any] | None:
         """Like `load`, but with a warning and None for a state that the job cannot resume from."""
-        state = self.load()
+        state = self.load(earlier)
         if state is None:
             return None
         if not STATE_KEYS | {"spent"} <= state.keys():

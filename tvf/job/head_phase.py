@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tvf.job.checkpoint import Checkpoints
-from tvf.models import FineTuneModel, save_weights
+from tvf.models import FineTuneModel, is_below, save_weights
 from tvf.store import Store, StoreError
 from tvf.training import STATE_KEYS, STEPS, EpochResult, best_epoch
 
@@ -108,8 +108,8 @@ def open_head_phase(
 
 
 def _head(model: FineTuneModel) -> set[str]:
-    head = model.module.get_submodule(model.head)
-    return {f"module.{model.head}.{name}" for name, _ in head.named_parameters()}
+    names = (name for name, _ in model.module.named_parameters())
+    return {f"module.{name}" for name in names if is_below(name, model.heads)}
 
 
 def _trained_later(model: FineTuneModel) -> set[str]:

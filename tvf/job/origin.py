@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tvf.config import Config, modern_options
+from tvf.config import Affects, Config, select_options
 from tvf.data import DataSplits
 from tvf.errors import InputError
-from tvf.files import read_json
+from tvf.files import BEST_WEIGHTS, read_json
 from tvf.models import find_weights, shorten
 from tvf.records import read_trained_on
 
@@ -22,8 +22,8 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
     of older versions do not record their images. A bare file has no record at all, so it only gets
     a warning. Returns the ids of the images that the weights have seen, as far as they are known.
     """
-    folder = Path(init_from).expanduser()
-    if not folder.is_dir():
+    folder = _job_of(init_from)
+    if folder is None:
         log.warning(
             "%s does not record which images it was trained on: do not validate or test on them.",
             find_weights(init_from),
@@ -43,7 +43,10 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
         )
     trained_on = read_trained_on(folder)
     if trained_on is None:
-        theirs, ours = modern_options(read_json(folder / "config.json")), modern_options(config)
+        theirs, ours = (
+            select_options(each, Affects.VALIDATION_IMAGES)
+            for each in (read_json(folder / "config.json"), config)
+        )
         if all(theirs.get(key) == ours.get(key) for key in ("data._target_", "data.root")):
             raise InputError(
                 f"{prefix}: it has no record of the images it was trained on, as jobs of older "
@@ -60,3 +63,14 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
                 "limits."
             )
     return trained_on
+
+
+def _job_of(init_from: str) -> Path | None:
+    """The folder of the job that `model.init_from` names; None if it names a bare file.
+
+    The best weights of a job that recorded its images are no bare file.
+    """
+    weights = find_weights(init_from).resolve()
+    folder = weights.parent.parent
+    recorded = folder / BEST_WEIGHTS == weights and read_trained_on(folder) is not None
+    return folder if recorded or Path(init_from).is_dir() else None

@@ -25,7 +25,7 @@ from tvf.distributed import (
 )
 from tvf.errors import InputError
 from tvf.models import import_timm
-from tvf.records import JobRecord, Run, sweep_name
+from tvf.records import JobRecord, Run, tracker_group
 from tvf.store import Store
 
 TIMM_BACKBONES = (
@@ -66,7 +66,7 @@ def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
 def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator[Run]:
     """Open the tracker's run of this job and note it in the job's record."""
     tracker = build_part(config, "tracker")
-    group = sweep_name(context.sweep) if context.sweep else None
+    group = tracker_group(context.sweep) if context.sweep else None
     values = job_facts(config, context) | {"config": config}
     with ExitStack() as at_the_end:
         with tracker.start(context.folder, config["name"], group, values, record.run_id) as run:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tvf.config import Config, build_part, result_config
+from tvf.config import Affects, Config, build_part, result_config, written_options
 from tvf.data import count_images
 from tvf.distributed import (
     describe_machine,
@@ -21,7 +21,7 @@ from tvf.distributed import (
     return_freed_memory,
 )
 from tvf.errors import InputError
-from tvf.files import BEST_WEIGHTS, remove_leftovers
+from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
@@ -72,12 +72,11 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
             return None
         with _mistakes_recorded(folder, name):
             check_not_own_weights(config["model"].get("init_from"), folder)
-        fingerprint = hashlib.sha256(json.dumps(result_config(config), sort_keys=True).encode())
         checkpoints: Checkpoints = build_part(
             config,
             "checkpoint",
             folder=folder / "checkpoints",
-            configuration=fingerprint.hexdigest(),
+            configuration=_fingerprint(result_config(config)),
         )
         if is_done(folder, config):
             log.info("%s: already done (%s).", name, folder)
@@ -91,7 +90,10 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         for leftovers in (folder, folder / "checkpoints"):
             remove_leftovers(leftovers)
         with _mistakes_recorded(folder, name):
-            state = checkpoints.load_usable(name, metric, folder / BEST_WEIGHTS)
+            # Earlier versions fingerprinted numbers and places as they were written.
+            written = written_options(read_json(folder / "config.json"), Affects.NUMBERS)
+            best_weights, earlier = folder / BEST_WEIGHTS, _fingerprint(written)
+            state = checkpoints.load_usable(name, metric, best_weights, earlier)
         record = JobRecord(folder, name, config, state["history"] if state else ())
         try:
             with record:
@@ -105,6 +107,10 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         finally:
             return_freed_memory()
         return summary and summary | {"wandb_mode": run.mode}
+
+
+def _fingerprint(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
 def train_job(

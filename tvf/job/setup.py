@@ -36,7 +36,7 @@ from tvf.metrics import metric_of
 from tvf.models import (
     Backbone,
     FineTuneModel,
-    check_image_size,
+    check_network,
     load_initial_weights,
     needs_batches,
     preserve_freezing,
@@ -149,7 +149,7 @@ def _build_network(
 ) -> tuple[Backbone, FineTuneModel]:
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
-    check_image_size(backbone, source.image_size)
+    check_network(backbone, source.image_size, len(data.classes))
     model = build_part(config, "model", backbone=backbone)
     batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
     if batchwise and min(source.batch_size, len(data.train)) == 1:

@@ -13,6 +13,7 @@ from tvf.models.backbones import (
 from tvf.models.batchnorm import (
     FROZEN_BN_OPTIONS,
     frozen_batchnorm,
+    has_state,
     needs_batches,
     recalibrate_batchnorm,
 )
@@ -33,9 +34,11 @@ from tvf.models.groups import (
     check_patterns,
     check_selection,
     group_by_modules,
+    is_below,
     preserve_freezing,
     tabulate_groups,
 )
+from tvf.models.network_check import check_network
 from tvf.models.weights import (
     check_not_own_weights,
     find_weights,
@@ -59,6 +62,7 @@ __all__ = [
     "check_fraction",
     "check_group_names",
     "check_image_size",
+    "check_network",
     "check_not_own_weights",
     "check_patterns",
     "check_selection",
@@ -70,7 +74,9 @@ __all__ = [
     "find_weights",
     "frozen_batchnorm",
     "group_by_modules",
+    "has_state",
     "import_timm",
+    "is_below",
     "is_readable",
     "load_initial_weights",
     "load_weights",

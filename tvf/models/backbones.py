@@ -4,11 +4,8 @@ A backbone of your own is a function that takes `num_classes`, and any options f
 returns a `Backbone`.
 """
 
-import difflib
-import os
-import pickle
-import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -18,9 +15,15 @@ from torch import nn
 
 from tvf.errors import InputError, require_bool, require_choice, require_number
 from tvf.models.groups import Group, check_groups, group_by_modules
+from tvf.models.timm_network import (
+    create_timm,
+    download,
+    find_heads,
+    import_timm,
+    timm_groups,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFLINE = "backbone=efficientnet_lite0 needs no download"
 
 RESNET_GROUPINGS = {
     "layers": [["layer4"], ["layer3"], ["layer2"], ["layer1"], ["bn1"], ["conv1"]],
@@ -34,8 +37,9 @@ class Backbone:
 
     `head` is the path of its last linear layer in `module`. `groups` partition all other
     parameters, deepest first (next to the head first). `mean` and `std`, of three numbers or one,
-    normalise pixels in [0, 255] as (pixels / 255 - mean) / std. Raises InputError unless all of
-    this holds.
+    normalise pixels in [0, 255] as (pixels / 255 - mean) / std. `more_heads` are the paths of
+    further layers that are new with the head, such as auxiliary classifiers: they belong to it.
+    Raises InputError unless all of this holds.
     """
 
     name: str
@@ -44,6 +48,12 @@ class Backbone:
     groups: tuple[Group, ...]
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    more_heads: Sequence[str] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The paths of all layers of the head, the last linear layer first."""
+        return (self.head, *self.more_heads)
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -53,7 +63,14 @@ class Backbone:
                 )
         for value in self.std:
             require_number("backbone.std", value, 0, above=True)
-        check_groups(self.module, self.groups, self.head)
+        layers = dict(self.module.named_modules())
+        for head in self.heads:
+            if not head or head not in layers or not list(layers[head].parameters()):
+                raise InputError(
+                    f"backbone {self.name}: its head {head!r} must be the path of a layer with "
+                    "parameters, as in named_modules()."
+                )
+        check_groups(self.module, self.groups, *self.heads)
 
 
 def efficientnet_lite0(num_classes: int) -> Backbone:
@@ -116,7 +133,7 @@ def resnet(
     if weights is not None:
         published = tuple(models.get_model_weights(name).__members__)
         require_choice("backbone.weights", weights, published)
-    module = _download(name, lambda: models.get_model(name, weights=weights))
+    module = download(name, lambda: models.get_model(name, weights=weights))
     module.fc = nn.Linear(module.fc.in_features, num_classes)
     groups = group_by_modules(module, RESNET_GROUPINGS[grouping])
     return Backbone(name, module, "fc", groups, mean, std)
@@ -132,26 +149,24 @@ def timm_backbone(
     """A timm network with a single linear head, as nearly all have.
 
     Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
-    `options` are passed to `timm.create_model` (img_size, drop_path_rate, ...).
+    `name` is what `timm.create_model` takes: a network of timm, hf-hub:OWNER/NAME or
+    local-dir:FOLDER. `options` are passed to it as well (img_size, drop_path_rate, ...).
     """
     require_bool("backbone.pretrained", pretrained)
     require_bool("backbone.coarse", coarse)
-    module = _create_timm(name, pretrained, options or {})
+    module = create_timm(name, pretrained, options or {})
+    before = dict(module.named_parameters())
     module.reset_classifier(num_classes)
-    classifier = module.get_classifier()
-    if not isinstance(classifier, nn.Linear) or not hasattr(module, "group_matcher"):
-        raise InputError(
-            f"backbone.name={name} must be a network with one linear head and timm's groups."
-        )
-    head = next(path for path, layer in module.named_modules() if layer is classifier)
+    head, *more_heads = find_heads(module, before, name)
     config = module.pretrained_cfg
     return Backbone(
         name,
         module,
         head,
-        _timm_groups(module, head, coarse),
+        timm_groups(module, [head, *more_heads], name, coarse),
         config.get("mean", IMAGENET_MEAN),
         config.get("std", IMAGENET_STD),
+        more_heads,
     )
 
 
@@ -161,85 +176,26 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     One black image is passed through it.
     """
     was_training = backbone.module.training
-    try:
-        with torch.no_grad():
-            backbone.module.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
-            f"{error} (224 suits most networks)."
-        ) from error
+    with torch.no_grad():
+        run_black_images(backbone, image_size, images=1)
     backbone.module.train(was_training)
 
 
-def import_timm() -> Any:
-    """Import timm without the W&B client, so that a job without a tracker does not load it.
-
-    `timm.utils` imports wandb if it can. While it is imported, wandb is set to None in
-    `sys.modules`, which makes Python raise ImportError for it, and timm works without it.
-    """
-    hidden = "wandb" not in sys.modules
-    if hidden:
-        sys.modules["wandb"] = None  # type: ignore[assignment]
+def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
+    """What the network returns for black images in eval mode; InputError if it accepts none."""
     try:
-        import timm
-        import timm.utils
-    finally:
-        if hidden:
-            del sys.modules["wandb"]
-    return timm
-
-
-def _create_timm(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    timm = import_timm()
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
-        raise InputError(f"backbone.name={name!r} is not a timm network: {hint}")
-    try:
-        return _download(name, lambda: timm.create_model(name, pretrained=pretrained, **options))
-    except TypeError as error:
+        return backbone.module.eval()(torch.zeros(images, 3, image_size, image_size))
+    except Exception as error:  # a network's code can raise anything
         raise InputError(
-            f"backbone.options={options} must be options of {name}: {error}"
+            f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
+            f"{explain(error)} (224 suits most networks.)"
         ) from error
 
 
-def _timm_groups(module: Any, head: str, coarse: bool) -> tuple[Group, ...]:
-    from timm.models import group_parameters
-
-    layers = group_parameters(module, module.group_matcher(coarse=coarse))
-    groups = []
-    for depth in sorted(layers, reverse=True):
-        names = tuple(name for name in layers[depth] if not name.startswith(f"{head}."))
-        if names:
-            groups.append(Group(_common_name(names), names))
-    return tuple(groups)
-
-
-def _download(name: str, create: Callable[[], Any]) -> Any:
-    """Call `create`, which may download weights; InputError if it cannot get them.
-
-    Without a network, or for a truncated file, libraries raise different errors.
-    """
-    try:
-        return create()
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"cannot load the weights of {name} ({type(error).__name__}: {reason}). They are "
-            f"downloaded on first use, into {torch.hub.get_dir()} or the hub's cache: delete any "
-            "damaged file there and connect to the internet once, or choose a backbone that is "
-            f"available offline: {OFFLINE}."
-        ) from error
-
-
-def _common_name(parameters: Sequence[str]) -> str:
-    """Name the layers that hold `parameters`, by their common paths.
-
-    blocks.3.0.weight, blocks.3.1.weight: blocks.3; blocks.6.0.weight, head.weight: blocks.6.0+head.
-    """
-    paths = [name.split(".")[:-1] or [name] for name in parameters]
-    tops = dict.fromkeys(path[0] for path in paths)
-    return "+".join(
-        ".".join(os.path.commonprefix([path for path in paths if path[0] == top])) for top in tops
-    )
+def explain(error: Exception) -> str:
+    """An error of a network's code: its text, or its type and the line that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).strip().rstrip(".")
+    if isinstance(error, AssertionError | RuntimeError | ValueError) and text:
+        return f"{text}."
+    return f"{type(error).__name__}: {text or 'no message'} ({place.filename}:{place.lineno})."

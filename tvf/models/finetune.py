@@ -24,6 +24,7 @@ class FineTuneModel(nn.Module):
     least in part.
     `frozen_bn` says what frozen BatchNorm layers do in training: "eval" keeps and uses their
     statistics, "batch" normalises by the batch and keeps updating them, like a plain training loop.
+    Other frozen layers that training would change, such as InstanceNorm with statistics, likewise.
     `head_dropout` is the probability that training drops an input of the head.
     """
 
@@ -53,6 +54,7 @@ class FineTuneModel(nn.Module):
         self.head_dropout = check_dropout(head_dropout)
         self.module = backbone.module
         self.head = backbone.head
+        self.heads = backbone.heads
         self.unfreeze()
         self.register_buffer("mean", torch.tensor([*backbone.mean]).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor([*backbone.std]).reshape(1, -1, 1, 1))
@@ -60,11 +62,14 @@ class FineTuneModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [N, classes] of pixels [N, 3, H, W]: uint8, or floats from 0 to 255."""
         # Not in __init__: if several models share a backbone, the one that runs decides.
-        drop_input(self.module.get_submodule(self.head), self.head_dropout)
+        for head in self.heads:
+            layer = self.module.get_submodule(head)
+            if head == self.head or isinstance(layer, nn.Linear):
+                drop_input(layer, self.head_dropout)
         return self.module((pixels / 255 - self.mean) / self.std)
 
     def train(self, mode: bool = True) -> "FineTuneModel":
-        """Like nn.Module.train, but frozen BatchNorm layers follow `frozen_bn`."""
+        """Like nn.Module.train, but frozen layers with statistics follow `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module)
@@ -76,11 +81,12 @@ class FineTuneModel(nn.Module):
         This overrides what an earlier call, or another model with this backbone, has frozen.
         """
         self.unfrozen_groups = self.trained_groups[:count]
-        unfreeze(self.module, self.unfrozen_groups, self.head)
+        unfreeze(self.module, self.unfrozen_groups, *self.heads)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Weight and bias of the new head."""
-        return list(self.module.get_submodule(self.head).parameters())
+        """Weight and bias of the new head, and those of every other layer that is new with it."""
+        heads = map(self.module.get_submodule, self.heads)
+        return [parameter for head in heads for parameter in head.parameters()]
 
     def unfrozen_parameters(self) -> list[list[nn.Parameter]]:
         """The parameters of each group that trains now, deepest group first, without the head's."""

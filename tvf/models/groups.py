@@ -160,13 +160,13 @@ def group_by_modules(module: nn.Module, layers: Sequence[Sequence[str]]) -> tupl
     )
 
 
-def check_groups(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Check that the groups partition the parameters outside the head.
+def check_groups(module: nn.Module, groups: Iterable[Group], *heads: str) -> None:
+    """Check that the groups partition the parameters outside the head, the layers `heads`.
 
     Raises InputError that names missing, repeated and unknown parameters.
     """
     listed = [name for group in groups for name in group.parameters]
-    expected = {name for name, _ in module.named_parameters() if not name.startswith(f"{head}.")}
+    expected = {name for name, _ in module.named_parameters() if not is_below(name, heads)}
     unknown = "are in a group, but in the head or not in the backbone"
     repeated = {name for name, count in Counter(listed).items() if count > 1}
     for names, trouble in (
@@ -247,11 +247,16 @@ def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -
     return tuple(chosen)
 
 
-def unfreeze(module: nn.Module, groups: Iterable[Group], head: str) -> None:
-    """Unfreeze the head and `groups`, and freeze everything else."""
+def unfreeze(module: nn.Module, groups: Iterable[Group], *heads: str) -> None:
+    """Unfreeze the head, the layers `heads`, and `groups`, and freeze everything else."""
     training = {name for group in groups for name in group.parameters}
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in training or name.startswith(f"{head}."))
+        parameter.requires_grad_(name in training or is_below(name, heads))
+
+
+def is_below(name: str, layers: Iterable[str]) -> bool:
+    """Whether a parameter or layer `name` is in one of `layers`, given by their paths."""
+    return name.startswith(tuple(f"{layer}." for layer in layers))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from tvf.records.sweep import (
     check_same_configuration,
     confirmed_sweep,
     is_halving,
+    note_group,
     note_halving,
     note_rung,
     note_summary,
@@ -45,9 +46,17 @@ from tvf.records.sweep import (
     summary_mode,
     summary_run_id,
     sweep_name,
+    tracker_group,
     write_manifest,
 )
-from tvf.records.tracking import SUMMARY, NoTracker, Run, WandbTracker, sync_command
+from tvf.records.tracking import (
+    SUMMARY,
+    NoTracker,
+    Run,
+    WandbTracker,
+    forget_run_variables,
+    sync_command,
+)
 
 __all__ = [
     "COLUMNS",
@@ -67,12 +76,14 @@ __all__ = [
     "confirmed_sweep",
     "csv_text",
     "failure_reason",
+    "forget_run_variables",
     "has_reached",
     "is_done",
     "is_halving",
     "is_running",
     "mark_failed",
     "mark_paused",
+    "note_group",
     "note_halving",
     "note_rung",
     "note_summary",
@@ -91,6 +102,7 @@ __all__ = [
     "summary_run_id",
     "sweep_name",
     "sync_command",
+    "tracker_group",
     "varied_overrides",
     "write_manifest",
     "write_predictions",

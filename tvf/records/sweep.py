@@ -29,6 +29,21 @@ def confirmed_sweep(folder: Path) -> Path | None:
     return folder.parent if nested else None
 
 
+def tracker_group(folder: Path) -> str:
+    """Return the group of the sweep's runs: the one noted, or else the sweep's name."""
+    noted = read_json(folder / "sweep.json").get("group")
+    return noted if isinstance(noted, str) else sweep_name(folder)
+
+
+def note_group(folder: Path, group: str | None) -> None:
+    """Record the group that the environment gives the sweep's runs, unless one is recorded."""
+    path = folder / "sweep.json"
+    with FileLock(folder / ".lock"):
+        manifest = read_json(path)
+        if group and "group" not in manifest:
+            write_json(path, manifest | {"group": group})
+
+
 def write_manifest(
     folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None
 ) -> None:

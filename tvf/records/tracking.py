@@ -5,6 +5,7 @@ A tracker's `start` opens one run as a context; an exception in the context mark
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,17 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "sweep-summary"  # job type and name of the run that compares a sweep's jobs
 WANDB_MODES = ("online", "offline", "disabled")
+OTHER_MODES = {"run": "online", "dryrun": "offline", "shared": "shared"}  # what W&B also accepts
+# What makes a run of W&B this one and no other. In a sweep they would make all jobs one run.
+RUN_VARIABLES = (
+    "WANDB_RUN_ID",
+    "WANDB_NAME",
+    "WANDB_RESUME",
+    "WANDB_RESUME_FROM",
+    "WANDB_FORK_FROM",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+)
 
 
 class Run(Protocol):
@@ -41,6 +53,11 @@ class Run(Protocol):
 
     def log_media(self, tables: dict[str, list[dict[str, Any]]], images: dict[str, Path]) -> None:
         """Add tables, given as rows, and image files."""
+
+
+def forget_run_variables() -> list[str]:
+    """Remove RUN_VARIABLES from the environment, and return those that were set."""
+    return [name for name in RUN_VARIABLES if os.environ.pop(name, None)]
 
 
 def sync_command(folders: Sequence[str], mode: str | None) -> str | None:
@@ -102,6 +119,8 @@ class _NoRun:
 class WandbTracker:
     """One W&B run per job. `mode` None means online if the user is logged in, else offline.
 
+    W&B's environment variables hold wherever an argument is empty. WANDB_RUN_ID holds for a single
+    job only: a run in a group, as those of a sweep, has an id of its own.
     A server that does not respond delays a job by at most `timeout` seconds at its start and end.
     No data is lost: the run stays on disk, ready for `wandb sync`.
     """
@@ -117,10 +136,9 @@ class WandbTracker:
             raise InputError(
                 "project is empty: set it to the name of a W&B project, or set tracker=none."
             )
-        if self.mode is not None:
-            require_choice("tracker.mode", self.mode, WANDB_MODES)
-        elif mode := os.environ.get("WANDB_MODE"):
-            require_choice("WANDB_MODE", mode, WANDB_MODES)
+        mode = self.mode or _environment_mode()
+        if mode is not None and mode not in OTHER_MODES:
+            require_choice("tracker.mode" if self.mode else "WANDB_MODE", mode, WANDB_MODES)
         require_number("tracker.timeout", self.timeout, 0, above=True)
         self._mode()
 
@@ -137,24 +155,28 @@ class WandbTracker:
         """Open the run, or resume the one with id `run_id`; its files are in `folder`/wandb."""
         import wandb
 
+        settings = {"silent": True, "console": "off"}
+        settings = {k: v for k, v in settings.items() if f"WANDB_{k.upper()}" not in os.environ}
+        new_id = secrets.token_hex(4) if group else None
+
         def init(mode: Any) -> Any:
             return wandb.init(
                 project=self.project,
                 entity=self.entity,
                 mode=mode,
-                tags=self.tags,
+                tags=self.tags or None,
                 name=name,
                 group=group,
                 job_type=job_type,
                 config=config,
                 dir=folder,
-                id=run_id,
+                id=run_id or new_id,
                 resume="allow" if run_id else None,
                 # Otherwise a second job in this process would write to the first job's run.
                 reinit="finish_previous",
                 settings=wandb.Settings(
-                    silent=True,
-                    console="off",
+                    **settings,
+                    sagemaker_disable=group is not None,  # it would set one id for all jobs
                     init_timeout=self.timeout,
                     finish_timeout=self.timeout,
                     finish_timeout_raises=True,
@@ -193,7 +215,8 @@ class WandbTracker:
 
     def _mode(self) -> Any:
         """Return the mode to start runs in; InputError for online mode without a login."""
-        mode = self.mode or os.environ.get("WANDB_MODE")
+        mode = self.mode or _environment_mode()
+        mode = OTHER_MODES.get(mode or "", mode)
         if mode in ("offline", "disabled"):
             return mode
         import wandb
@@ -213,7 +236,15 @@ class WandbTracker:
             raise InputError(
                 "tracker.mode=online needs a W&B login: run `wandb login`, or leave it out."
             )
-        return "online" if logged_in else "offline"
+        if not logged_in:
+            return "offline"
+        return mode or "online"
+
+
+def _environment_mode() -> str | None:
+    """The mode that W&B's environment variables ask for."""
+    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+    return "disabled" if disabled else os.environ.get("WANDB_MODE") or None
 
 
 def _set_aside(folder: Path, run_id: str, current: Path) -> None:
@@ -232,7 +263,7 @@ class _WandbRun:
     def __init__(self, run: Any) -> None:
         self._run, self._broken = run, False
         self._next: int = run.starting_step  # the first step that no earlier attempt has sent
-        self._online = run.settings.mode == "online"
+        self._online = run.settings.mode in ("online", "shared")
         self.id: str | None = run.id
         self.mode: str | None = "unsynced" if self._online else run.settings.mode
         self.url: str | None = run.url if self._online else None

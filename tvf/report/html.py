@@ -11,13 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tvf.config import result_config
-from tvf.files import write_whole
+from tvf.files import cache_folder, write_whole
 from tvf.records import DROPPED, Row, is_halving, sweep_name
 from tvf.report import tables
 from tvf.report.charts import page_charts
@@ -219,12 +218,14 @@ def _vega_script() -> str:
 
     Bundling takes seconds, so the result is kept in the user's cache folder.
     """
-    path = Path(platformdirs.user_cache_dir("tvf")) / f"vega-{version('vl-convert-python')}.js"
+    path = None
     with suppress(OSError):
+        path = cache_folder() / f"vega-{version('vl-convert-python')}.js"
         return path.read_text("utf-8")
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     script = script.replace("</script", "<\\/script")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, script.encode())
+    if path is not None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, script.encode())
     return script

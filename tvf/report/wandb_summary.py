@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from tvf.config import build, modern_node
 from tvf.files import finite
-from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, sweep_name
+from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, tracker_group
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
 from tvf.report.sentences import conclusions
@@ -36,7 +36,7 @@ def log_summary(folder: Path) -> None:
         with tracker.start(
             folder,
             SUMMARY,
-            sweep_name(folder),
+            tracker_group(folder),
             {"recommendations": recommendations, "jobs": len(rows)},
             summary_run_id(folder),
             job_type=SUMMARY,

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import platformdirs
 import torch
 from filelock import FileLock, Timeout
 
 from tvf.errors import require_choice, require_number
-from tvf.files import read_json, write_json
+from tvf.files import cache_folder, read_json, write_json
 from tvf.store.arrays import ArrayTable, Fill
 from tvf.store.row_file import SUFFIX, ArraySpec, StoreError, storage_errors, stored_bytes
 
@@ -58,11 +57,9 @@ class StoreOptions:
         require_number("store.max_gb", self.max_gb, 0, above=True)
 
     def path(self) -> Path:
-        """The store's folder."""
+        """The store's folder; OSError if none is chosen and the user has no cache folder."""
         chosen = self.dir or os.environ.get("TVF_STORE")
-        if chosen:
-            return Path(chosen).expanduser()
-        return Path(platformdirs.user_cache_dir("tvf")) / "store"
+        return Path(os.path.expanduser(chosen)) if chosen else cache_folder() / "store"
 
     @contextmanager
     def open(self) -> "Iterator[Store | None]":
@@ -82,7 +79,7 @@ class StoreOptions:
             except OSError as error:
                 log.warning(
                     "store: %s cannot be written (%s): continuing without a store; %s.",
-                    self.path(),
+                    error.filename or self.dir,
                     error.strerror or error,
                     REMEDY,
                 )

@@ -23,9 +23,11 @@ from tvf.errors import InputError
 from tvf.records import (
     STOPPED,
     check_same_configuration,
+    forget_run_variables,
     is_done,
     is_running,
     mark_failed,
+    note_group,
     note_halving,
     read_status,
     write_manifest,
@@ -69,6 +71,8 @@ class SweepCallback(Callback):
         global _launched
         # Hydra turns exceptions in a callback into warnings, except for SystemExit.
         try:
+            if forgotten := forget_run_variables():
+                print(f"{', '.join(forgotten)}: not for a sweep, whose jobs are runs of their own.")
             folder, jobs, plan = _check_sweep(config)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain_error(error)}") from None
@@ -162,6 +166,7 @@ def _check_sweep(
         check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
     arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
     write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
+    note_group(folder, os.environ.get("WANDB_RUN_GROUP"))
     if plan:
         note_halving(folder, plan.eta, plan.budgets)
     return folder, jobs, plan

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from tvf.errors import InputError
 from tvf.frontier import InputPipeline
 from tvf.metrics import METRICS
-from tvf.models import FineTuneModel
+from tvf.models import FineTuneModel, is_below
 from tvf.training.ema import WeightAverage
 from tvf.training.phases import Phase
 from tvf.training.schedules import Schedule
@@ -183,9 +183,9 @@ def load_trained_weights(model: FineTuneModel, weights: dict[str, Tensor]) -> No
 
 def _always_frozen(model: FineTuneModel) -> set[str]:
     trained = {f"module.{name}" for group in model.trained_groups for name in group.parameters}
-    head = f"module.{model.head}."
+    heads = [f"module.{head}" for head in model.heads]
     names = (name for name, _ in model.named_parameters())
-    return {name for name in names if name not in trained and not name.startswith(head)}
+    return {name for name in names if name not in trained and not is_below(name, heads)}
 
 
 def random_states() -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""timm networks: what is new with the head, names that timm takes, and timm's own reasons."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from tvf.errors import InputError
+from tvf.models import FineTuneModel, timm_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("volo_d1_224", ("head", "aux_head")),
+        ("efficientvit_m0", ("head.linear", "head.bn")),
+        ("resnet18", ("fc",)),
+    ],
+)
+def test_what_is_new_with_the_head_belongs_to_it_and_trains_at_fraction_0(
+    name: str, heads: tuple[str, ...]
+) -> None:
+    with torch.device("meta"):
+        backbone = timm_backbone(name, 3, pretrained=False)
+    assert backbone.heads == heads
+    named = {path for group in backbone.groups for path in group.parameters}
+    assert not any(path.startswith(f"{head}.") for path in named for head in heads)
+    model = FineTuneModel(backbone, 0.0)
+    training = {path for path, p in model.module.named_parameters() if p.requires_grad}
+    assert {path.rpartition(".")[0] for path in training} == {*heads}
+    assert len(model.head_parameters()) == len(training)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("deit_tiny_distilled_patch16_224", "its head is head and head_dist"),
+        ("levit_128s", "its head is head.bn and head.linear and head_dist"),
+        ("pit_ti_224", "timm does not group its layers"),
+    ],
+)
+def test_networks_with_several_classifiers_or_without_groups_say_so(name: str, found: str) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match=f"one linear head.*{found}"):
+        timm_backbone(name, 3, pretrained=False)
+
+
+def test_coarse_groups_that_timm_lacks_name_the_option_that_works() -> None:
+    with torch.device("meta"):
+        with pytest.raises(InputError, match="coarse grouping is not.*backbone.coarse=false"):
+            timm_backbone("rdnet_tiny", 2, pretrained=False)
+        assert timm_backbone("rdnet_tiny", 2, pretrained=False, coarse=False).groups
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18.fb_in22k", "invalid pretrained tag 'fb_in22k'.*its tags are a1_in1k, a2_in1k"),
+        ("vit_tiny_patch16_224.nope", "its tags are augreg_in21k_ft_in1k"),
+        ("botnet50ts_256", "no pretrained weights exist.*such as .*backbone.pretrained=false"),
+        ("timm/resnet18", "no source prefix.*Use 'hf-hub:timm/resnet18'"),
+        ("hub:resnet18", "Unknown model source 'hub'"),
+        ("local-dir:/nowhere", "Config file not found: /nowhere/config.json"),
+    ],
+)
+def test_a_name_without_weights_says_why_and_what_works(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        timm_backbone(name, 2)
+
+
+def test_a_hub_name_reaches_timm_and_its_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unreachable(name: str, **options: object) -> None:
+        asked.append(name)
+        raise FileNotFoundError("no connection to the Hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(InputError, match="weights of hf-hub:owner/name .*no connection to the Hub"):
+        timm_backbone("hf-hub:owner/name", 2)
+    assert asked == ["hf-hub:owner/name"]
+
+
+def test_a_local_folder_is_a_network(tmp_path: Path) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    timm.models.save_for_hf(network, str(tmp_path), model_config={"num_classes": 10})
+    backbone = timm_backbone(f"local-dir:{tmp_path}", 2)
+    own = backbone.module.state_dict()
+    published = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+    assert all(torch.equal(own[name], value) for name, value in published.items())
+    assert own["fc.weight"].shape[0] == 2
+
+
+def test_a_checkpoint_of_other_classes_shows_the_shapes_and_works_with_its_number(
+    tmp_path: Path,
+) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    torch.save(network.state_dict(), path := tmp_path / "ten.pth")
+    options = {"checkpoint_path": str(path)}
+    width = network.fc.in_features
+    shapes = re.escape(
+        f"size mismatch for fc.weight: copying a param with shape torch.Size([10, {width}]) from "
+        f"checkpoint, the shape in current model is torch.Size([1000, {width}])."
+    )
+    with pytest.raises(InputError, match=rf"{shapes}.*\+backbone.options.num_classes=10"):
+        timm_backbone("test_resnet", 2, pretrained=False, options=options)
+    timm_backbone("test_resnet", 2, pretrained=False, options=options | {"num_classes": 10})
+    with pytest.raises(InputError, match="checkpoint_path=/nowhere.pth must be an existing file"):
+        timm_backbone("test_resnet", 2, options={"checkpoint_path": "/nowhere.pth"})
+    with pytest.raises(InputError, match="unexpected keyword argument 'widht'"):
+        timm_backbone("test_resnet", 2, pretrained=False, options={"widht": 2})

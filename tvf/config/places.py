@@ -1,0 +1,94 @@
+"""One form for equal values: places on disk, which may be spelled in many ways, and numbers.
+
+Relative places are resolved once, from the folder where the command was given, so that the check of
+a job and the job itself see the same path whatever the working directory is by then.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Options that name a file or folder. Some do so only if they begin or end with this.
+PLACES = (
+    "data.root",
+    "data.groups",
+    "model.init_from",
+    "store.dir",
+    "backbone.name",
+    "backbone.options.checkpoint_path",
+    "backbone.options.cache_dir",
+    "backbone.options.pretrained_cfg.file",
+    "backbone.options.pretrained_cfg_overlay.file",
+)
+TABLE, LOCAL = ".csv", "local-dir:"
+
+
+def resolve_places(config: dict[str, Any], base: str, *, needed: bool = False) -> None:
+    """Make the places in a job's config absolute, in place; `base` is the command's folder.
+
+    With `needed`, only those that do not exist as they are written: errors show what was given.
+    """
+    moved = base != os.getcwd()
+    for node, name, key in _places_in(config):
+        if moved or not needed or "~" in str(node[name])[:1]:
+            node[name] = absolute_place(key, node[name], base)
+
+
+def absolute_place(key: str, value: Any, base: str) -> Any:
+    """The value of an option with its place, if it has one, as an absolute path.
+
+    ~ is the user's home, if there is one; symbolic links stay.
+    """
+    prefix, path = _split(key, value)
+    if path is None:
+        return value
+    return prefix + os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+
+
+def canonical(key: str, value: Any) -> Any:
+    """The value of an option in the form that all spellings of it share.
+
+    Equal numbers are equal, also in JSON: 0 and 0.0. A place is its real path.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [canonical("", item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: canonical(f"{key}.{name}", item) for name, item in value.items()}
+    prefix, path = _split(key, value)
+    if path is None:
+        return value
+    return prefix + os.path.realpath(os.path.expanduser(path))
+
+
+def local_weights(backbone: Mapping[str, Any]) -> Iterator[str]:
+    """The files and folders of weights that the node `backbone`, of absolute places, names."""
+    for node, name, key in _places_in({"backbone": backbone}):
+        prefix, path = _split(key, node[name])
+        if path is not None and not key.endswith("cache_dir"):
+            yield path
+
+
+def _places_in(config: Mapping[str, Any]) -> Iterator[tuple[Any, str, str]]:
+    """The nodes of a config that hold one of PLACES, with its name there and its dotted key."""
+    for key in PLACES:
+        node: Any = config
+        *path, name = key.split(".")
+        for part in path:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and name in node:
+            yield node, name, key
+
+
+def _split(key: str, value: Any) -> tuple[str, str | None]:
+    """A place as what stands before the path, and the path; None if the value is no place."""
+    if key not in PLACES or not isinstance(value, str) or not value:
+        return "", None
+    if key == "data.groups":
+        return "", value if value.endswith(TABLE) else None
+    if key == "backbone.name":
+        return (LOCAL, value[len(LOCAL) :]) if value.startswith(LOCAL) else ("", None)
+    return "", value
