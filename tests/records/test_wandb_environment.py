@@ -1,6 +1,8 @@
 """W&B's environment variables: obeyed where nothing else is given, but not as a job's identity."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,26 @@ def test_each_run_of_a_group_has_an_id_of_its_own_whatever_is_set(
     assert started[-1]["id"] is None  # so that W&B reads WANDB_RUN_ID
 
 
-def test_a_single_job_has_the_run_that_the_environment_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
-    monkeypatch.setenv("WANDB_TAGS", "night,quick")
-    wandb.teardown()  # it has read the environment already
-    with WandbTracker("p", mode="dryrun").start(tmp_path, "n", None, {}) as run:
-        assert (run.id, run.mode) == ("abc123", "offline")
-        assert wandb.run is not None and wandb.run.tags == ("night", "quick")
+@pytest.mark.slow
+def test_a_single_job_has_the_run_that_the_environment_names(tmp_path: Path) -> None:
+    """In a process of its own: W&B reads the environment once."""
+    code = """
+import wandb
+from pathlib import Path
+from tvf.records.tracking import WandbTracker
+with WandbTracker("p", mode="dryrun").start(Path("."), "n", None, {}) as run:
+    print(run.id, run.mode, *wandb.run.tags)
+"""
+    environment = os.environ | {"WANDB_RUN_ID": "abc123", "WANDB_TAGS": "night,quick"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "abc123 offline night quick" in done.stdout
 
 
 @pytest.mark.parametrize("variable", RUN_VARIABLES)
