@@ -20,6 +20,7 @@ from tvf.config.identity import (
     result_config,
     select_options,
     selection_name,
+    written_options,
 )
 
 CONF = ROOT / "conf"
@@ -118,5 +119,7 @@ def test_image_folders_of_older_configs_have_no_white_point() -> None:
     today = plain_config(*overrides_of("data", "image_folder"))
     old = today | {"data": {k: v for k, v in today["data"].items() if k != "white_point"}}
     assert result_config(old) == result_config(today)
+    # Checkpoints of that time are known by the options as they were written.
+    assert "data.white_point" not in written_options(old, Affects.NUMBERS)
     brighter = today | {"data": today["data"] | {"white_point": 4095}}
     assert result_config(brighter) != result_config(today)

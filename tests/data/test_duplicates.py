@@ -74,3 +74,15 @@ def test_dropping_every_image_of_a_split_is_an_error(image_root: Path) -> None:
             (folder / "copy.png").write_bytes(copy)
     with pytest.raises(InputError, match="would leave a split without images"):
         ImageFolder(root=str(image_root), image_size=32, duplicates="drop").load()
+
+
+def test_equal_images_of_different_classes_are_named(
+    image_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ImageFolder(root=str(image_root), image_size=32).load()
+    assert "another class" not in caplog.text
+    copied = image_root / "train" / "dogs" / "copy.png"
+    copied.write_bytes((image_root / "train" / "cats" / "3.png").read_bytes())
+    ImageFolder(root=str(image_root), image_size=32).load()
+    assert "2 images equal one of another class" in caplog.text
+    assert "train/cats/3.png (cats) and train/dogs/copy.png (dogs)" in caplog.text

@@ -10,7 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from helpers.folders import add, fill, left_out
 from tvf.data.find_images import find_images
-from tvf.data.left_out import describe_left_out
+from tvf.data.left_out import describe_left_out, is_usual
 from tvf.data.sources import ImageFolder
 from tvf.errors import InputError
 
@@ -50,6 +50,21 @@ def test_what_is_left_out_is_counted_by_ending(root: Path) -> None:
         (reason, ".md"): (1, "README.md"),
         (reason, "without ending"): (1, "train/cat/0001"),
     }
+
+
+def test_images_that_pillow_cannot_read_are_a_cause_for_a_warning(root: Path) -> None:
+    add(root / "train" / "cat", "notes.txt")
+    assert all(map(is_usual, find_images(root).left_out))
+    add(root / "train" / "cat", "a.HEIC")
+    assert not all(map(is_usual, find_images(root).left_out))
+
+
+def test_links_to_images_that_no_class_holds_are_read(root: Path) -> None:
+    add(root, "loose.png")
+    add(root / "train", "beside.png")
+    (root / "train" / "cat" / "one.png").symlink_to("../../loose.png")
+    (root / "train" / "dog" / "two.png").symlink_to("../beside.png")
+    assert {"train/cat/one.png", "train/dog/two.png"} <= {*find_images(root).names}
 
 
 def test_numbers_and_long_words_are_no_endings_of_their_own(root: Path) -> None:

@@ -190,3 +190,12 @@ def test_every_ending_that_pillow_opens_by_itself_is_read() -> None:
 def test_names_that_systems_leave_are_known(name: str) -> None:
     assert is_system(name.replace("\t", " "))
     assert not is_system(name.replace("\t", " ") + "x" if name[0] not in ".~" else "x" + name)
+
+
+def test_folders_that_only_sound_like_a_split_are_named_not_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path, train=3, val=2, test_set=2)
+    for name in ("eval_logs/run", "val_ids", "test_results/figures"):
+        (root / name).mkdir(parents=True)
+    found = find_images(root)
+    assert {*found.parts} == {"train", "val", "test"}
+    assert any("eval_logs/, test_results/, val_ids/" in note for note in found.notes)

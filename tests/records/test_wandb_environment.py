@@ -149,8 +149,14 @@ def test_a_group_that_the_environment_names_is_that_of_the_sweep_for_good(tmp_pa
     folder = tmp_path / "demo"
     write_manifest(folder, {})
     assert tracker_group(folder) == "demo"
-    note_group(folder, None)
-    assert tracker_group(folder) == "demo"
-    note_group(folder, "nightly")
-    note_group(folder, "another")
-    assert tracker_group(folder) == "nightly"
+    for group in (None, "nightly"):  # jobs that are added later stay in the group
+        note_group(folder, group)
+        assert tracker_group(folder) == "demo"
+    other = tmp_path / "other"
+    for group in ("nightly", "another", None):
+        note_group(other, group)
+        assert tracker_group(other) == "nightly"
+    begun = tmp_path / "begun"  # by a version that noted no group
+    write_manifest(begun, {"a-job": {}})
+    note_group(begun, "nightly")
+    assert tracker_group(begun) == "begun"

@@ -101,10 +101,10 @@ def test_layers_fingerprint_ignores_the_part_left_out() -> None:
                 nn.init.constant_(parameter, value)
         return net
 
-    key = fingerprint_layers(network(1, 1), without="1")
+    key = fingerprint_layers(network(1, 1), without=["1"])
     assert (
         key
-        == fingerprint_layers(network(1, 2), without="1")
-        != fingerprint_layers(network(2, 1), without="1")
+        == fingerprint_layers(network(1, 2), without=["1"])
+        != fingerprint_layers(network(2, 1), without=["1"])
     )
-    assert fingerprint_layers(network(1, 1), without="") != key
+    assert fingerprint_layers(network(1, 1), without=[]) != key

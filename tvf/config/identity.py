@@ -256,6 +256,8 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     Equal numbers and equal places have one form, see `canonical`.
     """
     options = written_options(config, effect)
+    if options.get("data._target_") == "tvf.data.ImageFolder" and Affects.NUMBERS in effect:
+        options.setdefault("data.white_point", None)  # records of earlier versions lack it
     return {key: canonical(key, value) for key, value in options.items()}
 
 
@@ -275,8 +277,6 @@ def modern_options(config: Config) -> dict[str, Any]:
         node = key.partition(".")[0]
         if key not in options and (node in nodes or node not in ("data", "model", "optimizer")):
             options[key] = value
-    if options.get("data._target_") == "tvf.data.ImageFolder":
-        options.setdefault("data.white_point", None)
     direction = options.get("model.direction") or "top"
     if str(direction).startswith("block"):
         options["model.groups"] = [direction[len("block:") :]]

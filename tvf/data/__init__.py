@@ -7,7 +7,7 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
-from tvf.data.left_out import USUAL, LeftOut, describe_left_out
+from tvf.data.left_out import LeftOut, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.pool import (
     Catalog,
@@ -37,12 +37,12 @@ __all__ = [
     "Split",
     "SplitOptions",
     "TorchvisionTransforms",
-    "USUAL",
     "ViewRows",
     "count_images",
     "describe_classes",
     "describe_images",
     "describe_left_out",
+    "is_usual",
     "require_plain_variant",
     "sample_order",
     "split_batches",

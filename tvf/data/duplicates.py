@@ -24,6 +24,7 @@ def handle_duplicates(
     Images are equal if their bytes or their pixels are. A data set may use the same images twice on
     purpose (validate_on=test): places that two splits share are not counted. Raises InputError.
     """
+    _warn_of_contradictions(splits, catalog, pixels)
     result = {name: places.copy() for name, places in splits.items()}
     found: list[tuple[str, str, np.ndarray]] = []
     for number, kept in enumerate(KEPT_IN):
@@ -80,4 +81,28 @@ def _describe(
     return (
         f"{len(places)} of {other} are also in {kept} "
         f"({catalog.names[first]} is {catalog.names[twin]})"
+    )
+
+
+def _warn_of_contradictions(
+    splits: Mapping[str, np.ndarray], catalog: Catalog, pixels: Pixels
+) -> None:
+    """Name equal images of different classes: at most one of their labels is right."""
+    places = np.unique(np.concatenate(list(splits.values())))
+    _, image = np.unique(pixels.pixel_digests[places], return_inverse=True)
+    labels = catalog.labels[places]
+    lowest, highest = np.full(image.max() + 1, labels.max()), np.zeros(image.max() + 1, int)
+    np.minimum.at(lowest, image, labels)
+    np.maximum.at(highest, image, labels)
+    contradicting = np.flatnonzero((lowest < highest)[image])
+    if not len(contradicting):
+        return
+    same = image == image[contradicting[0]]
+    pair = [int(places[same][pick(labels[same])]) for pick in (np.argmin, np.argmax)]
+    named = " and ".join(f"{catalog.names[p]} ({catalog.classes[catalog.labels[p]]})" for p in pair)
+    log.warning(
+        "data: %d images equal one of another class, so at most one label of each is right: %s. "
+        "Remove the wrong ones.",
+        len(contradicting),
+        named,
     )

@@ -118,7 +118,8 @@ class _Finder:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._real_root = os.path.realpath(layout.root)
-        self._walked: set[str] = set()  # real paths of folders
+        self._roots: set[str] = set()  # real paths of the data root and the split folders
+        self._walked: set[str] = set()  # real paths of the folders whose images are read
         self._read: set[str] = set()  # real paths of linked files
         self._links: list[_Link] = []
         self._real_folders: dict[str, str] = {}  # of links' targets
@@ -128,7 +129,7 @@ class _Finder:
         layout, found, linked = self._layout, [], []
         real_parts = {part: os.path.realpath(layout.path(part)) for part in layout.folders}
         self._require_apart(real_parts)
-        self._walked |= {self._real_root, *real_parts.values()}
+        self._roots = {self._real_root, *real_parts.values()}
         for part in (part for part in PARTS if part in layout.folders):
             present = {*layout.within[part]}
             for label, name in enumerate(layout.classes):
@@ -180,7 +181,7 @@ class _Finder:
             raise InputError(
                 f"{shown} is a broken link, to {printable(target)}. Mend or remove it."
             )
-        if target in self._walked or self._leads_upwards(target, real_part):
+        if target in self._walked | self._roots or self._leads_upwards(target, real_part):
             raise InputError(
                 f"{shown} is a link to {printable(target)}, which is read already or holds what "
                 "is: each folder belongs to one class of one split. Remove the link."
@@ -214,7 +215,7 @@ class _Finder:
         if stat.S_ISDIR(mode):
             if self._leads_upwards(target, link.real):
                 left_out.add(UPWARDS, "", link.path)
-            elif target in self._walked:
+            elif target in self._walked or target in self._roots:
                 left_out.add(REPEATED, FOLDER, link.path)
             else:
                 self._walk(link.found, link.path, target)

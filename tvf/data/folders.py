@@ -176,6 +176,8 @@ def _assign_splits(root: Path, names: Sequence[str]) -> tuple[dict[str, str], li
     for part in PARTS:
         meant = [name for name in names if split_of(name) == part]
         plain = [name for name in meant if name.casefold() in SPLIT_NAMES]
+        if train := folders.get("train"):  # val_logs/ is no split: it has none of the classes
+            meant = [name for name in meant if _shares_class(root / name, root / train)]
         if len(chosen := plain or meant) > 1:
             raise InputError(
                 f"data.root={printable(root)} has several folders for the {part} split: "
@@ -185,6 +187,15 @@ def _assign_splits(root: Path, names: Sequence[str]) -> tuple[dict[str, str], li
         if chosen:
             folders[part] = chosen[0]
     return folders, [name for name in names if name not in folders.values()]
+
+
+def _shares_class(folder: Path, train: Path) -> bool:
+    """Whether a folder has a class folder of train/, or images that lack one."""
+    try:
+        inside = os.listdir(folder)
+    except OSError:
+        return True  # read later, with an error that names it
+    return any(is_image(name) or (train / name).is_dir() for name in inside)
 
 
 def _inside(folder: str, shown: str, left_out: Tally) -> tuple[list[str], list[str]]:

@@ -14,8 +14,12 @@ REPEATED = "links to what is read already"
 UPWARDS = "links that lead upwards"
 BROKEN = "broken links"
 SPECIAL = "special files"
-# Usual in a folder of images: no cause for a warning.
+# Usual in a folder of images: no cause for a warning, unless these are images themselves.
 USUAL = (ENDING, SYSTEM)
+OTHER_IMAGES = (
+    *(".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".exr", ".hdr", ".dcm", ".npy", ".pdf"),
+    *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".czi", ".svs", ".mp4"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class LeftOut:
     kind: str
     count: int
     example: str
+
+
+def is_usual(entry: LeftOut) -> bool:
+    """Whether leaving this out is no cause for a warning."""
+    return entry.reason in USUAL and entry.kind not in OTHER_IMAGES
 
 
 class Tally:

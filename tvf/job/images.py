@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tvf.data import (
-    USUAL,
     DataSplits,
     describe_classes,
     describe_images,
     describe_left_out,
+    is_usual,
 )
 from tvf.errors import InputError
 
@@ -28,7 +28,7 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     pool = data.train.pool
     for note in pool.notes:
         log.warning("%s data: %s.", tag, note)
-    usual = all(entry.reason in USUAL for entry in pool.left_out)
+    usual = all(map(is_usual, pool.left_out))
     if pool.left_out:
         level = logging.INFO if usual else logging.WARNING
         log.log(level, "%s left out: %s", tag, describe_left_out(pool.left_out))

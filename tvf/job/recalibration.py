@@ -49,7 +49,7 @@ def recalibrate(
         return
     try:
         pixels = [split.fingerprint, model.mean, model.std]
-        network = [fingerprint_layers(model.module, without=model.head), list(layers)]
+        network = [fingerprint_layers(model.module, without=model.heads), list(layers)]
         environment = numeric_environment(fabric, model)
         key = fingerprint([pixels, network, batch_size, environment])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})

@@ -246,7 +246,7 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     try:
         code = [resolve_target({"_target_": path}, name) for name, path in targets.items()]
         network = [
-            fingerprint_layers(model.module, without=model.head),
+            fingerprint_layers(model.module, without=model.heads),
             dict(model.state_dict()),
         ]
         return fingerprint(

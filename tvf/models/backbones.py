@@ -156,6 +156,11 @@ def timm_backbone(
     require_bool("backbone.coarse", coarse)
     module = create_timm(name, pretrained, options or {})
     before = dict(module.named_parameters())
+    if not hasattr(module, "reset_classifier"):
+        raise InputError(
+            f"backbone.name={name} with backbone.options={options} is no classifier: "
+            f"{type(module).__name__} has no head. Remove the option that changes that."
+        )
     module.reset_classifier(num_classes)
     head, *more_heads = find_heads(module, before, name)
     config = module.pretrained_cfg

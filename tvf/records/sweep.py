@@ -36,11 +36,17 @@ def tracker_group(folder: Path) -> str:
 
 
 def note_group(folder: Path, group: str | None) -> None:
-    """Record the group that the environment gives the sweep's runs, unless one is recorded."""
+    """Record the group of the sweep's runs, unless one is recorded: it stays when jobs are added.
+
+    `group` is what the environment gives; by default it is the sweep's name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
         manifest = read_json(path)
-        if group and "group" not in manifest:
+        if "group" not in manifest:
+            begun = bool(manifest.get("jobs"))  # by an earlier version, which used the name
+            group = group if group and not begun else sweep_name(folder)
             write_json(path, manifest | {"group": group})
 
 

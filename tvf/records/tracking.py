@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tvf.errors import InputError, require_choice, require_number
+from tvf.files import printable
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class WandbTracker:
 
         settings = {"silent": True, "console": "off"}
         settings = {k: v for k, v in settings.items() if f"WANDB_{k.upper()}" not in os.environ}
-        new_id = secrets.token_hex(4) if group else None
+        new_id = secrets.token_hex(8) if group else None
 
         def init(mode: Any) -> Any:
             return wandb.init(
@@ -168,7 +169,7 @@ class WandbTracker:
                 name=name,
                 group=group,
                 job_type=job_type,
-                config=config,
+                config=_printable_values(config),
                 dir=folder,
                 id=run_id or new_id,
                 resume="allow" if run_id else None,
@@ -312,3 +313,12 @@ class _WandbRun:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _printable_values(value: Any) -> Any:
+    """A config as W&B can store it: with text that is not UTF-8 escaped."""
+    if isinstance(value, dict):
+        return {key: _printable_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_printable_values, value)]
+    return printable(value) if isinstance(value, str) else value

@@ -53,14 +53,15 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_layers(module: nn.Module, without: str) -> str:
-    """Fingerprint the layers of `module`, by name, except the submodule `without` and its children.
+def fingerprint_layers(module: nn.Module, without: Sequence[str]) -> str:
+    """Fingerprint the layers of `module`, by name, except the submodules `without` and their
+    children.
 
     Covers the code, attributes, parameters and buffers of each layer.
     """
     layers = []
     for name, layer in module.named_modules():
-        if name != without and not name.startswith(f"{without}."):
+        if not any(name == head or name.startswith(f"{head}.") for head in without):
             state = {key: v for key, v in _state(layer).items() if key not in layer._modules}
             layers.append((name, _code(type(layer)), state))
     return fingerprint(layers)

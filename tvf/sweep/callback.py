@@ -165,8 +165,8 @@ def _check_sweep(
     if can_fork():
         check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
     arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
-    write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
     note_group(folder, os.environ.get("WANDB_RUN_GROUP"))
+    write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
     if plan:
         note_halving(folder, plan.eta, plan.budgets)
     return folder, jobs, plan

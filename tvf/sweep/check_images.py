@@ -27,6 +27,8 @@ def check_images(configs: Iterable[Config]) -> None:
             if Affects.FROZEN_LAYERS in affects(f"data.{key}")
         }
         distinct.setdefault(json.dumps(options, sort_keys=True), config)
+    if not distinct:  # all jobs are done
+        return
     fork = multiprocessing.get_context("fork")
     receive, send = fork.Pipe(duplex=False)
     process = fork.Process(target=_check, args=(list(distinct.values()), send, os.getpid()))
