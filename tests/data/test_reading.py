@@ -245,6 +245,26 @@ def test_offsets_and_cut_values_are_told_apart(
     assert text is None if said is None else said in str(text)
 
 
+@pytest.mark.parametrize(
+    ("dark", "light", "found"),
+    [
+        ((0, 4095, 65535), (0, 65000, 65535), "45 of them have none above 4095 of 65535"),
+        ((0, 9, 255), (0, 250, 255), None),  # there are many black photographs, too
+    ],
+)
+def test_a_part_of_the_images_in_another_range_is_named(
+    dark: tuple[int, ...], light: tuple[int, ...], found: str | None
+) -> None:
+    text = describe_lost_range(np.array([dark] * 45 + [light] * 55))
+    assert (text is None) if found is None else (text is not None and found in text)
+    assert describe_lost_range(np.array([dark] * 5 + [light] * 95)) is None
+
+
+def test_one_bright_image_does_not_hide_that_all_others_are_black() -> None:
+    text = describe_lost_range(np.array([(0, 9, 255)] * 99 + [(0, 255, 255)]))
+    assert text is not None and text.startswith("99 of 100 images have values from 0 to 9 of 255")
+
+
 def test_16_bits_are_rounded_to_8_without_a_white_point() -> None:
     values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
     file = io.BytesIO()

@@ -8,6 +8,7 @@ import numpy as np
 
 DEEP = 65535  # the largest value of 16 bits
 USED = 0.5  # of the range of 16 bits: the least that the typical image should use
+FEW = 0.1  # of all images: so many may use little of the range without a word
 DARKEST = 32  # of 256: images of 8 bits whose brightest value is below this hold no photographs
 
 
@@ -26,16 +27,23 @@ def describe_lost_range(ranges: np.ndarray | None) -> str | None:
 def _describe_deep(ranges: np.ndarray) -> str | None:
     if not len(ranges):
         return None
-    low, white = int(ranges[:, 0].min()), int(ranges[0, 2])
-    high, typical = int(ranges[:, 1].max()), int(np.median(ranges[:, 1]))
+    low, high, white = int(ranges[:, 0].min()), int(ranges[:, 1].max()), int(ranges[0, 2])
     found = f"{len(ranges):,} images of 16 bits have values from {low} to {high}"
-    if typical > white:
+    cut, little = ranges[:, 1] > white, ranges[:, 1] - low < USED * white
+    if cut.mean() > FEW:
         return (
-            f"{found}, and most of them have some above data.white_point={white}, which are cut: "
-            f"raise it to {high}."
+            f"{found}, and {cut.sum():,} of them have some above data.white_point={white}, which "
+            f"are cut: raise it to {high}."
         )
-    if typical - low >= USED * white:
+    if little.mean() <= FEW:
         return None
+    darker = ranges[little, 1]
+    if little.mean() < 1 - FEW:
+        return (
+            f"{found}, but {len(darker):,} of them have none above {darker.max()} of {white}: a "
+            "network may learn which files are dark. Rescale all of them to one range."
+        )
+    typical = int(np.median(darker))
     levels = round((typical - low) / white * 255) + 1
     found += f" (most of them none above {typical})" if typical < high else ""
     left = f"{found} of {white}, so about {levels} of 256 grey values are left"
@@ -46,11 +54,14 @@ def _describe_deep(ranges: np.ndarray) -> str | None:
 
 
 def _describe_flat(ranges: np.ndarray) -> str | None:
-    if not len(ranges) or (high := int(ranges[:, 1].max())) >= DARKEST:
+    dark = ranges[:, 1] < DARKEST
+    if not len(ranges) or dark.mean() <= USED:
         return None
-    low, point = int(ranges[:, 0].min()), _all_ones(high)
+    count = f"{len(ranges):,}" if dark.all() else f"{dark.sum():,} of {len(ranges):,}"
+    low, high = int(ranges[dark, 0].min()), int(ranges[dark, 1].max())
+    point = _all_ones(high)
     return (
-        f"{len(ranges):,} images have values from {low} to {high} of 255, so they are nearly black."
+        f"{count} images have values from {low} to {high} of 255, so they are nearly black."
         f" data.white_point={point} shows {point} as white."
     )
 
