@@ -7,8 +7,9 @@ import torch
 
 from tvf.errors import InputError
 from tvf.models import backbones
-from tvf.models.backbones import check_image_size, resnet, timm_backbone
+from tvf.models.backbones import resnet, timm_backbone
 from tvf.models.groups import select_groups
+from tvf.models.network_check import check_network
 
 
 @pytest.mark.parametrize(("number", "tensors"), [(0, 294), (1, 384), (2, 384)])
@@ -46,7 +47,7 @@ def test_lites_without_their_package_say_how_to_install_it(monkeypatch: pytest.M
 def test_timm_groups_come_deepest_first(name: str, size: int, deepest: str, count: int) -> None:
     backbone = timm_backbone(name, 4, pretrained=False)
     assert (backbone.groups[0].name, len(backbone.groups)) == (deepest, count)
-    check_image_size(backbone, size)
+    check_network(backbone, size, 4)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +96,4 @@ def test_a_failed_download_suggests_the_backbone_that_works_offline(
 
 def test_an_image_size_that_the_network_does_not_accept_raises() -> None:
     with pytest.raises(InputError, match="data.image_size=96"):
-        check_image_size(timm_backbone("vit_tiny_patch16_224", 2, pretrained=False), 96)
+        check_network(timm_backbone("vit_tiny_patch16_224", 2, pretrained=False), 96, 2)

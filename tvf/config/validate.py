@@ -74,6 +74,8 @@ SUPPLIED_BY_CODE = {
 }
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
+
 
 def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[str, Any]:
     """The resolved config as plain data, with every key and every value checked.
@@ -146,10 +148,11 @@ def _normalise_model(model: dict[str, Any]) -> None:
 
 
 def _files(path: str) -> list[Path]:
-    """The file at `path`, or those directly in the folder; none if it does not exist."""
+    """The file at `path`, or the weights and their config in the folder; none if there are none."""
     place = Path(path)
-    found = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [file for file in found if file.is_file()]
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    return [f for f in sorted(place.iterdir()) if f.suffix in WEIGHTS and f.is_file()]
 
 
 def _check_selection(model: dict[str, Any]) -> None:

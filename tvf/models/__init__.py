@@ -2,7 +2,6 @@
 
 from tvf.models.backbones import (
     Backbone,
-    check_image_size,
     efficientnet_lite0,
     efficientnet_lite1,
     efficientnet_lite2,
@@ -61,7 +60,6 @@ __all__ = [
     "check_dropout",
     "check_fraction",
     "check_group_names",
-    "check_image_size",
     "check_network",
     "check_not_own_weights",
     "check_patterns",

@@ -175,17 +175,6 @@ def timm_backbone(
     )
 
 
-def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Raise InputError unless the network accepts images of `image_size` × `image_size` pixels.
-
-    One black image is passed through it.
-    """
-    was_training = backbone.module.training
-    with torch.no_grad():
-        run_black_images(backbone, image_size, images=1)
-    backbone.module.train(was_training)
-
-
 def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
     """What the network returns for black images in eval mode; InputError if it accepts none."""
     try:

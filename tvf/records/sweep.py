@@ -168,6 +168,8 @@ def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> Non
         stored = read_json(folder / name / "config.json")
         before, now = result_config(stored), result_config(config)
         differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if not before.get("backbone_content"):  # earlier versions did not record it
+            differing = [key for key in differing if key != "backbone_content"]
         if stored and differing:
             changes = [
                 f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]
