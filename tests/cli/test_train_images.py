@@ -50,6 +50,7 @@ def test_a_job_says_and_records_what_it_read_and_what_it_left_out(
     assert (np.array(by_class["train"]) + by_class["val"]).tolist() == [4, 24]
     assert "test 24 (cats 0, dogs 24)" in outcome.out
     assert "Testing/ is read as the test split" in outcome.out
+    assert "the test split has no image of cats: its scores say nothing" in outcome.out
     assert "files with other endings 20 (.heic 20; train/cats/0.heic)" in outcome.out
     reasons = [[each["reason"], each["kind"], each["count"]] for each in images["left_out"]]
     assert reasons == [
@@ -81,6 +82,7 @@ def test_digests_follow_the_images_and_their_labels_not_their_names(
     assert after["train"] != before["train"] and after["val"] == before["val"]
 
 
+@pytest.mark.slow
 def test_a_job_does_not_resume_on_other_images(
     shell: Shell, image_root: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_sweep_finds_every_bad_image_before_its_first_job(
     assert not list(tmp_path.glob("sweep/*/status.json"))
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_utf_8_can_be_trained_and_reported_in_every_format(
     shell: Shell, image_root: Path, tmp_path: Path
 ) -> None:

@@ -199,3 +199,10 @@ def test_folders_that_only_sound_like_a_split_are_named_not_refused(tmp_path: Pa
     found = find_images(root)
     assert {*found.parts} == {"train", "val", "test"}
     assert any("eval_logs/, test_results/, val_ids/" in note for note in found.notes)
+
+
+def test_classes_above_the_splits_are_told_to_change_places(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        add(tmp_path / name / "train", "0.png")
+    with pytest.raises(InputError, match=r"cat/, dog/ have one each: put the split first"):
+        find_images(tmp_path)

@@ -118,7 +118,7 @@ def test_the_jobs_of_a_sweep_are_runs_of_their_own_whatever_the_environment_says
     root = f"data.root={image_root}"
     swept = ("-m", root, "seed=1,2", "hydra.sweep.dir=sweep")
     output = _train(tmp_path, *swept, tracker="wandb", **variables)
-    assert "WANDB_RUN_ID, WANDB_NAME, WANDB_RESUME, WANDB_SWEEP_ID: not for a sweep" in output
+    assert "WANDB_RUN_ID, WANDB_NAME, WANDB_RESUME, WANDB_SWEEP_ID ignored: a sweep" in output
     jobs = _jobs(tmp_path / "sweep")
     assert len({job["wandb_run_id"] for job in jobs} | {"abc123"}) == 3
     assert [job["name"] for job in jobs] == ["fine-tuning-0.5-seed1", "fine-tuning-0.5-seed2"]

@@ -298,7 +298,9 @@ def _explain_no_train(root: Path, names: Sequence[str], loose: Sequence[str]) ->
     held = [f"{name}/" for name in names] + list(loose)
     has = f" It has {first_few(held)}." if held else ""
     nested = [name for name in names if _has_train(root / name)]
-    if nested:
+    if len(nested) > 1:
+        has = f" {first_few([f'{name}/' for name in nested])} have one each: put the split first."
+    elif nested:
         has = (
             f" Its folder {printable(nested[0])}/ has one: data.root={printable(root / nested[0])}."
         )

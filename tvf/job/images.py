@@ -26,6 +26,14 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     if (classes := describe_classes(counts, data.classes)) is not None:
         log.info("%s %s", tag, classes)
     pool = data.train.pool
+    for split, by_class in counts["by_class"].items():
+        if missing := [c for c, number in zip(data.classes, by_class, strict=True) if not number]:
+            log.warning(
+                "%s data: the %s split has no image of %s: its scores say nothing about that.",
+                tag,
+                split,
+                " or ".join(missing[:3]) + (" ..." if len(missing) > 3 else ""),
+            )
     for note in pool.notes:
         log.warning("%s data: %s.", tag, note)
     usual = all(map(is_usual, pool.left_out))

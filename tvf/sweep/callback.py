@@ -72,7 +72,7 @@ class SweepCallback(Callback):
         # Hydra turns exceptions in a callback into warnings, except for SystemExit.
         try:
             if forgotten := forget_run_variables():
-                print(f"{', '.join(forgotten)}: not for a sweep, whose jobs are runs of their own.")
+                print(f"{', '.join(forgotten)} ignored: a sweep's jobs are runs of their own.")
             folder, jobs, plan = _check_sweep(config)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain_error(error)}") from None
