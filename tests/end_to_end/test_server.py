@@ -295,7 +295,7 @@ def make(num_classes, pct):
     backbone = efficientnet_lite0(num_classes)
     if pct == 0.25:
         def end(module, inputs):
-            if module.training:
+            if module.training and len(inputs[0]) > 2:  # two images check the network
                 raise RuntimeError("it broke")
         backbone.module.register_forward_pre_hook(end)
     return backbone

@@ -23,7 +23,7 @@ FLAKY = """
 from helpers import small_backbone
 
 def fail_in_training(module, inputs):
-    if module.training:
+    if module.training and len(inputs[0]) > 2:  # two images check the network
         raise RuntimeError("the flaky backbone broke")
 
 def make(num_classes, pct, fails_at):

@@ -182,11 +182,8 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    # The streams that Python opened were for other files, which may have been seekable.
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
-    sys.stderr.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)  # type: ignore[union-attr]
     sys.argv = request["argv"]
     more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = [str(ROOT) if "script" in request else "", *filter(None, more)]

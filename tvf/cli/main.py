@@ -5,6 +5,7 @@ Each subcommand imports what it needs when it runs, so `tvf --help` only loads c
 
 import io
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -41,7 +42,8 @@ def train() -> None:
 def _print_any_name() -> None:
     """Let stdout escape what it cannot encode, as stderr does: names of files may not be UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # it writes to another kind of file than it was opened for
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @click.group(
