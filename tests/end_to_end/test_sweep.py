@@ -101,7 +101,9 @@ def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_
             for seed in (1, 2)
         ]
         ids += [row["wandb_run_id"] for row in rows]
-        on_disk = [path.name[-8:] for path in (tmp_path / name).glob("*/wandb/offline-run-*")]
+        on_disk = [
+            path.name.rpartition("-")[2] for path in (tmp_path / name).glob("*/wandb/offline-run-*")
+        ]
         assert sorted(on_disk) == sorted(row["wandb_run_id"] for row in rows)
         for row in rows:
             assert f" {row['name']} " in output

@@ -12,7 +12,6 @@ from tvf.files import finite
 from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, tracker_group
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
-from tvf.report.sentences import conclusions
 
 
 def log_summary(folder: Path) -> None:
@@ -75,7 +74,8 @@ def _summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _conclusion(comparison: Comparison) -> str:
-    return "\n".join(conclusions(comparison))
+    found = comparison.confirmation
+    return f"{comparison.choice.text}\n{found.text}" if found else comparison.choice.text
 
 
 def _table(
