@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
@@ -15,10 +14,10 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
-from PIL import Image
 
 import tvf.cli.launch  # noqa: F401  registers the resolvers that conf/ calls
 from helpers import ROOT, Outcome
+from helpers.folders import write_images
 from tvf import cli
 
 # A loaded machine is slow, not wrong.
@@ -101,12 +100,4 @@ def shell(
 @pytest.fixture
 def image_root(tmp_path: Path) -> Path:
     """A folder of images: two classes that differ in colour, 24 images each, of unequal shapes."""
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(("cats", "dogs")):
-        folder = tmp_path / "images" / "train" / name
-        folder.mkdir(parents=True)
-        for i in range(24):
-            pixels = rng.integers(0, 128, (40 + i, 48, 3), dtype=np.uint8)
-            pixels[..., number] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "images"
+    return write_images(tmp_path / "images")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvf.errors import InputError as InputError
+    from tvf.inference import Model as Model
+    from tvf.inference import load as load
     from tvf.models import Backbone as Backbone
     from tvf.models import FineTuneModel as FineTuneModel
     from tvf.models import Group as Group
@@ -19,9 +21,11 @@ _ROOMS = {
     "FineTuneModel": "models",
     "Group": "models",
     "InputError": "errors",
+    "Model": "inference",
     "group_by_modules": "models",
+    "load": "inference",
 }
-__all__ = ["Backbone", "FineTuneModel", "Group", "InputError", "group_by_modules"]
+__all__ = ["Backbone", "FineTuneModel", "Group", "InputError", "Model", "group_by_modules", "load"]
 
 
 def __getattr__(name: str) -> Any:

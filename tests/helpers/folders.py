@@ -1,8 +1,24 @@
-"""Folders of empty files, which are listed and never read."""
+"""Folders of images, and of empty files, which are listed and never read."""
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from tvf.data.find_images import FoundImages
+
+
+def write_images(root: Path, each: int = 24) -> Path:
+    """Two classes of images that differ in colour, of unequal shapes, below `root`/train."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("cats", "dogs")):
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 128, (40 + i, 48, 3), dtype=np.uint8)
+            pixels[..., number] += 100
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
 
 
 def fill(root: Path, **parts: int) -> Path:

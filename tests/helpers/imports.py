@@ -25,6 +25,7 @@ ROOMS: tuple[str, ...] = (
     "job",
     "report",
     "sweep",
+    "inference",
     "cli",
 )
 

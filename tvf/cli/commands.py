@@ -23,6 +23,7 @@ from tvf.metrics import METRICS, metric_of
 from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
 
 if TYPE_CHECKING:
+    from tvf.cli.predict import PredictOptions
     from tvf.store import StoreOptions
 
 
@@ -123,6 +124,23 @@ def report(
             "folder with --output."
         ) from error
     print(*paths, sep="\n")
+
+
+@_errors_as_messages()
+def predict(model: Path, images: Sequence[str], options: "PredictOptions") -> None:
+    """Write a model's predictions for `images`; exit with code 1 if some could not be read."""
+    from tvf.cli.predict import run_predict
+
+    if not run_predict(str(model), images, options):
+        raise SystemExit(1)
+
+
+@_errors_as_messages()
+def export(model: Path, **options: Any) -> None:
+    """Export a model as one file; see `run_export` for the options."""
+    from tvf.cli.predict import run_export
+
+    run_export(str(model), **options)
 
 
 @_errors_as_messages()

@@ -7,12 +7,20 @@ import io
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tvf import __version__
 
 DIR = click.Path(path_type=Path)
+
+
+_trust_code = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Run the model's own code if its backbone is not one of tvf's.",
+)
 
 
 class _Commands(click.Group):
@@ -63,6 +71,7 @@ def tvf(context: click.Context) -> None:
       tvf train -m model.pct_unfreeze=0,0.25,0.5,1.0 data.folds=5 data.fold=0,1,2,3,4
                                           a sweep: compare four fractions on five folds
       tvf confirm SWEEP_FOLDER            check its choice on fresh folds
+      tvf predict SWEEP_FOLDER photos/    classify images with what it recommends
       tvf train --help                    list every option with its default
     """
     if context.invoked_subcommand is None:
@@ -188,6 +197,85 @@ def report(
     from tvf.cli import commands
 
     commands.report(folders, file_format, output, margin)
+
+
+@tvf.command()
+@click.argument("model", metavar="MODEL", type=DIR)
+@click.argument("images", metavar="IMAGE|FOLDER|PATTERN|LIST...", nargs=-1, required=True)
+@click.option("--output", "-o", metavar="FILE", type=DIR, help="Default: stdout.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    help='Default: that of FILE\'s ending, else csv. parquet needs the extra "parquet".',
+)
+@click.option(
+    "--top", default=1, show_default=True, metavar="K", help="The K most probable classes."
+)
+@click.option("--every-class", is_flag=True, help="Add the probability of every class.")
+@click.option("--raw", is_flag=True, help="The network's own probabilities, uncalibrated.")
+@click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Average the probabilities of all jobs of the sweep's recommended configuration.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps.")
+@_trust_code
+def predict(model: Path, images: tuple[str, ...], **options: Any) -> None:
+    """Classify images with a trained model.
+
+    MODEL is the folder of a sweep (the best job of what it recommends), the folder of a job, or a
+    file that tvf export has written. Images are files, folders with all that is below, patterns in
+    quotes, .txt files with one path per line, or - for such a list on stdin. Images that cannot be
+    read are listed at the end; the exit code is 1 then. If images lie in folders that are called
+    like their classes, their scores are printed as well.
+
+    \b
+    Examples:
+      tvf predict outputs/sweeps/demo photos/ > predictions.csv
+      tvf predict outputs/sweeps/demo --ensemble --top 3 'photos/*.jpg' -o predictions.jsonl
+    """
+    from tvf.cli import commands
+    from tvf.cli.predict import PredictOptions
+
+    commands.predict(model, images, PredictOptions(**options))
+
+
+@tvf.command()
+@click.argument("model", metavar="MODEL", type=DIR)
+@click.option(
+    "--format",
+    "file_format",
+    default="onnx",
+    show_default=True,
+    type=click.Choice(["onnx", "torch_export"]),
+    help='onnx needs the extra "export".',
+)
+@click.option("--output", "-o", metavar="FILE", type=DIR, help="Default: the job's name.")
+@click.option(
+    "--layout",
+    default="nhwc",
+    show_default=True,
+    type=click.Choice(["nhwc", "nchw"]),
+    help="The order of the images' dimensions.",
+)
+@click.option("--raw", is_flag=True, help="Leave out the calibration of probabilities.")
+@_trust_code
+def export(model: Path, **options: Any) -> None:
+    """Write a trained model as one file for other runtimes.
+
+    MODEL is the folder of a sweep or of a job. The file maps images (uint8, square, of the trained
+    size, any number) to calibrated probabilities; normalisation is inside, and the classes are in
+    its metadata. It is compared with the original on real images before it is written.
+
+    \b
+    Examples:
+      tvf export outputs/sweeps/demo -o model.onnx
+      tvf export outputs/sweeps/demo --format torch_export -o model.pt2
+    """
+    from tvf.cli import commands
+
+    commands.export(model, **options)
 
 
 @tvf.command()

@@ -1,5 +1,6 @@
 """Turns command-line options into plain, validated values, and says what each option affects."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tvf.config.build import (
@@ -34,11 +35,21 @@ from tvf.config.identity import (
     selection_name,
     written_options,
 )
-from tvf.config.names import environment_value, job_folder, job_name
 from tvf.config.places import absolute_place
 
 if TYPE_CHECKING:
+    from tvf.config.names import environment_value as environment_value
+    from tvf.config.names import job_folder as job_folder
+    from tvf.config.names import job_name as job_name
     from tvf.config.validate import validate_config as validate_config
+
+# Modules that import what not everyone needs: torch to validate, Hydra to name a job.
+_ON_USE = {
+    "environment_value": "names",
+    "job_folder": "names",
+    "job_name": "names",
+    "validate_config": "validate",
+}
 
 __all__ = [
     "Affects",
@@ -78,9 +89,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "validate_config":
+    if name not in _ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Validation imports torch, which `tvf --help` and naming a job do not need.
-    from tvf.config.validate import validate_config
-
-    return validate_config
+    return getattr(import_module(f"tvf.config.{_ON_USE[name]}"), name)

@@ -1,4 +1,7 @@
-"""Builds the object that a config node names by `_target_`; keys it does not take are errors."""
+"""Builds the object that a config node names by `_target_`; keys it does not take are errors.
+
+Hydra is imported where it is used: whoever only reads records or loads a model does not need it.
+"""
 
 import errno
 import inspect
@@ -6,15 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
 from tvf.config.identity import LEGACY_TARGETS, SELECTION, Config, is_transfer
 from tvf.errors import RESERVED, InputError, unknown_key
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from tvf.training import Phase
 
 # Options in a node that the job handles itself instead of passing them to the node's target.
@@ -109,6 +109,8 @@ def _check_required(
 
 def resolve_target(node: Config, name: str) -> Callable[..., Any]:
     """The function or class that `node` names. InputError if it cannot be imported."""
+    from hydra.utils import get_object
+
     path = node["_target_"]
     if path in LEGACY_TARGETS:
         raise InputError(f"{name}._target_={path!r} is now called {LEGACY_TARGETS[path]}.")
@@ -126,14 +128,20 @@ def resolve_target(node: Config, name: str) -> Callable[..., Any]:
 
 
 def _instantiate(node: Config) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
 
 
-def to_plain(node: DictConfig) -> dict[str, Any]:
+def to_plain(node: "DictConfig") -> dict[str, Any]:
     """The node as plain data; InputError if a value is missing or its reference is broken."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -143,6 +151,9 @@ def to_plain(node: DictConfig) -> dict[str, Any]:
 
 def explain_error(error: Exception) -> str:
     """Explain an error from composing or building a config: what is wrong and what to do."""
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: set it with {error.full_key}=..."

@@ -7,6 +7,8 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
+from tvf.data.folders import is_image, is_system
+from tvf.data.images import convert_image, read_image, without_pillow_limit
 from tvf.data.left_out import LeftOut, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.pool import (
@@ -38,12 +40,17 @@ __all__ = [
     "SplitOptions",
     "TorchvisionTransforms",
     "ViewRows",
+    "convert_image",
     "count_images",
     "describe_classes",
     "describe_images",
     "describe_left_out",
+    "is_image",
+    "is_system",
     "is_usual",
+    "read_image",
     "require_plain_variant",
     "sample_order",
     "split_batches",
+    "without_pillow_limit",
 ]

@@ -93,6 +93,16 @@ def read_image(
     return _read_with_range(path, image_size, max_megapixels, white_point)[0]
 
 
+def convert_image(
+    image: Image.Image, image_size: int, white_point: int | None = None
+) -> np.ndarray:
+    """Like `read_image`, for an image that Pillow has opened or made. Raises InputError."""
+    try:
+        return _convert(image, image_size, white_point)[0]
+    except Exception as error:  # Pillow raises anything for a damaged file
+        raise InputError(f"the image cannot be used: {error}.") from error
+
+
 def check_memory(count: int, image_size: int) -> None:
     """Raise InputError if `count` images do not fit into free memory."""
     needed, free = count * 3 * image_size**2, psutil.virtual_memory().available
@@ -142,7 +152,7 @@ class _Reader:
 
     def explain(self, error: BadImageError) -> InputError:
         """The error for all files that cannot be read, after reading all of them."""
-        with _no_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             bad = [found for found in pool.map(self._find_fault, self.paths) if found is not None]
         if len(bad) < 2:
             return error
@@ -183,7 +193,7 @@ class _Reader:
             path = self.paths[row]
             return _read_with_range(path, self.image_size, self.max_megapixels, self.white_point)
 
-        with _no_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             squares, ranges = zip(*pool.map(read, rows.tolist()), strict=True)
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
@@ -196,7 +206,7 @@ def _as_pixels(files: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
 
 
 @contextmanager
-def _no_pillow_limit() -> Iterator[None]:
+def without_pillow_limit() -> Iterator[None]:
     """Disable Pillow's limit of an image's size: ours is checked instead."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -218,9 +228,7 @@ def _read_with_range(
                     verdict="",
                     remedy="Raise the limit or shrink the image.",
                 )
-            shown, values = _convert_to_8_bits(_turn_upright(image), white_point)
-        square = ImageOps.fit(shown, (image_size, image_size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(square.convert("RGB"))
+            pixels, values = _convert(image, image_size, white_point)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -229,6 +237,15 @@ def _read_with_range(
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(path, printable(reason)) from error
     return pixels, values or (int(pixels.min()), int(pixels.max()), 255)
+
+
+def _convert(
+    image: Image.Image, image_size: int, white_point: int | None
+) -> tuple[np.ndarray, tuple[int, int, int] | None]:
+    """The centre square, uint8 [S, S, 3], and the range of values if the image has 16 bits."""
+    shown, values = _convert_to_8_bits(_turn_upright(image), white_point)
+    square = ImageOps.fit(shown, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(square.convert("RGB")), values
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

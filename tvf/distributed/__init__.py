@@ -18,6 +18,7 @@ from tvf.distributed.devices import (
     return_freed_memory,
     set_threads,
     single_thread,
+    source_commit,
 )
 from tvf.distributed.ranks import die_with_parent, start_ranks
 
@@ -38,5 +39,6 @@ __all__ = [
     "set_threads",
     "share_of",
     "single_thread",
+    "source_commit",
     "start_ranks",
 ]

@@ -4,10 +4,12 @@ import ctypes
 import getpass
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -172,3 +174,23 @@ def library_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # a checkout that is not installed
             found[name] = version(name)
     return found
+
+
+@cache
+def source_commit() -> str | None:
+    """The git commit of the checkout that tvf runs from; None if it is installed from a package."""
+    package = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(package)]
+        # The package may be in an environment inside another repository, which does not track it.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            check=True,
+        )
+        found = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

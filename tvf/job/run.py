@@ -19,6 +19,7 @@ from tvf.distributed import (
     library_versions,
     peak_memory_mb,
     return_freed_memory,
+    source_commit,
 )
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
@@ -40,6 +41,7 @@ from tvf.records import (
     JobRecord,
     Predictions,
     Run,
+    calibrate,
     check_same_configuration,
     failure_reason,
     has_reached,
@@ -194,6 +196,7 @@ def score_job(
         logits, loss, acc = predict(phases.fabric, inputs, split.labels, size)
         scores |= compute_scores(logits, split.labels, loss, acc).named(name)
         predictions[name] = predictions_of(split, logits.numpy())
+    by_split = {name: (each.logits, each.labels) for name, each in predictions.items()}
     if loop.predicted is not None:
         classes = loop.predicted.numpy()
         predictions["val"] = replace(predictions["val"], epoch_classes=classes)
@@ -203,6 +206,7 @@ def score_job(
         "best_epoch": best.epoch,
         "best_phase": best.phase,
         **scores,
+        "calibration": calibrate(by_split),
         **total,
         "train_seconds": training["train_seconds"],
         "prefix_seconds": training["prefix_seconds"],
@@ -345,5 +349,6 @@ def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) ->
         "wandb_run_id": run.id,
         "wandb_url": run.url,
         "versions": library_versions(),
+        "commit": source_commit(),
         "machine": describe_machine(device),
     }

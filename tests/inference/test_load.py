@@ -1,0 +1,182 @@
+"""A job's model outside the job: the same numbers, and what cannot be loaded."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tvf
+from helpers import IMPORTABLE
+from helpers.classifier import train_classifier
+from helpers.folders import write_images
+from tvf.errors import InputError
+from tvf.files import BEST_WEIGHTS, write_json
+from tvf.records import read_predictions, softmax
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def job(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job on two classes of images, with one of tvf's own backbones. Tests do not change it."""
+    return train_classifier(images, tmp_path_factory.mktemp("jobs") / "job")
+
+
+def _validation_files(job: Path, root: Path) -> list[Path]:
+    return [root / str(name) for name in read_predictions(job)["val"].names]
+
+
+def test_a_loaded_model_gives_the_jobs_own_logits_bit_for_bit(job: Path, images: Path) -> None:
+    model = tvf.load(job)
+    recorded = read_predictions(job)["val"]
+    table = model.predict(_validation_files(job, images))
+    assert model.classes == ("cats", "dogs")
+    assert np.array_equal(table.probabilities, softmax(recorded.logits, model.temperature))
+    raw = model.predict(_validation_files(job, images), raw=True)
+    assert np.array_equal(raw.probabilities, softmax(recorded.logits))
+    assert model.temperature != 1.0
+    pixels = np.stack([model.reading.read(path) for path in _validation_files(job, images)[:8]])
+    with torch.no_grad():
+        logits = model.module(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert np.array_equal(logits.numpy(), recorded.logits[:8])
+
+
+def test_arrays_files_folders_patterns_and_lists_are_the_same_images(
+    job: Path, images: Path, tmp_path: Path
+) -> None:
+    model = tvf.load(job)
+    folder = images / "train" / "cats"
+    files = sorted(folder.glob("*.png"))
+    expected = model.predict(files)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(map(str, files)) + "\n")
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    opened = [Image.open(file) for file in files]
+    for given in (folder, str(folder / "*.png"), listed, arrays, tensors, opened):
+        found = model.predict(given)
+        assert np.array_equal(found.probabilities, expected.probabilities), type(given)
+    batch = np.stack([np.asarray(image.resize((40, 40))) for image in opened])
+    single = [model.predict(each).probabilities[0] for each in batch]
+    assert np.allclose(model.predict(batch).probabilities, single, atol=1e-6)
+    assert len(expected) == 24 and {*expected.predicted} <= {"cats", "dogs"}
+    assert str(files[0]) in str(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("missing.png", "missing.png does not exist"),
+        ("*.missing", "matches no file"),
+        ([], "no image to classify"),
+        (3, "int is no image"),
+        (np.zeros((4, 4)), "pixels must be uint8"),
+        (np.zeros((2, 4, 4, 5), np.uint8), "is no image"),
+        (np.zeros(4, np.uint8), "is no image"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "is no image"),
+        ("empty", "empty has no images"),
+        ("list.txt", r"list.txt names files that do not exist: line 2: nowhere.png"),
+        ("void.txt", "void.txt names no files"),
+    ],
+)
+def test_what_is_no_image_is_named(
+    given: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvf.inference import list_items
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("here.png").touch()
+    Path("list.txt").write_text("here.png\nnowhere.png\n")
+    Path("void.txt").write_text("\n")
+    with pytest.raises(InputError, match=message):
+        list_items(given)
+
+
+def test_an_unreadable_image_costs_no_other(job: Path, images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images / "train" / "cats", tmp_path / "cats")
+    model = tvf.load(job)
+    before = model.predict(folder)
+    (folder / "0a.png").write_bytes(b"not an image")
+    after = model.predict(folder)
+    assert after.images == before.images
+    assert np.allclose(after.probabilities, before.probabilities, atol=1e-6)
+    ((name, reason),) = after.failed
+    assert name == str(folder / "0a.png") and "none that Pillow knows" in reason
+
+
+def _copy(job: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A copy of the job with these keys of its JSON files changed."""
+    other = tmp_path / "other"
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(job, other)
+    for name, values in changes.items():
+        path = other / f"{name}.json"
+        write_json(path, json.loads(path.read_text()) | values)
+    return other
+
+
+def _refused(path: Path, message: str, **how: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        tvf.load(path, **how)
+
+
+def test_what_cannot_be_loaded_is_refused_with_the_reason(job: Path, tmp_path: Path) -> None:
+    _refused(tmp_path / "nowhere", "does not exist")
+    (tmp_path / "plain").mkdir()
+    _refused(tmp_path / "plain", "holds no job")
+    _refused(job, "an ensemble is of a sweep", together=True)
+    _refused(job / BEST_WEIGHTS, "Name the folder of its job")
+    for state, words in (
+        ("failed", "failed: mend"),
+        ("running", "still running"),
+        ("paused", "was paused"),
+    ):
+        other = _copy(job, tmp_path, status={"state": state})
+        _refused(other, words)
+    other = _copy(job, tmp_path, summary={"classes": None, "versions": {"tvf": "0.0.1"}})
+    _refused(other, "tvf 0.0.1 wrote it, this is .* Load it with that version")
+    weights = other / BEST_WEIGHTS
+    other = _copy(job, tmp_path)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    _refused(other, "best.safetensors does not hold this model's weights")
+
+
+def test_code_of_ones_own_runs_only_if_it_is_trusted(job: Path, tmp_path: Path) -> None:
+    other = _copy(job, tmp_path, config={"backbone": {"_target_": "nowhere.at_all"}})
+    _refused(other, r"code of your own \(nowhere.at_all\).*trust_code=True")
+    _refused(other, "nowhere.at_all cannot be imported", trust_code=True)
+    nested = {"_target_": "tvf.models.resnet", "name": {"_target_": "os.system", "command": "ls"}}
+    _refused(_copy(job, tmp_path, config={"backbone": nested}), "code of your own")
+
+
+@pytest.mark.slow
+def test_loading_imports_neither_hydra_nor_wandb(job: Path, images: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    code = f"""
+import sys, tvf
+model = tvf.load({str(job)!r})
+model.predict({str(images / "train")!r})
+tvf.load({str(sweep)!r})
+print(sorted({{"hydra", "omegaconf", "wandb"}} & sys.modules.keys()))
+"""
+    shutil.copytree(job, sweep / "job")
+    write_json(sweep / "sweep.json", {"commands": [], "jobs": {}})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": IMPORTABLE, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n", done.stderr

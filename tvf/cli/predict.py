@@ -1,0 +1,111 @@
+"""`tvf predict` and `tvf export`: a trained model outside its sweep."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvf.errors import InputError
+from tvf.files import printable
+from tvf.inference import (
+    ENDINGS,
+    FORMATS,
+    Model,
+    ScoreKeeper,
+    export_model,
+    list_items,
+    load,
+    open_writer,
+    rows_of,
+)
+from tvf.progress import progress_bar
+
+LISTED = 20  # unreadable images on the terminal
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `tvf predict` was asked for: see its help."""
+
+    output: Path | None = None
+    file_format: str | None = None
+    top: int = 1
+    every_class: bool = False
+    raw: bool = False
+    ensemble: bool = False
+    trust_code: bool = False
+    device: str = "cpu"
+
+
+def run_predict(model_path: str, images: Sequence[str], options: PredictOptions) -> bool:
+    """Write the predictions for `images`; return whether all of them could be read."""
+    file_format = _format_of(options)
+    model = _load(model_path, options.trust_code, options.device, options.ensemble)
+    if not 1 <= options.top <= len(model.classes):
+        raise InputError(
+            f"--top {options.top} must be from 1 to {len(model.classes)}, the number of classes."
+        )
+    items = list_items(images, model.classes)
+    scores, failed = ScoreKeeper(), []
+    with (
+        open_writer(options.output, file_format) as write,
+        progress_bar("predicting", len(items)) as advance,
+    ):
+        for chunk in model.stream(items, options.raw):
+            write(rows_of(chunk, model.classes, options.top, options.every_class))
+            scores.add(chunk)
+            failed += chunk.failed
+            advance(len(chunk))
+    if scored := scores.describe():
+        print(scored, file=sys.stderr)
+    _report_failed(failed, len(items))
+    return not failed
+
+
+def run_export(
+    model_path: str,
+    file_format: str,
+    output: Path | None,
+    layout: str,
+    raw: bool,
+    trust_code: bool,
+) -> None:
+    """Export a model, and print the path and how far the file is from the original."""
+    model = _load(model_path, trust_code)
+    path = output or Path(f"{model.summary.get('name') or 'model'}{ENDINGS[file_format]}")
+    done = export_model(model, file_format, path, layout, raw)
+    print(done.path)
+    print(
+        f"The largest difference from the original, on {done.checked_on}: {done.difference:.1e} in "
+        "probability.",
+        file=sys.stderr,
+    )
+
+
+def _load(path: str, trust_code: bool, device: str = "cpu", together: bool = False) -> Model:
+    model = load(path, trust_code, device, together)
+    print(f"model: {model.source}", file=sys.stderr)
+    return model
+
+
+def _format_of(options: PredictOptions) -> str:
+    """The format that was named, or else that of the output's ending; by default CSV."""
+    if options.file_format or options.output is None:
+        return options.file_format or "csv"
+    for name, ending in FORMATS.items():
+        if options.output.suffix == ending:
+            return name
+    raise InputError(
+        f"{printable(options.output)} does not end in {', '.join(FORMATS.values())}: say which "
+        "with --format."
+    )
+
+
+def _report_failed(failed: Sequence[tuple[object, str]], images: int) -> None:
+    if not failed:
+        return
+    print(f"{len(failed):,} of {images:,} images could not be read:", file=sys.stderr)
+    for _, reason in failed[:LISTED]:
+        print(f"  {reason}", file=sys.stderr)
+    if len(failed) > LISTED:
+        print(f"  and {len(failed) - LISTED:,} more", file=sys.stderr)

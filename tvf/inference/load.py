@@ -1,0 +1,210 @@
+"""Loads a trained model from the folder of a job or a sweep, or from an exported file.
+
+Neither Hydra nor W&B nor pickle is on this path: a job's folder holds safetensors and JSON, and
+nothing in it is executed unless the caller trusts code of the user's own.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvf.config import modern_node
+from tvf.distributed import library_versions
+from tvf.errors import InputError
+from tvf.files import BEST_WEIGHTS, printable, read_json
+from tvf.inference.choose import choose_jobs
+from tvf.inference.exported import load_exported
+from tvf.inference.images import Reading
+from tvf.inference.model import Model, ensemble, torch_runner
+from tvf.models import (
+    Backbone,
+    FineTuneModel,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+    load_weights,
+    resnet,
+    timm_backbone,
+)
+from tvf.records import fit_temperature, read_predictions, read_status
+
+log = logging.getLogger(__name__)
+
+# How to build each of tvf's backbones without weights: those of the job are loaded afterwards.
+BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "tvf.models.efficientnet_lite0": (efficientnet_lite0, {"pretrained": False}),
+    "tvf.models.efficientnet_lite1": (efficientnet_lite1, {"pretrained": False}),
+    "tvf.models.efficientnet_lite2": (efficientnet_lite2, {"pretrained": False}),
+    "tvf.models.resnet": (resnet, {"weights": None}),
+    "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
+}
+MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
+CARD = "MODEL_CARD.md"
+UNFINISHED = {
+    "running": "is still running: wait for its end",
+    "paused": "was paused: resume it by running its command again",
+    "failed": "failed: mend what status.json says and run its command again",
+}
+
+
+def load(
+    path: str | os.PathLike[str],
+    trust_code: bool = False,
+    device: str | torch.device = "cpu",
+    together: bool = False,
+) -> Model:
+    """Load the model in `path`: the folder of a job or of a sweep, or an exported file.
+
+    Of a sweep, it is the job with the best validation score of the recommended configuration; with
+    `together`, all jobs of that configuration, whose probabilities are averaged. A backbone or
+    model of the user's own is only imported with `trust_code`. Raises InputError for anything that
+    cannot be loaded, with the reason.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(path)))
+    if path.is_file():
+        return load_exported(path)
+    if not path.exists():
+        raise InputError(f"{printable(path)} does not exist.")
+    if not (path / "sweep.json").is_file():
+        if together:
+            raise InputError(f"{printable(path)}: an ensemble is of a sweep: name its folder.")
+        return load_job(path, trust_code, device)
+    chosen = choose_jobs(path)
+    if together:
+        return ensemble([load_job(folder, trust_code, device) for folder in chosen.folders])
+    return load_job(chosen.folders[0], trust_code, device)
+
+
+def load_job(folder: Path, trust_code: bool = False, device: str | torch.device = "cpu") -> Model:
+    """The model of a finished job: its best weights, its way of reading images, its classes."""
+    config, summary = _read_record(folder)
+    classes = tuple(summary["classes"])
+    backbone = _build_backbone(config, len(classes), folder, trust_code)
+    network = _build_model(config, backbone, folder, trust_code)
+    load_weights(network, folder / BEST_WEIGHTS, summary["best_epoch"])
+    network.requires_grad_(False).eval().to(device)
+    if config.get("channels_last"):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    data = config["data"]
+    reading = Reading(
+        data["image_size"], data.get("max_megapixels", 100.0), data.get("white_point")
+    )
+    card, temperature = folder / CARD, _temperature(folder, summary)
+    precision = config.get("fabric", {}).get("precision", "32-true")
+    if precision not in ("32-true", "64-true"):
+        log.warning(
+            "%s was trained with precision %s; it predicts with 32-true.", folder, precision
+        )
+    return Model(
+        classes=classes,
+        reading=reading,
+        run=torch_runner(network, temperature, device),
+        temperature=temperature,
+        batch_size=data.get("batch_size", 32),
+        source=str(folder),
+        card=card.read_text() if card.is_file() else "",
+        summary=summary,
+        network=network,
+    )
+
+
+def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the summary of a finished job; InputError for anything else."""
+    status, config = read_status(folder), read_json(folder / "config.json")
+    shown = printable(folder)
+    if not status or not config:
+        raise InputError(
+            f"{shown} holds no job: it has no readable status.json and config.json. Name the "
+            "folder of a job or of a sweep, or a file that tvf export has written."
+        )
+    if (state := status["state"]) != "done":
+        raise InputError(f"{shown}: the job {UNFINISHED.get(state, f'is {state}')}.")
+    summary = read_json(folder / "summary.json")
+    if missing := [key for key in ("classes", "best_epoch") if not summary.get(key)]:
+        raise InputError(
+            f"{shown}: summary.json does not say {' and '.join(missing)}: {_version_hint(summary)}"
+        )
+    if not isinstance(config.get("data"), dict) or "image_size" not in config["data"]:
+        raise InputError(
+            f"{shown}: config.json does not say data.image_size: {_version_hint(summary)}"
+        )
+    return config, summary
+
+
+def _version_hint(summary: Mapping[str, Any]) -> str:
+    versions = summary.get("versions")
+    written = versions.get("tvf") if isinstance(versions, dict) else None
+    own = library_versions().get("tvf")
+    if written and written != own:
+        return f"tvf {written} wrote it, this is {own}. Load it with that version."
+    return "the file is damaged. Train the job again."
+
+
+def _build_backbone(
+    config: Mapping[str, Any], classes: int, folder: Path, trust_code: bool
+) -> Backbone:
+    node = modern_node(config.get("backbone") or {})
+    target = str(node.get("_target_"))
+    options = {key: value for key, value in node.items() if not key.startswith("_")}
+    if target in BACKBONES and not _names_code(options):
+        build, untrained = BACKBONES[target]
+        if isinstance(given := options.get("options"), dict):  # timm's: no file to start from
+            kept = {key: value for key, value in given.items() if key != "checkpoint_path"}
+            options["options"] = kept
+        return build(num_classes=classes, **options | untrained)
+    build = _own_code(target, "backbone", folder, trust_code)
+    return build(num_classes=classes, **options)
+
+
+def _build_model(
+    config: Mapping[str, Any], backbone: Backbone, folder: Path, trust_code: bool
+) -> FineTuneModel:
+    node = modern_node(config.get("model") or {})
+    target = str(node.get("_target_"))
+    if target in MODELS:  # what trained does not matter any more
+        return FineTuneModel(backbone, 0.0)
+    options = {
+        key: value for key, value in node.items() if not key.startswith("_") and key != "init_from"
+    }
+    return _own_code(target, "model", folder, trust_code)(backbone=backbone, **options)
+
+
+def _names_code(options: Any) -> bool:
+    """Whether a nested option names something to import."""
+    if isinstance(options, dict):
+        return "_target_" in options or any(map(_names_code, options.values()))
+    return isinstance(options, list) and any(map(_names_code, options))
+
+
+def _own_code(target: str, part: str, folder: Path, trust_code: bool) -> Any:
+    """The function or class of the user's own that a job was trained with."""
+    if not trust_code:
+        raise InputError(
+            f"{printable(folder)}: its {part} is code of your own ({target}), which loading the "
+            "model would run. If you trust it: tvf.load(..., trust_code=True), or --trust-code."
+        )
+    module, _, name = target.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{printable(folder)}: its {part} {target} cannot be imported ({error}). Call this "
+            f"from the folder that holds {module.partition('.')[0]}.py, or put that on PYTHONPATH."
+        ) from error
+
+
+def _temperature(folder: Path, summary: Mapping[str, Any]) -> float:
+    """The temperature in the job's record; fitted anew for jobs of earlier versions."""
+    calibration = summary.get("calibration")
+    if isinstance(calibration, dict) and isinstance(calibration.get("temperature"), float):
+        return calibration["temperature"]
+    validation = read_predictions(folder).get("val")
+    return 1.0 if validation is None else fit_temperature(validation.logits, validation.labels)

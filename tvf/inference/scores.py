@@ -1,0 +1,44 @@
+"""Scores of images whose classes are known, gathered batch by batch."""
+
+import numpy as np
+
+from tvf.inference.pipeline import Chunk
+
+
+class ScoreKeeper:
+    """Keeps a few numbers of each labelled image, whatever the number of classes."""
+
+    def __init__(self) -> None:
+        self._labels: list[np.ndarray] = []
+        self._predicted: list[np.ndarray] = []
+        self._true: list[np.ndarray] = []  # the probability of the true class
+        self.images = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Count the images of a chunk; those without a label only as images."""
+        self.images += len(chunk.items)
+        rows = [row for row, item in enumerate(chunk.items) if item.label is not None]
+        if not rows:
+            return
+        labels = np.array([chunk.items[row].label for row in rows])
+        probabilities = chunk.probabilities[rows]
+        self._labels.append(labels)
+        self._predicted.append(probabilities.argmax(1))
+        self._true.append(probabilities[np.arange(len(rows)), labels])
+
+    def describe(self) -> str | None:
+        """The scores in one line; None if no image has a label."""
+        if not self._labels:
+            return None
+        from sklearn.metrics import f1_score
+
+        labels, predicted = np.concatenate(self._labels), np.concatenate(self._predicted)
+        with np.errstate(divide="ignore"):
+            nll = float(-np.log(np.concatenate(self._true)).mean())
+        accuracy = float((labels == predicted).mean())
+        f1 = float(f1_score(labels, predicted, average="macro"))
+        some = "" if len(labels) == self.images else f" of {self.images:,}"
+        return (
+            f"{len(labels):,}{some} images are in folders of their classes: accuracy "
+            f"{accuracy:.3f}, macro F1 {f1:.3f}, negative log-likelihood {nll:.3f}"
+        )
