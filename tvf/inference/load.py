@@ -76,6 +76,8 @@ def load(
             raise InputError(f"{printable(path)}: an ensemble is of a sweep: name its folder.")
         return load_job(path, trust_code, device)
     chosen = choose_jobs(path)
+    if not chosen.recommended:
+        log.warning("%s has not decided: %s is the best so far.", printable(path), chosen.name)
     if together:
         return ensemble([load_job(folder, trust_code, device) for folder in chosen.folders])
     return load_job(chosen.folders[0], trust_code, device)
