@@ -14,6 +14,7 @@ from uuid import uuid4
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images
+MODEL_CARD = "checkpoints/MODEL_CARD.md"  # of the job that a sweep recommends
 NO_HOME = "TVF_NO_HOME"  # environment variable: the home folder is temporary
 
 

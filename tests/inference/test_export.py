@@ -152,10 +152,10 @@ def test_other_files_are_refused_with_the_reason(
 
 def test_endings_and_options_are_checked_first(tmp_path: Path) -> None:
     model = _model(nn.Identity())
-    for arguments, message in (
-        (("onnx", tmp_path / "model.pt2"), "must end in .onnx"),
-        (("other", tmp_path / "model.pt2"), "--format"),
-        (("onnx", tmp_path / "model.onnx", "hwc"), "--layout"),
+    for file_format, name, layout, message in (
+        ("onnx", "model.pt2", "nhwc", "must end in .onnx"),
+        ("other", "model.pt2", "nhwc", "--format"),
+        ("onnx", "model.onnx", "hwc", "--layout"),
     ):
         with pytest.raises(InputError, match=message):
-            export_model(model, *arguments)
+            export_model(model, file_format, tmp_path / name, layout)

@@ -29,7 +29,10 @@ def choose_jobs(sweep: Path) -> Chosen:
 
     Raises InputError if no job is done, or if the jobs are not comparable.
     """
-    from tvf.report import compare  # with the terminal's libraries, which a job does not need
+    from tvf.report import (
+        compare,
+        jobs_of_choice,
+    )  # with the terminal's libraries, which a job does not need
 
     comparisons = [found for found in compare(read_sweep(sweep)) if _finished(found)]
     if not comparisons:
@@ -43,10 +46,8 @@ def choose_jobs(sweep: Path) -> Chosen:
     (comparison,) = comparisons
     choice = comparison.choice
     chosen = choice.chosen or choice.best
-    assert chosen is not None, "a configuration with finished jobs has a score"
-    done = sorted(chosen.done, key=lambda job: -job[comparison.score_key])
     decided = choice.decision is not None and choice.decision.decided
-    return Chosen([Path(job["path"]) for job in done], str(chosen), decided)
+    return Chosen([Path(job["path"]) for job in jobs_of_choice(comparison)], str(chosen), decided)
 
 
 def _finished(comparison: "Comparison") -> bool:

@@ -17,7 +17,7 @@ import torch
 from tvf.config import modern_node
 from tvf.distributed import library_versions
 from tvf.errors import InputError
-from tvf.files import BEST_WEIGHTS, printable, read_json
+from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
 from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
@@ -45,7 +45,6 @@ BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
 }
 MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
-CARD = "MODEL_CARD.md"
 UNFINISHED = {
     "running": "is still running: wait for its end",
     "paused": "was paused: resume it by running its command again",
@@ -90,14 +89,19 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     backbone = _build_backbone(config, len(classes), folder, trust_code)
     network = _build_model(config, backbone, folder, trust_code)
     load_weights(network, folder / BEST_WEIGHTS, summary["best_epoch"])
-    network.requires_grad_(False).eval().to(device)
+    network.requires_grad_(False).eval()
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch is built without it, or it is not here
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used: {reason} Choose cpu.") from error
     if config.get("channels_last"):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = config["data"]
     reading = Reading(
         data["image_size"], data.get("max_megapixels", 100.0), data.get("white_point")
     )
-    card, temperature = folder / CARD, _temperature(folder, summary)
+    temperature = _temperature(folder, summary)
     precision = config.get("fabric", {}).get("precision", "32-true")
     if precision not in ("32-true", "64-true"):
         log.warning(
@@ -110,7 +114,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         temperature=temperature,
         batch_size=data.get("batch_size", 32),
         source=str(folder),
-        card=card.read_text() if card.is_file() else "",
+        card=_card(folder),
         summary=summary,
         network=network,
     )
@@ -201,6 +205,16 @@ def _own_code(target: str, part: str, folder: Path, trust_code: bool) -> Any:
             f"{printable(folder)}: its {part} {target} cannot be imported ({error}). Call this "
             f"from the folder that holds {module.partition('.')[0]}.py, or put that on PYTHONPATH."
         ) from error
+
+
+def _card(folder: Path) -> str:
+    """The card that the sweep has written, or else one of what is known now."""
+    from tvf.report import describe_job  # with the terminal's libraries
+
+    try:
+        return (folder / MODEL_CARD).read_text(encoding="utf-8")
+    except OSError:
+        return describe_job(folder)
 
 
 def _temperature(folder: Path, summary: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Config, result_config
-from tvf.files import BEST_WEIGHTS, read_json, write_json, write_json_lines
+from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json, write_json, write_json_lines
 from tvf.records.predictions import PREDICTIONS
 from tvf.records.tracking import Run
 
@@ -49,7 +49,7 @@ class JobRecord:
         self._status["wandb_run_id"] = self.run_id
         # In this order, one attempt's "done" never stands beside another attempt's files.
         write_json(folder / "status.json", self._status)
-        for leftover in ("summary.json", PREDICTIONS):
+        for leftover in ("summary.json", PREDICTIONS, MODEL_CARD):
             (folder / leftover).unlink(missing_ok=True)
         if history:
             write_json_lines(folder / "metrics.jsonl", self.metrics)

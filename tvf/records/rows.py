@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import StatisticsError, median
@@ -89,19 +89,25 @@ def read_jobs(folder: Path) -> list[Row]:
     without a valid record are left out, with a message on stderr.
     """
     dropped = read_dropped(folder)
-    rows = []
-    for path in folder.glob("*/status.json"):
-        job = path.parent
-        status = read_status(job)
-        if not status:
-            print(f"{path} is not a job's status: skipping its folder.", file=sys.stderr)
-            continue
-        row = _read_job(job, status) | {DROPPED: dropped.get(job.name)}
-        if not _is_valid(row):
-            print(f"{job} does not hold a valid job record: skipping it.", file=sys.stderr)
-            continue
-        rows.append(row | {key: finite(row[key]) for key in NUMBERS} | _progress(row))
+    found = (read_job(path.parent, dropped) for path in folder.glob("*/status.json"))
+    rows = [row for row in found if row is not None]
     return sorted(rows, key=_sort_key)
+
+
+def read_job(job: Path, dropped: Mapping[str, int] | None = None) -> Row | None:
+    """Return the row of the job in folder `job`; None, with a message, without a valid record.
+
+    `dropped` are the last epochs of jobs that successive halving dropped, by folder.
+    """
+    status = read_status(job)
+    if not status:
+        print(f"{job / 'status.json'} is not a job's status: skipping its folder.", file=sys.stderr)
+        return None
+    row = _read_job(job, status) | {DROPPED: (dropped or {}).get(job.name)}
+    if not _is_valid(row):
+        print(f"{job} does not hold a valid job record: skipping it.", file=sys.stderr)
+        return None
+    return row | {key: finite(row[key]) for key in NUMBERS} | _progress(row)
 
 
 def _sort_key(row: Row) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from tvf.report.comparison import Comparison, compare, judged_by
 from tvf.report.configuration import Configuration, Training, training_of
 from tvf.report.confirmation import jobs_again, keys_of_seeds, stated_settings, to_confirm
 from tvf.report.formats import FORMATS, render_markdown, render_report, write_files
+from tvf.report.model_card import describe_job, jobs_of_choice
 from tvf.report.notes import about_halving
 from tvf.report.seeds import without_seeds
 from tvf.report.sentences import describe_test_score
@@ -28,8 +29,10 @@ __all__ = [
     "Training",
     "about_halving",
     "compare",
+    "describe_job",
     "describe_test_score",
     "jobs_again",
+    "jobs_of_choice",
     "judged_by",
     "keys_of_seeds",
     "log_summary",

@@ -31,6 +31,7 @@ from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report, write_files
+from tvf.report.model_card import write_cards
 from tvf.report.sentences import conclusions, describe_errors
 from tvf.report.wandb_summary import log_summary
 
@@ -159,6 +160,7 @@ def _console() -> Console:
 def _compare(folder: Path, rows: Sequence[Row], track: bool) -> None:
     comparisons = _print_recommendations(folder, rows)
     _write_reports(folder, rows, comparisons)
+    _write_cards(folder, comparisons or ())
     if track:
         _log_summary(folder)
 
@@ -197,6 +199,17 @@ def _write_reports(
             print(f"{error.filename or folder} cannot be written: {error.strerror}")
         except Exception as error:
             print(_report_failure(folder, error))
+
+
+def _write_cards(folder: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write the model card of the best job of what is recommended, and print where it is."""
+    try:
+        for path in write_cards(folder, comparisons):
+            print(f"model: {path.parent.parent} (card: {path})")
+    except OSError as error:
+        print(f"{error.filename or folder} cannot be written: {error.strerror}")
+    except Exception as error:
+        print(f"no model card ({type(error).__name__}: {error})")
 
 
 def _report_failure(folder: Path, error: Exception) -> str:
