@@ -18,6 +18,8 @@ from helpers.classifier import train_classifier
 from helpers.folders import write_images
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
+from tvf.inference import Item, Reading, list_items
+from tvf.inference.pipeline import AHEAD, classify
 from tvf.records import read_predictions, softmax
 
 
@@ -92,8 +94,6 @@ def test_arrays_files_folders_patterns_and_lists_are_the_same_images(
 def test_what_is_no_image_is_named(
     given: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tvf.inference import list_items
-
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("here.png").touch()
@@ -180,3 +180,20 @@ print(sorted({{"hydra", "omegaconf", "wandb"}} & sys.modules.keys()))
         check=False,
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_only_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
+    """So memory does not grow with the number of images."""
+    read: list[Any] = []
+
+    class Counting(Reading):
+        def read(self, image: Any) -> np.ndarray:
+            read.append(image)
+            return np.zeros((32, 32, 3), np.uint8)
+
+    items = [Item(str(number), number) for number in range(1000)]
+    run = lambda pixels: np.full((len(pixels), 2), 0.5)  # noqa: E731
+    for number, chunk in enumerate(classify(items, Counting(32), run, 10)):
+        assert [item.name for item in chunk.items] == [str(10 * number + i) for i in range(10)]
+        assert len(read) <= 10 * (number + 1 + AHEAD)
+    assert len(read) == 1000
