@@ -144,6 +144,15 @@ def export(model: Path, **options: Any) -> None:
 
 
 @_errors_as_messages()
+def combine(folder: Path, trust_code: bool, method: str | None) -> None:
+    """Combine the weights of a sweep's jobs into one model."""
+    from tvf.cli.predict import run_combine
+
+    folder = _sweep_folder(folder, "To combine jobs, train several seeds first.")
+    run_combine(folder, trust_code, method)
+
+
+@_errors_as_messages()
 def dashboard(folder: Path) -> None:
     """Save a workspace and a report of a sweep's runs at W&B, and print their URLs."""
     from tvf.report import compare, describe_test_score, publish_dashboard, render_markdown

@@ -280,6 +280,32 @@ def export(model: Path, **options: Any) -> None:
 
 @tvf.command()
 @click.argument("folder", metavar="DIR", type=DIR)
+@click.option(
+    "--method",
+    type=click.Choice(["best", "soup", "interpolated", "ensemble"]),
+    help="Write this one instead of what validation chooses.",
+)
+@_trust_code
+def combine(folder: Path, trust_code: bool, method: str | None) -> None:
+    """Combine a sweep's jobs into one model, without training.
+
+    Tries the mean of weights (a greedy soup), weights between the start and the end of fine-tuning
+    (WiSE-FT) and the mean of logits, with the jobs that share backbone and division with the best
+    one: sweep several seeds or learning rates. Validation images choose, the test images are used
+    once, and the result is in DIR/combine, which tvf predict and tvf export take.
+
+    \b
+    Examples:
+      tvf combine outputs/sweeps/demo
+      tvf predict outputs/sweeps/demo/combine photos/
+    """
+    from tvf.cli import commands
+
+    commands.combine(folder, trust_code, method)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
 def dashboard(folder: Path) -> None:
     """Save a sweep's comparison to W&B.
 

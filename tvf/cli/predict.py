@@ -1,4 +1,4 @@
-"""`tvf predict` and `tvf export`: a trained model outside its sweep."""
+"""`tvf predict`, `tvf export` and `tvf combine`: a trained model outside its sweep."""
 
 import sys
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from tvf.inference import (
     FORMATS,
     Model,
     ScoreKeeper,
+    combine_jobs,
     export_model,
     list_items,
     load,
     open_writer,
     rows_of,
 )
+from tvf.metrics import WORDS
 from tvf.progress import progress_bar
 
 LISTED = 20  # unreadable images on the terminal
@@ -80,6 +82,26 @@ def run_export(
         "probability.",
         file=sys.stderr,
     )
+
+
+def run_combine(sweep: Path, trust_code: bool, method: str | None) -> None:
+    """Combine a sweep's jobs, and print what was tried and what validation chose."""
+    done = combine_jobs(sweep, trust_code, method)
+    word = WORDS[done.metric]
+    shown = [("", f"validation {word}", "made of")]
+    shown += [(each.method, f"{each.score:.3f}", each.made_of) for each in done.candidates]
+    widths = [max(len(row[column]) for row in shown) for column in range(2)]
+    for method, score, made_of in shown:
+        print(f"{method:{widths[0]}}  {score:>{widths[1]}}  {made_of}")
+    best = done.best_job_test_score
+    compared = f" (the best job: {best:.3f})" if best is not None else ""
+    who = "--method" if method else "Validation"
+    print(f"{who} chose: {done.chosen.method}. Its test {word} is {done.test_score:.3f}{compared}.")
+    if not method:
+        print(
+            "Its validation score is the highest of several on the same images, so it is too high."
+        )
+    print(f"model: {done.folder}")
 
 
 def _load(path: str, trust_code: bool, device: str = "cpu", together: bool = False) -> Model:

@@ -1,6 +1,7 @@
 """Trained models in use: loaded, run on images, exported."""
 
 from tvf.inference.choose import choose_jobs
+from tvf.inference.combine import COMBINED, Combination, combine_jobs
 from tvf.inference.export import LAYOUTS, Export, export_model
 from tvf.inference.exported import ENDINGS
 from tvf.inference.images import Item, Reading, list_items
@@ -11,6 +12,8 @@ from tvf.inference.table import PredictionTable
 from tvf.inference.writers import FORMATS, open_writer, rows_of
 
 __all__ = [
+    "COMBINED",
+    "Combination",
     "ENDINGS",
     "Export",
     "FORMATS",
@@ -21,6 +24,7 @@ __all__ = [
     "Reading",
     "ScoreKeeper",
     "choose_jobs",
+    "combine_jobs",
     "export_model",
     "list_items",
     "load",

@@ -4,15 +4,18 @@ Neither Hydra nor W&B nor pickle is on this path: a job's folder holds safetenso
 nothing in it is executed unless the caller trusts code of the user's own.
 """
 
+import copy
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from tvf.config import modern_node
 from tvf.distributed import library_versions
@@ -28,6 +31,7 @@ from tvf.models import (
     efficientnet_lite0,
     efficientnet_lite1,
     efficientnet_lite2,
+    find_weights,
     load_weights,
     resnet,
     timm_backbone,
@@ -87,8 +91,15 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     config, summary = _read_record(folder)
     classes = tuple(summary["classes"])
     backbone = _build_backbone(config, len(classes), folder, trust_code)
-    network = _build_model(config, backbone, folder, trust_code)
-    load_weights(network, folder / BEST_WEIGHTS, summary["best_epoch"])
+    network: nn.Module = _build_model(config, backbone, folder, trust_code)
+    members = (summary.get("combination") or {}).get("members", 1)
+    if members > 1:
+        copies = [copy.deepcopy(network) for _ in range(members)]
+        network = LogitEnsemble(copies)
+        for number, member in enumerate(copies):
+            load_weights(member, folder / member_weights(number), summary["best_epoch"])
+    else:
+        load_weights(network, folder / BEST_WEIGHTS, summary["best_epoch"])
     network.requires_grad_(False).eval()
     try:
         network.to(device)
@@ -118,6 +129,37 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         summary=summary,
         network=network,
     )
+
+
+def member_weights(number: int) -> str:
+    """Where the weights of one member of a combined ensemble are, below its folder."""
+    return f"checkpoints/member{number}.safetensors"
+
+
+class LogitEnsemble(nn.Module):
+    """The mean of several networks' logits."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [N, classes] of pixels [N, 3, H, W], see `FineTuneModel.forward`."""
+        return torch.stack([member(pixels) for member in self.members]).mean(0)
+
+
+def start_weights(config: Mapping[str, Any], classes: int, trust_code: bool) -> dict[str, Tensor]:
+    """The weights that a job's fine-tuning started from, with a new head; InputError without."""
+    if (init_from := config["model"].get("init_from")) is not None:
+        return safetensors.torch.load_file(find_weights(init_from))
+    node = modern_node(config["backbone"])
+    target = str(node.get("_target_"))
+    if target in BACKBONES:
+        options = {key: value for key, value in node.items() if not key.startswith("_")}
+        backbone = BACKBONES[target][0](num_classes=classes, **options)
+    else:
+        backbone = _build_backbone(config, classes, Path(), trust_code)
+    return dict(FineTuneModel(backbone, 0.0).state_dict())
 
 
 def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -189,20 +189,27 @@ def _training(job: Row) -> Iterator[str]:
     summary, config = job["summary"], job["config"]
     backbone = config.get("backbone") or {}
     licence = LICENCES.get(str(backbone.get("_target_")), UNKNOWN)
+    yield f"Backbone: {summary.get('backbone')} (licence of its weights: {licence})."
+    if combination := summary.get("combination"):
+        jobs = ", ".join(combination["jobs"])
+        yield (
+            f"Made without training ({combination['method']}: {combination['made_of']}) from these "
+            f"jobs, chosen by validation images: {jobs}."
+        )
+        return
     groups = ", ".join(summary.get("unfrozen_groups") or []) or "none"
     yield (
-        f"Backbone: {summary.get('backbone')} (licence of its weights: {licence}). Besides the new "
-        f"head, these of its layer groups trained: {groups}. That is a fraction of "
-        f"{summary.get('pct_unfreeze'):g}, {summary.get('trainable_params'):,} of "
-        f"{summary.get('total_params'):,} parameters. The weights are those of epoch "
+        f"Besides the new head, these of its layer groups trained: {groups}. That is a fraction of "
+        f"{_number(summary.get('pct_unfreeze'), 'g')}, {_number(summary.get('trainable_params'))} "
+        f"of {_number(summary.get('total_params'))} parameters. The weights are those of epoch "
         f"{summary.get('best_epoch')} of {summary.get('epochs')}, the best on validation images."
     )
     machine = summary.get("machine") or {}
     device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
     yield (
-        f"Cost: {summary.get('train_seconds', 0):.0f} seconds of training, without what frozen "
-        f"layers had already computed for other jobs, and {summary.get('peak_memory_mb', 0):,.0f} "
-        f"MB of memory, on {device}."
+        f"Cost: {_number(summary.get('train_seconds'), ',.0f')} seconds of training, without what "
+        "frozen layers had already computed for other jobs, and "
+        f"{_number(summary.get('peak_memory_mb'), ',.0f')} MB of memory, on {device}."
     )
     yield f"To repeat it:\n\n```sh\n{_command(job)}\n```"
 
@@ -295,6 +302,10 @@ def _limits(comparison: Comparison | None) -> str:
     if comparison and comparison.choice.chosen is None:
         sentences.append("The sweep could not say whether another configuration is as good.")
     return " ".join(sentences)
+
+
+def _number(value: Any, form: str = ",") -> str:
+    return format(value, form) if isinstance(value, int | float) else "unknown"
 
 
 def _table(headings: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
