@@ -15,6 +15,6 @@ facts = json.loads(session.get_modelmeta().custom_metadata_map["tvf"])
 for path in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     square = ImageOps.fit(image, (facts["image_size"],) * 2, Image.Resampling.BILINEAR)
-    (probabilities,) = session.run(None, {"images": np.asarray(square)[None]})[0]
+    probabilities = np.asarray(session.run(None, {"images": np.asarray(square)[None]})[0])[0]
     best = probabilities.argmax()
     print(f"{path}: {facts['classes'][best]} ({probabilities[best]:.3f})")
