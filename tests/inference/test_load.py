@@ -135,7 +135,7 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(job: Path, tmp_path: P
     _refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "plain").mkdir()
     _refused(tmp_path / "plain", "holds no job")
-    _refused(job, "an ensemble is of a sweep", together=True)
+    _refused(job, "an ensemble is of a sweep", ensemble=True)
     _refused(job / BEST_WEIGHTS, "Name the folder of its job")
     for state, words in (
         ("failed", "failed: mend"),

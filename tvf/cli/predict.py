@@ -104,8 +104,8 @@ def run_combine(sweep: Path, trust_code: bool, method: str | None) -> None:
     print(f"model: {done.folder}")
 
 
-def _load(path: str, trust_code: bool, device: str = "cpu", together: bool = False) -> Model:
-    model = load(path, trust_code, device, together)
+def _load(path: str, trust_code: bool, device: str = "cpu", ensemble: bool = False) -> Model:
+    model = load(path, trust_code, device, ensemble)
     print(f"model: {model.source}", file=sys.stderr)
     return model
 

@@ -24,7 +24,7 @@ from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
 from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
-from tvf.inference.model import Model, ensemble, torch_runner
+from tvf.inference.model import Model, average_models, torch_runner
 from tvf.models import (
     Backbone,
     FineTuneModel,
@@ -60,12 +60,12 @@ def load(
     path: str | os.PathLike[str],
     trust_code: bool = False,
     device: str | torch.device = "cpu",
-    together: bool = False,
+    ensemble: bool = False,
 ) -> Model:
     """Load the model in `path`: the folder of a job or of a sweep, or an exported file.
 
     Of a sweep, it is the job with the best validation score of the recommended configuration; with
-    `together`, all jobs of that configuration, whose probabilities are averaged. A backbone or
+    `ensemble`, all jobs of that configuration, whose probabilities are averaged. A backbone or
     model of the user's own is only imported with `trust_code`. Raises InputError for anything that
     cannot be loaded, with the reason.
     """
@@ -75,14 +75,14 @@ def load(
     if not path.exists():
         raise InputError(f"{printable(path)} does not exist.")
     if not (path / "sweep.json").is_file():
-        if together:
+        if ensemble:
             raise InputError(f"{printable(path)}: an ensemble is of a sweep: name its folder.")
         return load_job(path, trust_code, device)
     chosen = choose_jobs(path)
     if not chosen.recommended:
         log.warning("%s has not decided: %s is the best so far.", printable(path), chosen.name)
-    if together:
-        return ensemble([load_job(folder, trust_code, device) for folder in chosen.folders])
+    if ensemble:
+        return average_models([load_job(folder, trust_code, device) for folder in chosen.folders])
     return load_job(chosen.folders[0], trust_code, device)
 
 
@@ -114,7 +114,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     )
     temperature = _temperature(folder, summary)
     precision = config.get("fabric", {}).get("precision", "32-true")
-    if precision not in ("32-true", "64-true"):
+    if precision != "32-true":
         log.warning(
             "%s was trained with precision %s; it predicts with 32-true.", folder, precision
         )

@@ -86,7 +86,7 @@ def torch_runner(network: nn.Module, temperature: float, device: str | torch.dev
     return run
 
 
-def ensemble(models: Sequence[Model]) -> Model:
+def average_models(models: Sequence[Model]) -> Model:
     """Average the probabilities of several models of the same classes and way of reading images."""
     first = models[0]
     for model in models[1:]:
