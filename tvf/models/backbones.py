@@ -4,6 +4,7 @@ A backbone of your own is a function that takes `num_classes`, and any options f
 returns a `Backbone`.
 """
 
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,8 +188,10 @@ def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
 
 
 def explain(error: Exception) -> str:
-    """An error of a network's code: its text, or its type and the line that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """An error of a network's code: its text, or its type and the line outside torch it is from."""
+    places = traceback.extract_tb(error.__traceback__)
+    passed = (os.path.dirname(nn.__path__[0]), os.path.dirname(__file__))  # torch's code, and ours
+    place = [*places, *(each for each in places if not each.filename.startswith(passed))][-1]
     text = str(error).strip().rstrip(".")
     if isinstance(error, AssertionError | RuntimeError | ValueError) and text:
         return f"{text}."
