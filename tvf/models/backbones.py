@@ -21,6 +21,7 @@ from tvf.models.timm_network import (
     download,
     find_heads,
     import_timm,
+    size_remedy,
     timm_groups,
 )
 
@@ -147,7 +148,7 @@ def timm_backbone(
     coarse: bool = True,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A timm network with a single linear head, as nearly all have.
+    """A timm network with a linear head, as nearly all have, or two, as distilled ones have.
 
     Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
     `name` is what `timm.create_model` takes: a network of timm, hf-hub:OWNER/NAME or
@@ -163,7 +164,7 @@ def timm_backbone(
             f"{type(module).__name__} has no head. Remove the option that changes that."
         )
     module.reset_classifier(num_classes)
-    head, *more_heads = find_heads(module, before, name)
+    head, *more_heads = find_heads(module, before, name, num_classes)
     config = module.pretrained_cfg
     return Backbone(
         name,
@@ -183,7 +184,7 @@ def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
     except Exception as error:  # a network's code can raise anything
         raise InputError(
             f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
-            f"{explain(error)} (224 suits most networks.)"
+            f"{explain(error)} {size_remedy(backbone.module, image_size)}"
         ) from error
 
 
