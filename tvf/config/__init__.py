@@ -34,7 +34,7 @@ from tvf.config.identity import (
     selection_name,
     written_options,
 )
-from tvf.config.names import environment_value, job_folder, job_name
+from tvf.config.names import SAME, environment_value, job_folder, job_name, own_folder
 from tvf.config.places import absolute_place
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ __all__ = [
     "NAME_WORDS",
     "NOTHING",
     "REPETITIONS",
+    "SAME",
     "absolute_place",
     "affects",
     "build",
@@ -66,6 +67,7 @@ __all__ = [
     "modern_node",
     "modern_options",
     "name_value",
+    "own_folder",
     "resolve_target",
     "result_config",
     "select_options",
