@@ -7,6 +7,7 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
+from tvf.data.changes import describe_pool
 from tvf.data.left_out import LeftOut, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.pool import (
@@ -42,6 +43,7 @@ __all__ = [
     "describe_classes",
     "describe_images",
     "describe_left_out",
+    "describe_pool",
     "is_usual",
     "require_plain_variant",
     "sample_order",

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Affects, Config, build_part, result_config, written_options
-from tvf.data import count_images
+from tvf.data import count_images, describe_pool
 from tvf.distributed import (
     describe_machine,
     library_versions,
@@ -164,7 +164,8 @@ def train_job(
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
     scores, predictions = score_job(job, loop, best_weights)
-    write_predictions(record.folder, predictions, job.trained_on)
+    pool = describe_pool(job.phases.data.train.pool)
+    write_predictions(record.folder, predictions, job.trained_on, pool)
     summary = _summarise(job, record, run, scores) | {"images": images}
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)
