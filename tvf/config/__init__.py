@@ -35,7 +35,7 @@ from tvf.config.identity import (
     written_options,
 )
 from tvf.config.names import SAME, environment_value, job_folder, job_name, own_folder
-from tvf.config.places import absolute_place
+from tvf.config.places import absolute_place, has_relative_places, resolve_places
 
 if TYPE_CHECKING:
     from tvf.config.validate import validate_config as validate_config
@@ -59,6 +59,7 @@ __all__ = [
     "explain_ignored",
     "flatten",
     "frozen_layers_config",
+    "has_relative_places",
     "head_phase_config",
     "is_transfer",
     "job_folder",
@@ -68,6 +69,7 @@ __all__ = [
     "modern_options",
     "name_value",
     "own_folder",
+    "resolve_places",
     "resolve_target",
     "result_config",
     "select_options",

@@ -65,7 +65,7 @@ def read_deep(path: str | os.PathLike[str], image: ImageFile.ImageFile) -> DeepI
     """
     _require_unsigned(image)
     key = image.info.get("transparency")
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         image.load()
         values = np.asarray(image).astype(np.uint16)
         if image.format == "FITS" and values.max() > DEEP // 2:

@@ -10,6 +10,7 @@ from tvf.records.job import (
     is_running,
     mark_failed,
     mark_paused,
+    read_config,
     read_status,
 )
 from tvf.records.predictions import (
@@ -90,6 +91,7 @@ __all__ = [
     "note_summary",
     "predictions_of",
     "read_commands",
+    "read_config",
     "read_configs",
     "read_dropped",
     "read_history",

@@ -13,6 +13,7 @@ from filelock import FileLock
 from tvf.config import SAME, Config, frozen_layers_config, result_config
 from tvf.errors import InputError
 from tvf.files import printable, read_json, write_json
+from tvf.records.job import read_config
 
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
 
@@ -175,7 +176,7 @@ def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> Non
             "Choose another with hydra.sweep.dir= or hydra.run.dir=."
         ) from error
     for name, config in configs.items():
-        stored = read_json(folder / name / "config.json")
+        stored = read_config(folder / name)
         before, now = result_config(stored), result_config(config)
         differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if not before.get("backbone_content"):  # earlier versions did not record it
