@@ -231,6 +231,8 @@ def test_where_the_lower_bits_cannot_be_had_the_range_is_named_and_a_white_point
     assert "of 65535, so about" in warning
     with pytest.raises(InputError, match="only the upper 8 of its 16 bits .* save it as PNG"):
         ImageFolder(root=str(image_root), image_size=32, white_point=WHITE).load()
+    light = ImageFolder(root=str(image_root), image_size=32, white_point=15).load()  # of 8 bits
+    assert light.train.pool.pixels.images.max() > 200 or ending == "j2k"
 
 
 def test_colours_of_12_bits_are_named_like_greys_with_the_white_point_that_helps(

@@ -40,22 +40,32 @@ class DeepImage:
 
         The range is that of `tvf.data.ranges`.
         """
-        values = self.values.astype(np.uint32)
-        alpha: np.ndarray | None = None
+        values, alpha = self.values, None
         if self.bands[-1] in "Aa":
-            values, alpha = values[..., :-1], values[..., -1:]
+            values, alpha = values[..., :-1], _in_8_bits(values[..., -1:], DEEP)
             if self.bands == "RGBa":
-                values = np.minimum(values * DEEP // np.maximum(alpha, 1), DEEP)
+                opaque = np.maximum(self.values[..., -1:], 1).astype(np.uint32)
+                values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
         elif self.key is not None:
-            alpha = np.where((values == self.key).all(-1, keepdims=True), 0, DEEP)
+            alpha = np.where((values == self.key).all(-1, keepdims=True), 0, 255).astype(np.uint8)
         found = (int(values.min()), int(values.max()), white)
-        shown = (np.minimum(values, white) * 255 + white // 2) // white
+        shown = _in_8_bits(values, white)
         if alpha is not None:
             colours = shown if shown.shape[-1] == 3 else shown.repeat(3, -1)
-            shown = np.concatenate([colours, (alpha * 255 + DEEP // 2) // DEEP], -1)
+            shown = np.concatenate([colours, alpha], -1)
         mode = {1: "L", 3: "RGB", 4: "CMYK" if self.bands == "CMYK" else "RGBA"}[shown.shape[-1]]
         height, width = shown.shape[:2]
-        return Image.frombytes(mode, (width, height), shown.astype(np.uint8).tobytes()), found
+        return Image.frombytes(mode, (width, height), shown.tobytes()), found
+
+
+def _in_8_bits(values: np.ndarray, white: int) -> np.ndarray:
+    """Values of 16 bits in 8, with `white` and all above it as 255, uint8 [H, W, C]."""
+    known = np.minimum(np.arange(DEEP + 1), white)
+    shades = ((known * 255 + white // 2) // white).astype(np.uint8)
+    shown = np.empty(values.shape, np.uint8)
+    for band in range(values.shape[-1]):  # one at a time: an index takes 8 bytes for each value
+        shown[..., band] = shades[values[..., band]]
+    return shown
 
 
 def read_deep(path: str | os.PathLike[str], image: ImageFile.ImageFile) -> DeepImage | None:

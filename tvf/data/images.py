@@ -256,8 +256,9 @@ def _convert_to_8_bits(
     ValueError if there is no single way to show it.
     """
     deep = read_deep(path, image)
-    if deep is not None:
-        if deep.upper_alone and (white_point or 0) > 255:
+    in_8_bits = deep is None or (deep.upper_alone and (white_point or 256) <= 255)
+    if deep is not None and not in_8_bits:
+        if deep.upper_alone and white_point is not None:
             raise ValueError(
                 f"only the upper 8 of its 16 bits can be read ({image.format}), so there is no "
                 f"white point of {white_point}; save it as PNG"
