@@ -22,6 +22,7 @@ from tvf.distributed import (
 )
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
+from tvf.job.changed_images import warn_of_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
@@ -80,6 +81,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         )
         if is_done(folder, config):
             log.info("%s: already done (%s).", name, folder)
+            if context.sweep is None:  # a sweep has said it for all of its jobs
+                warn_of_changed_images(folder, config)
             checkpoints.delete()
             return None
         if has_reached(folder, config):

@@ -33,7 +33,6 @@ from tvf.records import (
     write_manifest,
 )
 from tvf.report import print_result, watch_status
-from tvf.sweep.changed_images import describe_changed_images
 from tvf.sweep.check_images import check_images
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 from tvf.sweep.same_jobs import describe_same_jobs, find_same_jobs
@@ -176,6 +175,8 @@ def _check_sweep(
     write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments}, same)
     if same:
         print(describe_same_jobs(folder, same))
+    from tvf.job import describe_changed_images  # imports torch, which `tvf --help` does not need
+
     if changed := describe_changed_images(folder, jobs):
         print(changed)
     if plan:

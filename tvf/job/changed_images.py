@@ -1,6 +1,7 @@
-"""Says before a sweep whether the images of its finished jobs are still the same."""
+"""Whether the images of finished jobs are still the same when their command is given again."""
 
 import json
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,8 @@ from tvf.config import Config, build_part
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.records import is_done, read_pool, read_status
+
+log = logging.getLogger(__name__)
 
 
 def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | None:
@@ -32,8 +35,14 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
     return (
         f"the images have changed: {'; '.join(texts)}. Finished jobs keep the scores of the images "
         "that they read, and are not trained again. To train on the images as they are now, choose "
-        "another folder with hydra.sweep.dir=..."
+        "another folder with hydra.sweep.dir= or hydra.run.dir=."
     )
+
+
+def warn_of_changed_images(folder: Path, config: Config) -> None:
+    """Log what has happened to the images of the finished job in `folder`, if anything has."""
+    if (text := describe_changed_images(folder.parent, {folder.name: config})) is not None:
+        log.warning("%s", text)
 
 
 def _describe(folder: Path, config: Config, names: list[str]) -> str | None:
