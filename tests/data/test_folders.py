@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.folders import add, fill, left_out
+from tvf.data.entries import IMAGE_ENDINGS, is_system
 from tvf.data.find_images import find_images
-from tvf.data.folders import IMAGE_ENDINGS, is_system, split_of
+from tvf.data.split_names import split_of, suggest_split
 from tvf.errors import InputError
 
 
@@ -27,7 +28,18 @@ def test_the_usual_names_of_splits_are_known_in_any_case(part: str, names: str) 
 
 @pytest.mark.parametrize(
     "name",
-    ["extra", "images", "trainval", "train_val", "pretrained", "latest", "cat", "", "données"],
+    [
+        *("extra", "images", "trainval", "train_val", "pretrained", "latest", "cat", "", "données"),
+        *(
+            "val_DO_NOT_USE",
+            "test_old",
+            "train.bak",
+            "eval_logs",
+            "Copy of val",
+            "valé",
+            "VAL unused",
+        ),
+    ],
 )
 def test_other_names_mean_no_split(name: str) -> None:
     assert split_of(name) is None
@@ -57,6 +69,18 @@ def test_two_folders_for_one_split_are_an_error_that_names_both(
         find_images(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *(("trainning", "train"), ("trianval", "train"), ("tran", "train"), ("vla", "val")),
+        *(("validtion", "val"), ("tset", "test"), ("Testt_images", "test"), ("val_old", None)),
+        *(("text", None), ("latest", None), ("train", None), ("masks", None), ("rest", None)),
+    ],
+)
+def test_slips_of_the_pen_are_found(name: str, part: str | None) -> None:
+    assert suggest_split(name) == part
+
+
 @pytest.mark.parametrize("name", ["extra", "masks", "trainval"])
 def test_any_other_folder_beside_train_is_named(tmp_path: Path, name: str) -> None:
     found = find_images(fill(tmp_path, train=3, **{name: 2}))
@@ -67,6 +91,55 @@ def test_any_other_folder_beside_train_is_named(tmp_path: Path, name: str) -> No
 def test_a_root_one_level_too_high_is_explained(tmp_path: Path) -> None:
     fill(tmp_path / "data", train=2)
     with pytest.raises(InputError, match=r"no train/ folder.*Its folder data/ has one: .*/data\.$"):
+        find_images(tmp_path)
+
+
+def test_a_root_two_levels_too_high_is_explained(tmp_path: Path) -> None:
+    fill(tmp_path / "data" / "v2", train=2)
+    with pytest.raises(InputError, match=r"Its folder data/v2/ has one: data.root=.*/data/v2\.$"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trainning", "trianval", "cifar_train"])
+def test_a_training_folder_of_another_name_is_told_to_be_renamed(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, **{name: 2}, val=2)
+    with pytest.raises(InputError, match=f"Did you mean train/ by {name}/. Rename it"):
+        find_images(tmp_path)
+
+
+def test_a_split_that_is_misspelled_or_not_to_be_used_is_named_and_not_read(tmp_path: Path) -> None:
+    found = find_images(fill(tmp_path, train=3, val_DO_NOT_USE=2, tset=2))
+    assert {*found.parts} == {"train"}
+    assert "from tset/ (did you mean test/?), val_DO_NOT_USE/" in found.notes[0]
+    found = find_images(fill(tmp_path, train=3, test=2))
+    assert "did you mean" not in found.notes[0]  # there is one
+
+
+@pytest.mark.parametrize("others", [("train",), ("train", "val"), ("Training", "Valid", "test")])
+@pytest.mark.parametrize("outer", ["train", "training_data"])
+def test_splits_inside_the_training_folder_are_not_read_as_classes(
+    tmp_path: Path, outer: str, others: tuple[str, ...]
+) -> None:
+    fill(tmp_path / outer, **dict.fromkeys(others, 2))
+    with pytest.raises(InputError, match=f"holds splits, not classes.*: set data.root=.*/{outer},"):
+        find_images(tmp_path)
+    find_images(tmp_path / outer)
+
+
+def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
+    for name in ("train", "dev"):  # of a railway and an office
+        add(tmp_path / "train" / name, "0.png")
+    assert find_images(tmp_path).classes == ("dev", "train")
+    for name in ("cat", "train"):
+        add(tmp_path / "other" / "train" / name / "deep", "0.png")
+    assert find_images(tmp_path / "other").classes == ("cat", "train")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_classes_in_a_folder_more_are_told_to_be_moved_up(tmp_path: Path, part: str) -> None:
+    fill(tmp_path, **{name: 2 for name in ("train", "val", "test") if name != part})
+    fill(tmp_path / part, archive=2)
+    with pytest.raises(InputError, match=f"/{part} has a single folder, archive/.*cat, dog.*move"):
         find_images(tmp_path)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvf.data.entries import is_image, is_system
 from tvf.data.find_images import FoundImages, find_images
-from tvf.data.folders import is_image, is_system
 from tvf.data.sources import ImageFolder
 from tvf.files import encode_text, printable
 

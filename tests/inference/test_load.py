@@ -197,3 +197,15 @@ def test_only_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
         assert [item.name for item in chunk.items] == [str(10 * number + i) for i in range(10)]
         assert len(read) <= 10 * (number + 1 + AHEAD)
     assert len(read) == 1000
+
+
+def test_images_in_memory_are_read_like_the_same_ones_in_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 4096, (50, 40), dtype=np.uint16)
+    rgba = rng.integers(0, 256, (50, 40, 4), dtype=np.uint8)
+    for reading in (Reading(32), Reading(32, white_point=4095)):
+        for number, array in enumerate((deep, rgba, rgba[..., 0], rgba[..., :3])):
+            path = tmp_path / f"{number}.png"
+            Image.fromarray(array).save(path)
+            (item,) = list_items(array)
+            assert np.array_equal(reading.read(item.image), reading.read(path)), array.shape

@@ -66,6 +66,31 @@ def test_logits_pass_and_the_check_leaves_no_trace() -> None:
         (lambda net, y: y.repeat(2, 1), 2, r"a tensor \[2, 2\].*Pool and flatten"),
         (lambda net, y: y.softmax(1), 2, "returns probabilities, which add up to 1"),
         (lambda net, y: y.detach(), 2, "has no gradient"),
+        (lambda net, y: y + 0j, 2, "of complex64. Return real numbers"),
+        (lambda net, y: y > 0, 2, "of bool. Return the scores of the classes"),
+        (
+            lambda net, y: y.mean(0, keepdim=True),
+            2,
+            r"in eval mode .*\[1, 2\].* for 2 images. Return",
+        ),
+        (lambda net, y: y[:1] if net.training else y, 2, r"in training .*for 2 images. Return one"),
+        (lambda net, y: y / 0, 2, "returns (inf|-inf|nan) for finite images in eval"),
+        (lambda net, y: y * (y - y).log(), 2, "returns (inf|-inf|nan) for finite images in eval"),
+        (
+            lambda net, y: y * float("nan") if net.training else y,
+            2,
+            r"returns nan for finite images in training mode \(4 of 4 logits\)",
+        ),
+        (
+            lambda net, y: net.missing if net.training else y,
+            2,
+            "fails in training mode: AttributeError.*test_network_check.*TVF_DEBUG=1",
+        ),
+        (
+            lambda net, y: net.fc(y) if net.training else y,
+            2,
+            "fails in training mode: mat1 and mat2 shapes cannot be multiplied",
+        ),
         (
             lambda net, y: y.missing,
             2,
@@ -123,3 +148,41 @@ def test_layers_that_training_changes_are_found_and_restored(how: str) -> None:
     check_network(Backbone("own", net, "3", group_by_modules(net, [["0"]])), 16, 2)
     assert [name for name, other in net.named_modules() if has_state(other)] == ["1"]
     assert layer.mean is before and float(layer.mean) == 1 and layer.count == 0
+
+
+def test_a_network_that_divides_by_an_images_contrast_passes() -> None:
+    """Black images have none, photographs do."""
+    backbone = _backbone(lambda net, logits: logits)
+    backbone.module.conv.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        lambda layer, inputs: (inputs[0] / inputs[0].std((1, 2, 3), keepdim=True),)
+    )
+    check_network(backbone, 16, 2)
+
+
+class Growing(nn.Module):
+    """Registers a buffer and a layer when it first runs, and then fails in the mode `fails`."""
+
+    def __init__(self, fails: str) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.zeros(1))
+            self.extra = nn.ReLU()
+        if self.fails == ("training" if self.training else "eval"):
+            raise ValueError("not today")
+        return self.extra(x)
+
+
+@pytest.mark.parametrize("fails", ["eval", "training", "never"])
+def test_what_a_forward_registers_is_gone_after_the_check(fails: str) -> None:
+    layer = Growing(fails)
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), layer, nn.Flatten(), nn.Linear(2 * 14 * 14, 2))
+    backbone = Backbone("own", net, "3", group_by_modules(net, [["0"]]))
+    if fails == "never":
+        check_network(backbone, 16, 2)
+    else:
+        with pytest.raises(InputError, match="not today"):
+            check_network(backbone, 16, 2)
+    assert not [*layer.buffers(), *layer.children()] and net.training

@@ -9,7 +9,14 @@ import timm
 import torch
 
 from tvf.errors import InputError
-from tvf.models import FineTuneModel, timm_backbone
+from tvf.models import (
+    FineTuneModel,
+    check_network,
+    load_initial_weights,
+    save_weights,
+    timm_backbone,
+)
+from tvf.models.backbones import run_black_images
 
 
 @pytest.mark.parametrize(
@@ -18,6 +25,13 @@ from tvf.models import FineTuneModel, timm_backbone
         ("volo_d1_224", ("head", "aux_head")),
         ("efficientvit_m0", ("head.linear", "head.bn")),
         ("resnet18", ("fc",)),
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
+        ("levit_128s", ("head.linear", "head.bn", "head_dist.bn", "head_dist.linear")),
+        ("efficientformer_l1", ("head", "head_dist")),
+        ("efficientformerv2_s0", ("head", "head_dist")),
+        ("swiftformer_xs", ("head", "head_dist")),
+        ("repvit_m1", ("head.head.l", "head.head.bn")),
+        ("efficientvim_m1", ("heads.0", "heads.1", "heads.2", "heads.3")),
     ],
 )
 def test_what_is_new_with_the_head_belongs_to_it_and_trains_at_fraction_0(
@@ -34,17 +48,56 @@ def test_what_is_new_with_the_head_belongs_to_it_and_trains_at_fraction_0(
     assert len(model.head_parameters()) == len(training)
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("deit_tiny_distilled_patch16_224", "its head is head and head_dist"),
-        ("levit_128s", "its head is head.bn and head.linear and head_dist"),
-        ("pit_ti_224", "timm does not group its layers"),
-    ],
-)
-def test_networks_with_several_classifiers_or_without_groups_say_so(name: str, found: str) -> None:
-    with torch.device("meta"), pytest.raises(InputError, match=f"one linear head.*{found}"):
+@pytest.mark.parametrize("apart", [False, True])
+def test_both_heads_of_a_distilled_network_make_its_logits_and_train(apart: bool) -> None:
+    """timm returns the mean of both unless distilled training is on, which tvf leaves off."""
+    options = {"depth": 1, "embed_dim": 12, "num_heads": 1, "img_size": 32}
+    backbone = timm_backbone("deit_tiny_distilled_patch16_224", 2, False, options=options)
+    check_network(backbone, 32, 2)
+    model = FineTuneModel(backbone, 0.0, head_dropout=0.5)
+    seen: list[torch.Tensor] = []
+    for head in ("head", "head_dist"):
+        layer: Any = backbone.module.get_submodule(head)
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    logits = model.train(apart)(torch.full((3, 3, 32, 32), 9.0))
+    assert torch.equal(logits, (seen[0] + seen[1]) / 2)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.head_parameters())
+    assert not any(p.grad is not None for n, p in model.named_parameters() if "blocks" in n)
+
+
+def test_two_heads_of_other_classes_are_named_as_such(tmp_path: Path) -> None:
+    options = {"depth": 1, "embed_dim": 12, "num_heads": 1, "img_size": 32}
+    models = [
+        FineTuneModel(
+            timm_backbone("deit_tiny_distilled_patch16_224", n, False, options=options), 0
+        )
+        for n in (2, 3)
+    ]
+    save_weights(models[0], tmp_path / "x.safetensors", 1)
+    with pytest.raises(InputError, match="its head is for 2 classes, this one for 3"):
+        heads = [f"module.{head}" for head in models[1].heads]
+        load_initial_weights(models[1], str(tmp_path / "x.safetensors"), *heads)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "pit_ti_distilled_224"])
+def test_networks_without_groups_say_so(name: str) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match="timm does not group its layers"):
         timm_backbone(name, 3, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["volo_d1_224", "deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_a_network_for_another_size_of_images_names_the_option(name: str) -> None:
+    with torch.device("meta"):
+        backbone = timm_backbone(name, 2, pretrained=False)
+        message = (
+            "data.image_size=64: .+It was made for data.image_size=224; "
+            r"\+backbone.options.img_size=64 adapts it"
+        )
+        with pytest.raises(InputError, match=message):
+            run_black_images(backbone, 64, 1)
+        adapted = timm_backbone(name, 2, pretrained=False, options={"img_size": 64})
+        assert run_black_images(adapted, 64, 1).shape == (1, 2)
 
 
 def test_coarse_groups_that_timm_lacks_name_the_option_that_works() -> None:
@@ -62,7 +115,10 @@ def test_coarse_groups_that_timm_lacks_name_the_option_that_works() -> None:
         ("botnet50ts_256", "no pretrained weights exist.*such as .*backbone.pretrained=false"),
         ("timm/resnet18", "no source prefix.*Use 'hf-hub:timm/resnet18'"),
         ("hub:resnet18", "Unknown model source 'hub'"),
-        ("local-dir:/nowhere", "Config file not found: /nowhere/config.json"),
+        (
+            "local-dir:/nowhere",
+            "Config file not found: /nowhere/config.json.*holds config.json and",
+        ),
     ],
 )
 def test_a_name_without_weights_says_why_and_what_works(name: str, message: str) -> None:
@@ -91,6 +147,20 @@ def test_a_local_folder_is_a_network(tmp_path: Path) -> None:
     published = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
     assert all(torch.equal(own[name], value) for name, value in published.items())
     assert own["fc.weight"].shape[0] == 2
+
+
+def test_what_a_local_folder_lacks_is_named(tmp_path: Path) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    timm.models.save_for_hf(network, str(tmp_path), model_config={"num_classes": 10})
+    for weights in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")):
+        weights.unlink()
+    with pytest.raises(
+        InputError, match="No suitable checkpoints.*model.safetensors or pytorch_mo"
+    ):
+        timm_backbone(f"local-dir:{tmp_path}", 2)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="'architecture' is missing.*Such a folder holds config"):
+        timm_backbone(f"local-dir:{tmp_path}", 2)
 
 
 def test_a_checkpoint_of_other_classes_shows_the_shapes_and_works_with_its_number(

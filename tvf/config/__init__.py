@@ -18,6 +18,7 @@ from tvf.config.identity import (
     NAME_WORDS,
     NOTHING,
     REPETITIONS,
+    SAME,
     Affects,
     Config,
     affects,
@@ -35,12 +36,13 @@ from tvf.config.identity import (
     selection_name,
     written_options,
 )
-from tvf.config.places import absolute_place
+from tvf.config.places import absolute_place, has_relative_places, resolve_places
 
 if TYPE_CHECKING:
     from tvf.config.names import environment_value as environment_value
     from tvf.config.names import job_folder as job_folder
     from tvf.config.names import job_name as job_name
+    from tvf.config.names import own_folder as own_folder
     from tvf.config.validate import validate_config as validate_config
 
 # Modules that import what not everyone needs: torch to validate, Hydra to name a job.
@@ -48,6 +50,7 @@ _ON_USE = {
     "environment_value": "names",
     "job_folder": "names",
     "job_name": "names",
+    "own_folder": "names",
     "validate_config": "validate",
 }
 
@@ -58,6 +61,7 @@ __all__ = [
     "NAME_WORDS",
     "NOTHING",
     "REPETITIONS",
+    "SAME",
     "absolute_place",
     "affects",
     "build",
@@ -69,6 +73,7 @@ __all__ = [
     "explain_ignored",
     "flatten",
     "frozen_layers_config",
+    "has_relative_places",
     "head_phase_config",
     "is_transfer",
     "job_folder",
@@ -77,6 +82,8 @@ __all__ = [
     "modern_node",
     "modern_options",
     "name_value",
+    "own_folder",
+    "resolve_places",
     "resolve_target",
     "result_config",
     "select_options",

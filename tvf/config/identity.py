@@ -210,6 +210,8 @@ NAME_WORDS = {
     "seed": "seed",
 }
 
+SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called
+
 # The options that select which layers train. Transfer learning ignores all of them; a selection by
 # name ignores the fraction.
 SELECTION = ("pct_unfreeze", "unit", "direction", "groups", "train")

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tvf.config.identity import (
     NAME_WORDS,
     NOTHING,
+    SAME,
     affects,
     ignored_options,
     is_transfer,
@@ -23,6 +24,7 @@ from tvf.config.identity import (
     selection_name,
 )
 from tvf.config.places import PLACES, canonical
+from tvf.files import read_json
 
 
 def job_name(*, _root_: DictConfig) -> str:
@@ -49,6 +51,16 @@ def job_name(*, _root_: DictConfig) -> str:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
+    """The folder of a job: its own, or the one in its sweep that has the same configuration.
+
+    The sweep's check finds the latter and notes it in the manifest, under SAME.
+    """
+    folder, sweep = own_folder(_root_), OmegaConf.select(_root_, "hydra.sweep.dir")
+    noted = {} if sweep is None else read_json(Path(str(sweep), "sweep.json")).get(SAME)
+    return str(noted.get(folder, folder)) if isinstance(noted, dict) else folder
+
+
+def own_folder(_root_: DictConfig) -> str:
     """The job's name and a hash of its sorted overrides, so that jobs with the same name differ.
 
     Overrides that the model ignores, and those of nodes that affect nothing, do not count; equal

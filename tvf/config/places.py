@@ -34,6 +34,15 @@ def resolve_places(config: dict[str, Any], base: str, *, needed: bool = False) -
             node[name] = absolute_place(key, node[name], base)
 
 
+def has_relative_places(config: Mapping[str, Any]) -> bool:
+    """Whether a config names places that depend on the working directory."""
+    for node, name, key in _places_in(config):
+        path = _split(key, node[name])[1]
+        if path is not None and not os.path.isabs(os.path.expanduser(path)):
+            return True
+    return False
+
+
 def absolute_place(key: str, value: Any, base: str) -> Any:
     """The value of an option with its place, if it has one, as an absolute path.
 

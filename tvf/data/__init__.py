@@ -7,7 +7,8 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
-from tvf.data.folders import is_image, is_system
+from tvf.data.changes import describe_pool
+from tvf.data.entries import is_image, is_system
 from tvf.data.images import convert_image, read_image, without_pillow_limit
 from tvf.data.left_out import LeftOut, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
@@ -45,6 +46,7 @@ __all__ = [
     "describe_classes",
     "describe_images",
     "describe_left_out",
+    "describe_pool",
     "is_image",
     "is_system",
     "is_usual",

@@ -9,17 +9,16 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tvf.data.folders import (
+from tvf.data.entries import (
     FILE,
     FOLDER,
     IMAGE_ENDINGS,
-    Layout,
-    find_layout,
     is_image,
     is_system,
     kind_of_ending,
     scan,
 )
+from tvf.data.folders import Layout, find_layout
 from tvf.data.left_out import (
     BROKEN,
     ENDING,

@@ -14,9 +14,10 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tvf.data.deep import DeepImage, read_deep, tiff_values
 from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.data.ranges import DEEP
 from tvf.errors import InputError
@@ -26,9 +27,12 @@ from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
 log = logging.getLogger(__name__)
 
-DECODER_VERSION = 3  # increase it when `read_image` returns different pixels
+DECODER_VERSION = 4  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
+# From one value to the next of PNGs of 2 and 4 bits, in 8: Pillow scales pixels, but not the value
+# that is transparent.
+STEPS = {"L;2": 85, "L;4": 17}
 AnyPath = str | os.PathLike[str]
 # How to turn an image upright, by the EXIF orientation tag.
 UPRIGHT = {
@@ -96,9 +100,15 @@ def read_image(
 def convert_image(
     image: Image.Image, image_size: int, white_point: int | None = None
 ) -> np.ndarray:
-    """Like `read_image`, for an image that Pillow has opened or made. Raises InputError."""
+    """Like `read_image`, for an image in memory. Of colours of 16 bits Pillow has 8 there."""
     try:
-        return _convert(image, image_size, white_point)[0]
+        image.load()
+        if image.mode.startswith("I;16"):
+            values = np.asarray(image).astype(np.uint16)[..., None]
+            shown, _ = DeepImage(values, "L").show(white_point or DEEP)
+        else:
+            shown = _show_in_8_bits(image, white_point)
+        return _fit_square(_turn_upright(shown, image), image_size)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise InputError(f"the image cannot be used: {error}.") from error
 
@@ -228,7 +238,9 @@ def _read_with_range(
                     verdict="",
                     remedy="Raise the limit or shrink the image.",
                 )
-            pixels, values = _convert(image, image_size, white_point)
+            shown, values = _convert_to_8_bits(path, image, white_point)
+            shown = _turn_upright(shown, image)
+        pixels = _fit_square(shown, image_size)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -239,51 +251,70 @@ def _read_with_range(
     return pixels, values or (int(pixels.min()), int(pixels.max()), 255)
 
 
-def _convert(
-    image: Image.Image, image_size: int, white_point: int | None
-) -> tuple[np.ndarray, tuple[int, int, int] | None]:
-    """The centre square, uint8 [S, S, 3], and the range of values if the image has 16 bits."""
-    shown, values = _convert_to_8_bits(_turn_upright(image), white_point)
+def _fit_square(shown: Image.Image, image_size: int) -> np.ndarray:
+    """The centre square, uint8 [S, S, 3]."""
     square = ImageOps.fit(shown, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(square.convert("RGB")), values
+    return np.asarray(square.convert("RGB"))
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its orientation tag says; damaged metadata say nothing.
+def _turn_upright(shown: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn `shown` as the orientation tag of `image` says; damaged metadata say nothing.
 
     `ImageOps.exif_transpose` also writes all metadata anew, and fails if one of them is damaged.
     """
-    image.load()
     try:
         method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         method = None
-    return image if method is None else image.transpose(method)
+    return shown if method is None else shown.transpose(method)
 
 
 def _convert_to_8_bits(
-    image: Image.Image, white_point: int | None
+    path: AnyPath, image: ImageFile.ImageFile, white_point: int | None
 ) -> tuple[Image.Image, tuple[int, int, int] | None]:
-    """Return the image as 8-bit grey or RGB, and the range of values if it has 16 bits.
+    """Load the image; return it as grey or RGB of 8 bits, and its range of values if it has 16.
 
     ValueError if there is no single way to show it.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        values, white = np.asarray(image).astype(np.uint32), white_point or DEEP
-        shown = (np.minimum(values, white) * 255 + white // 2) // white
-        found = (int(values.min()), int(values.max()), white)
-        return Image.fromarray(shown.astype(np.uint8)), found
+    deep = read_deep(path, image)
+    in_8_bits = deep is None or (deep.upper_alone and (white_point or 256) <= 255)
+    if deep is not None and not in_8_bits:
+        if deep.upper_alone and white_point is not None:
+            raise ValueError(
+                f"only the upper 8 of its 16 bits can be read ({image.format}), so there is no "
+                f"white point of {white_point}; save it as PNG"
+            )
+        shown, found = deep.show(white_point or DEEP)
+        return _lay_on_white(shown), found
+    if (step := STEPS.get(str(image.tile[0][3]) if image.tile else "")) is not None:
+        if isinstance(key := image.info.get("transparency"), int):
+            image.info["transparency"] = key * step
+    image.load()
     if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits per channel (mode {image.mode}); save it with 8 or 16")
-    transparent = "A" in image.mode or "transparency" in image.info
-    if image.mode != "L" or transparent:
-        image = image.convert("RGBA" if transparent else "RGB")
+        signed = 2 in tiff_values(image, "SampleFormat")
+        found = "signed values" if signed else f"32 bits per channel (mode {image.mode})"
+        raise ValueError(f"it has {found}; save it with 8 or 16 bits, unsigned")
+    return _show_in_8_bits(image, white_point), None
+
+
+def _show_in_8_bits(image: Image.Image, white_point: int | None) -> Image.Image:
+    """A loaded image of 8 bits or fewer as grey or RGB; ValueError if it has more."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"it has 32 bits per channel (mode {image.mode}); use 8 or 16, unsigned")
+    shown = image.convert("LA") if image.mode == "La" else image
+    transparent = "A" in shown.mode or "transparency" in image.info
+    if shown.mode != "L" or transparent:
+        shown = shown.convert("RGBA" if transparent else "RGB")
     if white_point is not None and white_point <= 255:
         shades = [min(255, round(value * 255 / white_point)) for value in range(256)]
         opaque = list(range(256)) if transparent else []
-        image = image.point(shades * (len(image.getbands()) - bool(opaque)) + opaque)
-    if transparent:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white.convert("RGB")
-    return image, None
+        shown = shown.point(shades * (len(shown.getbands()) - bool(opaque)) + opaque)
+    return _lay_on_white(shown)
+
+
+def _lay_on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")

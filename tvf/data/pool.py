@@ -49,6 +49,7 @@ class Catalog:
     default the labels. Images of one group are never on two sides of a split. With `val_is_test`
     the test images validate as well. `read(places, progress, store)` reads some of the images.
     `left_out` counts what the data set holds but is not read; `notes` are for its user to read.
+    `files` are the paths of the images if each is a file.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +62,7 @@ class Catalog:
     val_is_test: bool = False
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    files: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,8 +74,9 @@ class Catalog:
             for name in ("labels", "parts", "strata", "groups")
         }
         names = [self.names[place] for place in places]
+        files = None if self.files is None else [self.files[place] for place in places]
         read: Any = lambda chosen, *how: self.read(places[chosen], *how)  # noqa: E731
-        return replace(self, names=names, read=read, **rows)
+        return replace(self, names=names, files=files, read=read, **rows)
 
 
 @dataclass(frozen=True)

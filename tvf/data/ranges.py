@@ -46,7 +46,7 @@ def _describe_deep(ranges: np.ndarray) -> str | None:
     typical = int(np.median(darker))
     levels = round((typical - low) / white * 255) + 1
     found += f" (most of them none above {typical})" if typical < high else ""
-    left = f"{found} of {white}, so about {levels} of 256 grey values are left"
+    left = f"{found} of {white}, so about {levels} of 256 values are left"
     point = _all_ones(high if high < DEEP * USED else typical)
     if point >= white:
         return f"{left}. Rescale them to the whole range of their bits."

@@ -1,7 +1,8 @@
 """One job, from its validated config to its summary."""
 
+from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.resources import JobContext, import_libraries
 from tvf.job.run import run_job
 
-__all__ = ["Checkpoints", "JobContext", "import_libraries", "run_job"]
+__all__ = ["Checkpoints", "JobContext", "describe_changed_images", "import_libraries", "run_job"]

@@ -10,7 +10,7 @@ from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json
 from tvf.models import find_weights, shorten
-from tvf.records import read_trained_on
+from tvf.records import read_config, read_trained_on
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
     if trained_on is None:
         theirs, ours = (
             select_options(each, Affects.VALIDATION_IMAGES)
-            for each in (read_json(folder / "config.json"), config)
+            for each in (read_config(folder), config)
         )
         if all(theirs.get(key) == ours.get(key) for key in ("data._target_", "data.root")):
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tvf.config import Affects, Config, build_part, result_config, written_options
-from tvf.data import count_images
+from tvf.data import count_images, describe_pool
 from tvf.distributed import (
     describe_machine,
     library_versions,
@@ -23,6 +23,7 @@ from tvf.distributed import (
 )
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
+from tvf.job.changed_images import warn_of_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
@@ -82,6 +83,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         )
         if is_done(folder, config):
             log.info("%s: already done (%s).", name, folder)
+            if context.sweep is None:  # a sweep has said it for all of its jobs
+                warn_of_changed_images(folder, config)
             checkpoints.delete()
             return None
         if has_reached(folder, config):
@@ -166,7 +169,8 @@ def train_job(
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
     scores, predictions = score_job(job, loop, best_weights)
-    write_predictions(record.folder, predictions, job.trained_on)
+    pool = describe_pool(job.phases.data.train.pool)
+    write_predictions(record.folder, predictions, job.trained_on, pool)
     summary = _summarise(job, record, run, scores) | {"images": images}
     tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
     run.log(tested, step=job.epochs + 1)

@@ -225,7 +225,7 @@ def _load_initial_weights(
     if (init_from := config["model"].get("init_from")) is None:
         return np.empty(0, "S32")
     seen = check_origin(init_from, backbone, data, config)
-    weights = load_initial_weights(model, init_from, f"module.{model.head}")
+    weights = load_initial_weights(model, init_from, *(f"module.{h}" for h in model.heads))
     log.info("%s starts from the weights in %s.", tag, weights)
     return seen
 

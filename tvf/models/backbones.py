@@ -4,6 +4,7 @@ A backbone of your own is a function that takes `num_classes`, and any options f
 returns a `Backbone`.
 """
 
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tvf.models.timm_network import (
     download,
     find_heads,
     import_timm,
+    size_remedy,
     timm_groups,
 )
 
@@ -154,7 +156,7 @@ def timm_backbone(
     coarse: bool = True,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A timm network with a single linear head, as nearly all have.
+    """A timm network with a linear head, as nearly all have, or two, as distilled ones have.
 
     Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
     `name` is what `timm.create_model` takes: a network of timm, hf-hub:OWNER/NAME or
@@ -170,7 +172,7 @@ def timm_backbone(
             f"{type(module).__name__} has no head. Remove the option that changes that."
         )
     module.reset_classifier(num_classes)
-    head, *more_heads = find_heads(module, before, name)
+    head, *more_heads = find_heads(module, before, name, num_classes)
     config = module.pretrained_cfg
     return Backbone(
         name,
@@ -190,13 +192,15 @@ def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
     except Exception as error:  # a network's code can raise anything
         raise InputError(
             f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
-            f"{explain(error)} (224 suits most networks.)"
+            f"{explain(error)} {size_remedy(backbone.module, image_size)}"
         ) from error
 
 
 def explain(error: Exception) -> str:
-    """An error of a network's code: its text, or its type and the line that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """An error of a network's code: its text, or its type and the line outside torch it is from."""
+    places = traceback.extract_tb(error.__traceback__)
+    passed = (os.path.dirname(nn.__path__[0]), os.path.dirname(__file__))  # torch's code, and ours
+    place = [*places, *(each for each in places if not each.filename.startswith(passed))][-1]
     text = str(error).strip().rstrip(".")
     if isinstance(error, AssertionError | RuntimeError | ValueError) and text:
         return f"{text}."

@@ -13,26 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from tvf.errors import InputError
-from tvf.models.backbones import Backbone, run_black_images
+from tvf.models.backbones import Backbone, explain, run_black_images
 from tvf.models.batchnorm import note_updates
+
+NOISE = 2.0  # images of noise have values up to this, about as normalised photographs have
 
 
 def check_network(backbone: Backbone, image_size: int, classes: int) -> None:
     """Raise InputError unless the network maps images to logits in eval and in training mode.
 
-    Images are black, with `image_size` × `image_size` pixels. Leaves the network and torch's random
-    state unchanged. Layers whose own state the training mode changes are remembered: see
-    `hold_frozen_batchnorm`.
+    Images are black, or noise if a network returns NaN for black ones, with `image_size` ×
+    `image_size` pixels. Leaves the network and torch's random state unchanged. Layers whose own
+    state the training mode changes are remembered: see `hold_frozen_batchnorm`.
     """
     with torch.random.fork_rng(devices=[]), _restored(backbone.module):
-        with torch.no_grad():
-            logits = run_black_images(backbone, image_size, images=1)
-        _check_logits(logits, backbone.name, "eval", (1, classes))
+        for images in (1, 2):
+            with torch.no_grad():
+                logits = run_black_images(backbone, image_size, images)
+            _check_logits(logits, backbone.name, "eval", (images, classes))
+        batch = torch.zeros(2, 3, image_size, image_size)
+        if not logits.isfinite().all():
+            batch.uniform_(-NOISE, NOISE, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                _check_finite(_run(backbone, batch, "eval"), backbone.name, "eval")
         backbone.module.train()
         before = _states(backbone.module)
-        # An error of its own code in this mode is not explained: its traceback says more.
-        logits = backbone.module(torch.zeros(2, 3, image_size, image_size))
+        logits = _run(backbone, batch, "training")
         _check_logits(logits, backbone.name, "training", (2, classes))
+        _check_finite(logits, backbone.name, "training")
         head = backbone.module.get_submodule(backbone.head)
         if not logits.requires_grad and any(p.requires_grad for p in head.parameters()):
             raise InputError(
@@ -41,6 +49,28 @@ def check_network(backbone: Backbone, image_size: int, classes: int) -> None:
             )
         after = _states(backbone.module)
         note_updates(layer for layer in before if before[layer] != after.get(layer))
+
+
+def _run(backbone: Backbone, batch: Tensor, mode: str) -> Any:
+    """What the network returns; InputError with its own reason if it raises an error."""
+    try:
+        return backbone.module(batch)
+    except Exception as error:  # a network's code can raise anything
+        raise InputError(
+            f"backbone {backbone.name} fails in {mode} mode: {explain(error)} It must take "
+            f"{len(batch)} images {list(batch.shape)} and return their logits in both modes. "
+            "TVF_DEBUG=1 shows the traceback."
+        ) from error
+
+
+def _check_finite(logits: Tensor, name: str, mode: str) -> None:
+    if not (finite := logits.detach().isfinite()).all():
+        found = logits.detach()[~finite][0].item()
+        raise InputError(
+            f"backbone {name} returns {found} for finite images in {mode} mode "
+            f"({int((~finite).sum())} of {finite.numel()} logits): its weights or its code are at "
+            "fault, such as a division by zero or a logarithm of what is not positive."
+        )
 
 
 def _check_logits(output: Any, name: str, mode: str, shape: tuple[int, int]) -> None:
@@ -58,6 +88,8 @@ def _find_fault(output: Any, shape: tuple[int, int]) -> tuple[str, str] | None:
         alone = "Return the logits alone (auxiliary outputs off, or `.logits` of the output)."
         return f"returns {_describe(output)}", alone
     found = f"returns {_describe(output)}"
+    if output.is_complex():
+        return found, "Return real numbers, such as the real part: output.real."
     if not output.is_floating_point():
         return found, "Return the scores of the classes, before argmax or a threshold."
     if tuple(output.shape) != shape:
@@ -65,6 +97,8 @@ def _find_fault(output: Any, shape: tuple[int, int]) -> tuple[str, str] | None:
         if output.dim() == 2 and len(output) == images:
             last = f"Replace its last layer by one with num_classes={classes} outputs."
             return f"has {output.shape[1]} outputs for {classes} classes", last
+        if images > 1 and tuple(output.shape) == (1, classes):
+            return f"{found} for {images} images", "Return one row for each image of the batch."
         if output.numel() == images * classes:
             return found, "Keep the batch as first dimension and flatten the rest: flatten(1)."
         return found, f"Pool and flatten it, and end with a layer of num_classes={classes} outputs."
@@ -95,6 +129,7 @@ def _describe(output: Any) -> str:
 
 
 State = dict[str, Any]
+OWN = ("_parameters", "_buffers", "_modules")  # where a layer keeps what is registered in it
 
 
 def _states(module: nn.Module) -> dict[nn.Module, State]:
@@ -112,17 +147,22 @@ def _states(module: nn.Module) -> dict[nn.Module, State]:
 
 @contextmanager
 def _restored(module: nn.Module) -> Iterator[None]:
-    """Restore buffers, own attributes and modes of all layers when the context ends."""
-    attributes = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in module.modules()]
+    """Restore the members, own attributes and modes of all layers when the context ends."""
+    attributes = [
+        (layer, dict(vars(layer)), [dict(getattr(layer, name)) for name in OWN])
+        for layer in module.modules()
+    ]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for layer, own, buffers in attributes:
+        for layer, own, registered in attributes:
             for name in vars(layer).keys() - own.keys():
                 del vars(layer)[name]
             vars(layer).update(own)
-            layer._buffers.update(buffers)
+            for name, members in zip(OWN, registered, strict=True):
+                getattr(layer, name).clear()
+                getattr(layer, name).update(members)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

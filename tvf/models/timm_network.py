@@ -4,6 +4,7 @@ What a library says about a name or its weights comes first in every error, then
 """
 
 import difflib
+import inspect
 import os
 import pickle
 import sys
@@ -18,6 +19,8 @@ from tvf.errors import InputError
 from tvf.models.groups import Group, is_below
 
 OFFLINE = "backbone=efficientnet_lite0 needs no download"
+LOCAL = "local-dir:"
+LOCAL_HOLDS = "config.json and the weights (model.safetensors or pytorch_model.bin)"
 SHOWN = 12  # names in an error
 
 
@@ -62,16 +65,21 @@ def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
         if options:
             given = f"backbone.options={dict(options)}"
             remedy = " They must be options of this network."
-        raise InputError(
-            f"{given}: timm cannot create {name}: {_first_lines(error)}.{remedy}"
-        ) from error
+        elif name.startswith(LOCAL):
+            remedy = f" Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them."
+        reason = _first_lines(error)
+        if isinstance(error, KeyError):  # whose text is the key alone
+            reason = f"{reason} is missing"
+        raise InputError(f"{given}: timm cannot create {name}: {reason}.{remedy}") from error
 
 
-def find_heads(module: Any, before: Mapping[str, nn.Parameter], name: str) -> list[str]:
-    """The paths of the layers that `reset_classifier` made anew, the linear head first.
+def find_heads(
+    module: Any, before: Mapping[str, nn.Parameter], name: str, num_classes: int
+) -> list[str]:
+    """The paths of the layers that `reset_classifier` made anew, a linear head first.
 
-    `before` are the parameters by name before that. Raises InputError unless the head is a single
-    linear layer.
+    `before` are the parameters by name before that. A distilled network has two heads, whose mean
+    are its logits. Raises InputError unless there is a linear layer that returns `num_classes`.
     """
     anew = {
         path.rpartition(".")[0]
@@ -79,21 +87,40 @@ def find_heads(module: Any, before: Mapping[str, nn.Parameter], name: str) -> li
         if parameter is not before.get(path)
     }
     classifier = module.get_classifier() if hasattr(module, "get_classifier") else None
+    # A head and one for distillation; efficientformerv2 without the second has None for it.
+    parts = classifier if isinstance(classifier, tuple | list) else [classifier]
+    layers = [layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()]
+    linear = [
+        layer
+        for layer in layers
+        if isinstance(layer, nn.Linear) and layer.out_features == num_classes
+    ]
     fault = None
-    if not isinstance(classifier, nn.Linear):
+    if not linear:
         found = " and ".join(sorted(anew)) or "none"
         fault = f"its head is {found} ({type(classifier).__name__})"
     elif not hasattr(module, "group_matcher"):
         fault = "timm does not group its layers"
     if fault:
         raise InputError(
-            f"backbone.name={name} must be a network with one linear head and timm's groups, but "
+            f"backbone.name={name} must be a network with linear heads and timm's groups, but "
             f"{fault}. Choose a similar network, or build it in a function of your own: "
             "docs/your-own.md."
         )
-    assert isinstance(classifier, nn.Linear)
-    head = next(path for path, layer in module.named_modules() if layer is classifier)
+    head = next(path for path, layer in module.named_modules() if layer is linear[0])
     return [head, *sorted(anew - {head})]
+
+
+def size_remedy(module: nn.Module, image_size: int) -> str:
+    """What to do about a network that does not accept images of this size."""
+    made_for = (getattr(module, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+    if not hasattr(module, "pretrained_cfg") or made_for == image_size:
+        return "(224 suits most networks.)"
+    remedy = f"It was made for data.image_size={made_for}"
+    makers = [vars(each).get("__init__") for each in type(module).__mro__]
+    if any("img_size" in inspect.signature(make).parameters for make in makers if make):
+        remedy += f"; +backbone.options.img_size={image_size} adapts it to yours"
+    return f"{remedy}."
 
 
 def timm_groups(module: Any, heads: Sequence[str], name: str, coarse: bool) -> tuple[Group, ...]:
@@ -130,8 +157,8 @@ def download(name: str, create: Callable[[], Any]) -> Any:
             "connect to the internet once and delete any damaged file there, or choose a backbone "
             f"that is available offline: {OFFLINE}."
         )
-        if name.startswith("local-dir:"):
-            remedy = "Such a folder holds config.json and intact weights, as timm saves them."
+        if name.startswith(LOCAL):
+            remedy = f"Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them."
         raise InputError(
             f"cannot load the weights of {name} ({type(error).__name__}: {_first_lines(error)}). "
             f"{remedy}"
@@ -187,8 +214,8 @@ def _explain_weights(name: str, error: RuntimeError) -> str:
         or "zip" in text
     ):
         remedy = f"Delete the damaged file, in {torch.hub.get_dir()} or the hub's cache"
-    elif name.startswith("local-dir:"):
-        remedy = "Such a folder holds config.json and the weights, as timm saves them"
+    elif name.startswith(LOCAL):
+        remedy = f"Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them"
     else:
         remedy = f"Choose other weights, or backbone.pretrained=false; {OFFLINE}"
     return f"cannot load the weights of {name} ({type(error).__name__}: {text}). {remedy}."

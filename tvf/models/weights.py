@@ -3,6 +3,7 @@
 Reading these files executes no code from them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, write_whole
+from tvf.models.groups import is_below
 
 
 def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
@@ -85,11 +87,11 @@ def check_not_own_weights(init_from: str | None, folder: Path) -> None:
         )
 
 
-def load_initial_weights(model: nn.Module, init_from: str, head: str) -> str:
+def load_initial_weights(model: nn.Module, init_from: str, *heads: str) -> str:
     """Load the weights that `model.init_from` names, including the head's; return a description.
 
-    `head` is the head's name in the model. Raises InputError unless the tensors' names and shapes
-    match.
+    `heads` are the names of the head's layers in the model. Raises InputError unless the tensors'
+    names and shapes match.
     """
     path = find_weights(init_from)
     try:
@@ -100,14 +102,14 @@ def load_initial_weights(model: nn.Module, init_from: str, head: str) -> str:
         raise InputError(
             f"model.init_from={init_from} is not a file of weights ({str(error).splitlines()[0]})."
         ) from error
-    if difference := _difference(found, model.state_dict(), head):
+    if difference := _difference(found, model.state_dict(), heads):
         raise InputError(f"model.init_from={init_from} does not fit: {difference}.")
     model.load_state_dict(found)
     return f"{path}, epoch {epoch}" if epoch else str(path)
 
 
 def _difference(
-    found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], head: str
+    found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], heads: Sequence[str]
 ) -> str | None:
     """How the tensors in a file differ from a model's in names and shapes; None if they do not."""
     if lacking := own.keys() - found.keys():
@@ -121,7 +123,7 @@ def _difference(
     details = shorten(
         [f"{name} is {theirs}, expected {ours}" for name, (theirs, ours) in differing.items()]
     )
-    if all(name.startswith(f"{head}.") for name in differing):
+    if all(is_below(name, heads) for name in differing):
         theirs, ours = next(iter(differing.values()))
         theirs, ours = (shape[0] if shape else 1 for shape in (theirs, ours))
         return f"its head is for {theirs} classes, this one for {ours} ({details})"

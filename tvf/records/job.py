@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
-from tvf.config import Config, result_config
+from tvf.config import Config, has_relative_places, resolve_places, result_config
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json, write_json, write_json_lines
 from tvf.records.predictions import PREDICTIONS
 from tvf.records.tracking import Run
@@ -99,6 +100,29 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if {"state", "name", "error"} <= status.keys() else {}
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json, with absolute places; empty if it is missing or damaged.
+
+    Earlier versions wrote relative places as they were given: they are relative to the folder of
+    the command, which Hydra records.
+    """
+    config = read_json(folder / "config.json")
+    if has_relative_places(config) and (base := _command_folder(folder)) is not None:
+        resolve_places(config, base)
+    return config
+
+
+def _command_folder(folder: Path) -> str | None:
+    """Where the command of the job in `folder` was given; None if it is not known."""
+    try:
+        base = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]["runtime"][
+            "cwd"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return base if isinstance(base, str) and os.path.isabs(base) else None
+
+
 def is_running(folder: Path) -> bool:
     """Whether a job's status is running and a process holds its lock."""
     if read_status(folder).get("state") != "running":
@@ -156,7 +180,7 @@ def failure_reason(error: BaseException) -> str:
 
 
 def _holds(folder: Path, config: Config) -> bool:
-    return result_config(read_json(folder / "config.json")) == result_config(config)
+    return result_config(read_config(folder)) == result_config(config)
 
 
 def _new_status(name: str, attempt: int) -> dict[str, Any]:

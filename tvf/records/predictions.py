@@ -54,10 +54,16 @@ def predictions_of(split: "Split", logits: np.ndarray) -> Predictions:
 
 
 def write_predictions(
-    folder: Path, predictions: Mapping[str, Predictions], trained_on: np.ndarray
+    folder: Path,
+    predictions: Mapping[str, Predictions],
+    trained_on: np.ndarray,
+    pool: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the predictions for each split, and the ids of the images that the job trained on."""
-    arrays: dict[str, Any] = {"trained_on": trained_on}
+    """Write the predictions for each split, and the ids of the images that the job trained on.
+
+    `pool` is what identifies all images: see `tvf.data.describe_pool`.
+    """
+    arrays: dict[str, Any] = {"trained_on": trained_on} | dict(pool or {})
     for split, values in predictions.items():
         for name in Predictions.__dataclass_fields__:
             if (array := getattr(values, name)) is not None:
@@ -91,6 +97,12 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
 def read_trained_on(folder: Path) -> np.ndarray | None:
     """The ids of the images that a job trained on, bytes [N]; None if they are not known."""
     return _read_arrays(folder).get("trained_on")
+
+
+def read_pool(folder: Path) -> dict[str, np.ndarray] | None:
+    """What identifies the images of a job; None if it is not known, as of earlier versions."""
+    arrays = {k: v for k, v in _read_arrays(folder).items() if k.startswith("pool_")}
+    return arrays or None
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import yaml
 from tvf.config import REPETITIONS, is_transfer, known_fraction
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.records.job import STOPPED, is_running, read_status
+from tvf.records.job import STOPPED, is_running, read_config, read_status
 from tvf.records.sweep import read_configs, read_dropped, sweep_name
 
 Row = dict[str, Any]
@@ -117,7 +117,7 @@ def _sort_key(row: Row) -> tuple[Any, ...]:
 def _read_job(job: Path, status: dict[str, Any]) -> Row:
     """Return the row of the job in folder `job`, whose numbers are not checked yet."""
     summary = _valid_summary(read_json(job / "summary.json"))
-    row = _row_before_start(job.parent, read_json(job / "config.json"))
+    row = _row_before_start(job.parent, read_config(job))
     row |= {key: summary[key] for key in COLUMNS if key in summary}
     row |= {key: status.get(key) for key in ("state", "error", "wandb_run_id", "wandb_mode")}
     row |= {

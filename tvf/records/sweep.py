@@ -10,9 +10,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from tvf.config import Config, frozen_layers_config, result_config
+from tvf.config import SAME, Config, frozen_layers_config, result_config
 from tvf.errors import InputError
 from tvf.files import printable, read_json, write_json
+from tvf.records.job import read_config
 
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
 
@@ -51,9 +52,15 @@ def note_group(folder: Path, group: str | None) -> None:
 
 
 def write_manifest(
-    folder: Path, configs: dict[str, dict[str, Any]], command: dict[str, Any] | None = None
+    folder: Path,
+    configs: dict[str, dict[str, Any]],
+    command: dict[str, Any] | None = None,
+    same: Mapping[str, str] | None = None,
 ) -> None:
-    """Add jobs (configs by folder name) and the command that launched them to the manifest."""
+    """Add jobs (configs by folder name) and the command that launched them to the manifest.
+
+    `same` maps the folders that further jobs would have to those that have their configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
     with FileLock(folder / ".lock"):
@@ -61,6 +68,10 @@ def write_manifest(
         if command and command not in commands:
             commands = [*commands, command]
         manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
+        noted = manifest.get(SAME) or {}
+        if noted or same:
+            kept = {name: other for name, other in noted.items() if name not in configs}
+            manifest[SAME] = kept | dict(same or {})
         if is_halving(folder):  # a job that is launched again is no longer dropped
             dropped = {
                 name: epochs for name, epochs in read_dropped(folder).items() if name not in configs
@@ -165,7 +176,7 @@ def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> Non
             "Choose another with hydra.sweep.dir= or hydra.run.dir=."
         ) from error
     for name, config in configs.items():
-        stored = read_json(folder / name / "config.json")
+        stored = read_config(folder / name)
         before, now = result_config(stored), result_config(config)
         differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if not before.get("backbone_content"):  # earlier versions did not record it

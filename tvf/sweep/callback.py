@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf.config import explain_error
+from tvf.config import explain_error, own_folder
 from tvf.errors import InputError
 from tvf.records import (
     STOPPED,
@@ -35,6 +35,7 @@ from tvf.records import (
 from tvf.report import print_result, watch_status
 from tvf.sweep.check_images import check_images
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
+from tvf.sweep.same_jobs import describe_same_jobs, find_same_jobs
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -148,9 +149,14 @@ def _check_sweep(
         )
     if workers != 1:
         config.hydra.overrides.task = _longest_first(config)
-    overrides = _expand(config)
+    overrides, folder = _expand(config), Path(config.hydra.sweep.dir)
     composed = _compose_jobs(config, overrides)
-    jobs, folder = dict(composed), Path(config.hydra.sweep.dir)
+    same: dict[str, str] = {}
+    if _has_default_folders(config):
+        named = [any(text.startswith("name=") for text in job) for job in overrides]
+        same = find_same_jobs(folder, composed, named)
+        composed = [(same.get(name, name), job) for name, job in composed]
+    jobs = dict(composed)
     plan = None
     if config.hydra.sweeper.get("_target_") == HALVING:
         by_name: dict[str, list[str]] = {}
@@ -166,10 +172,22 @@ def _check_sweep(
         check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
     arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
     note_group(folder, os.environ.get("WANDB_RUN_GROUP"))
-    write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments})
+    write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments}, same)
+    if same:
+        print(describe_same_jobs(folder, same))
+    from tvf.job import describe_changed_images  # imports torch, which `tvf --help` does not need
+
+    if changed := describe_changed_images(folder, jobs):
+        print(changed)
     if plan:
         note_halving(folder, plan.eta, plan.budgets)
     return folder, jobs, plan
+
+
+def _has_default_folders(config: DictConfig) -> bool:
+    """Whether jobs are in the folders that conf/ gives them: `tvf.config.job_folder`."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    return sweep["subdir"] == "${tvf.job_folder:}"
 
 
 def _task_overrides(config: DictConfig) -> list[str]:
@@ -259,7 +277,8 @@ def _compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, 
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with open_dict(job):
             job.hydra.job.num, job.hydra.job.id = number, str(number)
-            folder = str(job.hydra.sweep.subdir)
+            default = _has_default_folders(config)
+            folder = own_folder(job) if default else str(job.hydra.sweep.subdir)
             if "name" in job:
                 job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
             del job["hydra"]

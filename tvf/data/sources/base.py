@@ -6,6 +6,7 @@ for each new option in `tvf/config/identity.py`.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,15 @@ class DataSource(SplitOptions):
 
         A sweep calls it before its first job trains.
         """
+
+    def count_changes(
+        self, before: Mapping[str, np.ndarray], classes: Sequence[str], since: float
+    ) -> dict[str, int]:
+        """How many images were added, removed ... since a job read those of `before`.
+
+        See `tvf.data.changes`. None at all where images do not change.
+        """
+        return {}
 
     def validation_names(self) -> list[str]:
         """List the images that validate, by name and without reading them; raises as `load`.

@@ -1,16 +1,19 @@
 """Your own images: one folder per class, below `train/` and, if they exist, `val/` and `test/`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tvf.data.changes import count_changes
 from tvf.data.find_images import find_images
 from tvf.data.folders import find_layout
 from tvf.data.groups import check_groups, find_groups
 from tvf.data.images import read_images
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.base import DataSource
+from tvf.data.splits import limit_pool
 from tvf.errors import InputError, require_count, require_number
 from tvf.files import printable
 from tvf.metrics import require_metric
@@ -52,10 +55,11 @@ class ImageFolder(DataSource):
         root = Path(self.root).expanduser()
         found = find_images(root)
         names = [printable(name) for name in found.names]
+        files = [f"{root}/{name}" for name in found.names]
 
         def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
             return read_images(
-                [f"{root}/{found.names[place]}" for place in places],
+                [files[place] for place in places],
                 self.image_size,
                 max_megapixels=self.max_megapixels,
                 white_point=self.white_point,
@@ -72,9 +76,17 @@ class ImageFolder(DataSource):
             groups=None if self.groups is None else find_groups(names, self.groups),
             left_out=found.left_out,
             notes=found.notes,
+            files=files,
         )
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Read the images, as any of them may be damaged."""
         catalog, _ = self._divide()
         catalog.read(np.arange(len(catalog)), progress, store)
+
+    def count_changes(
+        self, before: Mapping[str, np.ndarray], classes: Sequence[str], since: float
+    ) -> dict[str, int]:
+        """Compare the listing, and the files that are younger; InputError as for `catalog`."""
+        catalog = self.catalog()
+        return count_changes(catalog.take(limit_pool(catalog, self)), before, classes, since)

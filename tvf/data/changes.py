@@ -1,0 +1,86 @@
+"""Whether the images on disk are still those that a job has read, by their names and dates.
+
+Only files that are new or younger than the job are read, so that an unchanged data set costs a
+listing.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tvf.data.pool import Catalog, Pool, digest
+
+# What `describe_pool` records; all have one row per image.
+NAMES, CONTENTS, LABELS = "pool_names", "pool_contents", "pool_labels"
+CHANGES = ("added", "removed", "replaced", "relabelled", "renamed")
+
+
+def describe_pool(pool: Pool) -> dict[str, np.ndarray]:
+    """What identifies each image of a pool: hashes of its name and its content, and its label."""
+    return {
+        NAMES: _hash_names(pool.names),
+        CONTENTS: _shorten(pool.pixels.digests),
+        LABELS: pool.labels.numpy().astype(np.int32),
+    }
+
+
+def count_changes(
+    catalog: Catalog, before: Mapping[str, Any], classes: Sequence[str], since: float
+) -> dict[str, int]:
+    """How many images of `catalog` differ from those that a job has read after the time `since`.
+
+    `before` is what `describe_pool` has recorded, with labels of these `classes`. Keys are those
+    of CHANGES that there are. The images of `catalog` are files.
+    """
+    assert catalog.files is not None
+    names = _hash_names(catalog.names)
+    rows = {int(name): row for row, name in enumerate(before[NAMES])}
+    known = np.isin(names, before[NAMES])
+    gone = Counter(before[CONTENTS][~np.isin(before[NAMES], names)].tolist())
+    labels = dict(zip(before[CONTENTS].tolist(), before[LABELS].tolist(), strict=True))
+    counts: Counter[str] = Counter()
+    for place, file in enumerate(catalog.files):
+        if not known[place]:
+            content = _content(file)
+            if gone[content] > 0:
+                gone[content] -= 1
+                same = classes[labels[content]] == catalog.classes[catalog.labels[place]]
+                counts["renamed" if same else "relabelled"] += 1
+            else:
+                counts["added"] += 1
+        elif _is_younger(file, since):
+            recorded = before[CONTENTS][rows[int(names[place])]]
+            counts["replaced"] += _content(file) != recorded
+    counts["removed"] = gone.total()
+    return {what: counts[what] for what in CHANGES if counts[what]}
+
+
+def _hash_names(names: Sequence[str]) -> np.ndarray:
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _shorten(digests: np.ndarray) -> np.ndarray:
+    """The first 64 bits of each digest, uint64 [N]."""
+    return np.array([int(text[:16], 16) for text in digests.tolist()], np.uint64)
+
+
+def _content(file: str) -> int | None:
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            return int(digest(opened.readall())[:16], 16)
+    except OSError:
+        return None  # of no image
+
+
+def _is_younger(file: str, since: float) -> bool:
+    """Whether a file was written, copied or moved after this time."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return True
+    return max(status.st_mtime, status.st_ctime) >= since
