@@ -18,7 +18,7 @@ from helpers.classifier import train_classifier
 from helpers.folders import write_images
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
-from tvf.inference import Item, Reading, list_items
+from tvf.inference import Item, PredictionTable, Reading, list_items
 from tvf.inference.pipeline import AHEAD, classify
 from tvf.records import read_predictions, softmax
 
@@ -209,3 +209,15 @@ def test_images_in_memory_are_read_like_the_same_ones_in_files(tmp_path: Path) -
             Image.fromarray(array).save(path)
             (item,) = list_items(array)
             assert np.array_equal(reading.read(item.image), reading.read(path)), array.shape
+
+
+def test_a_table_becomes_a_data_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities = np.array([[0.25, 0.75], [0.9, 0.1]])
+    table = PredictionTable(["x.png", "y.png"], ("a", "b"), probabilities, [])
+    frame = table.to_pandas()
+    assert list(frame["predicted"]) == ["b", "a"] and list(frame["probability"]) == [0.75, 0.9]
+    assert list(frame["p(a)"]) == [0.25, 0.9]
+    assert [*table] == [("x.png", "b", 0.75), ("y.png", "a", 0.9)]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match="pip install pandas"):
+        table.to_pandas()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tvf.errors import InputError
 from tvf.inference.pipeline import Chunk
 
 SHOWN = 10  # rows of a printed table
@@ -46,9 +47,14 @@ class PredictionTable:
         return self.probabilities.max(1, initial=0.0)
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame: image, predicted, probability, and a column for each class."""
-        import pandas  # pyright: ignore[reportMissingImports]
+        """A pandas.DataFrame: image, predicted, probability, and a column for each class.
 
+        Raises InputError without pandas.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError("to_pandas needs pandas: pip install pandas.") from error
         columns = {
             "image": self.images,
             "predicted": self.predicted,

@@ -31,7 +31,7 @@ from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report, write_files
-from tvf.report.model_card import write_cards
+from tvf.report.model_card import jobs_of_choice, write_cards
 from tvf.report.sentences import conclusions, describe_errors
 from tvf.report.wandb_summary import log_summary
 
@@ -205,7 +205,9 @@ def _write_cards(folder: Path, comparisons: Sequence[Comparison]) -> None:
     """Write the model card of the best job of what is recommended, and print where it is."""
     try:
         for path in write_cards(folder, comparisons):
-            print(f"model: {path.parent.parent} (card: {path})")
+            print(f"model card: {path}")
+        if len(comparisons) == 1 and jobs_of_choice(comparisons[0]):
+            print(f"to classify images: tvf predict {shlex.quote(str(folder))} IMAGES")
     except OSError as error:
         print(f"{error.filename or folder} cannot be written: {error.strerror}")
     except Exception as error:
