@@ -36,16 +36,15 @@ def collect_gallery(
 
     The thumbnails have at most `budget` bytes together.
     """
-    selected = {
-        split: found
-        for split in SPLITS
-        if (found := select_images(configuration, comparison.configurations, split))
+    described = {
+        split: [*_describe(found, split)]
+        for key, split in SPLITS.items()
+        if (found := select_images(configuration, comparison.configurations, key))
     }
-    if "val" not in selected:
+    if not described:
         return None
-    shown = [
-        image for split in selected.values() for each in _lists(split) for image in each.images
-    ]
+    lists = [images for each in described.values() for *_, images in each]
+    shown = [image for images in lists for image in images.images]
     pictures, problem = _read_pictures(configuration.done[0]["config"], shown)
     thumbnails = _encode(pictures, shown, budget)
     classes = configuration.done[0]["summary"].get("classes") or []
@@ -53,22 +52,12 @@ def collect_gallery(
         "problem": problem or _describe_gaps(shown, pictures, thumbnails),
         "splits": [
             {
-                "name": SPLITS[split],
-                "lists": [
-                    _list(heading, about, images, classes, thumbnails)
-                    for heading, about, images in _describe(found, SPLITS[split])
-                ],
+                "name": split,
+                "lists": [_list(*each, classes, thumbnails) for each in lists],
             }
-            for split, found in selected.items()
+            for split, lists in described.items()
         ],
     }
-
-
-def _lists(selected: SelectedImages) -> Iterator[ImageList]:
-    yield selected.mistakes
-    yield selected.uncertain
-    if selected.mislabelled:
-        yield selected.mislabelled
 
 
 def _describe(selected: SelectedImages, split: str) -> Iterator[tuple[str, str, ImageList]]:
@@ -97,7 +86,7 @@ def _count(number: int, word: str) -> str:
 
 def _cut(images: ImageList) -> str:
     listed = len(images.images)
-    return f", of which these {listed} are the most probable" if listed < images.total else ""
+    return f"; these are the {listed} with the highest probability" if listed < images.total else ""
 
 
 def _list(

@@ -70,7 +70,7 @@ def confused_pairs(classes: Sequence[str], confusion: np.ndarray) -> list[Confus
 
 
 def confusion_heat_map(classes: Sequence[str], confusion: np.ndarray, colour: str) -> LayeredChart:
-    """Counts [C, C], coloured by their share of the true class."""
+    """Counts [C, C]; the larger their share of the true class, the stronger the colour."""
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     cells = [
         {
@@ -81,14 +81,14 @@ def confusion_heat_map(classes: Sequence[str], confusion: np.ndarray, colour: st
         }
         for label, predicted in np.ndindex(confusion.shape)
     ]
-    few = len(classes) <= 4
+    angle = 0 if len(classes) <= 4 else -45 if len(classes) <= 12 else -90
     axis = {"labelLimit": 110, "domain": False, "ticks": False, "grid": False}
     base = alt.Chart(alt.InlineData(values=cells)).encode(
         x=alt.X(
             "predicted:N",
             sort=None,
             title="predicted",
-            axis=alt.Axis(labelAngle=0 if few else -45, **axis),
+            axis=alt.Axis(labelAngle=angle, labelOverlap=True, **axis),
             scale=alt.Scale(paddingInner=0.04),
         ),
         y=alt.Y(
@@ -105,10 +105,10 @@ def confusion_heat_map(classes: Sequence[str], confusion: np.ndarray, colour: st
             alt.Tooltip("share:Q", title="share of the true class", format=".1%"),
         ],
     )
-    # Opacity rather than a colour scale: the cells are readable on a light and on a dark page.
-    opacity = alt.Opacity(
-        "share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.05, 0.65])
-    )
+    # Opacity rather than a colour scale: the cells are readable on a light and on a dark page. The
+    # square root makes rare mistakes visible.
+    scale = alt.Scale(type="sqrt", domain=[0, 1], range=[0.03, 0.7])
+    opacity = alt.Opacity("share:Q", legend=None, scale=scale)
     rectangles = base.mark_rect(color=colour).encode(opacity=opacity)
     needed = DIGIT_WIDTH * len(f"{int(confusion.max()):,}") * len(classes)
     # Counts are hidden where the page is too narrow for them.
