@@ -4,7 +4,7 @@ import io
 import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,15 @@ class Downloads(ImageFolder):
         return super().catalog()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Short(ImageFolder):
+    """Reads fewer images than it is asked for."""
+
+    def catalog(self) -> Catalog:
+        whole = super().catalog()
+        return replace(whole, read=lambda places, *how: whole.read(places[1:], *how))
+
+
 def run_code(**options: Any) -> None:
     """What a report must not call."""
     raise AssertionError("called")
@@ -147,7 +156,8 @@ def run_code(**options: Any) -> None:
     ("options", "reason"),
     [
         ({"_target_": f"{__name__}.Broken"}, "ZeroDivisionError"),
-        ({"_target_": "nowhere.Source"}, "cannot be imported"),
+        ({"_target_": f"{__name__}.Short"}, "4 are no longer there, unreadable, or changed"),
+        ({"_target_": "nowhere.Source"}, "put the folder of its module on PYTHONPATH"),
         ({"_target_": f"{__name__}.run_code"}, "plain data sources only"),
         ({"groups": {"_target_": f"{__name__}.run_code"}}, "plain data sources only"),
     ],

@@ -7,12 +7,13 @@ since it was predicted is a grey box, and a sentence says how many there are.
 import io
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from tvf.config import build, modern_node, resolve_target
+from tvf.config import build, modern_node
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.report.calibration import SPLITS
@@ -168,7 +169,14 @@ def _open_data(options: Mapping[str, Any]) -> "Catalog":
     from tvf.data import DataSource
 
     node = modern_node(options)
-    target = resolve_target(node, "data")
+    module, _, name = node["_target_"].rpartition(".")
+    try:
+        target = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"data._target_={node['_target_']} cannot be imported ({error}): put the folder of its "
+            "module on PYTHONPATH and write the report again."
+        ) from error
     nested = "_target_" in repr([value for key, value in node.items() if key != "_target_"])
     if nested or not (isinstance(target, type) and issubclass(target, DataSource)):
         raise InputError(
@@ -186,7 +194,7 @@ def _read(catalog: "Catalog", places: np.ndarray) -> list[tuple[bytes, Image.Ima
         squares = pixels.images.permute(0, 2, 3, 1).numpy()
         return [
             (digest, _shrink(Image.fromarray(square)))
-            for digest, square in zip(pixels.digests.tolist(), squares, strict=True)
+            for digest, square, _ in zip(pixels.digests.tolist(), squares, places, strict=True)
         ]
     except Exception:  # one cannot be read: the others can, each by itself
         if len(places) == 1:
