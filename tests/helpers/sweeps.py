@@ -136,6 +136,58 @@ def add_training(
     return folder
 
 
+def add_folder_job(
+    sweep: Path,
+    root: Path,
+    fraction: float = 0.5,
+    seed: int = 1,
+    scores: Sequence[float] = (0.7, 0.8),
+    **options: Any,
+) -> Path:
+    """A job on the image folder `root`; `options` are more of the node `data`."""
+    given = {"_target_": "tvf.data.ImageFolder", "root": str(root), "image_size": 224} | options
+    changes = {f"data.{key}": value for key, value in given.items()}
+    folder = add_job(sweep, fraction, seed, scores, manifest=False, changes=changes)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("task", "split_by"):  # options of ELPV
+        del config["data"][key]
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def add_predictions(
+    folder: Path,
+    val: Mapping[str, tuple[int, Sequence[float]]],
+    test: Mapping[str, tuple[int, Sequence[float]]] | None = None,
+    digests: Mapping[str, bytes] | None = None,
+) -> None:
+    """Give a job the label and probabilities of images by name; the temperature is 1.
+
+    `digests` says what is in the images, by default the same as their names. By default there is
+    one test image, which is classified correctly.
+    """
+    row = next(iter(val.values()))[1]
+    splits = {"val": val, "test": test or {"unseen": (int(np.argmax(row)), row)}}
+    predictions = {}
+    for split, images in splits.items():
+        labels, rows = zip(*images.values(), strict=True)
+        names = [*images]
+        ids = [(digests or {}).get(name, name.encode()[:32]) for name in names]
+        predictions[split] = Predictions(
+            np.array(ids, "S32"),
+            np.array(names, str),
+            np.array(labels, np.int64),
+            np.log(np.array(rows, np.float32)),
+        )
+    write_predictions(folder, predictions, np.empty(0, "S32"))
+    scores = {"nll": 0.5, "brier": 0.4, "ece": 0.1}
+    recorded = {split: {"raw": scores, "scaled": scores} for split in splits}
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) | {"calibration": {"temperature": 1.0, **recorded}}
+    path.write_text(json.dumps(summary))
+
+
 def add_curves(
     sweep: Path,
     accuracies: Mapping[float, Callable[[float], float]],

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
-from helpers.sweeps import add_curves, add_job
+from helpers.folders import write_images
+from helpers.sweeps import add_curves, add_folder_job, add_job, add_predictions
+from tvf.data.pool import digest
 from tvf.records.rows import read_sweep
 from tvf.report.formats import render_report, write_files
 from tvf.report.palette import COLOURS
@@ -135,6 +137,7 @@ def test_every_chart_is_drawn_with_axis_titles(reader: Reader) -> None:
         "curves": (2 * 4 * 2 * 4, ["epoch", "accuracy"]),
         "losses": (2 * 4 * 2 * 4, ["epoch", "loss (cross-entropy)"]),
         "differences": (6, ["difference in validation accuracy"]),
+        "confusion": (0, ["predicted", "true"]),
     }
     assert reader.page.locator(".chart").count() == len(charts)
     for name, (marks, titles) in charts.items():
@@ -294,4 +297,80 @@ def test_how_much_data_is_drawn_and_readable_on_a_phone(
     assert {text for text, *_ in labels} >= {"100", "200", "400", "800", "1,600", "3,200"}
     assert all(one[1] < other[0] for one, other in pairwise(sizes))
     assert {COLOURS[0.0], COLOURS[1.0]} <= {fill for _, fill, *_ in marks}
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds that are wrong about 40 images, a long name and one that is gone among them."""
+    folder = tmp_path_factory.mktemp("pictured")
+    root = write_images(folder / "data")
+    images = sorted(root.glob("train/*/*.png"))
+    images[0] = images[0].rename(images[0].with_name("x" * 150 + ".png"))
+    names = [str(path.relative_to(root)) for path in images]
+    digests = {name: digest((root / name).read_bytes()) for name in names}
+    for seed in (1, 2):
+        job = add_folder_job(folder / "sweep", root, 0.5, seed, image_size=64)
+        rows = {name: (1, [0.95 - place / 100, 0.05]) for place, name in enumerate(names)}
+        test = dict(list(rows.items())[40:])
+        add_predictions(job, dict(list(rows.items())[:40]), test, digests)
+    images[1].unlink()
+    rendered = render_report([folder / "sweep"], read_sweep(folder / "sweep"), "html")
+    (path,) = write_files(rendered, folder / "sweep")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_pictures_are_shown_enlarged_and_fit_the_page(
+    browser: Browser, pictured: Path, width: int, scheme: Any
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    reader = Reader(page, pictured)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    pictures = page.locator("section > .pictures img")
+    assert pictures.count() == 24 + 24 + 24 - 2  # the lost one is in two lists
+    assert set(pictures.evaluate_all("all => all.map(image => image.naturalWidth)")) == {64}
+    text = page.locator(".pictures figcaption").first.inner_text()
+    assert "2 of 2 agree" in text and "95.0" in text
+    boxes = page.locator("section > .pictures figure").evaluate_all(
+        "all => all.map(figure => [figure.scrollWidth, figure.clientWidth])"
+    )
+    assert all(scroll <= client for scroll, client in boxes)
+    enlarged = page.locator("#enlarged")
+    assert not enlarged.is_visible()
+    for index in (0, 1, 2, 23):  # on both edges of the page
+        pictures.nth(index).hover()
+        box = enlarged.bounding_box()
+        assert box and box["width"] == 288 and box["x"] >= 0 and box["x"] + 288 <= width
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
+        assert enlarged.get_attribute("src") == pictures.nth(index).get_attribute("src")
+    page.mouse.move(0, 0)
+    assert not enlarged.is_visible()
+    hidden = page.locator("details.test-images img").first
+    assert not hidden.is_visible()
+    page.locator("details.test-images summary").click()
+    assert hidden.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert reader.complaints == []
+    page.close()
+
+
+def test_confusion_and_calibration_are_drawn_on_a_phone(browser: Browser, pictured: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    Reader(page, pictured)
+    assert page.locator("#part0-confusion .mark-rect.role-mark path").count() == 4
+    counts = page.locator("#part0-confusion .mark-text.role-mark text").all_text_contents()
+    assert counts == ["400", "140", "80", "166"]
+    marks = page.locator("#part0-reliability .mark-symbol.role-mark path")
+    assert marks.count() == 3 * 15
+    legend = page.locator("#part0-reliability .role-legend text")
+    assert legend.all_text_contents() == [
+        "validation, before scaling",
+        "validation, after scaling",
+        "test, after scaling",
+    ]
+    rows = page.locator("#part0-calibration tbody tr").count()
+    table = page.locator("#part0-calibration").bounding_box()
+    assert rows == 4 and table and table["x"] + table["width"] <= 390
     page.close()

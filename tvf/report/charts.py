@@ -44,7 +44,7 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
         charts["losses"] = learning_curves(comparison, palette, "loss", "loss (cross-entropy)")
     if any(pair.low is not None for pair in comparison.differences):
         charts["differences"] = paired_differences(comparison)
-    return {name: _page_specification(chart) for name, chart in charts.items()}
+    return {name: page_specification(chart) for name, chart in charts.items()}
 
 
 def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
@@ -185,6 +185,7 @@ def chart_config(font: str) -> dict[str, Any]:
     }
 
 
-def _page_specification(chart: LayeredChart) -> dict[str, Any]:
+def page_specification(chart: LayeredChart) -> dict[str, Any]:
+    """A chart in Vega-Lite, as wide as its place on the page."""
     specification = chart.properties(width="container", background="transparent").to_dict()
     return specification | {"config": chart_config("system-ui, sans-serif")}

@@ -8,6 +8,7 @@ from typing import Any
 from tvf.files import encode_text, finite, write_whole
 from tvf.records import COLUMNS, Row, csv_text
 from tvf.report import tables
+from tvf.report.calibration import mean_calibration
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration, name_trainings
@@ -240,4 +241,8 @@ def _confirmation_data(confirmation: Confirmation | None) -> dict[str, Any] | No
 def _configuration_data(row: dict[str, Any], configuration: Configuration) -> dict[str, Any]:
     names = name_trainings([*configuration.scores])
     scores = {names[training]: score for training, score in configuration.scores.items()}
-    return row | {"scores": scores, "by_class": tables.by_class(configuration)}
+    return row | {
+        "scores": scores,
+        "by_class": tables.by_class(configuration),
+        "calibration": mean_calibration(configuration.done),
+    }

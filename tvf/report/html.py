@@ -19,12 +19,22 @@ from tvf.config import result_config
 from tvf.files import cache_folder, write_whole
 from tvf.records import DROPPED, Row, is_halving, sweep_name
 from tvf.report import tables
-from tvf.report.charts import page_charts
+from tvf.report.calibration import SPLITS, mean_calibration
+from tvf.report.charts import page_charts, page_specification
 from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
+from tvf.report.configuration import Configuration
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.encodings import Palette
+from tvf.report.gallery import BYTES, collect_gallery
 from tvf.report.palette import colours
+from tvf.report.prediction_charts import (
+    MOST_CLASSES,
+    confused_pairs,
+    confusion_heat_map,
+    count_confusion,
+    reliability_diagram,
+)
 from tvf.report.sentences import describe_errors, describe_test_score
 
 
@@ -38,7 +48,7 @@ def render_html(
         for configuration in comparison.configurations
     )
     sections = [
-        _section(f"part{index}", comparison, palette)
+        _section(f"part{index}", comparison, palette, BYTES // len(comparisons))
         for index, comparison in enumerate(comparisons)
     ]
     common, differing = _split_configs(rows)
@@ -109,8 +119,10 @@ def _can_resume(row: Row, folder: Path) -> bool:
     return row["state"] in ("failed", "interrupted", "waiting")
 
 
-def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[str, Any]:
-    """The template's values for one comparison."""
+def _section(
+    identifier: str, comparison: Comparison, palette: Palette, picture_bytes: int
+) -> dict[str, Any]:
+    """The template's values for one comparison, with pictures of at most so many bytes."""
     choice = comparison.choice
     overview, jobs = tables.overview(comparison), tables.jobs(comparison)
     data = comparison.data
@@ -126,10 +138,13 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
         row["link"] = row["wandb_url"] if is_link else None
     several_sweeps = len({row["sweep"] for row in jobs}) > 1
     shown = choice.chosen or choice.best
+    charts = page_charts(comparison, palette)
+    if shown:
+        charts |= _prediction_charts(shown, palette[shown.fraction])
     return {
         "id": identifier,
         "comparison": comparison,
-        "charts": page_charts(comparison, palette),
+        "charts": charts,
         "chosen": choice.chosen.label if choice.chosen else None,
         "test_score": describe_test_score(comparison),
         "errors": describe_errors(comparison),
@@ -149,10 +164,50 @@ def _section(identifier: str, comparison: Comparison, palette: Palette) -> dict[
             if any(row[column.key] is not None for row in differences)
         ],
         "by_class": tables.by_class(shown) if shown else [],
-        "by_class_label": shown.label if shown else "",
+        "shown": shown.label if shown else "",
+        "confused_pairs": _confused_pairs(shown) if shown else [],
+        "calibration": _calibration_table(shown) if shown else None,
+        "gallery": collect_gallery(comparison, shown, picture_bytes) if shown else None,
         "jobs": jobs,
         "job_columns": (tables.SWEEP, *tables.JOBS) if several_sweeps else tables.JOBS,
     }
+
+
+def _prediction_charts(shown: Configuration, colour: str) -> dict[str, dict[str, Any]]:
+    """The charts of one configuration's predictions that have data."""
+    charts = {}
+    classes = _classes(shown)
+    confusion = count_confusion(shown, classes)
+    if confusion is not None and len(classes) <= MOST_CLASSES:
+        charts["confusion"] = confusion_heat_map(classes, confusion, colour)
+    if (diagram := reliability_diagram(shown, colour)) is not None:
+        charts["reliability"] = diagram
+    return {name: page_specification(chart) for name, chart in charts.items()}
+
+
+def _confused_pairs(shown: Configuration) -> list[Any]:
+    """The most confused pairs of classes where there are too many for a heat map."""
+    classes = _classes(shown)
+    confusion = count_confusion(shown, classes) if len(classes) > MOST_CLASSES else None
+    return [] if confusion is None else confused_pairs(classes, confusion)
+
+
+def _classes(shown: Configuration) -> list[str]:
+    return [str(name) for name in shown.done[0]["summary"].get("classes") or ()]
+
+
+def _calibration_table(shown: Configuration) -> dict[str, Any] | None:
+    """The scores of probabilities before and after scaling, and the temperature."""
+    means = mean_calibration(shown.done)
+    if means is None:
+        return None
+    rows = [
+        {"images": f"{name}, {when}", **means[split][kind]}
+        for split, name in SPLITS.items()
+        if split in means
+        for kind, when in (("raw", "before scaling"), ("scaled", "after scaling"))
+    ]
+    return means | {"rows": rows}
 
 
 def _covers(comparison: Comparison) -> str:
