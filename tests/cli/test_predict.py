@@ -87,7 +87,9 @@ def test_unreadable_images_are_listed_at_the_end(
     assert done.exit_code == 1
     assert len(_rows(Path("out.csv").read_text())) == 24
     assert "30 of 54 images could not be read:" in done.stderr
-    assert "bad0.png" in done.stderr and "and 10 more" in done.stderr
+    assert all(f"bad{number}.png" in done.stderr for number in range(30))
+    only = run("predict", sweep, *folder.glob("bad*"), "-o", "out.csv")
+    assert only.exit_code == 1 and Path("out.csv").read_text() == "image,class,probability\n"
 
 
 def test_an_ensemble_averages_the_jobs_of_the_configuration(
@@ -120,13 +122,19 @@ def test_a_list_on_stdin_names_its_images(
         (["SWEEP", "IMAGES", "--format", "parquet"], "needs a file: name it with --output"),
         (["SWEEP", "IMAGES", "-o", "no/where/out.csv"], "out.csv cannot be written"),
         (["SWEEP", "IMAGES", "--device", "warp9"], "--device warp9"),
+        (["SWEEP", "IMAGES", "-o", ".", "--format", "csv"], "is a folder"),
+        (["SWEEP", "IMAGES", "-o", "SWEEP/sweep.json/out.csv"], "out.csv cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(
     words: list[str], message: str, run: Run, sweep: Path, images: Path
 ) -> None:
     places = {"SWEEP": str(sweep), "IMAGES": str(images)}
-    done = run("predict", *(places.get(word, word) for word in words))
+    given = []
+    for word in words:
+        first, slash, rest = word.partition("/")
+        given.append(places.get(first, first) + slash + rest)
+    done = run("predict", *given)
     assert done.exit_code == 1
     error = str(done.exception)  # what the shell prints
     assert isinstance(done.exception, SystemExit) and error.startswith("error: ")
@@ -147,7 +155,27 @@ def test_export_prints_the_file_and_its_difference(run: Run, sweep: Path, images
     done = run("export", sweep, "--format", "torch_export", "-o", "model.pt2")
     assert done.exit_code == 0, done.stderr
     assert done.stdout == "model.pt2\n" and "The largest difference" in done.stderr
-    rows = _rows(run("predict", "model.pt2", images).stdout)
+    rows = _rows(run("predict", "model.pt2", images, "--trust-code").stdout)
     assert [row["class"] for row in rows] == tvf.load(sweep).predict(images).predicted
-    refused = run("export", "model.pt2", "-o", "again.onnx")
+    refused = run("export", "model.pt2", "-o", "again.onnx", "--trust-code")
     assert refused.exit_code == 1 and "has no module" in str(refused.exception)
+
+
+def test_a_link_and_a_device_stay_what_they_are(run: Run, sweep: Path, images: Path) -> None:
+    Path("link.csv").symlink_to("real.csv")
+    assert run("predict", sweep, images, "-o", "link.csv").exit_code == 0
+    assert Path("link.csv").is_symlink() and len(_rows(Path("real.csv").read_text())) == 48
+    assert run("predict", sweep, images, "--format", "csv", "-o", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.slow
+def test_combine_says_what_chose(run: Run, sweep: Path) -> None:
+    done = run("combine", sweep)
+    assert done.exit_code == 0, done.output
+    assert "Validation chose: " in done.stdout and "it is too high" in done.stdout
+    done = run("combine", sweep, "--method", "ensemble")
+    assert "--method chose: ensemble" in done.stdout and "too high" not in done.stdout
+    folder = done.stdout.splitlines()[-1].removeprefix("model: ")
+    assert folder == str(sweep / "combine" / "ensemble")
+    assert tvf.load(folder).summary["combination"]["members"] == 2

@@ -1,21 +1,25 @@
 """A trained classifier of small images, as a job leaves it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.configs import plain_config
 from tvf.job import JobContext, run_job
 
+RANDOM = ("backbone=resnet18", "backbone.weights=null")
 
-def train_classifier(root: Path, folder: Path, *overrides: str, sweep: Path | None = None) -> Path:
-    """Train a ResNet18 for an epoch on the images below `root`; return the job's folder."""
+
+def train_classifier(
+    root: Path, folder: Path, *overrides: str, backbone: Sequence[str] = RANDOM
+) -> Path:
+    """Train a network for an epoch on the images below `root`; return the job's folder."""
     config = plain_config(
         "name=job",
         "data=image_folder",
         f"data.root={root}",
         "data.image_size=32",
         "data.batch_size=8",
-        "backbone=resnet18",
-        "backbone.weights=null",
+        *backbone,
         "epochs=1",
         "model.pct_unfreeze=0.5",
         "tracker=none",
@@ -23,6 +27,7 @@ def train_classifier(root: Path, folder: Path, *overrides: str, sweep: Path | No
         *overrides,
     )
     folder.mkdir(parents=True)
-    choices = {"model": "finetune", "backbone": "resnet18", "data": "image_folder"}
-    run_job(config, JobContext(folder, sweep, parallel=True, choices=choices))
+    name = backbone[0].removeprefix("backbone=")
+    choices = {"model": "finetune", "backbone": name, "data": "image_folder"}
+    run_job(config, JobContext(folder, None, parallel=True, choices=choices))
     return folder

@@ -41,7 +41,7 @@ def test_an_exported_file_gives_the_originals_probabilities(
 ) -> None:
     done = export_model(model, file_format, tmp_path / FORMATS[file_format], layout, raw)
     assert done.difference <= 1e-4 and done.checked_on == "48 images of its data"
-    exported = tvf.load(done.path)
+    exported = tvf.load(done.path, trust_code=True)
     assert (exported.classes, exported.temperature) == (model.classes, model.temperature)
     for batch in (1, 3):
         files = sorted((images / "train" / "dogs").glob("*.png"))[:batch]
@@ -125,7 +125,8 @@ def test_a_file_that_differs_from_the_original_is_not_written(
 ) -> None:
     network, other = _Network(""), _Network("")
     network.layer.weight.data.zero_()
-    monkeypatch.setattr("tvf.inference.export.load_exported", lambda path: _model(other))
+    loaded = lambda path, trust_code: _model(other)  # noqa: E731
+    monkeypatch.setattr("tvf.inference.export.load_exported", loaded)
     with pytest.raises(InputError, match="differs from the original"):
         export_model(_model(network), "torch_export", tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -138,12 +139,16 @@ def test_other_files_are_refused_with_the_reason(
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
-            load_exported(path)
+            load_exported(path, trust_code=name.endswith(".pt2"))
 
     refused("model.txt", b"", r"no exported model: those end in .onnx or .pt2")
     refused("model.safetensors", b"", "Name the folder of its job")
     refused("model.pt2", b"nothing", "cannot be read by torch")
     refused("model.onnx", b"nothing", "cannot be read by onnxruntime")
+    with pytest.raises(InputError, match="torch unpickles parts .* trust_code=True"):
+        load_exported(tmp_path / "model.pt2")
+    with pytest.raises(InputError, match="leave out the ensemble and the device"):
+        tvf.load(tmp_path / "model.onnx", device="cuda")
     modules: dict[str, Any] = {"onnxruntime": None}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)

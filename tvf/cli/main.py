@@ -19,7 +19,7 @@ DIR = click.Path(path_type=Path)
 _trust_code = click.option(
     "--trust-code",
     is_flag=True,
-    help="Run the model's own code if its backbone is not one of tvf's.",
+    help="Run code that comes with the model: a backbone of its own, a .pt2 file.",
 )
 
 
@@ -220,6 +220,11 @@ def report(
     help="Average the probabilities of all jobs of the sweep's recommended configuration.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps.")
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(0, min_open=True),
+    help="Read images up to this size. Default: the job's data.max_megapixels.",
+)
 @_trust_code
 def predict(model: Path, images: tuple[str, ...], **options: Any) -> None:
     """Classify images with a trained model.
@@ -292,12 +297,12 @@ def combine(folder: Path, trust_code: bool, method: str | None) -> None:
     Tries the mean of weights (a greedy soup), weights between the start and the end of fine-tuning
     (WiSE-FT) and the mean of logits, with the jobs that share backbone and division with the best
     one: sweep several seeds or learning rates. Validation images choose, the test images are used
-    once, and the result is in DIR/combine, which tvf predict and tvf export take.
+    once, and the result is in DIR/combine/METHOD, which tvf predict and tvf export take.
 
     \b
     Examples:
       tvf combine outputs/sweeps/demo
-      tvf predict outputs/sweeps/demo/combine photos/
+      tvf predict outputs/sweeps/demo/combine/soup photos/
     """
     from tvf.cli import commands
 

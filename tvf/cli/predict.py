@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvf.errors import InputError
@@ -22,8 +22,6 @@ from tvf.inference import (
 from tvf.metrics import WORDS
 from tvf.progress import progress_bar
 
-LISTED = 20  # unreadable images on the terminal
-
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -37,6 +35,7 @@ class PredictOptions:
     ensemble: bool = False
     trust_code: bool = False
     device: str = "cpu"
+    max_megapixels: float | None = None
 
 
 def run_predict(model_path: str, images: Sequence[str], options: PredictOptions) -> bool:
@@ -47,6 +46,9 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
         raise InputError(
             f"--top {options.top} must be from 1 to {len(model.classes)}, the number of classes."
         )
+    if options.max_megapixels is not None:
+        reading = replace(model.reading, max_megapixels=options.max_megapixels)
+        model = replace(model, reading=reading)
     items = list_items(images, model.classes)
     scores, failed = ScoreKeeper(), []
     with (
@@ -75,7 +77,7 @@ def run_export(
     """Export a model, and print the path and how far the file is from the original."""
     model = _load(model_path, trust_code)
     path = output or Path(f"{model.summary.get('name') or 'model'}{ENDINGS[file_format]}")
-    done = export_model(model, file_format, path, layout, raw)
+    done = export_model(model, file_format, path, layout, raw, trust_code)
     print(done.path)
     print(
         f"The largest difference from the original, on {done.checked_on}: {done.difference:.1e} in "
@@ -91,8 +93,8 @@ def run_combine(sweep: Path, trust_code: bool, method: str | None) -> None:
     shown = [("", f"validation {word}", "made of")]
     shown += [(each.method, f"{each.score:.3f}", each.made_of) for each in done.candidates]
     widths = [max(len(row[column]) for row in shown) for column in range(2)]
-    for method, score, made_of in shown:
-        print(f"{method:{widths[0]}}  {score:>{widths[1]}}  {made_of}")
+    for name, score, made_of in shown:
+        print(f"{name:{widths[0]}}  {score:>{widths[1]}}  {made_of}")
     best = done.best_job_test_score
     compared = f" (the best job: {best:.3f})" if best is not None else ""
     who = "--method" if method else "Validation"
@@ -127,7 +129,5 @@ def _report_failed(failed: Sequence[tuple[object, str]], images: int) -> None:
     if not failed:
         return
     print(f"{len(failed):,} of {images:,} images could not be read:", file=sys.stderr)
-    for _, reason in failed[:LISTED]:
+    for _, reason in failed:
         print(f"  {reason}", file=sys.stderr)
-    if len(failed) > LISTED:
-        print(f"  and {len(failed) - LISTED:,} more", file=sys.stderr)

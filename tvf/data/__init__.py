@@ -8,9 +8,9 @@ from tvf.data.augment import (
     require_plain_variant,
 )
 from tvf.data.changes import describe_pool
-from tvf.data.entries import is_image, is_system
+from tvf.data.entries import is_image, is_system, kind_of_ending
 from tvf.data.images import convert_image, read_image, without_pillow_limit
-from tvf.data.left_out import LeftOut, describe_left_out, is_usual
+from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.pool import (
     Catalog,
@@ -31,6 +31,7 @@ __all__ = [
     "Cifar10",
     "DataSource",
     "DataSplits",
+    "ENDING",
     "Elpv",
     "FlipsAndCrops",
     "ImageFolder",
@@ -39,6 +40,7 @@ __all__ = [
     "Pool",
     "Split",
     "SplitOptions",
+    "Tally",
     "TorchvisionTransforms",
     "ViewRows",
     "convert_image",
@@ -50,6 +52,7 @@ __all__ = [
     "is_image",
     "is_system",
     "is_usual",
+    "kind_of_ending",
     "read_image",
     "require_plain_variant",
     "sample_order",

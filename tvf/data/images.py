@@ -100,7 +100,13 @@ def read_image(
 def convert_image(
     image: Image.Image, image_size: int, white_point: int | None = None
 ) -> np.ndarray:
-    """Like `read_image`, for an image in memory. Of colours of 16 bits Pillow has 8 there."""
+    """Like `read_image`, for an image in memory; of colours of 16 bits, Pillow has 8 there.
+
+    One that Pillow has opened but not loaded is read from its file.
+    """
+    name, unread = getattr(image, "filename", ""), getattr(image, "tile", [])
+    if name and unread and os.path.isfile(name):
+        return read_image(name, image_size, white_point=white_point)
     try:
         image.load()
         if image.mode.startswith("I;16"):

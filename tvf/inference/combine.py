@@ -7,7 +7,6 @@ Validation images choose; the test images are used once, for what was chosen.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tvf.config import Config, build_part
+from tvf.config import Config, modern_node
 from tvf.data import DataSplits, Split, split_batches
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, printable, read_json, write_json
 from tvf.inference.choose import choose_jobs
-from tvf.inference.load import load_job, member_weights, start_weights
+from tvf.inference.load import MODELS, load_job, member_weights, start_weights
+from tvf.inference.trust import open_source
 from tvf.metrics import METRICS, metric_of
 from tvf.models import recalibrate_batchnorm, save_weights
 from tvf.records import (
@@ -113,16 +113,23 @@ def _why_none(method: str | None, mates: int, own: int) -> str:
 def _mates(sweep: Path, best: Path, config: Config) -> list[Path]:
     """The finished jobs with the backbone and the division of the best one; the best first."""
     metric = f"val_{METRICS[metric_of(config)]}"
-    shared = [config["backbone"], config["data"], config.get("channels_last")]
+    shared = _network_and_images(config)
     rows = [
         row
         for row in read_jobs(sweep)
         if row["state"] == "done"
         and row[metric] is not None
-        and [row["config"].get(key) for key in ("backbone", "data", "channels_last")] == shared
+        and _network_and_images(row["config"]) == shared
     ]
     rows.sort(key=lambda row: (-row[metric], Path(row["path"]) != best))
     return [Path(row["path"]) for row in rows]
+
+
+def _network_and_images(config: Config) -> list[Any]:
+    """What jobs must have in common so that their weights can be averaged and compared."""
+    model = config["model"]
+    own = None if modern_node(model).get("_target_") in MODELS else model
+    return [config.get("backbone"), config.get("data"), config.get("channels_last"), own]
 
 
 def _greedy_soup(combiner: "_Combiner", mates: Sequence[Path]) -> list[Candidate]:
@@ -177,9 +184,7 @@ class _Combiner:
         self.config, self.metric = config, metric_of(config)
         self.network: Any = load_job(best, trust_code).module
         self.heads: Sequence[str] = self.network.heads
-        store = config.get("store")
-        with build_part(config, "store").open() if store else nullcontext() as opened:
-            self.data: DataSplits = build_part(config, "data").load(progress=True, store=opened)
+        self.data: DataSplits = open_source(config, trust_code).load(progress=True)
         recorded = (read_json(best / "summary.json").get("images") or {}).get("digests")
         if recorded is not None:
             found = {k: split.content(self.data.classes) for k, split in self.data.by_name.items()}
@@ -292,4 +297,9 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def _read(folder: Path) -> State:
-    return safetensors.torch.load_file(folder / BEST_WEIGHTS)
+    try:
+        return safetensors.torch.load_file(folder / BEST_WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{printable(folder / BEST_WEIGHTS)} cannot be read ({error}). Train the job again."
+        ) from error

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tvf.config import build_part
 from tvf.distributed import library_versions, source_commit
 from tvf.errors import InputError, require_choice
 from tvf.files import printable, read_json
 from tvf.inference.exported import ENDINGS, EXTRA, FORMAT_VERSION, METADATA, load_exported
 from tvf.inference.model import Model
+from tvf.inference.trust import open_source
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,12 @@ class _Exported(nn.Module):
 
 
 def export_model(
-    model: Model, file_format: str, path: Path, layout: str = "nhwc", raw: bool = False
+    model: Model,
+    file_format: str,
+    path: Path,
+    layout: str = "nhwc",
+    raw: bool = False,
+    trust_code: bool = False,
 ) -> Export:
     """Write `model` as "onnx" or "torch_export"; compare it with the original on real images.
 
@@ -64,13 +70,15 @@ def export_model(
     shape = (2, size, size, 3) if layout == "nhwc" else (2, 3, size, size)
     example = torch.zeros(shape, dtype=torch.uint8)
     metadata = _metadata(model, layout, raw)
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise InputError(f"{printable(path)} is no file: name one with --output.")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write = _write_onnx if file_format == "onnx" else _write_torch
         write(module, example, temporary, metadata)
-        images, checked_on = _real_images(model)
-        difference = _compare(model, load_exported(temporary), images, raw)
+        images, checked_on = _real_images(model, trust_code)
+        difference = _compare(model, load_exported(temporary, trust_code=True), images, raw)
         if not difference <= TOLERANCE:
             raise InputError(
                 f"the exported network differs from the original by {difference:.1e} in its "
@@ -80,7 +88,8 @@ def export_model(
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be written: {error.strerror}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return Export(path, difference, checked_on)
 
 
@@ -102,7 +111,8 @@ def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
         "batch_size": model.batch_size,
     }
     for name in ("mean", "std"):
-        if isinstance(values := getattr(model.module, name, None), Tensor):
+        part = next((m for m in model.module.modules() if hasattr(m, name)), None)
+        if isinstance(values := getattr(part, name, None), Tensor):
             facts[name] = values.flatten().tolist()
     return {"tvf": json.dumps(facts), "card": model.card}
 
@@ -151,16 +161,16 @@ def _reason(error: Exception) -> str:
     return " ".join(lines[:3]) or type(error).__name__
 
 
-def _real_images(model: Model) -> tuple[np.ndarray, str]:
+def _real_images(model: Model, trust_code: bool) -> tuple[np.ndarray, str]:
     """Some images of the job's data, uint8 [N, S, S, 3], or noise if it is not here; in words."""
     try:
         config = read_json(Path(model.source) / "config.json")
-        source = build_part(config, "data")
-        catalog = source.catalog()
+        catalog = open_source(config, trust_code).catalog()
         places = np.linspace(0, len(catalog) - 1, min(CHECKED, len(catalog))).astype(np.int64)
         images = catalog.read(places, False, None).images.permute(0, 2, 3, 1).numpy()
         return images, f"{len(images)} images of its data"
-    except (InputError, KeyError, OSError):
+    except (InputError, KeyError, OSError) as error:
+        log.info("no images of the data: %s", error)
         size = model.reading.image_size
         noise = np.random.default_rng(0).integers(0, 256, (CHECKED, size, size, 3), np.uint8)
         return noise, f"{CHECKED} images of noise, since its data is not here"

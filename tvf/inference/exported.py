@@ -24,11 +24,19 @@ METADATA = "tvf.json"  # in a .pt2 file
 EXTRA = "pip install 'tvf[export]'"
 
 
-def load_exported(path: Path) -> Model:
-    """The model in a file that tvf export has written; InputError for any other file."""
+def load_exported(path: Path, trust_code: bool = False) -> Model:
+    """The model in a file that tvf export has written; InputError for any other file.
+
+    A .pt2 file may hold pickled objects, which run code, so it takes `trust_code`.
+    """
     if path.suffix == ENDINGS["onnx"]:
         metadata, run = _open_onnx(path)
     elif path.suffix == ENDINGS["torch_export"]:
+        if not trust_code:
+            raise InputError(
+                f"{printable(path)}: torch unpickles parts of such a file, which can run code. If "
+                "you trust it: tvf.load(..., trust_code=True), or --trust-code."
+            )
         metadata, run = _open_torch(path)
     else:
         hint = "Name the folder of its job." if path.suffix == ".safetensors" else ""
@@ -54,7 +62,7 @@ def load_exported(path: Path) -> Model:
         source=str(path),
         temperature=facts["temperature"],
         batch_size=facts["batch_size"],
-        card=metadata.get("card", ""),
+        make_card=lambda: metadata.get("card", ""),
     )
 
 

@@ -1,6 +1,7 @@
 """What to classify: paths, folders, patterns, lists and arrays, as a list of items to read."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +12,21 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tvf.data import convert_image, is_image, is_system, read_image
+from tvf.data import (
+    ENDING,
+    Tally,
+    convert_image,
+    describe_left_out,
+    is_image,
+    is_system,
+    is_usual,
+    kind_of_ending,
+    read_image,
+)
 from tvf.errors import InputError
 from tvf.files import printable
+
+log = logging.getLogger(__name__)
 
 LIST_ENDINGS = (".txt", ".lst")
 STDIN = "-"
@@ -51,7 +64,9 @@ def list_items(images: Any, classes: Sequence[str] = ()) -> list[Item]:
     that class as its label.
     """
     listed = images if isinstance(images, Iterable) and not _is_one(images) else [images]
-    items = [item for each in listed for item in _expand(each, classes)]
+    items: list[Item] = []
+    for each in listed:
+        items += _expand(each, classes, len(items))
     if not items:
         raise InputError("there is no image to classify: name a file, a folder or a pattern.")
     return items
@@ -61,9 +76,10 @@ def _is_one(images: Any) -> bool:
     return isinstance(images, str | os.PathLike | np.ndarray | Tensor | Image.Image)
 
 
-def _expand(image: Any, classes: Sequence[str]) -> Iterator[Item]:
+def _expand(image: Any, classes: Sequence[str], before: int) -> Iterator[Item]:
+    """The items of one argument; `before` is how many there are already."""
     if isinstance(image, np.ndarray | Tensor | Image.Image):
-        yield from _from_array(image)
+        yield from _from_array(image, before)
         return
     if not isinstance(image, str | os.PathLike):
         raise InputError(
@@ -76,7 +92,7 @@ def _expand(image: Any, classes: Sequence[str]) -> Iterator[Item]:
         yield from _from_folder(path, classes)
     elif os.path.isfile(path):
         if path.lower().endswith(LIST_ENDINGS):
-            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
                 yield from _from_lines(lines, path, os.path.dirname(path))
         else:
             yield Item(printable(path), path)
@@ -90,20 +106,35 @@ def _expand(image: Any, classes: Sequence[str]) -> Iterator[Item]:
 
 
 def _from_folder(folder: str, classes: Sequence[str]) -> Iterator[Item]:
-    """The images below a folder, in the order of their paths; hidden and system files are not."""
+    """The images below a folder, in the order of their paths; hidden and system files are not.
+
+    Links are followed, each real folder once. What has the ending of an image that cannot be read
+    is counted in a warning.
+    """
     places = {name: number for number, name in enumerate(classes)}
-    empty = True
-    for here, folders, files in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not is_system(name))
-        below = os.path.relpath(here, folder).split(os.sep)
-        label = next((places[printable(name)] for name in below if printable(name) in places), None)
+    empty, left_out, walked = True, Tally(), set()
+    for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        walked.add(os.path.realpath(here))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not is_system(name) and os.path.realpath(os.path.join(here, name)) not in walked
+        )
+        below = map(printable, reversed(os.path.relpath(here, folder).split(os.sep)))
+        label = next((places[name] for name in below if name in places), None)  # the innermost
         for name in sorted(files):
             path = os.path.join(here, name)
-            if is_image(name) and not is_system(name) and os.path.isfile(path):
+            if is_system(name) or not os.path.isfile(path):
+                continue
+            if is_image(name):
                 empty = False
                 yield Item(printable(path), path, label)
+            else:
+                left_out.add(ENDING, kind_of_ending(name), path)
     if empty:
         raise InputError(f"{printable(folder)} has no images.")
+    if unusual := [entry for entry in left_out.entries() if not is_usual(entry)]:
+        log.warning("left out: %s.", describe_left_out(unusual))
 
 
 def _raise(error: OSError) -> None:
@@ -119,21 +150,22 @@ def _from_lines(lines: Iterable[str], source: str, folder: str) -> Iterator[Item
         beside = os.path.join(folder, path)
         found = next((each for each in (path, beside) if os.path.isfile(each)), None)
         if found is None:
-            missing.append(f"line {number}: {printable(path)}")
+            what = " (a folder)" if os.path.isdir(path) or os.path.isdir(beside) else ""
+            missing.append(f"line {number}: {printable(path)}{what}")
         else:
             paths.append(Item(printable(path), found))
     if missing:
         more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
         named = "; ".join(missing[:NAMED])
-        raise InputError(f"{printable(source)} names files that do not exist: {named}{more}.")
+        raise InputError(f"{printable(source)} names what is no file: {named}{more}.")
     if not paths:
         raise InputError(f"{printable(source)} names no files: write one path per line.")
     yield from paths
 
 
-def _from_array(image: Any) -> Iterator[Item]:
+def _from_array(image: Any, before: int) -> Iterator[Item]:
     if isinstance(image, Image.Image):
-        yield Item("image", image)
+        yield Item(f"image {before}", image)
         return
     given = f"{type(image).__name__} {list(image.shape)} of {image.dtype}"
     if isinstance(image, Tensor):
@@ -143,12 +175,14 @@ def _from_array(image: Any) -> Iterator[Item]:
     elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)):
         array = image[None]
     else:
-        array = image if image.ndim == 4 or (image.ndim == 3 and image.shape[2] > 4) else None
+        channels_first = image.ndim >= 3 and image.shape[-3] in (1, 3, 4) and image.shape[-1] > 4
+        grey = image.ndim == 3 and image.shape[2] > 4
+        array = image if (image.ndim == 4 or grey) and not channels_first else None
     channels = array.shape[3] if array is not None and array.ndim == 4 else 1
     if array is None or channels not in (1, 3, 4):
         raise InputError(
-            f"{given} is no image: arrays are [H, W], [H, W, 3] or [H, W, 4] (torch: [3, H, W]), "
-            "or a batch of these."
+            f"{given} is no image: arrays of NumPy are [H, W], [H, W, 3] or [H, W, 4], tensors of "
+            "torch [3, H, W], or a batch of these."
         )
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(
@@ -160,4 +194,4 @@ def _from_array(image: Any) -> Iterator[Item]:
             pixels = pixels[:, :, 0]
         if pixels.dtype == np.uint16 and pixels.ndim == 3:
             raise InputError(f"{given}: pixels of 16 bits must be grey, [H, W].")
-        yield Item(f"image {number}", Image.fromarray(np.ascontiguousarray(pixels)))
+        yield Item(f"image {before + number}", Image.fromarray(np.ascontiguousarray(pixels)))

@@ -6,10 +6,9 @@ nothing in it is executed unless the caller trusts code of the user's own.
 
 import copy
 import logging
+import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
 from tvf.inference.model import Model, average_models, torch_runner
+from tvf.inference.trust import DATA, import_own, names_code
 from tvf.models import (
     Backbone,
     FineTuneModel,
@@ -71,7 +71,12 @@ def load(
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
     if path.is_file():
-        return load_exported(path)
+        if ensemble or str(device) != "cpu":
+            raise InputError(
+                f"{printable(path)} is an exported file, which runs alone and on the CPU: leave "
+                "out the ensemble and the device."
+            )
+        return load_exported(path, trust_code)
     if not path.exists():
         raise InputError(f"{printable(path)} does not exist.")
     if not (path / "sweep.json").is_file():
@@ -92,7 +97,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     classes = tuple(summary["classes"])
     backbone = _build_backbone(config, len(classes), folder, trust_code)
     network: nn.Module = _build_model(config, backbone, folder, trust_code)
-    members = (summary.get("combination") or {}).get("members", 1)
+    members = summary.get("combination", {}).get("members", 1)
     if members > 1:
         copies = [copy.deepcopy(network) for _ in range(members)]
         network = LogitEnsemble(copies)
@@ -112,8 +117,12 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     reading = Reading(
         data["image_size"], data.get("max_megapixels", 100.0), data.get("white_point")
     )
+    if data.get("_target_") not in DATA:
+        log.warning(
+            "%s has a data source of its own: images are read like those of image folders.", folder
+        )
     temperature = _temperature(folder, summary)
-    precision = config.get("fabric", {}).get("precision", "32-true")
+    precision = (config.get("fabric") or {}).get("precision", "32-true")
     if precision != "32-true":
         log.warning(
             "%s was trained with precision %s; it predicts with 32-true.", folder, precision
@@ -125,7 +134,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         temperature=temperature,
         batch_size=data.get("batch_size", 32),
         source=str(folder),
-        card=_card(folder),
+        make_card=lambda: _card(folder),
         summary=summary,
         network=network,
     )
@@ -154,6 +163,8 @@ def start_weights(config: Mapping[str, Any], classes: int, trust_code: bool) -> 
         return safetensors.torch.load_file(find_weights(init_from))
     node = modern_node(config["backbone"])
     target = str(node.get("_target_"))
+    if node.get("weights", True) is None or not node.get("pretrained", True):
+        raise InputError("it started from random weights, which are not kept.")
     if target in BACKBONES:
         options = {key: value for key, value in node.items() if not key.startswith("_")}
         backbone = BACKBONES[target][0](num_classes=classes, **options)
@@ -178,11 +189,24 @@ def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(
             f"{shown}: summary.json does not say {' and '.join(missing)}: {_version_hint(summary)}"
         )
-    if not isinstance(config.get("data"), dict) or "image_size" not in config["data"]:
-        raise InputError(
-            f"{shown}: config.json does not say data.image_size: {_version_hint(summary)}"
-        )
+    if fault := _find_fault(config, summary):
+        raise InputError(f"{shown}: {fault}: {_version_hint(summary)}")
     return config, summary
+
+
+def _find_fault(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """What keeps a record from being used; None if nothing does."""
+    for key in ("data", "backbone", "model"):
+        if not isinstance(config.get(key), dict):
+            return f"config.json does not say {key}"
+    for key, default in (("image_size", None), ("batch_size", 32)):
+        value = config["data"].get(key, default)
+        if not isinstance(value, int) or value < 1:
+            return f"config.json does not say data.{key}, a whole number of at least 1"
+    combination = summary.get("combination", {})
+    if not isinstance(combination, dict) or not isinstance(combination.get("members", 1), int):
+        return "summary.json does not say what was combined"
+    return None
 
 
 def _version_hint(summary: Mapping[str, Any]) -> str:
@@ -200,13 +224,16 @@ def _build_backbone(
     node = modern_node(config.get("backbone") or {})
     target = str(node.get("_target_"))
     options = {key: value for key, value in node.items() if not key.startswith("_")}
-    if target in BACKBONES and not _names_code(options):
+    if target in BACKBONES and not names_code(options):
         build, untrained = BACKBONES[target]
         if isinstance(given := options.get("options"), dict):  # timm's: no file to start from
             kept = {key: value for key, value in given.items() if key != "checkpoint_path"}
             options["options"] = kept
-        return build(num_classes=classes, **options | untrained)
-    build = _own_code(target, "backbone", folder, trust_code)
+        try:
+            return build(num_classes=classes, **options | untrained)
+        except TypeError as error:  # an option that this version does not know
+            raise InputError(f"{printable(folder)}: {error}: {_version_hint({})}") from error
+    build = import_own(target, "backbone", folder, trust_code)
     return build(num_classes=classes, **options)
 
 
@@ -220,33 +247,7 @@ def _build_model(
     options = {
         key: value for key, value in node.items() if not key.startswith("_") and key != "init_from"
     }
-    return _own_code(target, "model", folder, trust_code)(backbone=backbone, **options)
-
-
-def _names_code(options: Any) -> bool:
-    """Whether a nested option names something to import."""
-    if isinstance(options, dict):
-        return "_target_" in options or any(map(_names_code, options.values()))
-    return isinstance(options, list) and any(map(_names_code, options))
-
-
-def _own_code(target: str, part: str, folder: Path, trust_code: bool) -> Any:
-    """The function or class of the user's own that a job was trained with."""
-    if not trust_code:
-        raise InputError(
-            f"{printable(folder)}: its {part} is code of your own ({target}), which loading the "
-            "model would run. If you trust it: tvf.load(..., trust_code=True), or --trust-code."
-        )
-    module, _, name = target.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{printable(folder)}: its {part} {target} cannot be imported ({error}). Call this "
-            f"from the folder that holds {module.partition('.')[0]}.py, or put that on PYTHONPATH."
-        ) from error
+    return import_own(target, "model", folder, trust_code)(backbone=backbone, **options)
 
 
 def _card(folder: Path) -> str:
@@ -262,7 +263,9 @@ def _card(folder: Path) -> str:
 def _temperature(folder: Path, summary: Mapping[str, Any]) -> float:
     """The temperature in the job's record; fitted anew for jobs of earlier versions."""
     calibration = summary.get("calibration")
-    if isinstance(calibration, dict) and isinstance(calibration.get("temperature"), float):
-        return calibration["temperature"]
+    if isinstance(calibration, dict):
+        recorded = calibration.get("temperature")
+        if isinstance(recorded, float) and math.isfinite(recorded) and recorded > 0:
+            return recorded
     validation = read_predictions(folder).get("val")
     return 1.0 if validation is None else fit_temperature(validation.logits, validation.labels)

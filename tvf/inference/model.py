@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ class Model:
 
     `classes` are in the order of the probabilities. `reading` turns an image into the pixels that
     the network was trained on. `run` maps these to probabilities; `temperature` is part of it.
-    `source` says where the model is from, `card` is its model card in Markdown, empty if it has
-    none. `summary` is the record of its job. `network` maps pixels to logits; None for a file that
-    another runtime executes, and for an ensemble.
+    `source` says where the model is from, `make_card` describes it in Markdown, `summary` is the
+    record of its job. `network` maps pixels to logits; None for a file that another runtime
+    executes, and for an ensemble.
     """
 
     classes: tuple[str, ...]
@@ -36,9 +37,14 @@ class Model:
     source: str
     temperature: float = 1.0
     batch_size: int = 32
-    card: str = ""
+    make_card: Callable[[], str] = field(default=str, repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     network: nn.Module | None = field(default=None, repr=False)
+
+    @cached_property
+    def card(self) -> str:
+        """The model card, in Markdown; empty if there is none."""
+        return self.make_card()
 
     @property
     def module(self) -> nn.Module:

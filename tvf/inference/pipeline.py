@@ -84,4 +84,10 @@ def _run(
         return Chunk([], np.empty((0, 0)), failed)
     items, squares = zip(*read, strict=True)
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
-    return Chunk([*items], run(pixels), failed)
+    probabilities = run(pixels)
+    if not (finite := np.isfinite(probabilities).all(1)).all():
+        item = items[int(np.flatnonzero(~finite)[0])]
+        raise InputError(
+            f"the network's output for {item.name} is not finite: its weights are at fault."
+        )
+    return Chunk([*items], probabilities, failed)

@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,21 +52,30 @@ def open_writer(path: Path | None, file_format: str) -> Iterator[Callable[[Rows]
         with _text_writer(sys.stdout, file_format) as write:
             yield write
         return
-    temporary = path.with_name(f".{path.name}.part")
+    if path.is_dir():
+        raise InputError(f"{printable(path)} is a folder: name a file in it.")
+    # A device, a pipe or a link stays what it is.
+    whole = not path.is_symlink() and (path.is_file() or not path.exists())
+    target = path.with_name(f".{path.name}.part") if whole else path
     try:
         if file_format == "parquet":
-            with _parquet_writer(temporary) as write:
+            with _parquet_writer(target) as write:
                 yield write
         else:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
+            with target.open("w", newline="", encoding="utf-8") as file:
                 with _text_writer(file, file_format) as write:
                     yield write
-        if temporary.exists():
-            temporary.replace(path)
+        if whole:
+            if target.exists():
+                target.replace(path)
+            else:  # Parquet without a row has no columns
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be written: {error.strerror}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if whole:
+            with suppress(OSError):
+                target.unlink()
 
 
 @contextmanager
@@ -84,6 +93,8 @@ def _text_writer(file: TextIO, file_format: str) -> Iterator[Callable[[Rows], No
             table.writerows(rows)
 
     yield write
+    if table is None and file_format == "csv":  # no image could be read
+        file.write("image,class,probability\r\n")
     file.flush()
 
 

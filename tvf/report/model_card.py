@@ -5,6 +5,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting".
 
 import shlex
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def render_card(job: Row, comparison: Comparison | None = None) -> str:
         "## Confusion",
         *_confusion(job),
         "## Limits",
-        _limits(comparison),
+        _limits(job, comparison),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -104,8 +105,8 @@ def _header(job: Row) -> dict[str, Any]:
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "transfer-learning", str(summary.get("backbone"))],
     }
-    if str(backbone.get("_target_")).endswith("timm_backbone") and backbone.get("pretrained", True):
-        name = str(backbone.get("name"))
+    name, from_timm = str(backbone.get("name")), "timm_backbone" in str(backbone.get("_target_"))
+    if from_timm and backbone.get("pretrained", True) and not name.startswith("local-dir:"):
         header["base_model"] = name.removeprefix("hf-hub:") if ":" in name else f"timm/{name}"
     metrics = [
         {"type": hub, "value": round(summary[key], 4), "name": f"test {word}"}
@@ -135,7 +136,7 @@ def _header(job: Row) -> dict[str, Any]:
 def _summary(job: Row) -> str:
     summary = job["summary"]
     classes = summary.get("classes") or []
-    named = ", ".join(map(printable, classes[:MANY_CLASSES]))
+    named = ", ".join(map(_name, classes[:MANY_CLASSES]))
     more = f" and {len(classes) - MANY_CLASSES:,} more" if len(classes) > MANY_CLASSES else ""
     versions = summary.get("versions") or {}
     commit = f", commit {summary['commit'][:12]}" if summary.get("commit") else ""
@@ -166,13 +167,13 @@ def _data(job: Row) -> Iterator[str]:
     data, images = job["config"].get("data") or {}, job["summary"].get("images") or {}
     target = str(data.get("_target_"))
     root = data.get("root")
-    source = f"the folder `{printable(Path(str(root)).name)}`" if root else target.split(".")[-1]
+    source = f"the folder `{_name(Path(str(root)).name)}`" if root else target.split(".")[-1]
     yield f"Source: {source}. Licence: {LICENCES.get(target, UNKNOWN)}."
     by_class, classes = images.get("by_class") or {}, job["summary"].get("classes") or []
     if not by_class:
         return
     splits = list(by_class)
-    rows = [[printable(name), *(by_class[s][i] for s in splits)] for i, name in enumerate(classes)]
+    rows = [[_name(name), *(by_class[s][i] for s in splits)] for i, name in enumerate(classes)]
     total = ["all", *(images.get(split, "") for split in splits)]
     if len(rows) > MANY_CLASSES:
         rows = []
@@ -287,13 +288,18 @@ def _confusion(job: Row) -> Iterator[str]:
         yield "Not shown: there are many classes, or the record lacks it. See `summary.json`."
         return
     yield "Test images, by their class (rows) and by the predicted one (columns)."
-    names = [*map(printable, classes)]
+    names = [*map(_name, classes)]
     rows = [[name, *row] for name, row in zip(names, matrix, strict=True)]
     yield _table(["", *names], rows)
 
 
-def _limits(comparison: Comparison | None) -> str:
-    sentences = [
+def _limits(job: Row, comparison: Comparison | None) -> str:
+    sentences = []
+    if (job["config"].get("data") or {}).get("validate_on") == "test":
+        sentences.append(
+            "Its test images chose the epoch, so no score here is of images that played no part."
+        )
+    sentences += [
         "The scores hold for images like these, taken and labelled in the same way: other cameras, "
         "places, times or populations were not tested, and no interval covers them.",
         "Labels count as true; wrong ones are among the mistakes and among the hits.",
@@ -302,6 +308,11 @@ def _limits(comparison: Comparison | None) -> str:
     if comparison and comparison.choice.chosen is None:
         sentences.append("The sweep could not say whether another configuration is as good.")
     return " ".join(sentences)
+
+
+def _name(name: object) -> str:
+    """A name that Markdown shows as it is."""
+    return escape(printable(name), quote=False)
 
 
 def _number(value: Any, form: str = ",") -> str:
