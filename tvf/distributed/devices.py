@@ -142,6 +142,7 @@ def return_freed_memory() -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Restart the measurement of peak memory: a sweep's worker runs several jobs in one process."""
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         return_freed_memory()

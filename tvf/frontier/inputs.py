@@ -122,7 +122,7 @@ class InputPipeline:
     def _settle(self, split: str, epochs: range) -> str:
         """Decide where the data of a split live; the decision in words."""
         pool = self.data.by_name[split].pool
-        resident = self.residency.images(pool) is not None
+        resident = self.residency.place_images(pool)
         return self.residency.describe("pixels", pool.pixels.images.nbytes, resident)
 
 

@@ -53,16 +53,17 @@ class Residency:
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + held
 
-    def images(self, pool: Pool) -> Tensor | None:
-        """All pixels of the pool on the device, uint8 [N, 3, S, S]; None if they do not fit.
-
-        Decided once.
-        """
+    def place_images(self, pool: Pool) -> bool:
+        """Copy all pixels of the pool to the device if they fit; whether they do, decided once."""
         if id(pool) not in self._pools:
             images = pool.pixels.images
             resident = images.to(self.device) if self.admits(images.nbytes) else None
             self._pools[id(pool)] = pool, resident
-        return self._pools[id(pool)][1]
+        return self.images(pool) is not None
+
+    def images(self, pool: Pool) -> Tensor | None:
+        """The pixels of the pool on the device, uint8 [N, 3, S, S]; None if they are not there."""
+        return self._pools[id(pool)][1] if id(pool) in self._pools else None
 
     def describe(self, what: str, size: int, resident: bool) -> str:
         """Where `what`, of `size` bytes, lives: a part of a line of the log."""
