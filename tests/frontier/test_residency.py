@@ -57,10 +57,11 @@ def batches_of(inputs: EpochInputs, batches: list[np.ndarray] | None = None) -> 
     return [tensor.cpu() for tensors in read for tensor in tensors]
 
 
-def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
+def assert_same(one: list[Tensor], other: list[Tensor], exact: bool = True) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        assert a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
+        assert a.dtype == b.dtype and a.stride() == b.stride()
+        assert torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -79,7 +80,9 @@ def test_inputs_are_the_same_on_the_device_read_ahead_and_read_one_by_one(
         assert ours.feed is not None
         rows = [batch[batch < count] for batch in BATCHES]
         one_by_one = [tensor.cpu() for batch in rows for tensor in theirs.inputs(batch)]
-        assert_same(batches_of(ours, rows), one_by_one)
+        # A GPU may choose other kernels for frozen layers on other batches.
+        exact = device == "cpu" or cached or fraction == 1
+        assert_same(batches_of(ours, rows), one_by_one, exact)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import IMPORTABLE, ROOT, forks, small_backbone
+from helpers import IMPORTABLE, ROOT, small_backbone
 from helpers.devices import DEVICES
 from helpers.jobs import metrics, summary
 from helpers.training import small_config, small_context
@@ -25,9 +28,9 @@ Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's memory counts as apart from the host's."""
-    if not torch.cuda.is_available():
+def apart(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """If the device is the CPU, its memory counts as apart from the host's."""
+    if request.node.callspec.params["device"] == "cpu":
         monkeypatch.setattr(Residency, "is_apart", True)
         monkeypatch.setattr(Residency, "free_bytes", lambda self: 10**9)
 
@@ -68,21 +71,32 @@ def test_store_on_equals_off(device: str, run: Run, apart: None) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fraction, store", [(0.5, "on"), (0.5, "off"), (1.0, "off")])
 def test_resident_equals_streamed(
-    device: str, fraction: float, run: Run, apart: None, caplog: pytest.LogCaptureFixture
+    device: str,
+    fraction: float,
+    store: str,
+    run: Run,
+    apart: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    how = {"model__pct_unfreeze": fraction, "augment__horizontal": 0.5, "store__mode": "off"}
+    how = {"model__pct_unfreeze": fraction, "augment__horizontal": 0.5, "store__mode": store}
     resident, streamed = (run(device, mode, fabric__resident=mode, **how) for mode in ("on", "off"))
     lines = [line for line in caplog.messages if " device: " in line]
     assert "on the device" in lines[0] and "read ahead" in lines[1]
-    assert resident == streamed
+    if device == "cuda" and fraction < 1 and store == "off":
+        # Frozen layers run on other batches, for which a GPU may choose other kernels.
+        for one, other in zip(resident, streamed, strict=True):
+            assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+    else:
+        assert resident == streamed
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_resumed_equals_whole(device: str, run: Run, apart: None, tmp_path: Path) -> None:
-    how = {"average": {"_target_": "tvf.training.ExponentialMovingAverage", "decay": 0.9}}
+    average = {"_target_": "tvf.training.ExponentialMovingAverage", "decay": 0.9}
+    how = {"average": average, "store__mode": "on"}
     whole = run(device, "whole", **how)
     assert len(run(device, "resumed", stop_after=1, **how)) == 1
     assert run(device, "resumed", **how) == whole
@@ -102,16 +116,16 @@ def test_two_jobs_at_once_equal_those_apart(device: str, run: Run, tmp_path: Pat
     )
     processes = []
     for seed in (1, 2):
-        folder, config = tmp_path / f"at-once-{seed}", config_on(device, seed=seed)
+        folder = tmp_path / f"at-once-{seed}"
         folder.mkdir()
-        processes.append(
-            forks.python(code, str(folder), json.dumps(config), cwd=ROOT, PYTHONPATH=IMPORTABLE)
-        )
-    for process in processes:
-        printed, _ = process.communicate()
-        assert process.returncode == 0, printed
+        config = json.dumps(config_on(device, seed=seed, store__mode="on"))
+        command = [sys.executable, "-c", code, str(folder), config]
+        environment = os.environ | {"PYTHONPATH": IMPORTABLE}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+    assert [process.wait() for process in processes] == [0, 0]
     for seed in (1, 2):
-        assert metrics(tmp_path / f"at-once-{seed}") == run(device, f"apart-{seed}", seed=seed)
+        apart = run(device, f"apart-{seed}", seed=seed, store__mode="on")
+        assert metrics(tmp_path / f"at-once-{seed}") == apart
 
 
 @pytest.mark.parametrize("device", DEVICES)
