@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,54 @@ def test_rows_are_loaded_once(tmp_path: Path) -> None:
         )
     assert sorted(loaded) == [1, 3, 4, 9, 19]
     assert list(take_resident([], lambda rows: rows, lambda *own: (), torch.device("cpu"))) == []
+
+
+class Recorder:
+    """Stands for a tensor, a stream or an event of a GPU; `calls` lists what happens to it."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., "Recorder"]:
+        def call(*arguments: Any, **options: Any) -> "Recorder":
+            self.calls.append(f"{name} {options}" if options else name)
+            return self
+
+        return call
+
+
+def test_copies_to_a_gpu_are_pinned_and_the_computation_waits_for_them_not_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    recorder: Any = Recorder(calls)
+
+    @contextmanager
+    def on_stream(stream: Any) -> Iterator[None]:
+        calls.append("on the side stream")
+        yield
+        calls.append("off it")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: recorder)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: recorder)
+    (copies,) = read_ahead([np.arange(3)], lambda samples: (recorder,), torch.device("cuda"))
+    assert copies == (recorder,)
+    assert calls == [
+        "on the side stream",
+        "pin_memory",
+        "to {'non_blocking': True}",
+        "record_event",
+        "off it",
+        "wait_event",
+        "record_stream",
+    ]
+
+
+def test_free_memory_includes_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    residency = Residency(torch.device("cuda"), jobs=2)
+    assert residency.is_apart and residency.free_bytes() == 120
+    assert residency.admits(30) and not residency.admits(31)
