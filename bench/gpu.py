@@ -6,17 +6,20 @@ The rows are in the order of their importance. Each is appended to bench/gpu.jso
 known, and bench/gpu.md shows all of them. What no time is left for is listed as skipped.
 
 Elsewhere than where tvf is installed with its data, first `python bench/gpu.py --prepare DIR` where
-it is: DIR gets the images at 128 pixels and the weights (50 MB); then `--inputs DIR` there.
+it is: DIR gets the images at 128 pixels and the weights (38 MB); then `--inputs DIR` there.
 `--device cpu --quick` runs everything at tiny sizes, which shows that the script works.
 
 tvf's times are those of whole commands with an empty store, without the report at the end. A loop's
 job runs for three epochs and is projected to all: start + epochs × median epoch + test, added over
-the jobs. Its start counts once (as if one process ran all jobs) and, in brackets, for every job.
+the jobs. Its start counts once (as if one process ran all jobs) or, in "started each", for every
+job.
 """
 
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -61,6 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu")
     parser.add_argument("--seconds", type=float, default=460, help="start no row after this")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started, too
     if given.prepare:
         return prepare(given.prepare)
     if given.device == "cuda" and not torch.cuda.device_count():

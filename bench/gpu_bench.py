@@ -27,9 +27,19 @@ class Sizes:
     batches: tuple[int, ...] = (32, 128)
     limit: int | None = None
     large: tuple[int, int, int] = (224, 128, 3)  # ResNet50: pixels, batch, epochs
+    compiled: float = 1.0  # the fraction of the compiled loop
 
 
-QUICK = Sizes(epochs=2, seeds=1, heads=(1, 2), size=32, batches=(8,), limit=64, large=(32, 8, 1))
+QUICK = Sizes(
+    compiled=0.0,
+    epochs=2,
+    seeds=1,
+    heads=(1, 2),
+    size=32,
+    batches=(8, 16),
+    limit=64,
+    large=(32, 8, 1),
+)
 
 
 @dataclass
