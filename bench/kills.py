@@ -30,7 +30,13 @@ SWEEP = (
     "scheduler=cosine",
 )
 # These depend on time, on memory, and on what was already in the store.
-NOT_COMPARED = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images")
+NOT_COMPARED = (
+    "images_per_second",
+    "peak_memory_mb",
+    "peak_device_memory_mb",
+    "prefix_images",
+    "continued_images",
+)
 
 
 @dataclass

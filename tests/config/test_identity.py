@@ -53,9 +53,12 @@ def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> N
         "store.mode=off",
         "store.max_gb=1",
         "checkpoint.every_minutes=1",
+        "fabric.resident=off",
+        "fabric.jobs_per_gpu=2",
     )
     assert result_config(plain_config("seed=1", *unheard)) == plain
-    for override in ("epochs=9", "data.limit=9", "store.dtype=float16", "model.groups=[a]"):
+    changes = ("epochs=9", "data.limit=9", "store.dtype=float16", "model.groups=[a]")
+    for override in (*changes, "fabric.tf32=true", "deterministic=true"):
         assert result_config(plain_config("seed=1", override)) != plain, override
 
 
@@ -113,6 +116,15 @@ def test_a_config_older_than_an_option_keeps_the_behaviour_of_its_time() -> None
     old["data"] = {key: value for key, value in today["data"].items() if key != "metric"}
     old["optimizer"] = {k: v for k, v in today["optimizer"].items() if k != "clip_norm"}
     assert result_config(old) == result_config(today)
+
+
+def test_a_checkpoint_from_before_the_options_for_gpus_is_known_by_those_of_its_time() -> None:
+    today = plain_config()
+    fabric = {key: value for key, value in today["fabric"].items() if key != "tf32"}
+    old = {key: value for key, value in today.items() if key != "deterministic"}
+    old["fabric"] = fabric
+    assert result_config(old) == result_config(today)
+    assert not {"deterministic", "fabric.tf32"} & written_options(old, Affects.NUMBERS).keys()
 
 
 def test_image_folders_of_older_configs_have_no_white_point() -> None:

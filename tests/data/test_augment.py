@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
+from helpers.devices import DEVICES
 from tvf.data.augment import (
     Augmentation,
     FlipsAndCrops,
@@ -212,3 +213,22 @@ def test_an_augmentation_whose_plain_variant_changes_the_image_raises() -> None:
         require_plain_variant(Inverted(), images, np.arange(4))
     require_plain_variant(FlipsAndCrops(horizontal=0.5), images, np.arange(4))
     require_plain_variant(Augmentation(), images, np.arange(4))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(augment=augments, view=st.integers(1, 1000))
+@settings(deadline=None, max_examples=25)
+def test_a_view_is_the_same_bit_for_bit_on_every_device(
+    device: str, augment: FlipsAndCrops, view: int
+) -> None:
+    there = augment(IMAGES.to(device), SAMPLES, view)
+    assert augment.is_portable and there.device.type == device
+    assert torch.equal(there.cpu(), augment(IMAGES, SAMPLES, view))
+
+
+def test_a_view_uses_no_generator_of_the_device() -> None:
+    """On torch's device without data, a draw or a read of pixels would raise or be missing."""
+    before = torch.get_rng_state()
+    view = FlipsAndCrops(horizontal=0.5, vertical=0.5, padding=2)(IMAGES.to("meta"), SAMPLES, 1)
+    assert view.device.type == "meta" and view.shape == IMAGES.shape
+    assert torch.equal(torch.get_rng_state(), before)

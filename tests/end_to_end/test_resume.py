@@ -92,7 +92,14 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 # Values that depend on time, memory and earlier contents of the store.
-LOOSE = ("images_per_second", "peak_memory_mb", "prefix_images", "continued_images", "wandb_run_id")
+LOOSE = (
+    "images_per_second",
+    "peak_memory_mb",
+    "peak_device_memory_mb",
+    "prefix_images",
+    "continued_images",
+    "wandb_run_id",
+)
 
 
 def changed(path: Path) -> float:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from helpers.sweeps import base_config
 from tvf.data import DataSplits, FlipsAndCrops, Pixels, Pool, Split
-from tvf.frontier import InputPipeline
+from tvf.frontier import InputPipeline, Residency
 from tvf.job import JobContext
 from tvf.models import FineTuneModel
 from tvf.store import Store
@@ -96,9 +96,11 @@ class SmallPhases:
         schedule: Callable[..., Any] | None = None,
         augment: FlipsAndCrops | None = None,
         batch_size: int = 8,
+        residency: Residency | None = None,
         begun: Callable[[int, Optimizer], None] = lambda index, optimizer: None,
     ) -> None:
         self.phases, self.model, self.begun = tuple(phases), model, begun
+        self.residency = residency
         self.optimizer = optimizer or DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001)
         self.schedule, self.augment = (
             schedule or _constant,
@@ -115,7 +117,7 @@ class SmallPhases:
         if previous is not None:
             carry_optimizer_state(previous, optimizer)
         self.begun(index, optimizer)
-        pipeline = InputPipeline(FABRIC, self.module, DATA, self.augment)
+        pipeline = InputPipeline(FABRIC, self.module, DATA, self.augment, self.residency)
         wrapped: Any = FABRIC.setup_optimizers(optimizer)
         schedule = make_schedule(self.schedule, optimizer, phase.epochs, self.batches)
         return PhaseSetup(pipeline, wrapped, schedule)

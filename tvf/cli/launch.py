@@ -47,12 +47,12 @@ from tvf.records import (
 from tvf.report import result_location, resume_hint
 from tvf.sweep import (
     can_fork,
-    default_workers,
     finish,
     interrupt,
     interruptible,
     launched,
     run_in_subprocess,
+    workers,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("tvf.job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
-OmegaConf.register_new_resolver("tvf.workers", default_workers, replace=True)
+OmegaConf.register_new_resolver("tvf.workers", workers, replace=True)
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
@@ -193,11 +193,13 @@ def _job_context() -> "JobContext":
     from tvf.job import JobContext
 
     settings = HydraConfig.get()
-    in_sweep = settings.mode == RunMode.MULTIRUN
+    in_sweep, jobs = settings.mode == RunMode.MULTIRUN, settings.launcher.get("n_jobs", 1)
+    cores = os.cpu_count() or 1
     return JobContext(
         folder=Path(settings.runtime.output_dir),
         sweep=Path(settings.runtime.cwd, settings.sweep.dir) if in_sweep else None,
-        parallel=in_sweep and settings.launcher.get("n_jobs", 1) != 1,
+        parallel=in_sweep and jobs != 1,
+        workers=(jobs if jobs > 0 else max(1, cores + 1 + jobs)) if in_sweep else 1,
         choices=dict(settings.runtime.choices),
     )
 

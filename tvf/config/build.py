@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from tvf.training import Phase
 
 # Options in a node that the job handles itself instead of passing them to the node's target.
-JOB_OPTIONS = {"model": ("init_from",), "optimizer": ("clip_norm",)}
+JOB_OPTIONS = {
+    "model": ("init_from",),
+    "optimizer": ("clip_norm",),
+    "fabric": ("resident", "tf32", "jobs_per_gpu"),
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
 
 

@@ -39,6 +39,7 @@ OPTIONS: dict[str, Affects] = {
     "seed": TRAINING,
     "threads": TRAINING,
     "channels_last": PIXELS,
+    "deterministic": PIXELS,
     "report.margin": NOTHING,
     "checkpoint._target_": NOTHING,
     "checkpoint.every_minutes": NOTHING,
@@ -135,6 +136,9 @@ OPTIONS: dict[str, Affects] = {
     "fabric.devices": PIXELS,
     "fabric.strategy": PIXELS,
     "fabric.precision": PIXELS,
+    "fabric.tf32": PIXELS,
+    "fabric.resident": NOTHING,
+    "fabric.jobs_per_gpu": NOTHING,
     "store._target_": PIXELS,
     "store.dtype": PIXELS,
     "store.dir": Affects.FROZEN_LAYERS,
@@ -198,6 +202,8 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "optimizer.layer_decay": None,
     "recipe._target_": "tvf.training.Direct",
 }
+# The same for options that older checkpoints, known by the options as they were written, lack.
+LATER_DEFAULTS: dict[str, Any] = {"deterministic": False, "fabric.tf32": False}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
@@ -260,6 +266,9 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     options = written_options(config, effect)
     if options.get("data._target_") == "tvf.data.ImageFolder" and Affects.NUMBERS in effect:
         options.setdefault("data.white_point", None)  # records of earlier versions lack it
+    for key, value in LATER_DEFAULTS.items():
+        if effect in affects(key):
+            options.setdefault(key, value)
     return {key: canonical(key, value) for key, value in options.items()}
 
 

@@ -32,6 +32,7 @@ from tvf.errors import (
     require_seed,
     unknown_key,
 )
+from tvf.frontier import RESIDENT
 from tvf.models import (
     FROZEN_BN_OPTIONS,
     UNITS,
@@ -63,7 +64,17 @@ NODES = (
     "checkpoint",
     "tracker",
 )
-VALUES = ("name", "project", "epochs", "stop_after", "seed", "threads", "channels_last", "report")
+VALUES = (
+    "name",
+    "project",
+    "epochs",
+    "stop_after",
+    "seed",
+    "threads",
+    "channels_last",
+    "deterministic",
+    "report",
+)
 # Arguments that the code passes to a target, not its YAML.
 SUPPLIED_BY_CODE = {
     "model": ("backbone",),
@@ -109,13 +120,22 @@ def _check_values(config: dict[str, Any]) -> None:
             raise InputError(f"{key} is missing from the config.")
     require_count("epochs", config["epochs"], 1)
     require_seed("seed", config["seed"])
-    require_bool("channels_last", config["channels_last"])
+    for key in ("channels_last", "deterministic"):
+        require_bool(key, config[key])
     for key in ("stop_after", "threads"):
         if config[key] is not None:
             require_count(key, config[key], 1)
     _check_report(config["report"])
-    count_devices(config["fabric"].get("devices"))
-    require_choice("fabric.strategy", config["fabric"].get("strategy", "auto"), STRATEGIES)
+    _check_fabric(config["fabric"])
+
+
+def _check_fabric(fabric: dict[str, Any]) -> None:
+    count_devices(fabric.get("devices"))
+    require_choice("fabric.strategy", fabric.get("strategy", "auto"), STRATEGIES)
+    require_choice("fabric.resident", fabric.get("resident", "auto"), RESIDENT)
+    require_bool("fabric.tf32", fabric.get("tf32", False))
+    if (jobs := fabric.get("jobs_per_gpu", 1)) != "auto":
+        require_count("fabric.jobs_per_gpu", jobs, 1)
 
 
 def _check_report(report: Any) -> None:

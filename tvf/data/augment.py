@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,6 +43,15 @@ class Augmentation:
     def view_of(self, epoch: int) -> int:
         """Return the view that `epoch` trains on; both count from 1."""
         return (epoch - 1) % self.views + 1 if isinstance(self.views, int) else epoch
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether views are equal bit for bit on every device, and whichever thread makes them.
+
+        That takes integer work and copies alone, and random numbers from `uniform`: generators
+        differ between devices, and are shared by threads.
+        """
+        return False
 
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
         """Return an int64 id of each sample's image in this view, or None if all views differ.
@@ -79,13 +89,17 @@ class FlipsAndCrops(Augmentation):
         """Return view `view` of `images`; see `Augmentation`."""
         top, left, *flips = self._draw(samples, view)
         if self.padding:
-            images = _crop(images, self.padding, torch.from_numpy(top), torch.from_numpy(left))
+            images = _crop(images, self.padding, _beside(images, top), _beside(images, left))
         for dim, flip in zip((-1, -2), flips, strict=True):
             if flip.any():
-                images = torch.where(
-                    torch.from_numpy(flip)[:, None, None, None], images.flip(dim), images
-                )
+                chosen = _beside(images, flip)[:, None, None, None]
+                images = torch.where(chosen, images.flip(dim), images)
         return images
+
+    @property
+    def is_portable(self) -> bool:
+        """True, except in subclasses that do more."""
+        return type(self).__call__ is FlipsAndCrops.__call__
 
     def variants(self, samples: np.ndarray, view: int) -> np.ndarray | None:
         """Return crop offset and flips as one number; None in subclasses that do more."""
@@ -265,14 +279,20 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
+def _beside(images: Tensor, numbers: np.ndarray) -> Tensor:
+    """The numbers on the device of `images`. The host does not wait for the copy."""
+    return torch.from_numpy(numbers).to(images.device, non_blocking=True)
+
+
 def _crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
+    numbers = partial(torch.arange, device=images.device)
     padded = pad(images, [padding] * 4)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
+    rows = top[:, None] + numbers(height)
+    columns = left[:, None] + numbers(width)
     return padded[
-        torch.arange(batch)[:, None, None, None],
-        torch.arange(channels)[None, :, None, None],
+        numbers(batch)[:, None, None, None],
+        numbers(channels)[None, :, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]

@@ -1,5 +1,6 @@
 """Devices, and the processes of a job that trains on several devices."""
 
+from tvf.distributed.arithmetic import memory_errors, set_arithmetic
 from tvf.distributed.collectives import (
     RankStrategy,
     gather,
@@ -13,6 +14,7 @@ from tvf.distributed.devices import (
     describe_machine,
     keep_freed_memory,
     library_versions,
+    peak_device_memory_mb,
     peak_memory_mb,
     reset_peak_memory,
     return_freed_memory,
@@ -32,10 +34,13 @@ __all__ = [
     "global_batchnorm",
     "keep_freed_memory",
     "library_versions",
+    "memory_errors",
+    "peak_device_memory_mb",
     "peak_memory_mb",
     "reduce_gradients",
     "reset_peak_memory",
     "return_freed_memory",
+    "set_arithmetic",
     "set_threads",
     "share_of",
     "single_thread",

@@ -22,11 +22,11 @@ _claimed: dict[int, FileLock] = {}
 _all_threads = torch.get_num_threads()
 
 
-def claim_gpus(count: int) -> list[int]:
+def claim_gpus(count: int, sharing: int = 1) -> list[int]:
     """Claim `count` GPUs for this process until it ends, and return their indices.
 
-    If enough are free, these are GPUs that no other tvf process of this user trains on. Raises
-    InputError if the machine has fewer than `count`.
+    If enough are free, these are GPUs that no other tvf process of this user trains on, or that
+    fewer than `sharing` do. Raises InputError if the machine has fewer than `count`.
     """
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     if count > len(gpus):
@@ -34,7 +34,14 @@ def claim_gpus(count: int) -> list[int]:
             f"fabric.devices={count} must be at most {len(gpus)}, the GPUs of this machine. "
             "Choose fewer."
         )
-    return claim([str(getattr(gpu, "uuid", index)) for index, gpu in enumerate(gpus)], count)
+    names = [str(getattr(gpu, "uuid", index)) for index, gpu in enumerate(gpus)]
+    return [place % len(gpus) for place in claim(places_on(names, sharing), count)]
+
+
+def places_on(names: Sequence[str], sharing: int) -> list[str]:
+    """Names for `sharing` places on each device: one place on every device, then the next."""
+    later = [f"{name}-{number}" for number in range(1, sharing) for name in names]
+    return [*names, *later]
 
 
 def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> list[int]:
@@ -85,17 +92,23 @@ def count_devices(devices: object) -> int:
 
 
 def set_threads(
-    threads: int | None, device: torch.device, *, in_sweep: bool, ranks: int = 1
+    threads: int | None,
+    device: torch.device,
+    *,
+    in_sweep: bool,
+    ranks: int = 1,
+    jobs: int = 1,
 ) -> None:
     """Set the CPU threads of this process.
 
-    By default a job uses all cores, or one thread if it trains on the CPU in a sweep. The `ranks`
-    processes of a job divide its threads evenly, with at least one each.
+    By default a job uses all cores, or one thread if it trains on the CPU in a sweep; the `jobs`
+    that share the machine with GPUs divide its cores. The `ranks` processes of a job divide its
+    threads evenly. Each has at least one.
 
     Results depend on the number of threads in the last digits, so this default makes a sweep's
     results independent of how many of its jobs run at once.
     """
-    alone = _all_threads if device.type != "cpu" or not in_sweep else 1
+    alone = _all_threads // jobs if device.type != "cpu" or not in_sweep else 1
     torch.set_num_threads(max(1, (threads or alone) // ranks))
 
 
@@ -131,11 +144,17 @@ def return_freed_memory() -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Restart the measurement of peak memory: a sweep's worker runs several jobs in one process."""
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         return_freed_memory()
         with suppress(OSError):  # some containers forbid it: the peak then covers all earlier jobs
             Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_device_memory_mb(device: torch.device) -> float | None:
+    """The most of a GPU's memory in use since `reset_peak_memory`, in MiB; None on a CPU."""
+    return peak_memory_mb(device) if device.type == "cuda" else None
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -2,11 +2,14 @@
 
 from tvf.frontier.inputs import EpochInputs, InputPipeline
 from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline
+from tvf.frontier.residency import RESIDENT, Residency
 
 __all__ = [
     "CacheOptions",
     "EpochInputs",
     "InputPipeline",
+    "RESIDENT",
+    "Residency",
     "SiblingJobs",
     "open_pipeline",
 ]

@@ -6,7 +6,7 @@ store, so a job can continue from the activations that another job computed at a
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,16 +15,24 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from tvf.data import ViewRows
+from tvf.data import Augmentation, ViewRows
 from tvf.frontier.cache_plan import CachePlan, OpenEntry, array_spec, view_name
+from tvf.frontier.pixels import PixelPass
+from tvf.frontier.residency import (
+    DeviceRows,
+    Feed,
+    Inputs,
+    Residency,
+    Tensors,
+    read_ahead,
+    take_resident,
+)
 from tvf.frontier.split import TensorLayout
 from tvf.store import ArrayTable, StoreError
 
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 32  # images that pass through the prefix together
-
-Inputs = Callable[[np.ndarray], tuple[Tensor, ...]]
 
 
 class ActivationReader:
@@ -41,13 +49,15 @@ class ActivationReader:
         fabric: Fabric,
         plan: CachePlan,
         entries: Sequence[OpenEntry] | None,
+        residency: Residency,
         show_progress: bool = False,
     ) -> None:
         self.images = self.continued_images = 0
         self.seconds = 0.0
         self.cached = entries is not None
         self._fabric, self._plan, self._entries = fabric, plan, entries
-        self._show_progress = show_progress
+        self._show_progress, self._residency = show_progress, residency
+        self._resident: DeviceRows | None = None  # the activations, if they live on the device
         self._cuts = [point.cut for point in plan.points]
         self._last = len(self._cuts) - 1
         self._rows = ViewRows(plan.augment, len(plan.split.pool))
@@ -66,13 +76,13 @@ class ActivationReader:
         with self._fabric.autocast():
             return self._fabric.strategy.precision.convert_output(self._suffix(*activations))
 
-    def inputs(self, view: int) -> Inputs:
-        """Return the activations of a view by sample, after filling the gaps in the store.
+    def open_view(self, view: int) -> tuple[Inputs, Feed | None]:
+        """Return what reads the activations of a view, after filling the gaps in the store.
 
-        Raises StoreError if the store cannot save them.
+        See `EpochInputs` for the two. Raises StoreError if the store cannot save them.
         """
         if not self.cached:
-            return partial(self.compute, view)
+            return self.open_uncached(view)
         start = time.perf_counter()
         rows = self._rows.rows_of_view(view)[self._plan.split.places]
         tables = {
@@ -80,23 +90,94 @@ class ActivationReader:
             for table_view, table_rows in self._rows.by_table(rows).items()
         }
         starts = np.array(self._rows.starts)
-        layouts = self._cuts[-1].layouts
         self.seconds += time.perf_counter() - start
 
-        def read(samples: np.ndarray) -> tuple[Tensor, ...]:
-            values = _gather(rows[samples], starts, tables)
-            return self._fabric.to_device(tuple(map(_unpack, values, layouts)))
+        def read(samples: np.ndarray) -> Tensors:
+            return tuple(_gather(rows[samples], starts, tables))
 
-        return read
+        def read_here(samples: np.ndarray) -> Tensors:
+            return self._unpack(self._fabric.to_device(read(samples)))
 
-    def compute(self, view: int, samples: np.ndarray) -> tuple[Tensor, ...]:
+        if not self._residency.is_apart:
+            return read_here, None
+        if self._resident is not None:
+            return read_here, self._feed_resident(rows, read)
+        device = self._residency.device
+        return read_here, lambda batches: map(self._unpack, read_ahead(batches, read, device))
+
+    def open_uncached(self, view: int) -> tuple[Inputs, Feed | None]:
+        """Like `open_view`, but what the store lacks passes through the frozen layers each time.
+
+        With room on the device, it does so once.
+        """
+        compute = partial(self.compute, view)
+        pixels = PixelPass(self._plan.split, self._augment_of(view), view, self._residency).feed()
+        if self._resident is not None and not self.cached:
+            rows = self._rows.rows_of_view(view)[self._plan.split.places]
+            return compute, self._feed_resident(rows, lambda samples: self._pack(compute(samples)))
+        if pixels is None:
+            return compute, None
+        return compute, lambda batches: (self._compute(*images) for images in pixels(batches))
+
+    def settle(self, views: Sequence[int], name: str) -> str | None:
+        """Decide whether the activations of these views live on the device; the decision in words.
+
+        None if there are none to keep: without a store, whatever does not fit is computed anew.
+        """
+        places, cut = self._plan.split.places, self._cuts[-1]
+        rows = np.concatenate([self._rows.rows_of_view(view)[places] for view in {*views}])
+        dtype = self._plan.dtype if self.cached else None
+        columns = [array_spec(layout, dtype) for layout in cut.layouts]
+        capacity = len(np.unique(rows))
+        size = capacity * sum(column.row_bytes for column in columns)
+        resident = self._residency.admits(size)
+        if resident:
+            device, count = self._residency.device, self._rows.starts[-1]
+            self._resident = DeviceRows(device, capacity, count, columns)
+        if not (resident or self.cached):
+            return None
+        return self._residency.describe(f"{name} activations", size, resident)
+
+    def release(self) -> None:
+        """Free the activations on the device."""
+        self._resident = None
+
+    def compute(self, view: int, samples: np.ndarray) -> Tensors:
         """Return the same activations, computed without the store."""
         start = time.perf_counter()
-        self.images += len(samples)
         pixels = self._pixels(view, self._plan.split.places[samples])
+        self.seconds += time.perf_counter() - start
+        return self._compute(pixels)
+
+    def _compute(self, pixels: Tensor) -> Tensors:
+        start = time.perf_counter()
+        self.images += len(pixels)
         values = tuple(self._run(None, self._last, [pixels]))
         self.seconds += time.perf_counter() - start
         return values
+
+    def _feed_resident(self, rows: np.ndarray, read: Inputs) -> Feed:
+        """What takes these rows, one per sample, from the device, once they are loaded."""
+        resident, device = self._resident, self._residency.device
+        assert resident is not None
+
+        def take(chosen: Tensor, samples: np.ndarray) -> Tensors:
+            return self._unpack(tuple(column[chosen] for column in resident.columns))
+
+        def feed(batches: Sequence[np.ndarray]) -> Iterator[Tensors]:
+            start = time.perf_counter()
+            places = resident.load(rows, read)
+            self.seconds += time.perf_counter() - start
+            return take_resident(batches, lambda samples: places[samples], take, device)
+
+        return feed
+
+    def _unpack(self, values: Tensors) -> Tensors:
+        return tuple(map(_unpack, values, self._cuts[-1].layouts))
+
+    def _pack(self, values: Tensors) -> Tensors:
+        pairs = zip(values, self._cuts[-1].layouts, strict=True)
+        return tuple(_pack(value, layout, None) for value, layout in pairs)
 
     def _table(self, level: int, view: int) -> ArrayTable:
         if (level, view) not in self._tables:
@@ -147,6 +228,9 @@ class ActivationReader:
             layouts = self._cuts[start].layouts
             return start, [_unpack(*pair) for pair in zip(values, layouts, strict=True)]
         return None, [self._pixels(view, self._rows.new_samples(view)[rows])]
+
+    def _augment_of(self, view: int) -> Augmentation | None:
+        return self._plan.augment if view else None
 
     def _pixels(self, view: int, places: np.ndarray) -> Tensor:
         images = self._plan.split.pool.pixels.images[torch.from_numpy(places)]

@@ -5,16 +5,18 @@ the same losses; the cached one runs the prefix once per image instead of once p
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from tvf.data import Augmentation, DataSplits, Split
-from tvf.frontier.activations import ActivationReader, Inputs
+from tvf.data import Augmentation, DataSplits
+from tvf.frontier.activations import ActivationReader
+from tvf.frontier.pixels import PixelPass
+from tvf.frontier.residency import Feed, Inputs, Residency, Tensors
 from tvf.models import FineTuneModel
 from tvf.store import StoreError
 
@@ -25,11 +27,24 @@ log = logging.getLogger(__name__)
 class EpochInputs:
     """One pass over a split: `module(*inputs(samples))` returns logits.
 
-    The module is in the mode, training or eval, that the pass needs.
+    The module is in the mode, training or eval, that the pass needs. `feed` reads batches that are
+    known in advance, if the device has memory of its own.
     """
 
     module: Callable[..., Tensor]
     inputs: Inputs
+    feed: Feed | None = None
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Generator[Tensors, None, None]:
+        """Yield the inputs of each batch of samples in turn; those of an empty one have no rows."""
+        if self.feed is not None and all(map(len, batches)):
+            yield from self.feed(batches)
+            return
+        for samples in batches:
+            if len(samples):
+                yield self.inputs(samples)
+            else:
+                yield tuple(tensor[:0] for tensor in self.inputs(np.zeros(1, np.int64)))
 
 
 class InputPipeline:
@@ -39,12 +54,20 @@ class InputPipeline:
     """
 
     def __init__(
-        self, fabric: Fabric, module: FineTuneModel, data: DataSplits, augment: Augmentation
+        self,
+        fabric: Fabric,
+        module: FineTuneModel,
+        data: DataSplits,
+        augment: Augmentation,
+        residency: Residency | None = None,
     ) -> None:
         self.fabric, self.module, self.data, self.augment = fabric, module, data, augment
+        self.residency = residency or Residency(fabric.device)
         precision = fabric.strategy.precision.precision
         exact = precision in ("32-true", "64-true")
         self.approximations: list[str] = [] if exact else [f"precision {precision}"]
+        if fabric.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+            self.approximations.append("TF32")
 
     @property
     def prefix_seconds(self) -> float:
@@ -66,24 +89,41 @@ class InputPipeline:
         """Number of images that continued through the prefix from a shallower cached cut."""
         return 0
 
+    def settle(self, epochs: range, tag: str) -> None:
+        """Decide which data of these epochs live on the device, and log it in one line.
+
+        Does nothing unless the device has memory of its own.
+        """
+        if self.residency.is_apart:
+            found = dict.fromkeys(self._settle(name, epochs) for name in ("train", "val"))
+            log.info("%s device: %s.", tag, "; ".join(found))
+
+    def release(self) -> None:
+        """Free what only this pipeline keeps on the device."""
+
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""
         self.module.train()
-        view = self.augment.view_of(epoch)
-        return EpochInputs(self.module, partial(self._pixels, self.data.train, self.augment, view))
+        return self._pixels("train", self.augment, self.augment.view_of(epoch))
 
     def evaluate(self, split: str) -> EpochInputs:
         """Return the inputs of a pass over split "val" or "test", in eval mode."""
         self.module.eval()
-        return EpochInputs(self.module, partial(self._pixels, getattr(self.data, split), None, 0))
+        return self._pixels(split, None, 0)
 
-    def _pixels(
-        self, split: Split, augment: Augmentation | None, view: int, samples: np.ndarray
-    ) -> tuple[Tensor, ...]:
-        images = split.pixels(samples)
-        if augment is not None:
-            images = augment(images, split.places[samples], view)
-        return (self.fabric.to_device(images),)
+    def _pixels(self, split: str, augment: Augmentation | None, view: int) -> EpochInputs:
+        one_pass = PixelPass(self.data.by_name[split], augment, view, self.residency)
+
+        def read(samples: np.ndarray) -> Tensors:
+            return self.fabric.to_device(one_pass.read(samples))
+
+        return EpochInputs(self.module, read, one_pass.feed())
+
+    def _settle(self, split: str, epochs: range) -> str:
+        """Decide where the data of a split live; the decision in words."""
+        pool = self.data.by_name[split].pool
+        resident = self.residency.place_images(pool)
+        return self.residency.describe("pixels", pool.pixels.images.nbytes, resident)
 
 
 class CachedPipeline(InputPipeline):
@@ -93,9 +133,20 @@ class CachedPipeline(InputPipeline):
     """
 
     def __init__(self, uncached: InputPipeline, readers: Mapping[str, ActivationReader]) -> None:
-        super().__init__(uncached.fabric, uncached.module, uncached.data, uncached.augment)
+        super().__init__(
+            uncached.fabric,
+            uncached.module,
+            uncached.data,
+            uncached.augment,
+            uncached.residency,
+        )
         self._readers = readers
         self._failed: set[str] = set()  # splits that the store could not save
+
+    def release(self) -> None:
+        """Free what only this pipeline keeps on the device."""
+        for reader in self._readers.values():
+            reader.release()
 
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""
@@ -131,13 +182,21 @@ class CachedPipeline(InputPipeline):
         """Number of images that continued through the prefix from a shallower cached cut."""
         return sum(reader.continued_images for reader in self._readers.values())
 
+    def _settle(self, split: str, epochs: range) -> str:
+        """Decide where the data of a split live; the decision in words."""
+        if split not in self._readers:
+            return super()._settle(split, epochs)
+        views = [self.augment.view_of(epoch) for epoch in epochs] if split == "train" else [0]
+        if found := self._readers[split].settle(views, split):
+            return found
+        return super()._settle(split, epochs)  # activations do not fit: pixels may
+
     def _activations(self, split: str, view: int) -> EpochInputs:
         reader = self._readers[split]
         try:
-            inputs = reader.inputs(view)
+            return EpochInputs(reader.suffix, *reader.open_view(view))
         except StoreError as error:
             if split not in self._failed:
                 self._failed.add(split)
                 log.warning("store: no longer caching %s images: %s.", split, error)
-            inputs = partial(reader.compute, view)
-        return EpochInputs(reader.suffix, inputs)
+            return EpochInputs(reader.suffix, *reader.open_uncached(view))

@@ -60,8 +60,16 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
     format and freezing. Activations are stored as `store.dtype` says; by default as computed, but
     float32 ones as float16 under mixed precision. Without a store the frozen layers are still
     split off, so that a store does not change the last digits. Mixed training images pass
-    through the full network. Logs the decision in one line that begins with `tag`.
+    through the full network. Logs the decision in one line that begins with `tag`, and in another
+    which data live on the device, if it has memory of its own.
     """
+    opened = _split_off(pipeline, options, tag)
+    opened.settle(options.epochs, tag)
+    return opened
+
+
+def _split_off(pipeline: InputPipeline, options: CacheOptions, tag: str) -> InputPipeline:
+    """The pipeline that starts at the frontier; `pipeline` itself if there is nothing before it."""
     try:
         plans = _plan_splits(pipeline, options)
     except (TraceError, FingerprintError) as error:
@@ -86,7 +94,9 @@ def open_pipeline(pipeline: InputPipeline, options: CacheOptions, tag: str = "")
         verdicts.setdefault(verdict, []).append(name)
         if entries and plan.rounding:
             rounding.add(plan.rounding)
-        readers[name] = ActivationReader(pipeline.fabric, plan, entries, options.show_progress)
+        readers[name] = ActivationReader(
+            pipeline.fabric, plan, entries, pipeline.residency, options.show_progress
+        )
     decisions = "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in verdicts.items())
     cost = next(iter(plans.values())).cost
     log.log(logging.WARNING if failed else logging.INFO, "%s store: %s (%s)", tag, decisions, cost)

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch.optim import Optimizer
 
 from tvf.data import Augmentation, DataSplits, split_batches
-from tvf.frontier import CacheOptions, InputPipeline, SiblingJobs, open_pipeline
+from tvf.frontier import CacheOptions, InputPipeline, Residency, SiblingJobs, open_pipeline
 from tvf.models import FineTuneModel, preserve_freezing
 from tvf.store import Store
 from tvf.training import Phase, PhaseSetup, carry_optimizer_state, make_schedule
@@ -49,6 +49,7 @@ class JobPhases:
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., Any]
     batch_size: int
+    residency: Residency | None = None
     store: Store | None = None
     siblings: Sequence[Sibling] = ()
     mixed: bool = False
@@ -125,7 +126,9 @@ class JobPhases:
             mixed=self.mixed,
             show_progress=self.show_progress,
         )
-        uncached = InputPipeline(self.fabric, self.module, self.data, self.augment)
+        for earlier in self._pipelines:
+            earlier.release()
+        uncached = InputPipeline(self.fabric, self.module, self.data, self.augment, self.residency)
         self._pipelines.append(open_pipeline(uncached, options, self.tag))
         return self._pipelines[-1]
 

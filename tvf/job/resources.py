@@ -19,7 +19,9 @@ from tvf.distributed import (
     claim_gpus,
     count_devices,
     keep_freed_memory,
+    memory_errors,
     reset_peak_memory,
+    set_arithmetic,
     set_threads,
     start_ranks,
 )
@@ -40,8 +42,9 @@ TIMM_BACKBONES = (
 class JobContext:
     """Where a job runs: its folder, the sweep's folder, and whether other jobs run in parallel.
 
-    `choices` are the names of the chosen config options, by group. `devices` are the GPUs that the
-    job has claimed, if jobs run in parallel on a machine with several.
+    `choices` are the names of the chosen config options, by group. `workers` is the number of jobs
+    that run at once, `sharing` how many of them share a GPU. `devices` are the GPUs that the job
+    has claimed, if jobs run in parallel on a machine with several.
     """
 
     folder: Path
@@ -49,6 +52,8 @@ class JobContext:
     parallel: bool
     choices: dict[str, str]
     devices: list[int] | None = None
+    workers: int = 1
+    sharing: int = 1
 
 
 def job_facts(config: Config, context: JobContext) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def open_resources(config: Config, context: JobContext) -> Iterator[Store | None
 
 
 def claim_devices(config: Config, context: JobContext) -> JobContext:
-    """Add this job's GPUs to the context if jobs run in parallel on several GPUs.
+    """Add how many jobs share a GPU, and this job's own GPUs if the machine has several.
 
     Raises InputError if the machine has too few devices.
     """
@@ -96,9 +101,11 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
             f"fabric.devices={count} must be at most {available}: this machine has {available} "
             f"{what}."
         )
-    if context.parallel and gpus > 1:
-        return replace(context, devices=claim_gpus(count))
-    return context
+    if not context.parallel or not gpus:
+        return context
+    sharing = -(-context.workers // gpus) if count == 1 else 1
+    own = claim_gpus(count, sharing) if gpus > 1 else None
+    return replace(context, devices=own, sharing=sharing)
 
 
 def build_fabric(config: Config, context: JobContext) -> Fabric:
@@ -123,10 +130,33 @@ def build_fabric(config: Config, context: JobContext) -> Fabric:
         raise InputError(
             f"fabric cannot be set up: {error}. fabric=cpu with its defaults works everywhere."
         ) from error
-    in_sweep = context.sweep is not None
-    set_threads(config["threads"], fabric.device, in_sweep=in_sweep, ranks=fabric.world_size)
+    set_arithmetic(
+        fabric.device,
+        tf32=config["fabric"].get("tf32", False),
+        deterministic=config.get("deterministic", False),
+    )
+    set_threads(
+        config["threads"],
+        fabric.device,
+        in_sweep=context.sweep is not None,
+        ranks=fabric.world_size,
+        jobs=context.workers,
+    )
     reset_peak_memory(fabric.device)
     return fabric
+
+
+def explain_memory(config: Config, context: JobContext) -> AbstractContextManager[None]:
+    """A context that turns a lack of device memory into an InputError that says what to lower."""
+    fabric = config["fabric"]
+    remedies = [f"lower data.batch_size={config['data'].get('batch_size')}"]
+    if "mixed" not in str(fabric.get("precision")):
+        remedies.append("set fabric.precision=bf16-mixed")
+    if context.sharing > 1:
+        remedies.append(f"let fewer jobs than {context.sharing} share a GPU (fabric.jobs_per_gpu)")
+    if fabric.get("resident", "auto") != "off":
+        remedies.append("set fabric.resident=off")
+    return memory_errors(remedies)
 
 
 @cache

@@ -17,6 +17,7 @@ from tvf.data import count_images, describe_pool
 from tvf.distributed import (
     describe_machine,
     library_versions,
+    peak_device_memory_mb,
     peak_memory_mb,
     return_freed_memory,
     source_commit,
@@ -27,7 +28,7 @@ from tvf.job.changed_images import warn_of_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
-from tvf.job.resources import JobContext, claim_devices, open_run
+from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
@@ -105,7 +106,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
                 context = claim_devices(config, context)
             # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
-                with open_job(config, context) as job:
+                with explain_memory(config, context), open_job(config, context) as job:
                     summary = train_job(job, record, run, checkpoints, state)
                 if summary is not None:
                     checkpoints.delete()
@@ -312,6 +313,9 @@ def _log_start(job: Job, state: dict[str, Any] | None) -> None:
         log.warning("%s pct_unfreeze rounds to none of %d groups.", tag, len(job.backbone.groups))
     if state:
         log.info("%s resumes after epoch %d.", tag, len(state["history"]))
+        now = job.phases.fabric.device.type
+        if (before := state.get("device", now)) != now:
+            log.warning("%s was trained on %s so far: digits may differ.", tag, before)
 
 
 def _log_epoch(job: Job, epoch: EpochResult) -> None:
@@ -350,6 +354,7 @@ def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) ->
         **scores,
         "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
         "peak_memory_mb": peak_memory_mb(device),
+        "peak_device_memory_mb": peak_device_memory_mb(device),
         "wandb_run_id": run.id,
         "wandb_url": run.url,
         "versions": library_versions(),

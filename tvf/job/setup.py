@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from tvf.config import (
     NAME_WORDS,
@@ -28,6 +29,7 @@ from tvf.config import (
 )
 from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
+from tvf.frontier import Residency
 from tvf.job.origin import check_origin
 from tvf.job.phases import CostMeter, JobPhases, Sibling
 from tvf.job.recalibration import recalibrate
@@ -50,6 +52,7 @@ from tvf.store import (
     numeric_environment,
 )
 from tvf.training import (
+    DiscriminativeOptimizer,
     LoopOptions,
     Phase,
     StepOptions,
@@ -114,9 +117,12 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         module=module,
         data=data,
         augment=_build_augmentation(config, data.train),
-        optimizer=build_part(config, "optimizer"),
+        optimizer=_build_optimizer(config, fabric),
         scheduler=build_part(config, "scheduler"),
         batch_size=source.batch_size,
+        residency=Residency(
+            fabric.device, config["fabric"].get("resident", "auto"), context.sharing
+        ),
         store=store,
         siblings=_build_siblings(config, context, backbone, model),
         mixed=steps.mix is not None,
@@ -166,6 +172,16 @@ def _build_augmentation(config: Config, train: Split) -> Augmentation:
     few = np.arange(min(len(train), 32))
     require_plain_variant(augment, train.pixels(few), train.places[few])
     return augment
+
+
+def _build_optimizer(config: Config, fabric: Fabric) -> Any:
+    optimizer = build_part(config, "optimizer")
+    clips = config["optimizer"].get("clip_norm") is not None
+    if clips and fabric.strategy.precision.precision == "16-mixed":
+        # Fused kernels would unscale the gradients themselves, after they have been clipped.
+        if isinstance(optimizer, DiscriminativeOptimizer):
+            return replace(optimizer, fused=False)
+    return optimizer
 
 
 def _build_steps(

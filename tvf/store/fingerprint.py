@@ -70,14 +70,29 @@ def fingerprint_layers(module: nn.Module, without: Sequence[str]) -> str:
 def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
     """Everything known, besides the layers, that changes the last digits of activations.
 
-    The processor, the precision, the memory format, and the versions of the numeric libraries.
+    The processor, the precision, the memory format, and the versions of the numeric libraries; for
+    a GPU also its generation, the versions of CUDA and cuDNN, and the switches of both.
     """
-    processor = torch.backends.cpu.get_cpu_capability()
+    processor: Any = torch.backends.cpu.get_cpu_capability()
     if fabric.device.type == "cuda":
-        processor = torch.cuda.get_device_name(fabric.device)
+        processor = _gpu_environment(fabric.device)
     memory_format = [parameter.is_contiguous() for parameter in model.parameters()]
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
     return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
+
+
+def _gpu_environment(device: torch.device) -> list[Any]:
+    cudnn = torch.backends.cudnn
+    return [
+        torch.cuda.get_device_name(device),
+        torch.cuda.get_device_capability(device),
+        torch.version.cuda,
+        cudnn.version(),
+        cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        cudnn.deterministic,
+        cudnn.benchmark,
+    ]
 
 
 def _add(value: Any, add: Callable[[Any], None], parents: tuple[int, ...]) -> None:

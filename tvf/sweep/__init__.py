@@ -1,7 +1,7 @@
 """Many jobs: checked before the first, each run in its own process, compared after the last."""
 
 from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_rungs
-from tvf.sweep.launchers import default_workers
+from tvf.sweep.launchers import workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
@@ -11,7 +11,6 @@ __all__ = [
     "SweepCallback",
     "can_fork",
     "choose_repetitions",
-    "default_workers",
     "finish",
     "interrupt",
     "interruptible",
@@ -20,4 +19,5 @@ __all__ = [
     "read_grid",
     "run_in_subprocess",
     "wandb_sweep_yaml",
+    "workers",
 ]

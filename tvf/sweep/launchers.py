@@ -1,14 +1,42 @@
-"""How many jobs of a sweep run at once."""
+"""How many jobs of a sweep run at once, on the CPU or on each GPU."""
 
+import os
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 
-def default_workers(accelerator: str, devices: Any = 1) -> int:
-    """Return how many jobs to run at once on this machine: one per GPU, else one per core.
+# What fabric.jobs_per_gpu=auto assumes of a job: rough, and on the safe side. A training step of
+# ResNet50 in float32 keeps about 2,000 bytes for each pixel of its batch, ViT-B/16 3,000.
+JOB_BYTES = 2.5e9  # CUDA's context, libraries' workspaces, weights, gradients and optimizer
+BYTES_PER_PIXEL = 3000
+STEP_SHARE = 0.45  # of a GPU's memory, for the training steps of all jobs: data take the rest
+MOST_JOBS = 4  # on a GPU: processes take turns on it
 
-    `devices` is what each job uses: a number of devices or a list of them. Other values are not
-    checked here, because each job checks its own config.
+
+def workers(*, _root_: DictConfig) -> int:
+    """How many jobs of this sweep to run at once: the value of hydra.launcher.n_jobs."""
+
+    def option(key: str, default: Any) -> Any:
+        found = OmegaConf.select(_root_, key, default=default)
+        return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+    per_gpu = option("fabric.jobs_per_gpu", 1)
+    if per_gpu == "auto":
+        sizes = option("data.batch_size", 32), option("data.image_size", 224)
+        per_gpu = jobs_that_fit(gpu_bytes(), *sizes) if all(map(_is_count, sizes)) else 1
+    accelerator, devices = option("fabric.accelerator", "auto"), option("fabric.devices", 1)
+    return default_workers(accelerator, devices, per_gpu)
+
+
+def default_workers(accelerator: str, devices: Any = 1, jobs_per_gpu: Any = 1) -> int:
+    """Return how many jobs to run at once on this machine: so many per GPU, else one per core.
+
+    `devices` is what each job uses: a number of devices or a list of them; jobs that use several
+    share none. Other values are not checked here, because each job checks its own config.
     """
     import joblib  # takes 0.3 s, which `tvf --help` need not spend
 
@@ -18,5 +46,35 @@ def default_workers(accelerator: str, devices: Any = 1) -> int:
     if accelerator != "cpu":
         import torch
 
-        available = torch.cuda.device_count() or available
+        gpus = torch.cuda.device_count()
+        if gpus and per_job == 1 and _is_count(jobs_per_gpu):
+            gpus *= jobs_per_gpu
+        available = gpus or available
     return max(1, available // per_job) if isinstance(per_job, int) and per_job > 0 else available
+
+
+def jobs_that_fit(memory: float, batch_size: int, image_size: int) -> int:
+    """How many jobs likely fit on a GPU with `memory` bytes: at least 1, at most MOST_JOBS.
+
+    An estimate that does not know the network.
+    """
+    job = JOB_BYTES + BYTES_PER_PIXEL * batch_size * image_size**2
+    return max(1, min(MOST_JOBS, int(STEP_SHARE * memory / job), os.cpu_count() or 1))
+
+
+@cache
+def gpu_bytes() -> float:
+    """The memory of the smallest GPU; 0 if it is not known.
+
+    Asks the driver's own tool: torch would occupy the GPU, and the jobs are forks of this process.
+    Not the free memory: every worker of a sweep asks, and has to get the same answer.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return 2**20 * min(map(float, printed.stdout.split()), default=0)
+    return 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

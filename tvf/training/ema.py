@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tvf.errors import require_number
 
@@ -18,7 +18,7 @@ STEPS = "steps"  # the key of the step count in a state, next to the averaged va
 class ExponentialMovingAverage:
     """Builds the exponential moving average of a model: d * average + (1 - d) * weights every step.
 
-    BatchNorm statistics are averaged as well (Polyak & Juditsky 1992; `torch.optim.swa_utils`).
+    BatchNorm statistics are averaged as well (Polyak & Juditsky 1992).
     After n steps, d is the smaller of `decay` and (1 + n) / (10 + n), so that the initial weights
     are soon forgotten.
     """
@@ -34,7 +34,11 @@ class ExponentialMovingAverage:
 
 
 class WeightAverage:
-    """The average of `model`'s weights and buffers."""
+    """The average of `model`'s weights and buffers.
+
+    Not `torch.optim.swa_utils.AveragedModel`, which reads its count of steps from the device at
+    every step.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay = model, decay
@@ -42,21 +46,29 @@ class WeightAverage:
 
     def reset(self) -> None:
         """Restart from the model's current weights."""
-        self._average = AveragedModel(self._model, multi_avg_fn=self._blend, use_buffers=True)
-        self._average.n_averaged.fill_(1)  # torch would only copy at the first update
+        self._average, self._steps = deepcopy(self._model), 1
 
+    @torch.no_grad()
     def update(self) -> None:
         """Update the average with the model's weights after a training step."""
-        self._average.update_parameters(self._model)
-        averaged_buffers = self._average.module.buffers()
-        for averaged, value in zip(averaged_buffers, self._model.buffers(), strict=True):
-            if not value.is_floating_point():  # a count, which has no mean
+        n = self._steps - 1
+        decay = min(self._decay, (1 + n) / (10 + n))
+        kinds: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+        for averaged, value in zip(_tensors(self._average), _tensors(self._model), strict=True):
+            if value.is_floating_point():
+                group = kinds.setdefault((value.dtype, value.device), ([], []))
+                group[0].append(averaged.detach())
+                group[1].append(value.detach())
+            else:  # a count, which has no mean
                 averaged.copy_(value)
+        for averages, values in kinds.values():
+            torch._foreach_lerp_(averages, values, 1 - decay)  # type: ignore[reportPrivateImportUsage]
+        self._steps += 1
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the averaged weights inside the context; restore its own afterwards."""
-        own, averaged = _tensors(self._model), _tensors(self._average.module)
+        own, averaged = _tensors(self._model), _tensors(self._average)
         kept = [value.clone() for value in own]
         _copy_into(own, averaged)
         try:
@@ -66,18 +78,13 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged values and the number of steps."""
-        return self._average.module.state_dict() | {STEPS: self._average.n_averaged}
+        return self._average.state_dict() | {STEPS: torch.tensor(self._steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state."""
         values = {name: value for name, value in state.items() if name != STEPS}
-        self._average.module.load_state_dict(values)
-        self._average.n_averaged.copy_(state[STEPS])
-
-    def _blend(self, averaged: Any, values: Any, steps: Tensor | int) -> None:
-        n = int(steps) - 1
-        decay = min(self._decay, (1 + n) / (10 + n))
-        get_ema_multi_avg_fn(decay)(averaged, values, steps)
+        self._average.load_state_dict(values)
+        self._steps = int(state[STEPS])
 
 
 def no_average() -> None:

@@ -7,6 +7,7 @@ of (augment seed, view = epoch, image). Only dropout draws from torch's generato
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from tvf.training.state import (
     load_trained_weights,
     trained_weights,
 )
-from tvf.training.step import StepOptions, evaluate, sum_batches, train_step
+from tvf.training.step import StepOptions, evaluate, read_batches, sum_batches, train_step
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,13 @@ class TrainingLoop:
         left = batches[len(state.losses) :]
         rates = learning_rates(setup.optimizer)
         label = f"epoch {number}" if self._options.show_progress else None
-        with progress_bar(label, len(left)) as advance:
-            for samples in left:
+        labels, mixes = setup.pipeline.data.train.labels, steps.mix is not None
+        feed = read_batches(self._fabric, inputs, labels, left, whole=mixes)
+        with progress_bar(label, len(left)) as advance, closing(feed):
+            for batch in feed:
                 rates = learning_rates(setup.optimizer)
                 draws = (steps.seed, number, len(state.losses))
-                loss, hits = train_step(self._fabric, setup, inputs, steps, samples, draws)
+                loss, hits = train_step(self._fabric, setup, inputs.module, steps, batch, draws)
                 state.losses.append(loss)
                 state.hits.append(hits)
                 setup.schedule.after_batch()

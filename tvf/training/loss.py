@@ -33,7 +33,9 @@ class CrossEntropyLoss:
 
     def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Sum over images. `targets` are classes, int64 [N], or shares, float [N, classes]."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = (
+            None if self.class_weights is None else self.class_weights.to(logits, non_blocking=True)
+        )
         return cross_entropy(
             logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing
         )
@@ -41,11 +43,13 @@ class CrossEntropyLoss:
     def size(self, labels: Tensor) -> float:
         """The divisor that makes the sum over images with these labels, int64 [N], their mean.
 
-        It is the number of images or, with class weights, the sum of their weights.
+        It is the number of images or, with class weights, the sum of their weights. The labels are
+        on the CPU.
         """
         if self.class_weights is None:
             return float(len(labels))
-        return float(self.class_weights.cpu()[labels.cpu()].sum())
+        # Both are in the host's memory, or the host would wait here for all earlier work.
+        return float(self.class_weights[labels].sum().numpy())
 
 
 def balanced_weights(labels: Tensor, classes: Sequence[str]) -> Tensor:
@@ -90,7 +94,7 @@ class ImageMixing:
             return images.float(), one_hot(labels, classes).float()
         seed = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
+            torch.default_generator.manual_seed(int(seed))  # not those of GPUs, for dropout
             mixer = MIXERS[self.kind](alpha=self.alpha, num_classes=classes)
             return mixer(images.float(), labels)
 

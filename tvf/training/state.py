@@ -127,6 +127,7 @@ class TrainState:
             "scheduler": self.setup.schedule.scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),  # float16's loss scale
             "random": random_states(),
+            "device": self.fabric.device.type,
         }
 
     def load_progress(self, state: dict[str, Any]) -> None:
@@ -204,5 +205,5 @@ def set_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in states:
+    if "cuda" in states and torch.cuda.is_initialized():  # it may resume on a CPU
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,7 +1,7 @@
 """One training step, and one evaluation pass. With several ranks, each computes its share."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,38 +38,77 @@ class StepOptions:
         return self.average.in_place() if self.average else nullcontext()
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One global batch on the device.
+
+    `inputs` are what the module takes, of the samples `own`: this rank's share or, if images are
+    mixed, all of them. `labels`, int64 [N], are those of the global batch, `classes` the same on
+    the host.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor
+    classes: Tensor
+    own: slice
+
+
+def read_batches(
+    fabric: Fabric,
+    inputs: EpochInputs,
+    labels: Tensor,
+    batches: Sequence[np.ndarray],
+    whole: bool = False,
+) -> Generator[Batch, None, None]:
+    """Yield the batches in turn; `labels`, int64, are those of the whole split.
+
+    With several ranks, `inputs` are read for this rank's share unless `whole`. The labels of all
+    batches go to the device in one copy, so that no step waits for one.
+    """
+    shares = [_own_share(fabric, len(samples)) for samples in batches]
+    read = batches if whole else [b[own] for b, own in zip(batches, shares, strict=True)]
+    sizes = [*map(len, batches)]
+    chosen = labels[torch.from_numpy(np.concatenate([np.empty(0, np.int64), *batches]))]
+    on_device = fabric.to_device(chosen)
+    with closing(inputs.batches(read)) as tensors:
+        split = zip(tensors, on_device.split(sizes), chosen.split(sizes), shares, strict=True)
+        yield from (Batch(*parts) for parts in split)
+
+
+def _own_share(fabric: Fabric, count: int) -> slice:
+    """This rank's share of a global batch: shares are contiguous."""
+    own = share_of(np.arange(count), fabric.global_rank, fabric.world_size)
+    return slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(0, 0)
+
+
 def train_step(
     fabric: Fabric,
     setup: PhaseSetup,
-    inputs: EpochInputs,
+    module: Callable[..., Tensor],
     options: StepOptions,
-    samples: np.ndarray,
+    batch: Batch,
     draws: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Train on the images `samples`; return the batch's summed loss and hits before the step.
+    """Train on a batch; return its summed loss and hits before the step.
 
     `draws` seeds the random draws for this batch. A hit is a correct prediction; a mixed image
-    counts as the share of its predicted class. With several ranks, each computes its share.
+    counts as the share of its predicted class. With several ranks, each computes its share. Nothing
+    here reads from the device, or the host would wait for all earlier work.
     """
-    data = setup.pipeline.data
-    labels = data.train.labels[torch.from_numpy(samples)]
-    own = share_of(np.arange(len(samples)), fabric.global_rank, fabric.world_size)
-    targets = expected = fabric.to_device(labels[torch.from_numpy(own)])
+    inputs, targets = batch.inputs, batch.labels[batch.own]
+    expected = targets
     if options.mix:  # with neighbours that may be in another rank's share
-        (images,) = inputs.inputs(samples)
-        classes = len(data.classes)
-        mixed, shares = options.mix(images, fabric.to_device(labels), classes, draws)
-        batch, targets = (mixed[torch.from_numpy(own)],), shares[torch.from_numpy(own)]
-    else:
-        batch = _read_share(inputs, samples, own)
+        classes = len(setup.pipeline.data.classes)
+        mixed, shares = options.mix(inputs[0], batch.labels, classes, draws)
+        inputs, targets = (mixed[batch.own],), shares[batch.own]
     if fabric.world_size > 1:  # dropout must differ between ranks
         seeds = np.random.SeedSequence([*draws, fabric.global_rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
     optimizer = setup.optimizer
     optimizer.zero_grad()
     with global_batchnorm(fabric):
-        logits = inputs.module(*batch)
-    loss = options.loss.sum(logits, targets) / options.loss.size(labels)
+        logits = module(*inputs)
+    loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
     fabric.backward(loss)
     reduce_gradients(fabric, (p for group in optimizer.param_groups for p in group["params"]))
     if options.clip_norm is not None:
@@ -86,16 +125,9 @@ def train_step(
         options.average.update()
     predicted = logits.detach().argmax(1)
     hits = targets.gather(1, predicted[:, None]) if options.mix else predicted == expected
-    sums = torch.stack([loss.detach() * len(samples), hits.sum()])
+    sums = torch.stack([loss.detach() * len(batch.classes), hits.sum()])
     loss_sum, hit_sum = gather(fabric, sums[None]).sum(0)
     return loss_sum, hit_sum
-
-
-def _read_share(inputs: EpochInputs, samples: np.ndarray, own: np.ndarray) -> tuple[Tensor, ...]:
-    """The inputs of the samples at the positions `own`, which may be empty."""
-    if len(own):
-        return inputs.inputs(samples[own])
-    return tuple(tensor[:0] for tensor in inputs.inputs(samples[:1]))
 
 
 def evaluate(
@@ -124,13 +156,13 @@ def predict(
 
     With several ranks, each computes its share and gets those of the whole split.
     """
-    losses, hits, outputs, samples = [], [], [], np.arange(len(labels))
-    own = share_of(samples, fabric.global_rank, fabric.world_size)
-    for batch in np.split(own, range(batch_size, len(own), batch_size)):
-        logits = inputs.module(*_read_share(inputs, samples, batch))
-        expected = fabric.to_device(labels[torch.from_numpy(batch)])
-        losses.append(cross_entropy(logits, expected, reduction="sum"))
-        hits.append((logits.argmax(1) == expected).sum())
+    losses, hits, outputs = [], [], []
+    own = share_of(np.arange(len(labels)), fabric.global_rank, fabric.world_size)
+    batches = np.split(own, range(batch_size, len(own), batch_size))
+    for batch in read_batches(fabric, inputs, labels, batches, whole=True):
+        logits = inputs.module(*batch.inputs)
+        losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
+        hits.append((logits.argmax(1) == batch.labels).sum())
         outputs.append(logits.float())
     logits = gather(fabric, torch.cat(outputs)).cpu()
     loss = sum(gather(fabric, torch.stack(losses)).tolist()) / len(labels)

@@ -1,0 +1,30 @@
+"""Devices to test on: the CPU, which stands in for a device with memory of its own, and a GPU."""
+
+import pytest
+import torch
+
+from tvf.frontier import Residency
+
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    ],
+)
+DEVICES = ["cpu", GPU]
+
+
+class Apart(Residency):
+    """A device whose memory is apart from the host's, whatever its kind, with `free` bytes."""
+
+    is_apart = True  # type: ignore[assignment]
+
+    def __init__(
+        self, device: str = "cpu", mode: str = "auto", jobs: int = 1, free: int = 10**9
+    ) -> None:
+        super().__init__(torch.device(device), mode, jobs)
+        self.free = free
+
+    def free_bytes(self) -> int:
+        return self.free

@@ -1,0 +1,77 @@
+"""How many jobs share a GPU: arithmetic, and the launcher's setting that follows from it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tvf.config import conf_dir
+from tvf.sweep import launchers
+from tvf.sweep.launchers import MOST_JOBS, default_workers, jobs_that_fit
+
+GB = 1e9
+
+
+@pytest.mark.parametrize(
+    "memory, batch_size, image_size, jobs",
+    [
+        (80 * GB, 32, 128, 4),
+        (80 * GB, 128, 224, 1),
+        (24 * GB, 32, 128, 2),
+        (8 * GB, 32, 128, 1),
+        (0, 32, 128, 1),
+    ],
+)
+def test_as_many_jobs_share_a_gpu_as_likely_fit(
+    memory: float, batch_size: int, image_size: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 16)
+    assert jobs_that_fit(memory, batch_size, image_size) == jobs <= MOST_JOBS
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 1)
+    assert jobs_that_fit(memory, batch_size, image_size) == 1
+
+
+def test_jobs_per_gpu_multiply_the_gpus_for_jobs_of_one_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 5)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert default_workers("auto", 1, 3) == default_workers("gpu", [0], 3) == 6
+    assert default_workers("gpu", 2, 3) == 1
+    assert default_workers("cpu", 1, 3) == 5
+    for wrong in (True, 0, "three", None):  # the jobs raise an error that names it
+        assert default_workers("auto", 1, wrong) == 2
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert default_workers("auto", 1, 3) == 5
+
+
+@pytest.mark.parametrize(
+    "override, jobs",
+    [("fabric=auto", 1), ("fabric.jobs_per_gpu=3", 3), ("fabric.jobs_per_gpu=auto", 4)],
+)
+def test_the_launcher_runs_so_many_jobs_at_once(
+    override: str, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(launchers, "gpu_bytes", lambda: 80 * GB)
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 16)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", [override], return_hydra_config=True)
+        assert config.hydra.launcher.n_jobs == jobs
+
+
+def test_the_driver_says_how_much_memory_the_smallest_gpu_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(*command: Any, **more: Any) -> Any:
+        return SimpleNamespace(stdout="81559\n24576\n")
+
+    monkeypatch.setattr(launchers.subprocess, "run", ask)
+    assert launchers.gpu_bytes.__wrapped__() == 24576 * 2**20
+
+    def missing(*command: Any, **more: Any) -> Any:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(launchers.subprocess, "run", missing)
+    assert launchers.gpu_bytes.__wrapped__() == 0
