@@ -61,9 +61,10 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, metavar="DIR")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu")
+    parser.add_argument("--out", type=Path, help="default: bench/gpu, or bench/gpu-trial on a CPU")
     parser.add_argument("--seconds", type=float, default=460, help="start no row after this")
     given = parser.parse_args()
+    given.out = given.out or ROOT / "bench" / ("gpu" if given.device == "cuda" else "gpu-trial")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started, too
     if given.prepare:
         return prepare(given.prepare)

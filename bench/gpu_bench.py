@@ -74,7 +74,7 @@ class Bench:
         self.rows.append({"row": name, **found, "took": round(time.monotonic() - start, 1)})
         with self.out.with_suffix(".jsonl").open("a") as file:
             print(json.dumps(self.rows[-1]), file=file, flush=True)
-        self.out.with_suffix(".md").write_text(render(self.rows))
+        self.out.with_suffix(".md").write_text(render(self.rows, self.device))
         print(json.dumps(self.rows[-1]), flush=True)
 
     def call(self, *command: str, **environment: str) -> str:
@@ -162,9 +162,10 @@ def gpu_use() -> Any:
                 use.append(float(line))
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = ["# tvf on a GPU", "", "Written by `python bench/gpu.py`, row by row.", ""]
+def render(rows: list[dict[str, Any]], device: str) -> str:
+    """The rows as Markdown; those of a CPU are no results."""
+    where = "on a GPU" if device == "cuda" else "on a CPU: a trial of the script, no result"
+    lines = [f"# tvf {where}", "", "Written by `python bench/gpu.py`, row by row.", ""]
     for row in rows:
         lines += [f"## {row['row']}", "", "| | |", "|---|---|"]
         for key, value in row.items():

@@ -144,6 +144,9 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(job: Path, tmp_path: P
     ):
         other = _copy(job, tmp_path, status={"state": state})
         _refused(other, words)
+    other = _copy(job, tmp_path, status={"state": "failed", "error": "interrupted"})
+    _refused(other, "was interrupted: resume it")
+    _refused(other.parent, "holds no job.* It holds .*other")
     other = _copy(job, tmp_path, summary={"classes": None, "versions": {"tvf": "0.0.1"}})
     _refused(other, "tvf 0.0.1 wrote it, this is .* Load it with that version")
     weights = other / BEST_WEIGHTS

@@ -255,6 +255,6 @@ def test_a_state_that_an_earlier_version_named_otherwise_is_kept_under_its_new_n
 ) -> None:
     Checkpoints(tmp_path, "as written").save({"epoch": 1})
     now = Checkpoints(tmp_path, "canonical")
-    assert now.load() is None and now.load(earlier="another") is None
-    assert now.load(earlier="as written") == {"epoch": 1}
+    assert now.load() is None and now.load(earlier=["another"]) is None
+    assert now.load(earlier=["another", "as written"]) == {"epoch": 1}
     assert now.load() == {"epoch": 1}

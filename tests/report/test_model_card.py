@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from huggingface_hub import ModelCard
 
 from helpers.sweeps import add_job
 from tvf.files import MODEL_CARD
-from tvf.records import read_sweep
+from tvf.records import Predictions, read_sweep, write_predictions
 from tvf.report import compare, describe_job
 from tvf.report.model_card import jobs_of_choice, write_cards
 
@@ -27,6 +28,15 @@ RESULTS: dict[str, Any] = {
         },
     },
 }
+
+
+def _predict(job: Path) -> Path:
+    """Give a job predictions, without which its calibration is not known."""
+    logits = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    names = np.array([f"{number}.png" for number in range(20)])
+    both = Predictions(np.array(names, "S32"), names, np.arange(20) % 2, logits)
+    write_predictions(job, {"val": both, "test": both}, np.empty(0, "S32"))
+    return job
 
 
 def _sweep(folder: Path, **changes: Any) -> Path:
@@ -55,7 +65,7 @@ def test_the_best_job_of_the_recommended_configuration_has_the_card(tmp_path: Pa
 
 
 def test_every_section_says_what_is_recorded(tmp_path: Path) -> None:
-    job = add_job(tmp_path / "sweep", 0.25, 1, (0.9,), **RESULTS)
+    job = _predict(add_job(tmp_path / "sweep", 0.25, 1, (0.9,), **RESULTS))
     text = describe_job(job)
     assert r"| cat \| tiger | 5 | 7 | 9 |" in text and "| dog | 6 | 8 | 1,000 |" in text
     assert r"| cat \| tiger | 1,000 | 2 |" in text
@@ -74,7 +84,7 @@ def test_a_temperature_that_does_not_help_on_test_images_is_said(tmp_path: Path)
             "scaled": {"nll": 0.6, "brier": 0.4, "ece": 0.1},
         }
     }
-    job = add_job(tmp_path / "sweep", 0.25, 1, **RESULTS | {"calibration": calibration})
+    job = _predict(add_job(tmp_path / "sweep", 0.25, 1, **RESULTS | {"calibration": calibration}))
     assert "On the test images it makes probabilities worse." in describe_job(job)
 
 

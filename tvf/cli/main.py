@@ -210,7 +210,12 @@ def report(
     help='Default: that of FILE\'s ending, else csv. parquet needs the extra "parquet".',
 )
 @click.option(
-    "--top", default=1, show_default=True, metavar="K", help="The K most probable classes."
+    "--top",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="K",
+    help="The K most probable classes, or all if there are fewer.",
 )
 @click.option("--every-class", is_flag=True, help="Add the probability of every class.")
 @click.option("--raw", is_flag=True, help="The network's own probabilities, uncalibrated.")

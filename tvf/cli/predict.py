@@ -1,5 +1,6 @@
 """`tvf predict`, `tvf export` and `tvf combine`: a trained model outside its sweep."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from tvf.inference import (
     Model,
     ScoreKeeper,
     combine_jobs,
+    count_trained_on,
     export_model,
     list_items,
     load,
@@ -42,10 +44,7 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
     """Write the predictions for `images`; return whether all of them could be read."""
     file_format = _format_of(options)
     model = _load(model_path, options.trust_code, options.device, options.ensemble)
-    if not 1 <= options.top <= len(model.classes):
-        raise InputError(
-            f"--top {options.top} must be from 1 to {len(model.classes)}, the number of classes."
-        )
+    top = min(options.top, len(model.classes))
     if options.max_megapixels is not None:
         reading = replace(model.reading, max_megapixels=options.max_megapixels)
         model = replace(model, reading=reading)
@@ -56,12 +55,17 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
         progress_bar("predicting", len(items)) as advance,
     ):
         for chunk in model.stream(items, options.raw):
-            write(rows_of(chunk, model.classes, options.top, options.every_class))
+            write(rows_of(chunk, model.classes, top, options.every_class))
             scores.add(chunk)
             failed += chunk.failed
             advance(len(chunk))
     if scored := scores.describe():
         print(scored, file=sys.stderr)
+        if seen := count_trained_on(items, Path(model.source)):
+            print(
+                f"warning: {seen:,} of these images trained the model, so the scores are too high.",
+                file=sys.stderr,
+            )
     _report_failed(failed, len(items))
     return not failed
 
@@ -88,6 +92,8 @@ def run_export(
 
 def run_combine(sweep: Path, trust_code: bool, method: str | None) -> None:
     """Combine a sweep's jobs, and print what was tried and what validation chose."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("tvf.inference").setLevel(logging.INFO)  # progress, on stderr
     done = combine_jobs(sweep, trust_code, method)
     word = WORDS[done.metric]
     shown = [("", f"validation {word}", "made of")]
@@ -95,6 +101,8 @@ def run_combine(sweep: Path, trust_code: bool, method: str | None) -> None:
     widths = [max(len(row[column]) for row in shown) for column in range(2)]
     for name, score, made_of in shown:
         print(f"{name:{widths[0]}}  {score:>{widths[1]}}  {made_of}")
+    for name, reason in done.absent.items():
+        print(f"{name:{widths[0]}}  {'-':>{widths[1]}}  {reason}")
     best = done.best_job_test_score
     compared = f" (the best job: {best:.3f})" if best is not None else ""
     who = "--method" if method else "Validation"

@@ -277,6 +277,17 @@ def written_options(config: Config, effect: Affects) -> dict[str, Any]:
     return {key: value for key, value in modern_options(config).items() if effect in affects(key)}
 
 
+def earlier_options(config: Config) -> list[dict[str, Any]]:
+    """The options by which earlier versions may have named a checkpoint of a recorded job.
+
+    Those that affect its numbers: as they are written; and in one form each, without options that
+    its record lacks because they were added later.
+    """
+    written = written_options(config, Affects.NUMBERS)
+    known = result_config(config)
+    return [written, {key: known[key] for key in known if key in written}]
+
+
 def modern_options(config: Config) -> dict[str, Any]:
     """All options by dotted key; an older config gets current names and the missing defaults."""
     options = {

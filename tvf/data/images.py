@@ -97,6 +97,12 @@ def read_image(
     return _read_with_range(path, image_size, max_megapixels, white_point)[0]
 
 
+def digest_file(path: AnyPath) -> bytes:
+    """A digest of a file's content, as `Pixels.digests` holds it. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return digest(file.readall())
+
+
 def convert_image(
     image: Image.Image, image_size: int, white_point: int | None = None
 ) -> np.ndarray:
@@ -196,8 +202,7 @@ class _Reader:
         digests = []
         for path in self.paths:
             try:
-                with open(path, "rb", buffering=0) as file:
-                    digests.append(digest(file.readall()))
+                digests.append(digest_file(path))
             except OSError as error:
                 raise BadImageError(path, str(error.strerror), "cannot be read: ") from error
         return np.array(digests, "S32")

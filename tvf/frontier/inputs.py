@@ -121,6 +121,8 @@ class InputPipeline:
 
     def _settle(self, split: str, epochs: range) -> str:
         """Decide where the data of a split live; the decision in words."""
+        if split == "train" and not self.augment.is_portable:
+            return "augmented on the CPU"
         pool = self.data.by_name[split].pool
         resident = self.residency.place_images(pool)
         return self.residency.describe("pixels", pool.pixels.images.nbytes, resident)
@@ -186,7 +188,9 @@ class CachedPipeline(InputPipeline):
         """Decide where the data of a split live; the decision in words."""
         if split not in self._readers:
             return super()._settle(split, epochs)
-        views = [self.augment.view_of(epoch) for epoch in epochs] if split == "train" else [0]
+        # From the first epoch on: if an earlier phase ends early, this one begins early.
+        until = range(1, epochs.stop)
+        views = [self.augment.view_of(epoch) for epoch in until] if split == "train" else [0]
         if found := self._readers[split].settle(views, split):
             return found
         return super()._settle(split, epochs)  # activations do not fit: pixels may

@@ -7,6 +7,7 @@ it. On a CPU nothing here does anything: memory-mapped tables are read where the
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,18 @@ def read_ahead(
             yield copies.receive(waiting.popleft().result())
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: the allocator keeps freed memory by stream."""
+    return torch.cuda.Stream(device)
+
+
 class _SideCopies:
     """Copies tensors from pinned memory on a stream of its own, beside the computation."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _side_stream(device) if device.type == "cuda" else None
 
     def send(self, tensors: Tensors) -> tuple[Tensors, Any]:
         """Start the copies; returns them, with the event that they are complete."""

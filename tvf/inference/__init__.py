@@ -7,7 +7,7 @@ from tvf.inference.exported import ENDINGS
 from tvf.inference.images import Item, Reading, list_items
 from tvf.inference.load import load
 from tvf.inference.model import Model
-from tvf.inference.scores import ScoreKeeper
+from tvf.inference.scores import ScoreKeeper, count_trained_on
 from tvf.inference.table import PredictionTable
 from tvf.inference.writers import FORMATS, open_writer, rows_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "ScoreKeeper",
     "choose_jobs",
     "combine_jobs",
+    "count_trained_on",
     "export_model",
     "list_items",
     "load",

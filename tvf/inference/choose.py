@@ -39,9 +39,10 @@ def choose_jobs(sweep: Path) -> Chosen:
         raise InputError(f"{printable(sweep)}: none of its jobs is done yet.")
     if len(comparisons) > 1:
         titles = "; ".join(comparison.title for comparison in comparisons)
+        best = [printable(jobs_of_choice(each)[0]["path"]) for each in comparisons]
         raise InputError(
             f"{printable(sweep)}: its jobs are not comparable ({titles}), so none is the best. "
-            "Name the folder of a job."
+            f"Name the folder of a job; the best of each kind: {', '.join(best)}."
         )
     (comparison,) = comparisons
     choice = comparison.choice

@@ -6,7 +6,7 @@ Validation images choose; the test images are used once, for what was chosen.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from torch.nn.functional import cross_entropy
 from tvf.config import Config, modern_node
 from tvf.data import DataSplits, Split, split_batches
 from tvf.errors import InputError
-from tvf.files import BEST_WEIGHTS, printable, read_json, write_json
+from tvf.files import (
+    BEST_WEIGHTS,
+    MODEL_CARD,
+    encode_text,
+    printable,
+    read_json,
+    write_json,
+    write_whole,
+)
 from tvf.inference.choose import choose_jobs
 from tvf.inference.load import MODELS, load_job, member_weights, start_weights
 from tvf.inference.trust import open_source
@@ -40,7 +48,8 @@ log = logging.getLogger(__name__)
 
 COMBINED = "combine"  # in a sweep's folder: the folder of combined models, by method
 BEST, SOUP, INTERPOLATED, ENSEMBLE = METHODS = ("best", "soup", "interpolated", "ensemble")
-STEPS = 10  # between the start and the end of fine-tuning
+STEPS = 5  # between the start and the end of fine-tuning
+RECALIBRATION = 1000  # training images that statistics of BatchNorm are computed from
 State = dict[str, Tensor]
 
 
@@ -59,7 +68,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Combination:
-    """What was tried, in order, what validation chose, its folder and its test score."""
+    """What was tried, in order, what validation chose, its folder and its test score.
+
+    `absent` are the methods without a candidate, and why.
+    """
 
     metric: str
     candidates: Sequence[Candidate]
@@ -67,6 +79,7 @@ class Combination:
     folder: Path
     test_score: float
     best_job_test_score: float | None
+    absent: Mapping[str, str]
 
 
 def combine_jobs(sweep: Path, trust_code: bool = False, method: str | None = None) -> Combination:
@@ -77,6 +90,8 @@ def combine_jobs(sweep: Path, trust_code: bool = False, method: str | None = Non
     sweep recommends. Validation chooses, unless `method` names one of METHODS. Raises InputError if
     no job is done, if its images have changed, or if the method has no candidate.
     """
+    from tvf.report import describe_job  # with the terminal's libraries
+
     best, *rest = choose_jobs(sweep).folders
     config, summary = read_json(best / "config.json"), read_json(best / "summary.json")
     combiner = _Combiner(best, config, trust_code)
@@ -90,22 +105,27 @@ def combine_jobs(sweep: Path, trust_code: bool = False, method: str | None = Non
     if len(own) > 1:
         made_of = f"logits of {len(own)} jobs"
         candidates.append(combiner.evaluate(ENSEMBLE, made_of, [_read(folder) for folder in own]))
+    found = {each.method for each in candidates}
+    absent = {each: _why_none(each, len(mates), len(own)) for each in METHODS if each not in found}
+    if method in absent:
+        raise InputError(f"--method {method}: {absent[method]}.")
     eligible = [each for each in candidates if method in (None, each.method)]
-    if not eligible:
-        raise InputError(f"--method {method}: {_why_none(method, len(mates), len(own))}.")
     chosen = max(eligible, key=lambda each: each.score)  # of equal ones the first, the simplest
     folder = sweep / COMBINED / chosen.method  # one level down, it is no job of the sweep
     test_score = combiner.write(chosen, folder, mates, summary)
     key = f"test_{METRICS[combiner.metric]}"
-    return Combination(combiner.metric, candidates, chosen, folder, test_score, summary.get(key))
+    write_whole(folder / MODEL_CARD, encode_text(describe_job(folder)))
+    return Combination(
+        combiner.metric, candidates, chosen, folder, test_score, summary.get(key), absent
+    )
 
 
-def _why_none(method: str | None, mates: int, own: int) -> str:
+def _why_none(method: str, mates: int, own: int) -> str:
     if method == SOUP:
         if mates > 1:
             return "no other job makes the best one better by its weights"
         return "one job cannot be averaged; train several seeds or rates"
-    if method == ENSEMBLE and own < 2:
+    if method == ENSEMBLE:
         return "its configuration has one job in this division; train several seeds"
     return "nothing but the head has trained, or the start of training is not here"
 
@@ -198,6 +218,7 @@ class _Combiner:
 
     def evaluate(self, method: str, made_of: str, states: Sequence[State]) -> Candidate:
         """Score weights on the validation images."""
+        log.info("%s: %s", method, made_of)
         scores = self._scores(self._logits(states, self.data.val), "val")
         return Candidate(method, made_of, float(getattr(scores, METRICS[self.metric])), states)
 
@@ -273,17 +294,20 @@ class _Combiner:
         for state in states:
             self.network.load_state_dict(state)
             self.network.eval()
-            members.append(torch.cat([*self._run(self.network, split)]))
+            members.append(torch.cat([*self._run(split, np.arange(len(split)))]))
         return torch.stack(members).mean(0)
 
     def _run_training_images(self) -> None:
-        for _ in self._run(self.network, self.data.train):
+        """Pass at most RECALIBRATION training images through the network, spread over all."""
+        count = len(self.data.train)
+        samples = np.linspace(0, count - 1, min(count, RECALIBRATION)).astype(np.int64)
+        for _ in self._run(self.data.train, samples):
             pass
 
-    def _run(self, network: Callable[[Tensor], Tensor], split: Split) -> Any:
+    def _run(self, split: Split, samples: np.ndarray) -> Iterator[Tensor]:
         with torch.no_grad():
-            for samples in split_batches(np.arange(len(split)), self.batch_size):
-                yield network(split.pixels(samples)).float()
+            for batch in split_batches(samples, self.batch_size):
+                yield self.network(split.pixels(batch)).float()
 
 
 def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

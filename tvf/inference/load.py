@@ -36,7 +36,7 @@ from tvf.models import (
     resnet,
     timm_backbone,
 )
-from tvf.records import fit_temperature, read_predictions, read_status
+from tvf.records import STOPPED, fit_temperature, read_predictions, read_status
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
 }
 MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
+NO_JOB = "Name the folder of a job or of a sweep, or a file that tvf export has written."
+INTERRUPTED = "was interrupted: resume it by running its command again"
 UNFINISHED = {
     "running": "is still running: wait for its end",
     "paused": "was paused: resume it by running its command again",
@@ -109,8 +111,11 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     try:
         network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch is built without it, or it is not here
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used: {reason} Choose cpu.") from error
+        reason = str(error).split(":")[0].splitlines()[0][:100]
+        raise InputError(
+            f"--device {device} must be cpu, or a device that torch finds here, such as cuda, "
+            f"cuda:1 or mps ({reason})."
+        ) from error
     if config.get("channels_last"):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = config["data"]
@@ -177,13 +182,16 @@ def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the summary of a finished job; InputError for anything else."""
     status, config = read_status(folder), read_json(folder / "config.json")
     shown = printable(folder)
+    state = status.get("state")
+    if state not in (None, "done"):
+        words = INTERRUPTED if status["error"] in STOPPED else UNFINISHED.get(state, f"is {state}")
+        raise InputError(f"{shown}: the job {words}.")
     if not status or not config:
+        models = sorted(path.parent.name for path in folder.glob("*/status.json"))
+        hint = f"It holds {', '.join(models)}: name one of these." if models else NO_JOB
         raise InputError(
-            f"{shown} holds no job: it has no readable status.json and config.json. Name the "
-            "folder of a job or of a sweep, or a file that tvf export has written."
+            f"{shown} holds no job: it has no readable status.json and config.json. {hint}"
         )
-    if (state := status["state"]) != "done":
-        raise InputError(f"{shown}: the job {UNFINISHED.get(state, f'is {state}')}.")
     summary = read_json(folder / "summary.json")
     if missing := [key for key in ("classes", "best_epoch") if not summary.get(key)]:
         raise InputError(

@@ -1,8 +1,14 @@
 """Scores of images whose classes are known, gathered batch by batch."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
+from tvf.data import digest_file
+from tvf.inference.images import Item
 from tvf.inference.pipeline import Chunk
+from tvf.records import read_trained_on
 
 
 class ScoreKeeper:
@@ -42,3 +48,12 @@ class ScoreKeeper:
             f"{len(labels):,}{some} images are in folders of their classes: accuracy "
             f"{accuracy:.3f}, macro F1 {f1:.3f}, negative log-likelihood {nll:.3f}"
         )
+
+
+def count_trained_on(items: Sequence[Item], job: Path) -> int:
+    """How many of the labelled files a job has trained on, by their content."""
+    trained_on = read_trained_on(job)
+    if trained_on is None:
+        return 0
+    files = [item.image for item in items if item.label is not None and isinstance(item.image, str)]
+    return int(np.isin(np.array([digest_file(file) for file in files], "S32"), trained_on).sum())

@@ -1,17 +1,15 @@
 """Whether the images of finished jobs are still the same when their command is given again."""
 
 import json
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
 from tvf.config import Config, build_part
+from tvf.data import DataSource
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.records import is_done, read_pool, read_status
-
-log = logging.getLogger(__name__)
 
 
 def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | None:
@@ -28,7 +26,7 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
             alike.setdefault(json.dumps([data, images.get("digest")]), []).append(name)
     texts = []
     for names in alike.values():
-        if found := _describe(folder, jobs[names[0]], names):
+        if found := _describe(folder, build_part(jobs[names[0]], "data"), names):
             texts.append(found)
     if not texts:
         return None
@@ -39,16 +37,10 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
     )
 
 
-def warn_of_changed_images(folder: Path, config: Config) -> None:
-    """Log what has happened to the images of the finished job in `folder`, if anything has."""
-    if (text := describe_changed_images(folder.parent, {folder.name: config})) is not None:
-        log.warning("%s", text)
-
-
-def _describe(folder: Path, config: Config, names: list[str]) -> str | None:
-    """What has happened to the images of these jobs, whose images are the same."""
+def _describe(folder: Path, source: DataSource, names: list[str]) -> str | None:
+    """What has happened to the images of these jobs, which all read the same ones of a source."""
     job = folder / names[0]
-    before, source = read_pool(job), build_part(config, "data")
+    before = read_pool(job)
     if before is None or not hasattr(source, "count_changes"):
         return None
     since = min(datetime.fromisoformat(read_status(folder / name)["started"]) for name in names)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,10 @@ class Checkpoints:
                     error.strerror,
                 )
 
-    def load(self, earlier: str | None = None) -> dict[str, Any] | None:
+    def load(self, earlier: Collection[str] = ()) -> dict[str, Any] | None:
         """The last intact state of this configuration; None if there is none.
 
-        `earlier` is the fingerprint that an earlier version gave this configuration. Raises
+        `earlier` are the fingerprints that earlier versions gave this configuration. Raises
         InputError for a checkpoint of an older tvf, which cannot be resumed.
         """
         damaged = False
@@ -89,7 +90,7 @@ class Checkpoints:
                 with suppress(OSError):
                     path.unlink()  # otherwise the next save would make it the previous one
                 continue
-            if earlier is not None and held["of"] == earlier != self._configuration:
+            if held["of"] in earlier and held["of"] != self._configuration:
                 self.save(held["state"])  # as this version will look for it
                 return held["state"]
             return held["state"] if held["of"] == self._configuration else None
@@ -98,7 +99,7 @@ class Checkpoints:
         return None
 
     def load_usable(
-        self, name: str, metric: str, best_weights: Path, earlier: str | None = None
+        self, name: str, metric: str, best_weights: Path, earlier: Collection[str] = ()
     ) -> dict[str, Any] | None:
         """Like `load`, but with a warning and None for a state that the job cannot resume from."""
         state = self.load(earlier)

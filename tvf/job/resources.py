@@ -185,5 +185,6 @@ def _other_ranks(config: Config, context: JobContext) -> AbstractContextManager[
         "sweep": str(context.sweep) if context.sweep else None,
         "choices": context.choices,
         "devices": context.devices,
+        "workers": context.workers,
     }
     return start_ranks(count, "tvf.job.run:follow_job", arguments)

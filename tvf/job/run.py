@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tvf.config import Affects, Config, build_part, result_config, written_options
+from tvf.config import Config, build_part, earlier_options, result_config
 from tvf.data import count_images, describe_pool
 from tvf.distributed import (
     describe_machine,
@@ -24,7 +25,7 @@ from tvf.distributed import (
 )
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
-from tvf.job.changed_images import warn_of_changed_images
+from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
@@ -85,7 +86,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         if is_done(folder, config):
             log.info("%s: already done (%s).", name, folder)
             if context.sweep is None:  # a sweep has said it for all of its jobs
-                warn_of_changed_images(folder, config)
+                if changed := describe_changed_images(folder.parent, {folder.name: config}):
+                    log.warning("%s", changed)
             checkpoints.delete()
             return None
         if has_reached(folder, config):
@@ -96,9 +98,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         for leftovers in (folder, folder / "checkpoints"):
             remove_leftovers(leftovers)
         with _mistakes_recorded(folder, name):
-            # Earlier versions fingerprinted numbers and places as they were written.
-            written = written_options(read_json(folder / "config.json"), Affects.NUMBERS)
-            best_weights, earlier = folder / BEST_WEIGHTS, _fingerprint(written)
+            best_weights = folder / BEST_WEIGHTS
+            earlier = {*map(_fingerprint, earlier_options(read_json(folder / "config.json")))}
             state = checkpoints.load_usable(name, metric, best_weights, earlier)
         record = JobRecord(folder, name, config, state["history"] if state else ())
         try:
@@ -106,7 +107,8 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
                 context = claim_devices(config, context)
             # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
-                with explain_memory(config, context), open_job(config, context) as job:
+                explained = partial(explain_memory, config, context)
+                with explained(), open_job(config, context) as job, explained():
                     summary = train_job(job, record, run, checkpoints, state)
                 if summary is not None:
                     checkpoints.delete()
@@ -228,6 +230,7 @@ def follow_job(
     sweep: str | None,
     choices: dict[str, str],
     devices: list[int] | None,
+    workers: int,
 ) -> None:
     """Run on the other ranks of a job: train along with rank 0, which keeps all records."""
     context = JobContext(
@@ -236,8 +239,9 @@ def follow_job(
         parallel=True,
         choices=choices,
         devices=devices,
+        workers=workers,
     )
-    with build_part(config, "store").open() as store:
+    with explain_memory(config, context), build_part(config, "store").open() as store:
         job = build_job(config, context, store)
         phases = job.phases
         state = phases.fabric.broadcast(None)

@@ -13,7 +13,8 @@ import yaml
 
 from tvf.files import MODEL_CARD, encode_text, printable, write_whole
 from tvf.metrics import METRICS, WORDS
-from tvf.records import Row, calibrate, read_job, read_predictions, read_sweep
+from tvf.records import Row, read_job, read_sweep
+from tvf.report.calibration import KINDS, SPLITS, calibration_of
 from tvf.report.commands import sweep_commands
 from tvf.report.comparison import Comparison, compare
 from tvf.report.configuration import Configuration
@@ -28,7 +29,6 @@ LICENCES = {
     "tvf.models.efficientnet_lite2": "Apache-2.0",
 }
 UNKNOWN = "not known to tvf"
-SPLITS = {"val": "validation", "test": "test"}
 
 
 def jobs_of_choice(comparison: Comparison) -> list[Row]:
@@ -258,11 +258,8 @@ def _means(configuration: Configuration | None) -> Iterator[tuple[str, str]]:
 
 
 def _calibration(job: Row) -> Iterator[str]:
-    found = job["summary"].get("calibration")
-    if not isinstance(found, dict):  # written by an earlier version
-        splits = read_predictions(Path(job["path"]))
-        found = calibrate({k: (v.logits, v.labels) for k, v in splits.items()}) if splits else None
-    if not found:
+    found = calibration_of(job)
+    if found is None:
         yield "Not known: a logit is not finite, or the predictions are missing."
         return
     rows = [
@@ -270,10 +267,12 @@ def _calibration(job: Row) -> Iterator[str]:
             f"{SPLITS[split]}{', scaled' if how == 'scaled' else ''}",
             *(f"{found[split][how][key]:.3f}" for key in ("nll", "brier", "ece")),
         ]
-        for split in ("val", "test")
-        for how in ("raw", "scaled")
+        for split in SPLITS
+        if split in found
+        for how in KINDS
     ]
-    worse = found["test"]["scaled"]["nll"] > found["test"]["raw"]["nll"]
+    test = found.get("test")
+    worse = test is not None and test["scaled"]["nll"] > test["raw"]["nll"]
     yield (
         f"Temperature {found['temperature']:.3f}, fitted on the validation images (Guo et al. "
         "2017), by which logits are divided; predictions stay the same. ECE has 15 bins of equal "

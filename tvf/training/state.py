@@ -145,7 +145,8 @@ class TrainState:
         self.setup.schedule.scheduler.load_state_dict(state["scheduler"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if state["precision"]:  # that of 16-mixed on a CPU has none, and a GPU's scaler starts anew
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         set_random_states(state["random"])
 
 
