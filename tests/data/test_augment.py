@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
+from helpers import IMPORTABLE
 from helpers.devices import DEVICES
 from tvf.data.augment import (
     Augmentation,
@@ -165,7 +166,8 @@ def test_torchvision_transforms_restore_the_random_generators() -> None:
 def test_another_process_gives_the_same_views_and_fingerprints() -> None:
     values = "[transforms()(IMAGES, SAMPLES, 5), transforms(), FlipsAndCrops(padding=1)]"
     code = f"from test_augment import *; print(fingerprint({values}))"
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "PYTHONHASHSEED": "7"}
+    paths = os.pathsep.join([os.path.dirname(__file__), IMPORTABLE])
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
     printed = subprocess.check_output(
         [sys.executable, "-c", code], text=True, env=environment
     ).split()[-1]

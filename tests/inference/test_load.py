@@ -20,6 +20,7 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
 from tvf.inference import Item, PredictionTable, Reading, list_items
 from tvf.inference.pipeline import AHEAD, classify
+from tvf.inference.trust import open_source
 from tvf.records import read_predictions, softmax
 
 
@@ -224,3 +225,26 @@ def test_a_table_becomes_a_data_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match="pip install pandas"):
         table.to_pandas()
+
+
+def test_a_data_source_that_would_run_code_is_not_opened_untrusted(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    nested = {"_target_": "os.mkdir", "path": str(marker)}
+    folder = {"_target_": "tvf.data.ImageFolder", "root": nested, "image_size": 32}
+    for node in (folder, {"_target_": "nowhere.Source"}):
+        with pytest.raises(InputError, match="code of your own"):
+            open_source({"data": node}, trust_code=False)
+    assert not marker.exists()
+
+
+def test_records_with_odd_values_are_refused_in_words(job: Path, tmp_path: Path) -> None:
+    config = json.loads((job / "config.json").read_text())
+    for changes, message in (
+        ({"config": {"data": config["data"] | {"batch_size": 0}}}, "data.batch_size"),
+        ({"config": {"data": None}}, "does not say data"),
+        ({"config": {"backbone": config["backbone"] | {"tail": 2}}}, "tail"),
+        ({"summary": {"combination": "soup"}}, "what was combined"),
+    ):
+        _refused(_copy(job, tmp_path, **changes), message)
+    odd = _copy(job, tmp_path, config={"fabric": None}, summary={"calibration": "yes"})
+    assert tvf.load(odd).temperature == pytest.approx(tvf.load(job).temperature)
