@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import tvf
-from helpers import IMPORTABLE
+from helpers import IMPORTABLE, SMALL
 from helpers.classifier import train_classifier
 from helpers.folders import write_images
 from tvf.errors import InputError
@@ -156,12 +156,22 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(job: Path, tmp_path: P
     _refused(other, "best.safetensors does not hold this model's weights")
 
 
-def test_code_of_ones_own_runs_only_if_it_is_trusted(job: Path, tmp_path: Path) -> None:
+def test_code_of_ones_own_runs_only_if_it_is_trusted(
+    job: Path, images: Path, tmp_path: Path
+) -> None:
+    own = train_classifier(images, tmp_path / "own", backbone=[SMALL])
+    _refused(own, r"code of your own \(helpers.small_backbone\).*trust_code=True")
+    recorded = read_predictions(own)["val"]
+    files = [images / str(name) for name in recorded.names]
+    found = tvf.load(own, trust_code=True).predict(files, raw=True)
+    assert np.array_equal(found.probabilities, softmax(recorded.logits))
     other = _copy(job, tmp_path, config={"backbone": {"_target_": "nowhere.at_all"}})
-    _refused(other, r"code of your own \(nowhere.at_all\).*trust_code=True")
     _refused(other, "nowhere.at_all cannot be imported", trust_code=True)
-    nested = {"_target_": "tvf.models.resnet", "name": {"_target_": "os.system", "command": "ls"}}
+    marker = tmp_path / "ran"
+    code = {"_target_": "os.mkdir", "path": str(marker)}
+    nested = {"_target_": "tvf.models.resnet", "name": code}
     _refused(_copy(job, tmp_path, config={"backbone": nested}), "code of your own")
+    assert not marker.exists()
 
 
 @pytest.mark.slow
