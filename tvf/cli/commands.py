@@ -85,6 +85,24 @@ def confirm(folder: Path, overrides: Sequence[str], each_fraction: bool = False)
 
 
 @_errors_as_messages()
+def refit(folder: Path, overrides: Sequence[str]) -> None:
+    """Train what the sweep in `folder` chose once more, on train + validation.
+
+    The job is in the folder `refit` in the sweep's. If it is done, only its record is completed.
+    """
+    from tvf.cli.refit import finish_refit, plan_refit
+
+    folder = _sweep_folder(folder, "To train a single job, run its command.")
+    command = _commands_of(folder)[-1]
+    _enter_folder_of(command)
+    plan = plan_refit(folder, command["arguments"], overrides)
+    print(plan.text)
+    if not _train(plan.arguments):
+        raise SystemExit(1)
+    print(finish_refit(plan))
+
+
+@_errors_as_messages()
 def status(folder: Path) -> None:
     """Print the table of a sweep's jobs, read from its files; the sweep need not be running."""
     from tvf.report import print_status

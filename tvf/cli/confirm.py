@@ -3,30 +3,25 @@
 The commands are plain `tvf train -m` into SWEEP/confirm, so `tvf resume` can finish that sweep too.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tvf.cli.launch import compose, config_dir_among, make_importable
-from tvf.config import Affects, affects
-from tvf.errors import InputError, require_count
-from tvf.records import CONFIRMATION, Row, confirmed_sweep, is_halving, read_sweep
-from tvf.report import (
-    Comparison,
-    Configuration,
-    compare,
-    jobs_again,
-    keys_of_seeds,
-    stated_settings,
-    to_confirm,
-    training_of,
+from tvf.cli.chosen import (
+    DECIDED_HERE,
+    by_key,
+    checked_config,
+    comparison_of,
+    has_chosen,
+    overrides_of,
+    parse_overrides,
+    replace_overrides,
 )
+from tvf.cli.launch import config_dir_among, make_importable
+from tvf.errors import InputError
+from tvf.records import CONFIRMATION, is_halving, read_sweep
+from tvf.report import Comparison, Configuration, jobs_again, to_confirm, training_of
 from tvf.sweep import Repetitions, choose_repetitions
-
-VARIED = ("seed", "data.split_seed", "data.outer_fold", "data.fold")
-DECIDED_HERE = ("hydra.sweep", "hydra/sweep", "hydra.run", "hydra.mode")
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,10 @@ def plan_confirmation(
     Assumes that the working directory is that of the sweep's command: paths are relative. Raises
     InputError if the sweep has chosen nothing, or if `overrides` would change what it chose.
     """
-    added = parse_overrides(overrides)
-    comparison = _comparison_of(folder)
+    added = parse_overrides(
+        overrides, "tvf confirm", ["data.folds"], "to values that the sweep has not used"
+    )
+    comparison = comparison_of(folder, "confirm")
     candidates = to_confirm(comparison.evidence, comparison.choice, each_fraction)
     if not candidates:
         raise InputError(
@@ -58,11 +55,11 @@ def plan_confirmation(
         )
     config_dir = config_dir_among(arguments)
     make_importable(config_dir)
-    trained = [_overrides_of(group, comparison) for group in candidates]
+    trained = [overrides_of(group, comparison) for group in candidates]
     hydra = _hydra_settings(folder, arguments, {key for texts in trained for key in texts})
     composing = [text for text in hydra.values() if text.startswith("hydra.searchpath")]
     configs = [
-        _checked_config(group, comparison, [*texts.values(), *composing], config_dir)
+        checked_config(group, comparison, [*texts.values(), *composing], config_dir)
         for group, texts in zip(candidates, trained, strict=True)
     ]
     folds = added.pop("data.folds", None)
@@ -73,100 +70,10 @@ def plan_confirmation(
     )
     flags = ["-m", *(["--config-dir", str(config_dir)] if config_dir else [])]
     commands = [
-        [*flags, *_replace(texts | repetitions.overrides | hydra, added).values()]
+        [*flags, *replace_overrides(texts | repetitions.overrides | hydra, added).values()]
         for texts in _as_grid(trained)
     ]
     return Plan(commands, _describe(folder, comparison, candidates, repetitions))
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the overrides by key; InputError for one that would change what is confirmed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for text, override in zip(overrides, parsed, strict=True):
-        key = override.key_or_group
-        if key in VARIED:
-            raise InputError(
-                f"{text} must be left out: tvf confirm sets {key} itself, to values that the "
-                "sweep has not used."
-            )
-        if key.startswith(DECIDED_HERE):
-            raise InputError(
-                f"{text} must be left out: tvf confirm decides which jobs run, and in which folder."
-            )
-        if override.is_sweep_override():
-            raise InputError(
-                f"{text} must have a single value: tvf confirm trains configurations that the "
-                "sweep compared."
-            )
-        if key == "data.folds":
-            require_count(key, override.value(), 2)
-        elif not key.startswith("hydra") and Affects.NUMBERS in affects(key):
-            raise InputError(
-                f"{text} must be left out: {key} would change the configurations that the sweep "
-                "compared. To try other values, add them to the sweep."
-            )
-    return by_key(text.lstrip("+") for text in overrides)
-
-
-def by_key(overrides: Any) -> dict[str, str]:
-    """Return overrides by what is left of the =, the last one of each."""
-    return {text.partition("=")[0]: text for text in overrides}
-
-
-def _comparison_of(folder: Path) -> Comparison:
-    """The only comparison of the sweep's jobs; InputError if there is none, or several."""
-    if (parent := confirmed_sweep(folder)) is not None:
-        raise InputError(
-            f"{folder} is itself a confirmation. To continue it: tvf confirm "
-            f"{shlex.quote(str(parent))}"
-        )
-    rows = read_sweep(folder)
-    if not any(row["state"] == "done" and row["config"].get("data") for row in rows):
-        raise InputError(
-            f"{folder} has no finished job, so there is nothing to confirm. To finish the sweep: "
-            f"tvf resume {shlex.quote(str(folder))}"
-        )
-    comparisons = compare(rows)
-    if len(comparisons) != 1:
-        titles = "; ".join(comparison.title for comparison in comparisons)
-        raise InputError(
-            f"{folder}: its jobs are compared separately ({titles}), so it has no single choice. "
-            "Run a separate sweep for each of these settings, then confirm that."
-        )
-    return comparisons[0]
-
-
-def _overrides_of(group: Configuration, comparison: Comparison) -> dict[str, str]:
-    """The overrides of a configuration's jobs by key, without what differs between them."""
-    job = group.done[0]
-    following = keys_of_seeds(job, comparison.following)
-    texts = by_key(job["overrides"])
-    left_out = (*VARIED, "stop_after")
-    kept = {key: text for key, text in texts.items() if key.lstrip("+") not in left_out}
-    return kept | {key: f"{key}=${{seed}}" for key in kept if key.lstrip("+") in following}
-
-
-def _checked_config(
-    group: Configuration, comparison: Comparison, overrides: Sequence[str], config_dir: Path | None
-) -> dict[str, Any]:
-    """The config that the overrides give today; InputError if it differs from the recorded one."""
-    from tvf.config import validate_config
-
-    job: Row = group.done[0]
-    seed = f"seed={job['config']['seed']}"
-    config = validate_config(compose([*overrides, seed], config_dir))
-    following = keys_of_seeds(job, comparison.following)
-    before, now = (stated_settings(each, following) for each in (job["config"], config))
-    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differing:
-        changes = [f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]]
-        raise InputError(
-            f"{group} cannot be trained again as it was: {', '.join(changes)} ({len(differing)} in "
-            "all). Options or files have changed since the sweep. Restore them, or run a new sweep."
-        )
-    return config
 
 
 def _hydra_settings(folder: Path, arguments: Sequence[str], keys: set[str]) -> dict[str, str]:
@@ -186,13 +93,6 @@ def _hydra_settings(folder: Path, arguments: Sequence[str], keys: set[str]) -> d
     if not keys <= given.keys():
         settings["hydra.sweeper.params"] = "hydra.sweeper.params=null"
     return settings
-
-
-def _replace(texts: dict[str, str], added: dict[str, str]) -> dict[str, str]:
-    """Replace overrides by added ones; tracker=none replaces those of tracker.* as well."""
-    groups = tuple(f"{key.replace('/', '.')}." for key in added)
-    kept = {key: text for key, text in texts.items() if not key.lstrip("+").startswith(groups)}
-    return kept | added
 
 
 def _as_grid(trained: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -227,7 +127,7 @@ def _describe(
         done = [row for row in again if row["state"] == "done"]
         left.append(repetitions.number - sum(repetitions.includes(training_of(r)) for r in done))
     lines = [
-        f"{folder} {_has_chosen(comparison)} {chosen}.",
+        f"{folder} {has_chosen(comparison)} {chosen}.",
         f"To train {' and '.join(['it', *others])} again: {number} jobs ({varied})"
         f"{_describe_left(number, sum(left))}{_describe_time(candidates, left)}.",
     ]
@@ -240,11 +140,6 @@ def _describe(
             "its choice."
         )
     return "\n".join(lines)
-
-
-def _has_chosen(comparison: Comparison) -> str:
-    decision = comparison.choice.decision
-    return "chose" if decision is None or decision.decided else "has not decided; best so far is"
 
 
 def _describe_left(number: int, left: int) -> str:

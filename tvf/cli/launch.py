@@ -140,10 +140,15 @@ def config_dir_among(arguments: Sequence[str]) -> Path | None:
 
 def sweep_dir_override(folder: Path) -> str:
     """Return hydra.sweep.dir=`folder`, quoted for Hydra's grammar."""
-    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
-        return f"hydra.sweep.dir={folder}"
-    escaped = str(folder).replace("\\", r"\\").replace("'", r"\'")
-    return f"hydra.sweep.dir='{escaped}'"
+    return path_override("hydra.sweep.dir", folder)
+
+
+def path_override(key: str, path: Path) -> str:
+    """Return `key`=`path`, quoted for Hydra's grammar."""
+    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return f"{key}={path}"
+    escaped = str(path).replace("\\", r"\\").replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def _call_hydra(attempts: int = 3) -> None:

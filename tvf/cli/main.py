@@ -146,6 +146,29 @@ def confirm(folder: Path, overrides: tuple[str, ...], each_fraction: bool) -> No
 
 @tvf.command()
 @click.argument("folder", metavar="DIR", type=DIR)
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1)
+def refit(folder: Path, overrides: tuple[str, ...]) -> None:
+    """Train a sweep's choice on train + validation.
+
+    Trains the configuration that the sweep in DIR recommends on its train and validation images
+    together, up to the median of the best epochs of its jobs. The test images stay apart. The model
+    is not scored anew: its record quotes the sweep's estimate.
+
+    The job is in DIR/refit/SEED, which tvf predict and tvf export take. Overrides can set the seed
+    and the tracker.
+
+    \b
+    Examples:
+      tvf refit outputs/sweeps/demo
+      tvf refit outputs/sweeps/demo seed=7 tracker=none
+    """
+    from tvf.cli import commands
+
+    commands.refit(folder, overrides)
+
+
+@tvf.command()
+@click.argument("folder", metavar="DIR", type=DIR)
 def status(folder: Path) -> None:
     """Show the state and scores of a sweep's jobs.
 

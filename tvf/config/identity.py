@@ -36,6 +36,7 @@ OPTIONS: dict[str, Affects] = {
     "project": NOTHING,
     "epochs": NUMBERS,
     "stop_after": NOTHING,
+    "refit_epoch": DIVISION,
     "seed": TRAINING,
     "threads": TRAINING,
     "channels_last": PIXELS,
@@ -203,7 +204,11 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "recipe._target_": "tvf.training.Direct",
 }
 # The same for options that older checkpoints, known by the options as they were written, lack.
-LATER_DEFAULTS: dict[str, Any] = {"deterministic": False, "fabric.tf32": False}
+LATER_DEFAULTS: dict[str, Any] = {
+    "deterministic": False,
+    "fabric.tf32": False,
+    "refit_epoch": None,
+}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
@@ -214,6 +219,7 @@ NAME_WORDS = {
     "data.outer_fold": "outer",
     "data.fold": "fold",
     "seed": "seed",
+    "refit_epoch": "refit",
 }
 
 SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called

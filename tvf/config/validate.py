@@ -4,6 +4,7 @@ This way a sweep is rejected as a whole, before its first job trains.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from tvf.models import (
     find_weights,
 )
 from tvf.store import fingerprint_files
-from tvf.training import make_schedule
+from tvf.training import Phase, Schedule, make_schedule
 
 NODES = (
     "model",
@@ -69,6 +70,7 @@ VALUES = (
     "project",
     "epochs",
     "stop_after",
+    "refit_epoch",
     "seed",
     "threads",
     "channels_last",
@@ -122,11 +124,40 @@ def _check_values(config: dict[str, Any]) -> None:
     require_seed("seed", config["seed"])
     for key in ("channels_last", "deterministic"):
         require_bool(key, config[key])
-    for key in ("stop_after", "threads"):
+    for key in ("stop_after", "refit_epoch", "threads"):
         if config[key] is not None:
             require_count(key, config[key], 1)
+    _check_refit(config)
     _check_report(config["report"])
     _check_fabric(config["fabric"])
+
+
+def _check_refit(config: dict[str, Any]) -> None:
+    epoch = config["refit_epoch"]
+    if epoch is None:
+        return
+    if epoch > config["epochs"]:
+        raise InputError(f"refit_epoch={epoch} must be at most epochs={config['epochs']}.")
+    data = config["data"]
+    if isinstance(data, dict) and data.get("validate_on") == "test":
+        raise InputError(
+            f"refit_epoch={epoch} trains on the validation images too, but with "
+            "data.validate_on=test these are the test images. Set data.validate_on=split."
+        )
+
+
+def _check_needs_no_scores(phases: Sequence[Phase], schedule: Schedule) -> None:
+    rule = "with refit_epoch no image validates, but"
+    if schedule.follows_scores:
+        raise InputError(
+            f"{rule} the scheduler follows validation scores: choose another, such as "
+            "scheduler=cosine."
+        )
+    if any(phase.stopping.patience is not None for phase in phases):
+        raise InputError(
+            f"{rule} validation scores end a phase: set early_stopping=never, and "
+            "recipe.head_epochs with recipe=lp_ft."
+        )
 
 
 def _check_fabric(fabric: dict[str, Any]) -> None:
@@ -193,9 +224,12 @@ def _check_parts(config: dict[str, Any]) -> None:
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
         require_number("optimizer.clip_norm", clip_norm, 0, above=True)
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
-    build_phases(config, groups=0 if head_alone else 1)
+    phases = build_phases(config, groups=0 if head_alone else 1)
     optimizer = torch.optim.SGD([torch.zeros(1)])
-    make_schedule(build_part(config, "scheduler"), optimizer, config["epochs"], batches=2)
+    scheduler = build_part(config, "scheduler")
+    schedule = make_schedule(scheduler, optimizer, config["epochs"], batches=2)
+    if config["refit_epoch"] is not None:
+        _check_needs_no_scores(phases, schedule)
     build_part(config, "checkpoint", folder=Path(), configuration="")
     augment = build_part(config, "augment")
     if not isinstance(augment, Augmentation):

@@ -161,6 +161,11 @@ class DataSplits:
         """The splits by their names."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def join_val(self) -> "DataSplits":
+        """Move the validation images to the images to train on; none validate then."""
+        pool, places = self.train.pool, np.union1d(self.train.places, self.val.places)
+        return replace(self, train=Split(pool, places), val=Split(pool, places[:0]))
+
 
 def count_images(data: DataSplits) -> dict[str, Any]:
     """How many images the pool and its splits have, and digests of what was read.

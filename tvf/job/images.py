@@ -27,7 +27,8 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
         log.info("%s %s", tag, classes)
     pool = data.train.pool
     for split, by_class in counts["by_class"].items():
-        if missing := [c for c, number in zip(data.classes, by_class, strict=True) if not number]:
+        missing = [c for c, number in zip(data.classes, by_class, strict=True) if not number]
+        if missing and counts[split]:
             log.warning(
                 "%s data: the %s split has no image of %s: its scores say nothing about that.",
                 tag,

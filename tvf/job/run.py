@@ -175,8 +175,8 @@ def train_job(
     pool = describe_pool(job.phases.data.train.pool)
     write_predictions(record.folder, predictions, job.trained_on, pool)
     summary = _summarise(job, record, run, scores) | {"images": images}
-    tested = {key: summary[key] for key in TESTED} | {"epoch": summary["best_epoch"]}
-    run.log(tested, step=job.epochs + 1)
+    if tested := {key: summary[key] for key in TESTED if key in summary}:
+        run.log(tested | {"epoch": summary["best_epoch"]}, step=job.epochs + 1)
     record.done(summary)
     run.set_summary(summary)
     _log_end(job, summary)
@@ -188,7 +188,8 @@ def score_job(
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Score validation and test with the best epoch's weights: the only use of the test images.
 
-    Returns the scores for the summary, and the predictions for each split.
+    Returns the scores for the summary, and the predictions for each split. A job that trained on
+    the validation images scores neither: its score is that of the sweep that it repeats.
     """
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
@@ -197,14 +198,15 @@ def score_job(
     load_weights(phases.model, best_weights, best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
     predictions = {}
+    scored = {"val": phases.data.val, "test": phases.data.test} if len(phases.data.val) else {}
     # Validation runs again: epochs record neither predictions nor scores by class.
-    for name, split in (("val", phases.data.val), ("test", phases.data.test)):
+    for name, split in scored.items():
         inputs, size = pipeline.evaluate(name), job.steps.batch_size
         logits, loss, acc = predict(phases.fabric, inputs, split.labels, size)
         scores |= compute_scores(logits, split.labels, loss, acc).named(name)
         predictions[name] = predictions_of(split, logits.numpy())
     by_split = {name: (each.logits, each.labels) for name, each in predictions.items()}
-    if loop.predicted is not None:
+    if scored and loop.predicted is not None:
         classes = loop.predicted.numpy()
         predictions["val"] = replace(predictions["val"], epoch_classes=classes)
     total = job.costs.total()
@@ -213,7 +215,7 @@ def score_job(
         "best_epoch": best.epoch,
         "best_phase": best.phase,
         **scores,
-        "calibration": calibrate(by_split),
+        **({"calibration": calibrate(by_split)} if scored else {}),
         **total,
         "train_seconds": training["train_seconds"],
         "prefix_seconds": training["prefix_seconds"],
@@ -326,15 +328,19 @@ def _log_epoch(job: Job, epoch: EpochResult) -> None:
     metric = job.loop.metric
     line = (
         f"{job.phases.tag} epoch {epoch.epoch}/{job.epochs} "
-        f"train_loss {epoch.train_loss:.4f} train_acc {epoch.train_acc:.3f} "
-        f"val_loss {epoch.val_loss:.4f} val_acc {epoch.val_acc:.3f}"
+        f"train_loss {epoch.train_loss:.4f} train_acc {epoch.train_acc:.3f}"
     )
-    if metric != "accuracy":
+    if epoch.val_loss is not None:
+        line += f" val_loss {epoch.val_loss:.4f} val_acc {epoch.val_acc:.3f}"
+    if epoch.val_loss is not None and metric != "accuracy":
         line += f" val_{METRICS[metric]} {epoch.score(metric):.3f}"
     log.info("%s", line)
 
 
 def _log_end(job: Job, summary: dict[str, Any]) -> None:
+    if "test_loss" not in summary:
+        log.info("%s has the weights of epoch %d.", job.phases.tag, summary["best_epoch"])
+        return
     log.info(
         "%s test_loss %.4f test_acc %.3f (weights of epoch %d)",
         job.phases.tag,

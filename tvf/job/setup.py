@@ -94,7 +94,10 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data = source.load(progress=not context.parallel, store=store)
-    require_both_classes(metric_of(config), data.val.labels)
+    if config["refit_epoch"] is None:
+        require_both_classes(metric_of(config), data.val.labels)
+    else:
+        data = data.join_val()
     backbone, model = _build_network(config, source, data)
     facts = job_facts(config, context)
     if facts["pct_unfreeze"] is None:
@@ -136,7 +139,9 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         backbone=backbone,
         phases=job_phases,
         steps=steps,
-        loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
+        loop=LoopOptions(
+            metric_of(config), config["stop_after"], config["refit_epoch"], not context.parallel
+        ),
         costs=CostMeter(job_phases, start),
         head_phase=_head_phase_fingerprint(config, job_phases),
         trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),

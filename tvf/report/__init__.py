@@ -4,11 +4,12 @@ The libraries for charts, pages and statistics (altair, jinja2, vl_convert, scip
 here but in the functions that need them, so that the terminal's table is quick.
 """
 
+from tvf.report.calibration import calibration_of
 from tvf.report.comparison import Comparison, compare, judged_by
 from tvf.report.configuration import Configuration, Training, training_of
 from tvf.report.confirmation import jobs_again, keys_of_seeds, stated_settings, to_confirm
 from tvf.report.formats import FORMATS, render_markdown, render_report, write_files
-from tvf.report.model_card import describe_job, jobs_of_choice
+from tvf.report.model_card import describe_job, jobs_of_choice, write_card
 from tvf.report.notes import about_halving
 from tvf.report.seeds import without_seeds
 from tvf.report.sentences import describe_test_score
@@ -28,6 +29,7 @@ __all__ = [
     "FORMATS",
     "Training",
     "about_halving",
+    "calibration_of",
     "compare",
     "describe_job",
     "describe_test_score",
@@ -48,5 +50,6 @@ __all__ = [
     "training_of",
     "watch_status",
     "without_seeds",
+    "write_card",
     "write_files",
 ]

@@ -70,6 +70,10 @@ class Score:
         known = (("retraining", self.retraining), ("other images", self.images))
         return ", ".join(f"{name} ±{margin:.3f}" for name, margin in known if margin is not None)
 
+    def __str__(self) -> str:
+        errors = f" ({self.errors})" if self.errors else ""
+        return f"{self.mean:.3f}{errors}, n = {self.trainings}"
+
 
 @dataclass(frozen=True, eq=False)
 class Configuration:

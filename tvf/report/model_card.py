@@ -57,6 +57,11 @@ def write_cards(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
     return paths
 
 
+def write_card(folder: Path) -> None:
+    """Write the card of the job in `folder` beside its weights; raises OSError."""
+    write_whole(folder / MODEL_CARD, encode_text(describe_job(folder)))
+
+
 def describe_job(folder: Path) -> str:
     """The card of the job in `folder`, as a part of its sweep if it is in one."""
     job = read_job(folder)
@@ -117,6 +122,8 @@ def _header(job: Row) -> dict[str, Any]:
         )
         if isinstance(summary.get(key), float)
     ]
+    if not metrics:
+        return header
     data = str(summary.get("data"))
     header["model-index"] = [
         {
@@ -203,7 +210,7 @@ def _training(job: Row) -> Iterator[str]:
         f"Besides the new head, these of its layer groups trained: {groups}. That is a fraction of "
         f"{_number(summary.get('pct_unfreeze'), 'g')}, {_number(summary.get('trainable_params'))} "
         f"of {_number(summary.get('total_params'))} parameters. The weights are those of epoch "
-        f"{summary.get('best_epoch')} of {summary.get('epochs')}, the best on validation images."
+        f"{summary.get('best_epoch')} of {summary.get('epochs')}, {_why_epoch(summary)}."
     )
     machine = summary.get("machine") or {}
     device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
@@ -213,6 +220,13 @@ def _training(job: Row) -> Iterator[str]:
         f"{_number(summary.get('peak_memory_mb'), ',.0f')} MB of memory, on {device}."
     )
     yield f"To repeat it:\n\n```sh\n{_command(job)}\n```"
+
+
+def _why_epoch(summary: dict[str, Any]) -> str:
+    if refit := summary.get("refit"):
+        epochs = ", ".join(map(str, sorted(refit["best_epochs"])))
+        return f"the median of the best epochs of the sweep's jobs ({epochs})"
+    return "the best on validation images"
 
 
 def _command(job: Row) -> str:
@@ -225,6 +239,13 @@ def _scores(
     job: Row, comparison: Comparison | None, configuration: Configuration | None
 ) -> Iterator[str]:
     summary = job["summary"]
+    if refit := summary.get("refit"):
+        yield (
+            "Not measured: it was trained on its validation images too. What to expect is the "
+            f"estimate of the sweep {_name(refit['sweep'])} for {refit['configuration']}, whose "
+            f"jobs trained on fewer images: {refit['estimate']}."
+        )
+        return
     metric = comparison.metric if comparison else job["metric"]
     key, word = METRICS[metric], WORDS[metric]
     names = [(key, word), *((k, WORDS[m]) for m, k in METRICS.items() if m != metric)]
@@ -253,11 +274,16 @@ def _means(configuration: Configuration | None) -> Iterator[tuple[str, str]]:
     """For each split the mean over the configuration's trainings in words; empty without one."""
     for split in SPLITS:
         score = getattr(configuration, split, None)
-        errors = f" ({score.errors})" if score and score.errors else ""
-        yield split, f"{score.mean:.3f}{errors}, n = {score.trainings}" if score else ""
+        yield split, str(score) if score else ""
 
 
 def _calibration(job: Row) -> Iterator[str]:
+    if job["summary"].get("refit"):
+        yield (
+            f"Temperature {_number(_temperature(job), '.3f')}, by which logits are divided: the "
+            "median of those of the sweep's jobs (Guo et al. 2017). Not measured for this model."
+        )
+        return
     found = calibration_of(job)
     if found is None:
         yield "Not known: a logit is not finite, or the predictions are missing."
@@ -281,7 +307,14 @@ def _calibration(job: Row) -> Iterator[str]:
     yield _table(["images", "negative log-likelihood", "Brier score", "ECE"], rows)
 
 
+def _temperature(job: Row) -> Any:
+    return (job["summary"].get("calibration") or {}).get("temperature")
+
+
 def _confusion(job: Row) -> Iterator[str]:
+    if job["summary"].get("refit"):
+        yield "Not measured."
+        return
     classes, matrix = job["summary"].get("classes") or [], job["summary"].get("test_confusion")
     if not matrix or len(classes) > MANY_CLASSES:
         yield "Not shown: there are many classes, or the record lacks it. See `summary.json`."

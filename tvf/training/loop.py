@@ -21,6 +21,7 @@ from tvf.frontier import EpochInputs
 from tvf.models import FineTuneModel
 from tvf.progress import progress_bar
 from tvf.training.optimizer import learning_rates
+from tvf.training.scores import Scores
 from tvf.training.state import (
     EpochResult,
     PhaseBuilder,
@@ -35,10 +36,14 @@ from tvf.training.step import StepOptions, evaluate, read_batches, sum_batches, 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """`metric` chooses the best epoch; `stop_after` ends the loop early, after that epoch."""
+    """`metric` chooses the best epoch; `stop_after` interrupts the loop after that epoch.
+
+    The job is over after epoch `last`, by default that of its last phase.
+    """
 
     metric: str = "accuracy"
     stop_after: int | None = None
+    last: int | None = None
     show_progress: bool = False
 
 
@@ -111,6 +116,8 @@ class TrainingLoop:
     @property
     def is_over(self) -> bool:
         """Whether no epoch is left."""
+        if len(self.history) == self._options.last:
+            return True
         return self._state.phase + 1 == len(self._builder.phases) and self.phase_is_over
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,7 +160,7 @@ class TrainingLoop:
     def _train_epoch(self) -> tuple[EpochResult, Tensor]:
         """The epoch's result, and the classes that it predicts for the validation images."""
         start, number = time.perf_counter(), len(self.history) + 1
-        setup, steps = self._state.setup, self._steps
+        setup = self._state.setup
         data = setup.pipeline.data
         inputs = setup.pipeline.train(number)
         ready = time.perf_counter()
@@ -162,25 +169,34 @@ class TrainingLoop:
         train_acc = sum_batches(self._state.hits) / len(data.train)
         _check_finite("train_loss", train_loss, number)
         trained = time.perf_counter()
-        with steps.averaged():
-            val_inputs = setup.pipeline.evaluate("val")
-            val, predicted = evaluate(self._fabric, val_inputs, data.val.labels, steps.batch_size)
-        _check_finite("val_loss", val.loss, number)
+        val, predicted = self._validate(number)
         result = EpochResult(
             epoch=number,
             train_loss=train_loss,
             train_acc=train_acc,
-            val_loss=val.loss,
-            val_acc=val.acc,
+            val_loss=val and val.loss,
+            val_acc=val and val.acc,
             lr_head=rates[0],
             lr_backbone=rates[1],
             epoch_seconds=time.perf_counter() - start,
             images_per_second=images / (trained - ready),
-            val_macro_f1=val.macro_f1,
-            val_auroc=val.auroc,
+            val_macro_f1=val and val.macro_f1,
+            val_auroc=val and val.auroc,
             phase=self._state.phase + 1,
         )
         return result, predicted
+
+    def _validate(self, number: int) -> tuple[Scores | None, Tensor]:
+        """The scores of epoch `number` and its predicted classes; no scores without images."""
+        pipeline, steps = self._state.setup.pipeline, self._steps
+        labels = pipeline.data.val.labels
+        if not len(labels):
+            return None, labels
+        with steps.averaged():
+            inputs = pipeline.evaluate("val")
+            val, predicted = evaluate(self._fabric, inputs, labels, steps.batch_size)
+        _check_finite("val_loss", val.loss, number)
+        return val, predicted
 
     def _train_batches(
         self, number: int, inputs: EpochInputs

@@ -28,12 +28,13 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         _check_stopping("early_stopping", self.patience, self.min_delta)
 
-    def ends(self, scores: Sequence[float]) -> bool:
+    def ends(self, scores: Sequence[float | None]) -> bool:
         """Whether a phase with these validation scores, one per epoch, is over."""
         if self.patience is None:
             return False
         best, waited = -math.inf, 0
         for score in scores:
+            assert score is not None, "a phase that may end early has scores"
             better = score > best + self.min_delta
             best, waited = (score, 0) if better else (best, waited + 1)
             if waited >= self.patience:

@@ -37,9 +37,15 @@ class Schedule:
         if self.every_batch:
             self.scheduler.step()
 
-    def after_epoch(self, score: float) -> None:
+    @property
+    def follows_scores(self) -> bool:
+        """Whether the scheduler needs validation scores."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def after_epoch(self, score: float | None) -> None:
         """Step the scheduler if it is stepped every epoch; a higher `score` is better."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
+            assert score is not None, "a schedule that follows scores gets them"
             self.scheduler.step(score)
         elif not self.every_batch:
             self.scheduler.step()

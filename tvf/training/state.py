@@ -43,14 +43,15 @@ OTHER_NETWORK = (
 class EpochResult:
     """One line of metrics.jsonl.
 
-    `epoch` and `phase` count from 1; the learning rates are those of the epoch's last step.
+    `epoch` and `phase` count from 1; the learning rates are those of the epoch's last step. Scores
+    are None if no image validates; of two such epochs the later one is better.
     """
 
     epoch: int
     train_loss: float
     train_acc: float
-    val_loss: float
-    val_acc: float
+    val_loss: float | None
+    val_acc: float | None
     lr_head: float
     lr_backbone: float | None
     epoch_seconds: float
@@ -59,15 +60,18 @@ class EpochResult:
     val_auroc: float | None = None
     phase: int = 1
 
-    def score(self, metric: str) -> float:
+    def score(self, metric: str) -> float | None:
         """The validation score for one of METRICS."""
         return getattr(self, f"val_{METRICS[metric]}")
 
     def better_than(self, other: "EpochResult | None", metric: str = "accuracy") -> bool:
         """Compare by validation metric, then by validation loss; on ties the earlier epoch wins."""
-        if other is None:
-            return True
-        return (self.score(metric), -self.val_loss) > (other.score(metric), -other.val_loss)
+        own, others = self._rank(metric), other and other._rank(metric)
+        return own is None or others is None or own > others
+
+    def _rank(self, metric: str) -> tuple[float, float] | None:
+        score = self.score(metric)
+        return None if score is None or self.val_loss is None else (score, -self.val_loss)
 
 
 @dataclass(frozen=True)

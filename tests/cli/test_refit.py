@@ -1,0 +1,149 @@
+"""What `tvf refit` would train, what it rejects, and what it writes at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from helpers.sweeps import add_job, add_training
+from tvf.cli.refit import RefitPlan, finish_refit, plan_refit
+from tvf.errors import InputError
+from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json
+from tvf.records import fit_temperature, read_predictions
+
+GRID = ("-m", "model.pct_unfreeze=0,0.5", "seed=1,2", "data.folds=2", "data.fold=0,1")
+
+
+def train(
+    sweep: Path, fraction: float, chance: float, best: tuple[int, ...] = (1, 2, 2, 3), **more: Any
+) -> None:
+    """Simulate four trainings, of two seeds and two folds, whose best epochs are `best`."""
+    changes = {"data.folds": 2, "early_stopping.patience": 3} | more.pop("changes", {})
+    for number, epoch in enumerate(best):
+        fold = number % 2
+        add_training(
+            sweep,
+            fraction,
+            [image % 10 < 10 * chance for image in range(40)],
+            seed=1 + number // 2,
+            places=[2 * image + fold for image in range(40)],
+            changes=changes | {"data.fold": fold},
+            epochs=3,
+            best_epoch=epoch,
+            images={"train": 40, "val": 40},
+            **more,
+        )
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep of two fractions, seeds and folds, which chooses 0.5."""
+    train(tmp_path / "demo", 0.0, 0.6)
+    train(tmp_path / "demo", 0.5, 0.8)
+    return tmp_path / "demo"
+
+
+def plan(sweep: Path, *overrides: str, arguments: tuple[str, ...] = GRID) -> RefitPlan:
+    return plan_refit(sweep, arguments, overrides)
+
+
+def test_the_choice_is_trained_to_the_median_best_epoch_of_its_jobs(sweep: Path) -> None:
+    planned = plan(sweep, "tracker=none")
+    assert sorted(planned.arguments) == sorted(
+        [
+            "model.pct_unfreeze=0.5",
+            "data.folds=2",
+            "early_stopping.patience=null",  # no score can end the training
+            "seed=1",
+            "refit_epoch=2",
+            "tracker=none",
+            f"hydra.run.dir={sweep / 'refit' / 'seed1'}",
+        ]
+    )
+    assert planned.text.splitlines() == [
+        f"{sweep} chose pct_unfreeze=0.5.",
+        "To train it once more on all 80 images of train + validation, up to epoch 2 (the median "
+        "of 1, 2, 2, 3) of 3.",
+    ]
+
+
+def test_another_seed_goes_to_another_folder(sweep: Path) -> None:
+    planned = plan(sweep, "seed=7")
+    assert planned.folder == sweep / "refit" / "seed7" and "seed=7" in planned.arguments
+
+
+def test_different_test_images_are_mentioned_and_those_of_the_first_division_left_out(
+    tmp_path: Path,
+) -> None:
+    for seed in (4, 3):
+        train(tmp_path, 0.0, 0.6, changes={"data.split_seed": seed})
+        train(tmp_path, 0.5, 0.8, changes={"data.split_seed": seed})
+    planned = plan(tmp_path)
+    assert "data.split_seed=3" in planned.arguments
+    assert "have different test images. Those of the first one" in planned.text
+
+
+def test_a_phase_that_scores_ended_gets_its_median_length(tmp_path: Path) -> None:
+    lp_ft = {
+        "recipe": {
+            "_target_": "tvf.training.LpFt",
+            "head_epochs": None,
+            "head_patience": 2,
+            "lr": 1e-4,
+            "backbone_lr": None,
+        }
+    }
+    for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
+        train(tmp_path, fraction, chance, changes=lp_ft)
+    for overrides in tmp_path.glob("*/.hydra/overrides.yaml"):
+        given = yaml.safe_load(overrides.read_text())
+        kept = [text for text in given if not text.startswith("recipe=")]
+        overrides.write_text(yaml.safe_dump(["recipe=lp_ft", *kept]))
+    assert "recipe.head_epochs=2" in plan(tmp_path).arguments  # each job has two epochs on record
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.fold=1", "tvf refit sets data.fold itself, to those of one of the sweep's jobs"),
+        ("seed=1,2", "seed=1,2 must have a single value"),
+        ("epochs=3", "epochs would change the configurations"),
+        ("refit_epoch=3", "refit_epoch would change the configurations"),
+        ("hydra.run.dir=x", "tvf refit decides which jobs run, and in which folder"),
+        ("seed=-1", "seed=-1 must be a whole number of at least 0"),
+    ],
+)
+def test_an_override_that_would_change_what_was_chosen_is_an_error(
+    sweep: Path, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(sweep, override)
+
+
+def test_a_sweep_without_a_finished_job_has_nothing_to_train_again(tmp_path: Path) -> None:
+    add_job(tmp_path, 0.5, 1, state="failed")
+    with pytest.raises(InputError, match=r"no finished job, so there is nothing to refit.*resume"):
+        plan(tmp_path)
+
+
+def test_the_record_and_the_card_quote_the_sweeps_estimate(sweep: Path) -> None:
+    planned = plan(sweep)
+    add_job(sweep / "refit", 0.5, 1, manifest=False)  # the finished job
+    (job,) = (sweep / "refit").glob("*/status.json")
+    job.parent.rename(planned.folder)
+    (planned.folder / BEST_WEIGHTS).parent.mkdir()
+    text = finish_refit(planned)
+    assert "has no score of its own" in text
+    assert "estimate for pct_unfreeze=0.5: validation accuracy 0.800 (" in text
+    summary = read_json(planned.folder / "summary.json")
+    assert summary["refit"]["scores"] == {"validation": 0.8, "test": 0.75}
+    predictions = [
+        read_predictions(folder.parent)["val"]
+        for folder in sweep.glob("fine-tuning-0.5*/status.json")
+    ]
+    expected = [fit_temperature(each.logits, each.labels) for each in predictions]
+    assert min(expected) <= summary["calibration"]["temperature"] <= max(expected)
+    card = (planned.folder / MODEL_CARD).read_text()
+    assert "Not measured: it was trained on its validation images too." in card
+    assert "the median of the best epochs of the sweep's jobs (1, 2, 2, 3)" in card
