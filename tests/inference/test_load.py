@@ -196,8 +196,10 @@ print(sorted({{"hydra", "omegaconf", "wandb"}} & sys.modules.keys()))
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_only_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_only_a_few_batches_are_read_ahead(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So memory does not grow with the number of images."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     read: list[Any] = []
 
     class Counting(Reading):
@@ -207,9 +209,9 @@ def test_only_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
 
     items = [Item(str(number), number) for number in range(1000)]
     run = lambda pixels: np.full((len(pixels), 2), 0.5)  # noqa: E731
-    for number, chunk in enumerate(classify(items, Counting(32), run, 10)):
+    for number, chunk in enumerate(classify(items, Counting(32), run, 10, at_once)):
         assert [item.name for item in chunk.items] == [str(10 * number + i) for i in range(10)]
-        assert len(read) <= 10 * (number + 1 + AHEAD)
+        assert len(read) <= 10 * (number + 1 + AHEAD + at_once)
     assert len(read) == 1000
 
 

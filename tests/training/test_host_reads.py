@@ -75,7 +75,7 @@ def test_the_counter_notices_a_read() -> None:
 
 @pytest.mark.parametrize("mode", ["on", "off"])
 def test_epochs_are_equal_on_a_device_with_memory_of_its_own(mode: str) -> None:
-    def history(residency: Apart | None) -> list[tuple[float, ...]]:
+    def history(residency: Apart | None) -> list[tuple[float | None, ...]]:
         found: list[EpochResult] = []
         train(
             FineTuneModel(small_backbone(), 1.0),

@@ -169,7 +169,7 @@ def test_one_epoch_is_a_plain_loop_over_the_sample_order() -> None:
     assert np.isclose(seen[0].train_loss, sum(losses) / 33, rtol=1e-6)
     with torch.no_grad():
         expected = cross_entropy(theirs.eval()(DATA.val.pool.pixels.images), DATA.val.labels).item()
-    assert np.isclose(seen[0].val_loss, expected, rtol=1e-6)
+    assert seen[0].val_loss == pytest.approx(expected, rel=1e-6)
     feed = InputPipeline(FABRIC, _set_up(ours), DATA, augment)
     assert np.isclose(
         evaluate(FABRIC, feed.evaluate("val"), DATA.val.labels, 16)[0].loss, expected, rtol=1e-6

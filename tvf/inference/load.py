@@ -24,6 +24,7 @@ from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
 from tvf.inference.model import Model, average_models, torch_runner
+from tvf.inference.pipeline import AT_ONCE
 from tvf.inference.trust import DATA, import_own, names_code
 from tvf.models import (
     Backbone,
@@ -142,6 +143,8 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         make_card=lambda: _card(folder),
         summary=summary,
         network=network,
+        # A network of the user's own may keep a state while it runs.
+        at_once=AT_ONCE if torch.device(device).type == "cpu" and not trust_code else 1,
     )
 
 

@@ -28,7 +28,7 @@ class Model:
     the network was trained on. `run` maps these to probabilities; `temperature` is part of it.
     `source` says where the model is from, `make_card` describes it in Markdown, `summary` is the
     record of its job. `network` maps pixels to logits; None for a file that another runtime
-    executes, and for an ensemble.
+    executes, and for an ensemble. `at_once` is how many threads may call `run` at the same time.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +40,7 @@ class Model:
     make_card: Callable[[], str] = field(default=str, repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     network: nn.Module | None = field(default=None, repr=False)
+    at_once: int = 1
 
     @cached_property
     def card(self) -> str:
@@ -78,7 +79,7 @@ class Model:
     def stream(self, items: Sequence[Item], raw: bool = False) -> Iterator[Chunk]:
         """Classify items batch by batch, in their order; memory does not grow with their number."""
         run = lambda pixels: self.run(pixels, raw)  # noqa: E731
-        return classify(items, self.reading, run, self.batch_size)
+        return classify(items, self.reading, run, self.batch_size, self.at_once)
 
 
 def torch_runner(network: nn.Module, temperature: float, device: str | torch.device) -> Runner:
@@ -107,5 +108,10 @@ def average_models(models: Sequence[Model]) -> Model:
 
     sources = ", ".join(model.source for model in models)
     return Model(
-        first.classes, first.reading, run, f"an ensemble of {sources}", batch_size=first.batch_size
+        first.classes,
+        first.reading,
+        run,
+        f"an ensemble of {sources}",
+        batch_size=first.batch_size,
+        at_once=min(model.at_once for model in models),
     )

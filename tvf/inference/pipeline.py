@@ -1,4 +1,8 @@
-"""Images through a model, batch by batch: threads decode the next ones while the network runs."""
+"""Images through a model, batch by batch: threads decode the next ones while the network runs.
+
+On a CPU several batches run at once, on a share of the threads each: a network keeps one thread
+busier than two, which wait for each other in every layer.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +17,8 @@ from tvf.data import without_pillow_limit
 from tvf.errors import InputError
 from tvf.inference.images import Item, Reading
 
-AHEAD = 3  # batches that are read or waiting at any time
+AHEAD = 2  # batches that are read or waiting at any time, besides those that run
+AT_ONCE = 4  # batches that run at the same time, at most: each takes memory
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,45 @@ def classify(
     reading: Reading,
     run: Callable[[Tensor], np.ndarray],
     batch_size: int,
+    at_once: int = 1,
 ) -> Iterator[Chunk]:
     """Classify items in batches of `batch_size`, in their order.
 
-    `run` maps pixels, uint8 [B, 3, S, S], to probabilities [B, classes].
+    `run` maps pixels, uint8 [B, 3, S, S], to probabilities [B, classes]; so many batches `at_once`.
     """
     starts = iter(range(0, len(items), batch_size))
-    waiting: deque[tuple[Sequence[Item], list[Future[np.ndarray]]]] = deque()
-    with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    waiting: deque[Future[Chunk]] = deque()
+    threads = torch.get_num_threads()
+    at_once = min(at_once, threads)
 
-        def submit() -> None:
-            if (start := next(starts, None)) is not None:
-                batch = items[start : start + batch_size]
-                waiting.append((batch, [pool.submit(reading.read, item.image) for item in batch]))
+    def submit() -> None:
+        if (start := next(starts, None)) is not None:
+            batch = items[start : start + batch_size]
+            futures = [readers.submit(reading.read, item.image) for item in batch]
+            waiting.append(runners.submit(_classify_batch, batch, futures, run))
 
+    readers = ThreadPoolExecutor(threads)
+    runners = ThreadPoolExecutor(at_once, "runner", torch.set_num_threads, (threads // at_once,))
+    with without_pillow_limit():
         try:
-            for _ in range(AHEAD):
+            for _ in range(AHEAD + at_once):
                 submit()
             while waiting:
-                batch, futures = waiting.popleft()
-                read, failed = _gather(batch, futures)
+                chunk = waiting.popleft().result()
                 submit()
-                yield _run(read, failed, run)
+                yield chunk
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            readers.shutdown(wait=False, cancel_futures=True)
+            runners.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # some libraries share the number between threads
+
+
+def _classify_batch(
+    batch: Sequence[Item],
+    futures: Sequence[Future[np.ndarray]],
+    run: Callable[[Tensor], np.ndarray],
+) -> Chunk:
+    return _run(*_gather(batch, futures), run)
 
 
 def _gather(
