@@ -207,6 +207,13 @@ def test_seeds_share_the_split_and_the_views_by_default(tmp_path: Path) -> None:
     assert comparison.choice.text.startswith("By a single validation split: ")
 
 
+def test_an_interval_wider_than_the_scale_is_no_interval(tmp_path: Path) -> None:
+    for seed, score in ((1, 0.6), (2, 0.9)):  # 12.7 * 0.15 = 1.9
+        add_job(tmp_path, 0.5, seed, [score])
+    val = compared(tmp_path).configurations[0].val
+    assert val and val.retraining is None and "retraining" not in val.errors
+
+
 @pytest.mark.parametrize(
     ("key", "values", "title"),
     [

@@ -198,7 +198,8 @@ def _summarise(jobs: Sequence[Row], split: str, metric: str) -> Score | None:
 def _retraining(values: Mapping[Training, float]) -> float | None:
     """Half the 95 % interval of the mean, from the spread of seeds within each division.
 
-    None if no division has two seeds, or if all seeds score the same: the spread is unknown then.
+    None if no division has two seeds, if all seeds score the same, or if the interval is wider than
+    the scale, as of two seeds that differ much: the spread is unknown then.
     """
     by_division: dict[tuple[Any, ...], list[float]] = {}
     for training, value in values.items():
@@ -209,7 +210,8 @@ def _retraining(values: Mapping[Training, float]) -> float | None:
     if squares <= ROUNDING**2:
         return None
     variance = squares / df * sum(1 / len(scores) for scores in divisions) / len(divisions) ** 2
-    return t_quantile(df) * math.sqrt(variance)
+    margin = t_quantile(df) * math.sqrt(variance)
+    return margin if margin < 1 else None
 
 
 def _over_images(jobs: Sequence[Row], split: str, mean: float) -> tuple[float, float | None]:
