@@ -1,6 +1,5 @@
 """What several tests share: small images on disk, and the shell's entry called in-process."""
 
-import copy
 import gc
 import logging
 import sys
@@ -10,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
 
 import tvf.cli.launch  # noqa: F401  registers the resolvers that conf/ calls
-from helpers import ROOT, Outcome
+from helpers import Outcome
+from helpers.composing import remember_configs
 from helpers.folders import write_images
 from tvf import cli
 
@@ -46,21 +43,10 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def conf_read_once() -> Iterator[None]:
-    """Hydra reads every YAML again for every config; conf/ stays as it is while tests run."""
-    Plugins.instance()  # registers the sources
-    files = SourcesRegistry.instance().resolve("file")
-    read, known = files.load_config, dict[str, ConfigResult]()
-
-    def load(source: ConfigSource, config_path: str) -> ConfigResult:
-        if source.path != str(ROOT / "conf"):
-            return read(source, config_path)
-        if config_path not in known:
-            known[config_path] = read(source, config_path)
-        return copy.deepcopy(known[config_path])
-
+def conf_merged_once() -> Iterator[None]:
+    """Hydra reads and merges every YAML again for each config; conf/ stays as it is meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "load_config", load)
+        remember_configs(patch)
         yield
 
 
