@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -25,11 +26,10 @@ from tvf.report.palette import COLOURS, MORE_COLOURS, colours
 from tvf.report.pictures import _specification, draw_figure
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three fractions with three seeds each, and one job that failed."""
-    folder = tmp_path / "sweep"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("original")
     for fraction, scores in {
         0.0: [0.8, 0.81, 0.82],
         0.5: [0.88, 0.9, 0.92],
@@ -39,6 +39,12 @@ def sweep(tmp_path: Path) -> Path:
             add_job(folder, fraction, seed, [score - 0.1, score])
     add_job(folder, 1.0, 4, [0.5], state="failed", epochs=2)
     return folder
+
+
+@pytest.fixture
+def sweep(original: Path, tmp_path: Path) -> Path:
+    """A copy of `original` that a test may change."""
+    return shutil.copytree(original, tmp_path / "sweep")
 
 
 def tvf(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
