@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No W&B login, whatever the machine has, no debug flag, and an empty store."""
+    """No W&B login, whatever the machine has, no debug flag, and an empty store.
+
+    Nothing waits for the disk: files need not outlast a power cut.
+    """
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv(

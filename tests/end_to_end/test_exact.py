@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import Outcome, forks
+from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics, summary
 from tvf.data.augment import FlipsAndCrops, ViewRows
 from tvf.data.sources.elpv import Elpv
@@ -196,7 +196,11 @@ def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
 def _run(folder: Path, store: Path, *arguments: str) -> forks.Process:
     kind = "sweep" if "-m" in arguments else "run"
     return forks.train(
-        *arguments, f"hydra.{kind}.dir={folder}", cwd=folder.parent, TVF_STORE=str(store)
+        *arguments,
+        f"hydra.{kind}.dir={folder}",
+        cwd=folder.parent,
+        TVF_STORE=str(store),
+        PYTHONPATH=IMPORTABLE,
     )
 
 
@@ -208,7 +212,7 @@ def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_onc
     grid = ("model.pct_unfreeze=0,0.25,0.5", "data.folds=2", "data.fold=0,1")
     outputs = {}
     for mode, launcher in (("on", "local"), ("off", "basic")):
-        arguments = ("-m", *grid, *QUICK, "data.limit=167", f"store.mode={mode}")
+        arguments = ("-m", *grid, *QUICK, SMALL, "data.limit=167", f"store.mode={mode}")
         arguments += (f"hydra/launcher={launcher}",)
         process = _run(tmp_path / mode, tmp_path / "store", *arguments)
         outputs[mode], _ = process.communicate()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -36,7 +36,7 @@ def remember_configs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         config_loader_impl,
         "create_defaults_list",
-        _order_once(config_loader_impl.create_defaults_list),
+        _order_once(create_defaults_list),
     )
     merge = ConfigLoaderImpl._compose_config_from_defaults_list
     patch.setattr(ConfigLoaderImpl, merge.__name__, _once(merge, _merge_key))
