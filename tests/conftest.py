@@ -51,7 +51,7 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def conf_merged_once() -> Iterator[None]:
     """Hydra reads and merges every YAML again for each config; conf/ stays as it is meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        remember_configs(patch)
+        remember_configs(patch.setattr)
         yield
 
 

@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
@@ -26,20 +25,16 @@ from tvf.config import conf_dir
 PLACES = {"pkg://hydra.conf", f"file://{conf_dir()}", "structured://"}
 
 
-def remember_configs(patch: pytest.MonkeyPatch) -> None:
-    """Until `patch` ends, the files of conf/ are merged once for each choice of groups."""
+def remember_configs(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Merge the files of conf/ once for each choice of groups; `put` replaces Hydra's functions."""
     Plugins.instance()  # registers the sources
     for scheme in ("file", "pkg"):
         source = SourcesRegistry.instance().resolve(scheme)
-        patch.setattr(source, "load_config", _once(source.load_config, _file_key))
-    patch.setattr(OverridesParser, "parse_rule", _once(OverridesParser.parse_rule, _rule_key))
-    patch.setattr(
-        config_loader_impl,
-        "create_defaults_list",
-        _order_once(create_defaults_list),
-    )
+        put(source, "load_config", _once(source.load_config, _file_key))
+    put(OverridesParser, "parse_rule", _once(OverridesParser.parse_rule, _rule_key))
+    put(config_loader_impl, "create_defaults_list", _order_once(create_defaults_list))
     merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    patch.setattr(ConfigLoaderImpl, merge.__name__, _once(merge, _merge_key))
+    put(ConfigLoaderImpl, merge.__name__, _once(merge, _merge_key))
 
 
 def _once(function: Callable[..., Any], key_of: Callable[..., Any]) -> Callable[..., Any]:
