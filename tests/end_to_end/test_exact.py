@@ -31,35 +31,18 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param(["model.pct_unfreeze=0"], id="0"),
+        pytest.param(["model.pct_unfreeze=0.25", "augment=crop_flip"], id="0.25 crop_flip"),
+        pytest.param(["model.pct_unfreeze=0.5", "augment.views=2", "epochs=3"], id="0.5 two views"),
+        pytest.param(["model.pct_unfreeze=1.0"], id="1.0"),
+        pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision"),
+        pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch"),
         pytest.param(
-            ["model.pct_unfreeze=0.25", "augment=crop_flip"],
-            id="0.25 crop_flip",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.5", "augment.views=2", "epochs=3"],
-            id="0.5 two views",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["model.pct_unfreeze=1.0"], id="1.0", marks=pytest.mark.slow),
-        pytest.param(
-            ["model.pct_unfreeze=0.25", "augment=torchvision"],
-            id="0.25 torchvision",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.5", "model.frozen_bn=batch"],
-            id="0.5 batch",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"],
-            id="0.25 recalibrate",
-            marks=pytest.mark.slow,
+            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate"
         ),
         pytest.param(
             [
@@ -69,7 +52,6 @@ QUICK = (
                 "data.image_size=32",
             ],
             id="0 in 64 bits",
-            marks=pytest.mark.slow,
         ),
     ],
 )
