@@ -167,7 +167,7 @@ def test_activations_computed_with_two_threads_serve_a_job_with_one(
 @pytest.mark.slow
 def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
     """With room for the images of one split only: a warning, and the same epochs."""
-    arguments = (*QUICK, "model.pct_unfreeze=0.5")
+    arguments = (*QUICK, "epochs=3", "model.pct_unfreeze=0.5")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
     outcome = shell(*arguments, "store.mode=on", "store.max_gb=0.0005", "hydra.run.dir=full")
     assert outcome.code == 0
