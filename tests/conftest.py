@@ -1,8 +1,8 @@
 """What several tests share: small images on disk, and the shell's entry called in-process."""
 
-import copy
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
 
 import tvf.cli.launch  # noqa: F401  registers the resolvers that conf/ calls
-from helpers import ROOT, Outcome
+from helpers import Outcome
+from helpers.composing import remember_configs
 from helpers.folders import write_images
 from tvf import cli
 
@@ -33,7 +31,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No W&B login, whatever the machine has, no debug flag, and an empty store."""
+    """No W&B login, whatever the machine has, no debug flag, and an empty store.
+
+    Nothing waits for the disk: files need not outlast a power cut.
+    """
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv(
@@ -46,21 +48,10 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def conf_read_once() -> Iterator[None]:
-    """Hydra reads every YAML again for every config; conf/ stays as it is while tests run."""
-    Plugins.instance()  # registers the sources
-    files = SourcesRegistry.instance().resolve("file")
-    read, known = files.load_config, dict[str, ConfigResult]()
-
-    def load(source: ConfigSource, config_path: str) -> ConfigResult:
-        if source.path != str(ROOT / "conf"):
-            return read(source, config_path)
-        if config_path not in known:
-            known[config_path] = read(source, config_path)
-        return copy.deepcopy(known[config_path])
-
+def conf_merged_once() -> Iterator[None]:
+    """Hydra reads and merges every YAML again for each config; conf/ stays as it is meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "load_config", load)
+        remember_configs(patch.setattr)
         yield
 
 

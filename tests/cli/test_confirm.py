@@ -1,6 +1,7 @@
 """What `tvf confirm` would train, and what it rejects, on simulated sweep folders."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,19 @@ def train(
             )
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two fractions, seeds and folds, which chooses 0.5."""
-    train(tmp_path / "demo", 0.0, chance=0.6)
-    train(tmp_path / "demo", 0.5, chance=0.8)
-    return tmp_path / "demo"
+    folder = tmp_path_factory.mktemp("original")
+    train(folder, 0.0, chance=0.6)
+    train(folder, 0.5, chance=0.8)
+    return folder
+
+
+@pytest.fixture
+def sweep(original: Path, tmp_path: Path) -> Path:
+    """A copy of `original` that a test may change."""
+    return shutil.copytree(original, tmp_path / "demo")
 
 
 def plan(sweep: Path, *overrides: str, arguments: tuple[str, ...] = GRID, **more: Any) -> Plan:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import Outcome, forks
+from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics, summary
 from tvf.data.augment import FlipsAndCrops, ViewRows
 from tvf.data.sources.elpv import Elpv
@@ -21,7 +21,7 @@ from tvf.data.splits import divide, limit_pool
 Shell = Callable[..., Outcome]
 # 39 images to train on: the last batch has 7, for which some libraries choose other kernels.
 QUICK = (
-    "epochs=3",
+    "epochs=2",
     "data.limit=64",
     "data.split_by=cell",
     "data.image_size=40",
@@ -31,35 +31,18 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param(["model.pct_unfreeze=0"], id="0"),
+        pytest.param(["model.pct_unfreeze=0.25", "augment=crop_flip"], id="0.25 crop_flip"),
+        pytest.param(["model.pct_unfreeze=0.5", "augment.views=2", "epochs=3"], id="0.5 two views"),
+        pytest.param(["model.pct_unfreeze=1.0"], id="1.0"),
+        pytest.param(["model.pct_unfreeze=0.25", "augment=torchvision"], id="0.25 torchvision"),
+        pytest.param(["model.pct_unfreeze=0.5", "model.frozen_bn=batch"], id="0.5 batch"),
         pytest.param(
-            ["model.pct_unfreeze=0.25", "augment=crop_flip"],
-            id="0.25 crop_flip",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.5", "augment.views=2"],
-            id="0.5 two views",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["model.pct_unfreeze=1.0"], id="1.0", marks=pytest.mark.slow),
-        pytest.param(
-            ["model.pct_unfreeze=0.25", "augment=torchvision"],
-            id="0.25 torchvision",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.5", "model.frozen_bn=batch"],
-            id="0.5 batch",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"],
-            id="0.25 recalibrate",
-            marks=pytest.mark.slow,
+            ["model.pct_unfreeze=0.25", "model.frozen_bn=recalibrate"], id="0.25 recalibrate"
         ),
         pytest.param(
             [
@@ -67,10 +50,8 @@ QUICK = (
                 "fabric.precision=64-true",
                 "data.limit=40",
                 "data.image_size=32",
-                "epochs=2",
             ],
             id="0 in 64 bits",
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -127,14 +108,14 @@ def test_each_distinct_image_passes_through_the_frozen_layers_once(
     batches.clear()
     assert shell(*arguments, "hydra.run.dir=warm").code == 0
     overhead = sum(batches)  # for the size check, the trace and its check, equal in both runs
-    distinct = distinct_images(views=3, limit=250)
+    distinct = distinct_images(views=2, limit=250)
     assert 250 < distinct < 2 * 250
     assert summary(tmp_path / "cold")["prefix_images"] == distinct == cold - overhead
 
 
 @pytest.mark.slow
 def test_mixed_precision_is_reported_and_close(shell: Shell, tmp_path: Path) -> None:
-    small = ("epochs=2", "data.limit=40", "data.image_size=32")
+    small = ("data.limit=40", "data.image_size=32")
     arguments = (*QUICK, *small, "model.pct_unfreeze=0.25", "fabric.precision=bf16-mixed")
     for mode in ("off", "on"):
         assert shell(*arguments, f"store.mode={mode}", f"hydra.run.dir={mode}").code == 0
@@ -174,7 +155,7 @@ def test_recalibrated_statistics_give_another_model_than_pretrained_ones(
 def test_activations_computed_with_two_threads_serve_a_job_with_one(
     shell: Shell, tmp_path: Path
 ) -> None:
-    arguments = (*QUICK, "epochs=2", "model.pct_unfreeze=0.25", "store.mode=on")
+    arguments = (*QUICK, "model.pct_unfreeze=0.25", "store.mode=on")
     for name, threads in (("two", 2), ("one", 1)):
         assert shell(*arguments, f"threads={threads}", f"hydra.run.dir={name}").code == 0
     assert shell(*arguments, "threads=1", "store.mode=off", "hydra.run.dir=off").code == 0
@@ -186,7 +167,7 @@ def test_activations_computed_with_two_threads_serve_a_job_with_one(
 @pytest.mark.slow
 def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
     """With room for the images of one split only: a warning, and the same epochs."""
-    arguments = (*QUICK, "model.pct_unfreeze=0.5")
+    arguments = (*QUICK, "epochs=3", "model.pct_unfreeze=0.5")
     assert shell(*arguments, "store.mode=off", "hydra.run.dir=off").code == 0
     outcome = shell(*arguments, "store.mode=on", "store.max_gb=0.0005", "hydra.run.dir=full")
     assert outcome.code == 0
@@ -197,7 +178,11 @@ def test_a_full_store_changes_no_number(shell: Shell, tmp_path: Path) -> None:
 def _run(folder: Path, store: Path, *arguments: str) -> forks.Process:
     kind = "sweep" if "-m" in arguments else "run"
     return forks.train(
-        *arguments, f"hydra.{kind}.dir={folder}", cwd=folder.parent, TVF_STORE=str(store)
+        *arguments,
+        f"hydra.{kind}.dir={folder}",
+        cwd=folder.parent,
+        TVF_STORE=str(store),
+        PYTHONPATH=IMPORTABLE,
     )
 
 
@@ -209,7 +194,7 @@ def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_onc
     grid = ("model.pct_unfreeze=0,0.25,0.5", "data.folds=2", "data.fold=0,1")
     outputs = {}
     for mode, launcher in (("on", "local"), ("off", "basic")):
-        arguments = ("-m", *grid, *QUICK, "data.limit=167", f"store.mode={mode}")
+        arguments = ("-m", *grid, *QUICK, SMALL, "data.limit=167", f"store.mode={mode}")
         arguments += (f"hydra/launcher={launcher}",)
         process = _run(tmp_path / mode, tmp_path / "store", *arguments)
         outputs[mode], _ = process.communicate()
@@ -222,7 +207,7 @@ def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_onc
         for mode in ("on", "off")
     )
     assert on == off and len(set(on)) == 6
-    distinct = distinct_images(views=3, limit=167, folds=2)
+    distinct = distinct_images(views=2, limit=167, folds=2)
     summaries = [summary(path.parent) for path in (tmp_path / "on").glob("*/summary.json")]
     assert sum(job["prefix_images"] for job in summaries) == distinct
     # Two deeper cuts: each image continues once from one cut to the next.
@@ -233,7 +218,7 @@ def test_a_parallel_sweep_equals_one_without_a_store_and_computes_each_image_onc
 def test_after_a_kill_while_filling_the_store_the_next_job_reuses_what_is_there(
     tmp_path: Path,
 ) -> None:
-    arguments = (*QUICK, "data.limit=1067", "model=transfer", "store.mode=on", "epochs=2")
+    arguments = (*QUICK, "data.limit=1067", "model=transfer", "store.mode=on")
     killed = _run(tmp_path / "killed", tmp_path / "store", *arguments)
 
     def stored() -> int:

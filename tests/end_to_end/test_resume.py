@@ -338,7 +338,7 @@ def test_in_a_terminal_one_table_shows_the_state_of_the_jobs(tmp_path: Path) -> 
     process = forks.train(
         "-m",
         *QUICK,
-        "epochs=12",
+        "epochs=6",
         "model.pct_unfreeze=0,0.5,1.0",
         "hydra.sweep.dir=sweep",
         "hydra/launcher=basic",
@@ -361,7 +361,7 @@ def test_in_a_terminal_one_table_shows_the_state_of_the_jobs(tmp_path: Path) -> 
         shown += chunk
     assert process.wait() == 0, shown.decode()
     text = shown.decode()
-    assert "waiting" in text and "running" in text and re.search(r"\d+/12", text)
+    assert "waiting" in text and "running" in text and re.search(r"\d+/6", text)
     assert "train_loss" not in text  # jobs only write to their logs
     assert all("train_loss" in path.read_text() for path in tmp_path.glob("sweep/*/job.log"))
 

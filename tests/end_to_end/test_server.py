@@ -25,7 +25,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from helpers import forks
+from helpers import IMPORTABLE, SMALL, forks
 from tvf.records.rows import read_sweep
 from tvf.report.comparison import compare
 from tvf.report.formats import report_data
@@ -215,6 +215,7 @@ def start(server: Server, *arguments: str, cwd: Path) -> forks.Process:
         WANDB_BASE_URL=server.url,
         WANDB_API_KEY=KEY,
         TVF_STORE=str(cwd / "store"),
+        PYTHONPATH=IMPORTABLE,
     )
 
 
@@ -290,9 +291,9 @@ def test_a_sweep_arrives_completely_and_its_failed_jobs_as_failed(
 ) -> None:
     (tmp_path / "breaking.py").write_text(
         """
-from tvf.models import efficientnet_lite0
+from helpers import small_backbone
 def make(num_classes, pct):
-    backbone = efficientnet_lite0(num_classes)
+    backbone = small_backbone(num_classes)
     if pct == 0.25:
         def end(module, inputs):
             if module.training and len(inputs[0]) > 2:  # two images check the network
@@ -379,6 +380,7 @@ def test_an_offline_sweep_arrives_when_synced(server: Server, tmp_path: Path) ->
         "epochs=2",
         "hydra.sweep.dir=sweep",
         BASIC,
+        SMALL,
         "tracker.mode=offline",
         cwd=tmp_path,
     )

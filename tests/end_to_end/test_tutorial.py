@@ -312,6 +312,7 @@ def augment() -> FlipsAndCrops:
     return build(compose_tutorial()["augment"], "augment")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "views"), [(10_000, 4), (50, 800)], ids=["many samples", "many views"]
 )
@@ -332,6 +333,7 @@ def test_crops_and_flips_are_drawn_as_the_tutorial_draws_them(
         assert chisquare(counts.sum(axes)).pvalue > 1e-3  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_one_view_tells_nothing_about_the_next(augment: FlipsAndCrops) -> None:
     images, samples = images_that_tell_positions(20_000), np.arange(20_000)
     now, after = (find_crops(augment(images, samples, view)) for view in (1, 2))

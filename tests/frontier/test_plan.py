@@ -342,6 +342,7 @@ def test_recalibrated_statistics_are_cached_per_network_and_pixel_scaling(
     assert any(changed) == (fraction == 0)
 
 
+@pytest.mark.slow
 def test_folds_and_fractions_share_one_pool_and_compute_each_image_once(tmp_path: Path) -> None:
     """Five folds cost at most 1.3 times the frozen images of one division of the same pool."""
     count, epochs, augment = 200, range(1, 9), FlipsAndCrops(horizontal=0.5)

@@ -34,7 +34,7 @@ FEWER_BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "vit_b_16": lambda: models.VisionTransformer(64, 16, 3, 12, 192, 768),
     "vit_tiny_patch16_224": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3),
 }
-FAST = ("tf_efficientnet_lite0", "mobilenetv3_small_100")
+FAST = ("mobilenetv3_small_100",)
 
 
 class Normalized(nn.Module):

@@ -1,6 +1,5 @@
 """Sweep folders as tvf writes them, with scores that a test chooses."""
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from scipy.stats import norm
 
 from helpers.configs import compose_once
 from tvf.config.build import to_plain
+from tvf.files import read_json
 from tvf.records.predictions import Predictions, write_predictions
 from tvf.records.sweep import write_manifest
 
@@ -67,11 +67,7 @@ def add_job(
     number = len(list(sweep.glob("*/status.json")))
     folder = sweep / f"{config['name']}-{number:08x}"
     if manifest:
-        write_manifest(
-            sweep,
-            {folder.name: copy.deepcopy(config)},
-            {"folder": str(sweep), "arguments": ["-m", "seed=1,2"]},
-        )
+        _note_job(sweep, folder.name, config)
     if state == "waiting":
         return folder
     (folder / ".hydra").mkdir(parents=True)
@@ -216,6 +212,17 @@ def add_curves(
                 changes={"data.train_limit": limit, "data.folds": folds, "data.fold": fold},
                 images={"pool": 2500, "digest": "d" * 32, "train": trained, "val": len(places)},
             )
+
+
+def _note_job(sweep: Path, name: str, config: dict[str, Any]) -> None:
+    """What `write_manifest` does in a sweep that nothing else writes to, without its fsyncs."""
+    path = sweep / "sweep.json"
+    manifest = read_json(path)
+    if "jobs" in manifest:
+        path.write_text(json.dumps(manifest | {"jobs": manifest["jobs"] | {name: config}}))
+    else:
+        command = {"folder": str(sweep), "arguments": ["-m", "seed=1,2"]}
+        write_manifest(sweep, {name: config}, command)
 
 
 def _status(name: str, state: str) -> dict[str, Any]:

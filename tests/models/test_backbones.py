@@ -41,7 +41,7 @@ def test_lites_without_their_package_say_how_to_install_it(monkeypatch: pytest.M
         ("convnext_atto", 64, "head.norm", 6),
         ("mobilenetv3_small_100", 64, "conv_head", 8),
         ("regnety_002", 64, "s4", 5),
-        ("swin_tiny_patch4_window7_224", 224, "norm", 6),
+        pytest.param("swin_tiny_patch4_window7_224", 224, "norm", 6, marks=pytest.mark.slow),
     ],
 )
 def test_timm_groups_come_deepest_first(name: str, size: int, deepest: str, count: int) -> None:

@@ -63,11 +63,18 @@ def compared(sweep: Path) -> Comparison:
     return comparison
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that chooses 0.5, before 0.25."""
-    train(tmp_path / "demo", {0.0: 0.6, 0.25: 0.85, 0.5: 0.93})
-    return tmp_path / "demo"
+    folder = tmp_path_factory.mktemp("original")
+    train(folder, {0.0: 0.6, 0.25: 0.85, 0.5: 0.93})
+    return folder
+
+
+@pytest.fixture
+def sweep(original: Path, tmp_path: Path) -> Path:
+    """A copy of `original` that a test may change."""
+    return shutil.copytree(original, tmp_path / "demo")
 
 
 def test_the_chosen_one_and_the_next_best_are_confirmed_or_the_best_of_each_fraction(

@@ -87,8 +87,12 @@ def test_further_rounds_reduce_retraining_and_further_images_the_rest() -> None:
 
 @pytest.mark.parametrize(
     ("effects", "folds"),
-    [(BY_IMAGE, 5), (BY_IMAGE, 10), (BY_GROUP, 5), (BY_GROUP, 10)],
-    ids=["5 folds", "10 folds", "5 folds of groups", "10 folds of groups"],
+    [
+        pytest.param(BY_IMAGE, 5, id="5 folds"),
+        pytest.param(BY_IMAGE, 10, id="10 folds", marks=pytest.mark.slow),
+        pytest.param(BY_GROUP, 5, id="5 folds of groups"),
+        pytest.param(BY_GROUP, 10, id="10 folds of groups", marks=pytest.mark.slow),
+    ],
 )
 def test_picks_are_rarely_bad_and_probabilities_mean_what_they_say(
     effects: Effects, folds: int

@@ -290,6 +290,7 @@ def test_a_configuration_that_lacks_folds_is_compared_on_those_it_has(
     assert pair.mean == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_few_groups_in_many_folds_have_an_f1_with_an_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for fraction, accuracy in ((0.0, 0.6), (0.5, 0.9)):
@@ -311,6 +312,7 @@ def test_few_groups_in_many_folds_have_an_f1_with_an_error(tmp_path: Path) -> No
     assert val and val.images and 0 < val.images < 0.3
 
 
+@pytest.mark.slow
 def test_seeds_of_one_split_add_retraining_to_an_f1(tmp_path: Path) -> None:
     """The images' error is the same; the more seeds differ, the wider the interval."""
     rng = np.random.default_rng(0)

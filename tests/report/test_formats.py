@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,14 +23,13 @@ from tvf.report import compare, terminal
 from tvf.report.formats import FORMATS, render_report
 from tvf.report.html import render_html
 from tvf.report.palette import COLOURS, MORE_COLOURS, colours
-from tvf.report.pictures import draw_figure
+from tvf.report.pictures import _specification, draw_figure
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three fractions with three seeds each, and one job that failed."""
-    folder = tmp_path / "sweep"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("original")
     for fraction, scores in {
         0.0: [0.8, 0.81, 0.82],
         0.5: [0.88, 0.9, 0.92],
@@ -39,6 +39,12 @@ def sweep(tmp_path: Path) -> Path:
             add_job(folder, fraction, seed, [score - 0.1, score])
     add_job(folder, 1.0, 4, [0.5], state="failed", epochs=2)
     return folder
+
+
+@pytest.fixture
+def sweep(original: Path, tmp_path: Path) -> Path:
+    """A copy of `original` that a test may change."""
+    return shutil.copytree(original, tmp_path / "sweep")
 
 
 def tvf(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -259,36 +265,51 @@ def test_a_fraction_keeps_its_colour_beside_others() -> None:
     assert len({*colours([0, 0.25, 0.5, 0.75, 1, 0.1, 0.2, 0.3, 0.4, 0.6]).values()}) == 10
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("config.json", {"store": None}),
-        ("config.json", {"store": "text"}),
-        ("config.json", {"model": []}),
-        ("summary.json", {"metric": []}),
-        ("summary.json", {"unfrozen_groups": 3, "seed": 1.5}),
-        ("summary.json", {"versions": "text", "machine": 1, "approximations": 3}),
-        ("summary.json", {"val_confusion": "text", "test_confusion": [[1], "a"]}),
-        ("summary.json", {"val_recall": [0.5, 0.5, 0.5], "val_confusion": [[1, 2, 3]] * 3}),
-        ("summary.json", {"classes": ["a", 3]}),
-        ("status.json", {"name": None}),
-        ("status.json", {"name": "[/red]"}),
-        ("metrics.jsonl", {"epoch": 1, "val_acc": "text"}),
-        ("metrics.jsonl", {"epoch": 1}),
-    ],
-    ids=str,
-)
+MALFORMED: list[tuple[str, dict[str, Any]]] = [
+    ("config.json", {"store": None}),
+    ("config.json", {"store": "text"}),
+    ("config.json", {"model": []}),
+    ("summary.json", {"metric": []}),
+    ("summary.json", {"unfrozen_groups": 3, "seed": 1.5}),
+    ("summary.json", {"versions": "text", "machine": 1, "approximations": 3}),
+    ("summary.json", {"val_confusion": "text", "test_confusion": [[1], "a"]}),
+    ("summary.json", {"val_recall": [0.5, 0.5, 0.5], "val_confusion": [[1, 2, 3]] * 3}),
+    ("summary.json", {"classes": ["a", 3]}),
+    ("status.json", {"name": None}),
+    ("status.json", {"name": "[/red]"}),
+    ("metrics.jsonl", {"epoch": 1, "val_acc": "text"}),
+    ("metrics.jsonl", {"epoch": 1}),
+]
+
+
+def damage(job: Path, file: str, content: dict[str, Any]) -> None:
+    held = {} if file == "metrics.jsonl" else json.loads((job / file).read_text())
+    (job / file).write_text(json.dumps(held | content))
+
+
+@pytest.mark.parametrize(("file", "content"), MALFORMED, ids=str)
 def test_a_malformed_record_affects_nothing_else(
     sweep: Path, capsys: pytest.CaptureFixture[str], file: str, content: dict[str, Any]
 ) -> None:
     """Neither the end of a sweep nor any report format fails because of it."""
-    path = next(sweep.glob("*0.5-seed2*")) / file
-    held = {} if file == "metrics.jsonl" else json.loads(path.read_text())
-    path.write_text(json.dumps(held | content))
+    damage(next(sweep.glob("*0.5-seed2*")), file, content)
     terminal.print_result(sweep, frozenset())
     assert "no report" not in capsys.readouterr().out and (sweep / "report.html").exists()
-    for kind in {*FORMATS} - {"html"}:
-        render_report([sweep], read_sweep(sweep), kind)
+    rows = read_sweep(sweep)
+    for kind in {*FORMATS} - {"html", "png"}:
+        render_report([sweep], rows, kind)
+    # What is drawn; drawing it takes longer than everything else, and is tested below.
+    assert "vconcat" in json.loads(_specification(compare(rows)))
+
+
+def test_figures_are_drawn_whatever_is_malformed(sweep: Path) -> None:
+    for seed in (11, 12, 13, 14):
+        add_job(sweep, 0.5, seed)
+    done = [path.parent for path in sweep.glob("*/summary.json")]
+    for job, (file, content) in zip(done, MALFORMED, strict=True):
+        damage(job, file, content)
+    files = render_report([sweep], read_sweep(sweep), "png")
+    assert files["report.png"] and files["report.svg"]
 
 
 def test_many_fractions_have_distinct_colours() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from helpers import Outcome
+from helpers import SMALL, Outcome
 from helpers.sweeps import add_job, base_config
 from tvf.config import job_folder, own_folder
 from tvf.records import read_configs, write_manifest
@@ -80,7 +80,7 @@ def test_defaults_that_are_spelled_out_make_no_second_job(
     shell: Shell, image_root: Path, tmp_path: Path
 ) -> None:
     common = ["-m", "data=image_folder", f"data.root={image_root}", "data.image_size=32"]
-    common += ["epochs=1", "tracker=none", "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
+    common += ["epochs=1", "tracker=none", SMALL, "hydra.sweep.dir=sweep", "hydra/launcher=basic"]
     first = shell(*common, "model=transfer")
     assert first.code == 0
     (job,) = (path.parent.name for path in tmp_path.glob("sweep/*/summary.json"))
@@ -90,6 +90,6 @@ def test_defaults_that_are_spelled_out_make_no_second_job(
     both = shell(*common, "model=transfer", "seed=1337,2")
     assert both.code == 0 and f"same configuration as {job} (done)" in both.out
     assert len(list(tmp_path.glob("sweep/*/status.json"))) == 2
-    groups = "model.groups=[blocks.6,blocks.5],[blocks.5,blocks.6]"
+    groups = "model.groups=[bn2,conv2],[conv2,bn2]"
     assert "(not started)" in shell(*common, groups, "stop_after=1").out
     assert len(list(tmp_path.glob("sweep/*/status.json"))) == 3

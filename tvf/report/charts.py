@@ -18,6 +18,7 @@ from tvf.report.encodings import (
     score_axis,
     score_title,
     shape,
+    to_vega_lite,
     training_points,
     training_tooltip,
 )
@@ -187,5 +188,6 @@ def chart_config(font: str) -> dict[str, Any]:
 
 def page_specification(chart: LayeredChart) -> dict[str, Any]:
     """A chart in Vega-Lite, as wide as its place on the page."""
-    specification = chart.properties(width="container", background="transparent").to_dict()
+    chart = chart.properties(width="container", background="transparent")
+    specification = to_vega_lite(chart)
     return specification | {"config": chart_config("system-ui, sans-serif")}

@@ -21,6 +21,14 @@ LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
 
 
+def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
+    """A chart's specification, unchecked: the check takes longer than all else on a page.
+
+    tests/report/test_chart_schema.py checks every chart.
+    """
+    return chart.to_dict(validate=False)
+
+
 def series_of(label: str) -> str:
     """The part of a configuration's label after the fraction."""
     return label.partition(", ")[2] or "default"

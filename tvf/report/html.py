@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def render_html(
     )
 
 
+@cache
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("tvf.report", "."),

@@ -10,7 +10,7 @@ import vl_convert
 from tvf.report.charts import chart_config, score_by_cost, score_by_fraction
 from tvf.report.comparison import Comparison
 from tvf.report.data_chart import score_by_images
-from tvf.report.encodings import INK, LayeredChart, Palette
+from tvf.report.encodings import INK, LayeredChart, Palette, to_vega_lite
 from tvf.report.palette import colours
 
 WIDTH, HEIGHT = 380, 300  # of one chart without its axes, in pixels of 1/72 inch
@@ -79,7 +79,7 @@ def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
 
 def _chart(chart: LayeredChart, caption: str) -> dict[str, Any]:
     title = {"text": caption, "fontSize": 11, "fontWeight": "normal", "anchor": "end"}
-    specification = chart.to_dict()
+    specification = to_vega_lite(chart)
     for key in ("$schema", "config"):  # belong to the figure
         del specification[key]
     return specification | {"title": title, "width": WIDTH, "height": HEIGHT}

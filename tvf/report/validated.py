@@ -119,7 +119,8 @@ def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], 
     """The function from images, repeats included, to the score of each configuration (C,)."""
     if metric == "accuracy":
         means = np.array([mean_by_image(matrix) for matrix in validated.correct])
-        return lambda drawn: np.nanmean(means[:, drawn], axis=1)
+        mean = np.nanmean if np.isnan(means).any() else np.mean  # equal; without NaN far faster
+        return lambda drawn: mean(means[:, drawn], axis=1)
 
     function = {"macro_f1": _macro_f1, "auroc": _auroc}[metric]
     trainings = [
