@@ -1,5 +1,7 @@
 """What `tvf refit` would train, what it rejects, and what it writes at the end."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +11,29 @@ import yaml
 from helpers.sweeps import add_job, add_training
 from tvf.cli.refit import RefitPlan, finish_refit, plan_refit
 from tvf.errors import InputError
-from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json
+from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json, write_json
 from tvf.records import fit_temperature, read_predictions
 
 GRID = ("-m", "model.pct_unfreeze=0,0.5", "seed=1,2", "data.folds=2", "data.fold=0,1")
 
 
 def train(
-    sweep: Path, fraction: float, chance: float, best: tuple[int, ...] = (1, 2, 2, 3), **more: Any
+    sweep: Path,
+    fraction: float,
+    chance: float,
+    best: tuple[int, ...] = (1, 2, 2, 3),
+    seeds: tuple[int, ...] = (1, 2),
+    **more: Any,
 ) -> None:
-    """Simulate four trainings, of two seeds and two folds, whose best epochs are `best`."""
+    """Simulate trainings, two folds for each seed, whose best epochs are `best`."""
     changes = {"data.folds": 2, "early_stopping.patience": 3} | more.pop("changes", {})
-    for number, epoch in enumerate(best):
+    for number, epoch in enumerate(best[: 2 * len(seeds)]):
         fold = number % 2
-        add_training(
+        folder = add_training(
             sweep,
             fraction,
             [image % 10 < 10 * chance for image in range(40)],
-            seed=1 + number // 2,
+            seed=seeds[number // 2],
             places=[2 * image + fold for image in range(40)],
             changes=changes | {"data.fold": fold},
             epochs=3,
@@ -34,6 +41,8 @@ def train(
             images={"train": 40, "val": 40},
             **more,
         )
+        scores = [1.0 if number + 1 == epoch else 0.5 for number in range(3)]
+        _write_epochs(folder, *((1, score) for score in scores))
 
 
 @pytest.fixture
@@ -54,17 +63,17 @@ def test_the_choice_is_trained_to_the_median_best_epoch_of_its_jobs(sweep: Path)
         [
             "model.pct_unfreeze=0.5",
             "data.folds=2",
-            "early_stopping.patience=null",  # no score can end the training
+            "early_stopping.patience=3",
             "seed=1",
-            "refit_epoch=2",
+            "refit_epochs=[2]",
             "tracker=none",
             f"hydra.run.dir={sweep / 'refit' / 'seed1'}",
         ]
     )
     assert planned.text.splitlines() == [
         f"{sweep} chose pct_unfreeze=0.5.",
-        "To train it once more on all 80 images of train + validation, up to epoch 2 (the median "
-        "of 1, 2, 2, 3) of 3.",
+        "To train it once more on all 80 images of train + validation: 2 of 3 epochs (best epochs "
+        "of its jobs: 1, 2, 2, 3).",
     ]
 
 
@@ -84,7 +93,7 @@ def test_different_test_images_are_mentioned_and_those_of_the_first_division_lef
     assert "have different test images. Those of the first one" in planned.text
 
 
-def test_a_phase_that_scores_ended_gets_its_median_length(tmp_path: Path) -> None:
+def test_each_phase_gets_its_median_length_up_to_the_best_epoch(tmp_path: Path) -> None:
     lp_ft = {
         "recipe": {
             "_target_": "tvf.training.LpFt",
@@ -95,12 +104,75 @@ def test_a_phase_that_scores_ended_gets_its_median_length(tmp_path: Path) -> Non
         }
     }
     for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
-        train(tmp_path, fraction, chance, changes=lp_ft)
-    for overrides in tmp_path.glob("*/.hydra/overrides.yaml"):
+        train(tmp_path, fraction, chance, changes=lp_ft, best_phase=2)
+    for status in tmp_path.glob("*/status.json"):
+        overrides = status.parent / ".hydra" / "overrides.yaml"
         given = yaml.safe_load(overrides.read_text())
         kept = [text for text in given if not text.startswith("recipe=")]
         overrides.write_text(yaml.safe_dump(["recipe=lp_ft", *kept]))
-    assert "recipe.head_epochs=2" in plan(tmp_path).arguments  # each job has two epochs on record
+        _write_epochs(status.parent, (1, 0.5), (2, 0.7), (2, 0.6))
+    assert "refit_epochs=[1,1]" in plan(tmp_path).arguments
+
+
+def _write_epochs(folder: Path, *epochs: tuple[int, float]) -> None:
+    """Epochs of these phases and scores."""
+    rows = [
+        {"epoch": number, "phase": phase, "val_acc": score, "val_loss": 1.0}
+        for number, (phase, score) in enumerate(epochs, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_the_division_is_that_of_the_first_job_whatever_the_seed(tmp_path: Path) -> None:
+    for seed in (4, 3):
+        train(tmp_path, 0.0, 0.6, changes={"data.split_seed": seed}, seeds=(seed,))
+        train(tmp_path, 0.5, 0.8, changes={"data.split_seed": seed}, seeds=(seed,))
+    for overrides in tmp_path.glob("*/.hydra/overrides.yaml"):
+        text = overrides.read_text()
+        overrides.write_text(re.sub(r"split_seed=.", "split_seed=${seed}", text))
+    arguments = plan(tmp_path, "seed=7").arguments
+    assert "data.split_seed=3" in arguments and "seed=7" in arguments
+
+
+def test_a_single_jobs_tracker_replaces_all_of_the_sweeps(tmp_path: Path) -> None:
+    for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
+        train(tmp_path, fraction, chance)
+    for overrides in tmp_path.glob("*/.hydra/overrides.yaml"):
+        given = yaml.safe_load(overrides.read_text())
+        overrides.write_text(yaml.safe_dump([*given, "tracker=wandb", "tracker.mode=offline"]))
+    arguments = plan(tmp_path, "tracker=none").arguments
+    assert [text for text in arguments if text.startswith("tracker")] == ["tracker=none"]
+
+
+def test_a_model_of_other_epochs_is_not_overwritten(sweep: Path) -> None:
+    folder = plan(sweep).folder
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {"refit_epochs": [3]})
+    with pytest.raises(InputError, match=r"holds a model of \[3\] epochs, but .* \[2\] now"):
+        plan(sweep)
+    assert plan(sweep, "seed=2").folder != folder
+
+
+def test_a_schedule_that_follows_scores_is_an_error_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    plateau = {
+        "scheduler": {
+            "_target_": "tvf.training.plateau",
+            "_partial_": True,
+            "factor": 0.1,
+            "patience": 2,
+            "min_delta": 0.0,
+        }
+    }
+    for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
+        train(tmp_path, fraction, chance, changes=plateau)
+    for overrides in tmp_path.glob("*/.hydra/overrides.yaml"):
+        given = yaml.safe_load(overrides.read_text())
+        kept = [text for text in given if not text.startswith("scheduler=")]
+        overrides.write_text(yaml.safe_dump(["scheduler=plateau", *kept]))
+    with pytest.raises(InputError, match="the scheduler follows validation scores"):
+        plan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +181,8 @@ def test_a_phase_that_scores_ended_gets_its_median_length(tmp_path: Path) -> Non
         ("data.fold=1", "tvf refit sets data.fold itself, to those of one of the sweep's jobs"),
         ("seed=1,2", "seed=1,2 must have a single value"),
         ("epochs=3", "epochs would change the configurations"),
-        ("refit_epoch=3", "refit_epoch would change the configurations"),
+        ("refit_epochs=[3]", "refit_epochs would change the configurations"),
+        ("stop_after=1", "Ctrl-C interrupts, and tvf refit resumes"),
         ("hydra.run.dir=x", "tvf refit decides which jobs run, and in which folder"),
         ("seed=-1", "seed=-1 must be a whole number of at least 0"),
     ],
@@ -127,9 +200,14 @@ def test_a_sweep_without_a_finished_job_has_nothing_to_train_again(tmp_path: Pat
         plan(tmp_path)
 
 
+def test_a_job_that_is_not_done_is_no_model(sweep: Path) -> None:
+    with pytest.raises(InputError, match="is not done: run tvf refit again"):
+        finish_refit(plan(sweep))
+
+
 def test_the_record_and_the_card_quote_the_sweeps_estimate(sweep: Path) -> None:
     planned = plan(sweep)
-    add_job(sweep / "refit", 0.5, 1, manifest=False)  # the finished job
+    add_job(sweep / "refit", 0.5, 1, manifest=False, changes={"refit_epochs": [2]})  # finished
     (job,) = (sweep / "refit").glob("*/status.json")
     job.parent.rename(planned.folder)
     (planned.folder / BEST_WEIGHTS).parent.mkdir()
@@ -146,4 +224,4 @@ def test_the_record_and_the_card_quote_the_sweeps_estimate(sweep: Path) -> None:
     assert min(expected) <= summary["calibration"]["temperature"] <= max(expected)
     card = (planned.folder / MODEL_CARD).read_text()
     assert "Not measured: it was trained on its validation images too." in card
-    assert "the median of the best epochs of the sweep's jobs (1, 2, 2, 3)" in card
+    assert "chosen by the best epochs of the sweep's jobs (1, 2, 2, 3)" in card

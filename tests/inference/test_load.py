@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +198,25 @@ print(sorted({{"hydra", "omegaconf", "wandb"}} & sys.modules.keys()))
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_only_a_few_batches_are_read_ahead(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_batch_runs_with_the_threads_of_the_training(images: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        job = train_classifier(images, tmp_path / "job", "threads=2")
+        torch.set_num_threads(4)
+        model, recorded = tvf.load(job), read_predictions(job)["val"]
+        table = model.predict(_validation_files(job, images), raw=True)
+    finally:
+        torch.set_num_threads(before)
+    assert model.threads == 2
+    assert np.array_equal(table.probabilities, softmax(recorded.logits, 1.0))
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(None, 1), (1, 3), (2, 1), (9, 1)])
+def test_only_a_few_batches_are_read_ahead(
+    threads: int | None, at_once: int, three_threads: None
+) -> None:
     """So memory does not grow with the number of images."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     read: list[Any] = []
 
     class Counting(Reading):
@@ -207,12 +224,62 @@ def test_only_a_few_batches_are_read_ahead(at_once: int, monkeypatch: pytest.Mon
             read.append(image)
             return np.zeros((32, 32, 3), np.uint8)
 
+    running, most, lock = 0, 0, threading.Lock()
+    together = threading.Barrier(at_once)
+
+    def run(pixels: torch.Tensor) -> np.ndarray:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most, first = max(most, running), len(seen) < at_once
+            seen.append(torch.get_num_threads())
+        if first:
+            together.wait(60)
+        with lock:
+            running -= 1
+        return np.full((len(pixels), 2), 0.5)
+
+    seen: list[int] = []
     items = [Item(str(number), number) for number in range(1000)]
-    run = lambda pixels: np.full((len(pixels), 2), 0.5)  # noqa: E731
-    for number, chunk in enumerate(classify(items, Counting(32), run, 10, at_once)):
+    for number, chunk in enumerate(classify(items, Counting(32), run, 10, threads)):
         assert [item.name for item in chunk.items] == [str(10 * number + i) for i in range(10)]
         assert len(read) <= 10 * (number + 1 + AHEAD + at_once)
     assert len(read) == 1000
+    assert most == at_once and {*seen} == {min(threads or 3, 3)} and torch.get_num_threads() == 3
+
+
+def test_torchs_threads_are_restored_whatever_ends_a_prediction(three_threads: None) -> None:
+    def fails(pixels: torch.Tensor) -> np.ndarray:
+        raise InputError("broken")
+
+    def run(pixels: torch.Tensor) -> np.ndarray:
+        return np.full((len(pixels), 2), 0.5)
+
+    class Blank(Reading):
+        def read(self, image: Any) -> np.ndarray:
+            return np.zeros((32, 32, 3), np.uint8)
+
+    items = [Item(str(number), number) for number in range(50)]
+    with pytest.raises(InputError, match="broken"):
+        next(classify(items, Blank(32), fails, 10, 1))
+    first, second = (classify(items, Blank(32), run, 10, 1) for _ in range(2))
+    next(first)
+    next(second)  # while the first one runs
+    first.close()
+    assert sum(map(len, second)) == 40
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *found] == [3, 3]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_images_in_memory_are_read_like_the_same_ones_in_files(tmp_path: Path) -> None:

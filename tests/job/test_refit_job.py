@@ -1,4 +1,4 @@
-"""A job with refit_epoch: what it trains on, where it ends, and that it scores nothing."""
+"""A job with refit_epochs: what it trains on, where it ends, and that it scores nothing."""
 
 import json
 from dataclasses import replace
@@ -18,6 +18,7 @@ from tvf.data import DataSplits, Pixels, Pool, Split
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.records.predictions import read_predictions, read_trained_on
+from tvf.training.phases import EarlyStopping, Phase, end_phases
 from tvf.training.state import EpochResult, best_epoch
 
 EPOCH = EpochResult(1, 1.0, 0.5, None, None, 0.1, None, 1.0, 1.0)
@@ -43,31 +44,35 @@ def test_of_epochs_without_scores_the_last_one_counts() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"refit_epoch": 9}, "refit_epoch=9 must be at most epochs=3"),
+        ({"refit_epochs": 4}, r"refit_epochs=4 must be a list of the epochs of each phase"),
+        ({"refit_epochs": [0]}, r"refit_epochs\[0\]=0 must be a whole number of at least 1"),
         ({"data__validate_on": "test"}, "with data.validate_on=test these are the test images"),
     ],
 )
-def test_an_epoch_that_cannot_be_the_last_is_an_error(
+def test_a_wrong_number_of_epochs_or_no_validation_images_are_errors(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        _check_refit(small_config(**{"refit_epoch": 1} | changes))
+        _check_refit(small_config(**{"refit_epochs": [1]} | changes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"scheduler": {"_target_": "tvf.training.plateau", "_partial_": True}},
-            "scheduler follows validation scores: choose another",
-        ),
-        ({"early_stopping__patience": 2}, "validation scores end a phase: set early_stopping"),
-        ({"recipe": {"_target_": "tvf.training.LpFt"}}, "set early_stopping=never, and recipe.h"),
-    ],
-)
-def test_what_needs_scores_is_an_error(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        _check_parts(small_config(**{"refit_epoch": 1} | changes))
+def test_a_schedule_that_follows_scores_is_an_error() -> None:
+    plateau = {"_target_": "tvf.training.plateau", "_partial_": True}
+    with pytest.raises(InputError, match="scheduler follows validation scores. Train, or sweep"):
+        _check_parts(small_config(refit_epochs=[1], scheduler=plateau))
+
+
+def test_phases_end_after_their_lengths_whatever_their_scores() -> None:
+    phases = (Phase(5, 0, stopping=EarlyStopping(1)), Phase(6, 2), Phase(4, 3))
+    first, second = end_phases(phases, [2, 3])
+    assert (first.epochs, first.groups, second.epochs, second.groups) == (5, 0, 6, 2)
+    for phase, length in ((first, 2), (second, 3)):
+        assert [phase.ends([0.5] * count) for count in range(1, 4)] == [
+            count == length for count in range(1, 4)
+        ]
+    for wrong in ([6], [5, 6, 4, 1]):
+        with pytest.raises(InputError, match=r"at most the epochs of each phase: \[5, 6, 4\]"):
+            end_phases(phases, wrong)
 
 
 @pytest.mark.slow
@@ -76,7 +81,7 @@ def test_a_refit_trains_on_all_but_test_images_to_its_epoch_and_scores_nothing(
 ) -> None:
     images = write_images(tmp_path / "data", each=20)
     schedule = ("epochs=3", "scheduler=cosine")
-    refit = train_classifier(images, tmp_path / "refit", *schedule, "refit_epoch=2")
+    refit = train_classifier(images, tmp_path / "refit", *schedule, "refit_epochs=[2]")
     # The same images to train on, if others validate: they come after them in the pool.
     for name in ("cats", "dogs"):
         other = images / "val" / name / "0.png"

@@ -41,6 +41,8 @@ def parse_overrides(
             )
         if key in allowed:
             require_count(key, override.value(), 2 if key == "data.folds" else 0)
+        elif key == "stop_after":
+            raise InputError(f"{text} must be left out: Ctrl-C interrupts, and {command} resumes.")
         elif not key.startswith("hydra") and Affects.NUMBERS in affects(key):
             raise InputError(
                 f"{text} must be left out: {key} would change the configurations that the sweep "
@@ -64,11 +66,11 @@ def replace_overrides(texts: dict[str, str], added: dict[str, str]) -> dict[str,
 def comparison_of(folder: Path, purpose: str) -> Comparison:
     """The only comparison of the sweep's jobs; InputError if there is none, or several.
 
-    `purpose` is what cannot be done then: "confirm".
+    `purpose` is the command that needs it: "confirm".
     """
     if (parent := confirmed_sweep(folder)) is not None:
         raise InputError(
-            f"{folder} is itself a confirmation. To continue it: tvf confirm "
+            f"{folder} is itself a confirmation. To {purpose} the sweep: tvf {purpose} "
             f"{shlex.quote(str(parent))}"
         )
     rows = read_sweep(folder)
@@ -118,7 +120,7 @@ def checked_config(
     return config
 
 
-def has_chosen(comparison: Comparison) -> str:
-    """How decided the sweep is, as the words between its name and the choice."""
+def decision_words(comparison: Comparison) -> str:
+    """Whether the sweep has decided, as the words between its name and the choice."""
     decision = comparison.choice.decision
     return "chose" if decision is None or decision.decided else "has not decided; best so far is"

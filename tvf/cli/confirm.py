@@ -12,7 +12,7 @@ from tvf.cli.chosen import (
     by_key,
     checked_config,
     comparison_of,
-    has_chosen,
+    decision_words,
     overrides_of,
     parse_overrides,
     replace_overrides,
@@ -127,7 +127,7 @@ def _describe(
         done = [row for row in again if row["state"] == "done"]
         left.append(repetitions.number - sum(repetitions.includes(training_of(r)) for r in done))
     lines = [
-        f"{folder} {has_chosen(comparison)} {chosen}.",
+        f"{folder} {decision_words(comparison)} {chosen}.",
         f"To train {' and '.join(['it', *others])} again: {number} jobs ({varied})"
         f"{_describe_left(number, sum(left))}{_describe_time(candidates, left)}.",
     ]

@@ -4,7 +4,7 @@ A test fails if an option in conf/ is missing from this table. A user's own opti
 affect everything that the options of its node affect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from functools import reduce
 from operator import or_
@@ -36,7 +36,7 @@ OPTIONS: dict[str, Affects] = {
     "project": NOTHING,
     "epochs": NUMBERS,
     "stop_after": NOTHING,
-    "refit_epoch": DIVISION,
+    "refit_epochs": DIVISION,
     "seed": TRAINING,
     "threads": TRAINING,
     "channels_last": PIXELS,
@@ -207,7 +207,7 @@ LEGACY_DEFAULTS: dict[str, Any] = {
 LATER_DEFAULTS: dict[str, Any] = {
     "deterministic": False,
     "fabric.tf32": False,
-    "refit_epoch": None,
+    "refit_epochs": None,
 }
 
 # The options in which repetitions of one configuration differ.
@@ -219,7 +219,7 @@ NAME_WORDS = {
     "data.outer_fold": "outer",
     "data.fold": "fold",
     "seed": "seed",
-    "refit_epoch": "refit",
+    "refit_epochs": "refit",
 }
 
 SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called
@@ -369,7 +369,9 @@ def ignored_options(model: Config) -> tuple[str, ...]:
 
 
 def name_value(value: Any) -> str:
-    """The value of one of NAME_WORDS in names: 100; all for no limit."""
+    """The value of one of NAME_WORDS in names: 100; all for no limit; 2+4 for a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "+".join(map(str, value))
     return "all" if value is None else str(value)
 
 

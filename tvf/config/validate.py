@@ -4,7 +4,6 @@ This way a sweep is rejected as a whole, before its first job trains.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from tvf.models import (
     find_weights,
 )
 from tvf.store import fingerprint_files
-from tvf.training import Phase, Schedule, make_schedule
+from tvf.training import make_schedule
 
 NODES = (
     "model",
@@ -70,7 +69,7 @@ VALUES = (
     "project",
     "epochs",
     "stop_after",
-    "refit_epoch",
+    "refit_epochs",
     "seed",
     "threads",
     "channels_last",
@@ -124,7 +123,7 @@ def _check_values(config: dict[str, Any]) -> None:
     require_seed("seed", config["seed"])
     for key in ("channels_last", "deterministic"):
         require_bool(key, config[key])
-    for key in ("stop_after", "refit_epoch", "threads"):
+    for key in ("stop_after", "threads"):
         if config[key] is not None:
             require_count(key, config[key], 1)
     _check_refit(config)
@@ -133,30 +132,20 @@ def _check_values(config: dict[str, Any]) -> None:
 
 
 def _check_refit(config: dict[str, Any]) -> None:
-    epoch = config["refit_epoch"]
-    if epoch is None:
+    epochs = config["refit_epochs"]
+    if epochs is None:
         return
-    if epoch > config["epochs"]:
-        raise InputError(f"refit_epoch={epoch} must be at most epochs={config['epochs']}.")
+    if not isinstance(epochs, list) or not epochs:
+        raise InputError(
+            f"refit_epochs={epochs} must be a list of the epochs of each phase, such as [4]."
+        )
+    for number, count in enumerate(epochs):
+        require_count(f"refit_epochs[{number}]", count, 1)
     data = config["data"]
     if isinstance(data, dict) and data.get("validate_on") == "test":
         raise InputError(
-            f"refit_epoch={epoch} trains on the validation images too, but with "
-            "data.validate_on=test these are the test images. Set data.validate_on=split."
-        )
-
-
-def _check_needs_no_scores(phases: Sequence[Phase], schedule: Schedule) -> None:
-    rule = "with refit_epoch no image validates, but"
-    if schedule.follows_scores:
-        raise InputError(
-            f"{rule} the scheduler follows validation scores: choose another, such as "
-            "scheduler=cosine."
-        )
-    if any(phase.stopping.patience is not None for phase in phases):
-        raise InputError(
-            f"{rule} validation scores end a phase: set early_stopping=never, and "
-            "recipe.head_epochs with recipe=lp_ft."
+            "refit_epochs trains on the validation images too, but with data.validate_on=test "
+            "these are the test images. Train, or sweep, with data.validate_on=split."
         )
 
 
@@ -224,12 +213,15 @@ def _check_parts(config: dict[str, Any]) -> None:
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
         require_number("optimizer.clip_norm", clip_norm, 0, above=True)
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
-    phases = build_phases(config, groups=0 if head_alone else 1)
+    build_phases(config, groups=0 if head_alone else 1)
     optimizer = torch.optim.SGD([torch.zeros(1)])
     scheduler = build_part(config, "scheduler")
     schedule = make_schedule(scheduler, optimizer, config["epochs"], batches=2)
-    if config["refit_epoch"] is not None:
-        _check_needs_no_scores(phases, schedule)
+    if config["refit_epochs"] is not None and schedule.follows_scores:
+        raise InputError(
+            "with refit_epochs no image validates, but the scheduler follows validation scores. "
+            "Train, or sweep, with another one, such as scheduler=cosine."
+        )
     build_part(config, "checkpoint", folder=Path(), configuration="")
     augment = build_part(config, "augment")
     if not isinstance(augment, Augmentation):

@@ -183,7 +183,13 @@ def describe_machine(device: torch.device) -> dict[str, str | int | None]:
             line.partition(":")[2].strip() for line in lines if line.startswith("model name")
         )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"host": platform.node(), "processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+    return {
+        "host": platform.node(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -24,7 +24,6 @@ from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
 from tvf.inference.model import Model, average_models, torch_runner
-from tvf.inference.pipeline import AT_ONCE
 from tvf.inference.trust import DATA, import_own, names_code
 from tvf.models import (
     Backbone,
@@ -117,6 +116,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
             f"--device {device} must be cpu, or a device that torch finds here, such as cuda, "
             f"cuda:1 or mps ({reason})."
         ) from error
+    device = next(network.parameters()).device  # cuda is the current GPU of this thread
     if config.get("channels_last"):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = config["data"]
@@ -143,8 +143,8 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         make_card=lambda: _card(folder),
         summary=summary,
         network=network,
-        # A network of the user's own may keep a state while it runs.
-        at_once=AT_ONCE if torch.device(device).type == "cpu" and not trust_code else 1,
+        # A network of the user's own may keep a state while it runs: one batch at a time.
+        threads=None if trust_code else _threads(summary, device),
     )
 
 
@@ -269,6 +269,15 @@ def _card(folder: Path) -> str:
         return (folder / MODEL_CARD).read_text(encoding="utf-8")
     except OSError:
         return describe_job(folder)
+
+
+def _threads(summary: Mapping[str, Any], device: torch.device) -> int | None:
+    """The threads that a batch runs with on a CPU: those of the training, by default one."""
+    if device.type != "cpu":
+        return None
+    machine = summary.get("machine")
+    recorded = machine.get("threads") if isinstance(machine, dict) else None
+    return recorded if isinstance(recorded, int) and recorded > 0 else 1
 
 
 def _temperature(folder: Path, summary: Mapping[str, Any]) -> float:

@@ -28,7 +28,8 @@ class Model:
     the network was trained on. `run` maps these to probabilities; `temperature` is part of it.
     `source` says where the model is from, `make_card` describes it in Markdown, `summary` is the
     record of its job. `network` maps pixels to logits; None for a file that another runtime
-    executes, and for an ensemble. `at_once` is how many threads may call `run` at the same time.
+    executes, and for an ensemble. `threads` is how many of torch's threads run a batch, several
+    batches at once; None: all of them, one batch at a time.
     """
 
     classes: tuple[str, ...]
@@ -40,7 +41,7 @@ class Model:
     make_card: Callable[[], str] = field(default=str, repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     network: nn.Module | None = field(default=None, repr=False)
-    at_once: int = 1
+    threads: int | None = None
 
     @cached_property
     def card(self) -> str:
@@ -79,7 +80,7 @@ class Model:
     def stream(self, items: Sequence[Item], raw: bool = False) -> Iterator[Chunk]:
         """Classify items batch by batch, in their order; memory does not grow with their number."""
         run = lambda pixels: self.run(pixels, raw)  # noqa: E731
-        return classify(items, self.reading, run, self.batch_size, self.at_once)
+        return classify(items, self.reading, run, self.batch_size, self.threads)
 
 
 def torch_runner(network: nn.Module, temperature: float, device: str | torch.device) -> Runner:
@@ -113,5 +114,5 @@ def average_models(models: Sequence[Model]) -> Model:
         run,
         f"an ensemble of {sources}",
         batch_size=first.batch_size,
-        at_once=min(model.at_once for model in models),
+        threads=first.threads,
     )

@@ -1,12 +1,14 @@
 """Images through a model, batch by batch: threads decode the next ones while the network runs.
 
-On a CPU several batches run at once, on a share of the threads each: a network keeps one thread
-busier than two, which wait for each other in every layer.
+On a CPU several batches run at once, each with as many threads as the training had: then the bits
+are those of the training, and fewer threads wait for each other in every layer.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,10 @@ from tvf.errors import InputError
 from tvf.inference.images import Item, Reading
 
 AHEAD = 2  # batches that are read or waiting at any time, besides those that run
-AT_ONCE = 4  # batches that run at the same time, at most: each takes memory
+AT_ONCE = 16  # batches that run at the same time, at most: each takes memory
+
+_lock = threading.Lock()
+_threads: list[int] = []  # torch's number of threads, once for each prediction that is under way
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,15 @@ def classify(
     reading: Reading,
     run: Callable[[Tensor], np.ndarray],
     batch_size: int,
-    at_once: int = 1,
-) -> Iterator[Chunk]:
+    threads: int | None = None,
+) -> Generator[Chunk, None, None]:
     """Classify items in batches of `batch_size`, in their order.
 
-    `run` maps pixels, uint8 [B, 3, S, S], to probabilities [B, classes]; so many batches `at_once`.
+    `run` maps pixels, uint8 [B, 3, S, S], to probabilities [B, classes]. Each batch runs with so
+    many of torch's threads, several batches at once; None: with all of them, one after the other.
     """
     starts = iter(range(0, len(items), batch_size))
     waiting: deque[Future[Chunk]] = deque()
-    threads = torch.get_num_threads()
-    at_once = min(at_once, threads)
 
     def submit() -> None:
         if (start := next(starts, None)) is not None:
@@ -59,9 +63,11 @@ def classify(
             futures = [readers.submit(reading.read, item.image) for item in batch]
             waiting.append(runners.submit(_classify_batch, batch, futures, run))
 
-    readers = ThreadPoolExecutor(threads)
-    runners = ThreadPoolExecutor(at_once, "runner", torch.set_num_threads, (threads // at_once,))
-    with without_pillow_limit():
+    with without_pillow_limit(), _shared_threads() as total:
+        each = min(threads or total, total)
+        at_once = min(AT_ONCE, total // each)
+        readers = ThreadPoolExecutor(total)
+        runners = ThreadPoolExecutor(at_once, "runner", torch.set_num_threads, (each,))
         try:
             for _ in range(AHEAD + at_once):
                 submit()
@@ -72,7 +78,20 @@ def classify(
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             runners.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # some libraries share the number between threads
+
+
+@contextmanager
+def _shared_threads() -> Iterator[int]:
+    """Torch's number of threads, restored at the end: a new thread's number is the last one set."""
+    with _lock:
+        _threads.append(_threads[0] if _threads else torch.get_num_threads())
+    try:
+        yield _threads[0]
+    finally:
+        with _lock:
+            total = _threads.pop()
+            if not _threads:
+                torch.set_num_threads(total)
 
 
 def _classify_batch(

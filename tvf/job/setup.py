@@ -57,6 +57,7 @@ from tvf.training import (
     Phase,
     StepOptions,
     balanced_weights,
+    end_phases,
     require_both_classes,
     training_modules,
 )
@@ -94,7 +95,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data = source.load(progress=not context.parallel, store=store)
-    if config["refit_epoch"] is None:
+    if config["refit_epochs"] is None:
         require_both_classes(metric_of(config), data.val.labels)
     else:
         data = data.join_val()
@@ -108,6 +109,8 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     start = time.perf_counter()
     module: Any = fabric.setup_module(model)
     phases = build_phases(config, len(model.trained_groups))
+    if config["refit_epochs"] is not None:
+        phases = end_phases(phases, config["refit_epochs"])
     if config["model"].get("frozen_bn") == "recalibrate":
         # Covers all layers that are frozen at the start, and runs before the model is copied.
         model.unfreeze(phases[0].groups)
@@ -139,9 +142,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         backbone=backbone,
         phases=job_phases,
         steps=steps,
-        loop=LoopOptions(
-            metric_of(config), config["stop_after"], config["refit_epoch"], not context.parallel
-        ),
+        loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
         costs=CostMeter(job_phases, start),
         head_phase=_head_phase_fingerprint(config, job_phases),
         trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),
@@ -261,7 +262,7 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     targets = {k: v for k, v in head_phase_config(config).items() if k.endswith("._target_")}
     options = json.dumps(head_phase_config(config), sort_keys=True)
     stopping = first.stopping
-    schedule = [first.lr, first.epochs, stopping.patience, stopping.min_delta]
+    schedule = [first.lr, first.epochs, first.length, stopping.patience, stopping.min_delta]
     images = [[split.fingerprint, split.labels] for split in (data.train, data.val)]
     environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
     try:

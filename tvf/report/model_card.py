@@ -210,7 +210,7 @@ def _training(job: Row) -> Iterator[str]:
         f"Besides the new head, these of its layer groups trained: {groups}. That is a fraction of "
         f"{_number(summary.get('pct_unfreeze'), 'g')}, {_number(summary.get('trainable_params'))} "
         f"of {_number(summary.get('total_params'))} parameters. The weights are those of epoch "
-        f"{summary.get('best_epoch')} of {summary.get('epochs')}, {_why_epoch(summary)}."
+        f"{summary.get('best_epoch')} of {summary.get('epochs')}, {_why_epoch(job)}."
     )
     machine = summary.get("machine") or {}
     device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
@@ -222,11 +222,19 @@ def _training(job: Row) -> Iterator[str]:
     yield f"To repeat it:\n\n```sh\n{_command(job)}\n```"
 
 
-def _why_epoch(summary: dict[str, Any]) -> str:
-    if refit := summary.get("refit"):
-        epochs = ", ".join(map(str, sorted(refit["best_epochs"])))
-        return f"the median of the best epochs of the sweep's jobs ({epochs})"
-    return "the best on validation images"
+def _refit(job: Row) -> dict[str, Any] | None:
+    """What the sweep knows about a job that trained on train + validation; None for others."""
+    if not job["config"].get("refit_epochs"):
+        return None
+    unknown = {"best_epochs": [], "sweep": "?", "configuration": "it", "estimate": "not recorded"}
+    return unknown | (job["summary"].get("refit") or {})
+
+
+def _why_epoch(job: Row) -> str:
+    if (refit := _refit(job)) is None:
+        return "the best on validation images"
+    epochs = ", ".join(map(str, sorted(refit["best_epochs"])))
+    return f"chosen by the best epochs of the sweep's jobs ({epochs})"
 
 
 def _command(job: Row) -> str:
@@ -239,7 +247,7 @@ def _scores(
     job: Row, comparison: Comparison | None, configuration: Configuration | None
 ) -> Iterator[str]:
     summary = job["summary"]
-    if refit := summary.get("refit"):
+    if refit := _refit(job):
         yield (
             "Not measured: it was trained on its validation images too. What to expect is the "
             f"estimate of the sweep {_name(refit['sweep'])} for {refit['configuration']}, whose "
@@ -278,7 +286,7 @@ def _means(configuration: Configuration | None) -> Iterator[tuple[str, str]]:
 
 
 def _calibration(job: Row) -> Iterator[str]:
-    if job["summary"].get("refit"):
+    if _refit(job):
         yield (
             f"Temperature {_number(_temperature(job), '.3f')}, by which logits are divided: the "
             "median of those of the sweep's jobs (Guo et al. 2017). Not measured for this model."
@@ -312,7 +320,7 @@ def _temperature(job: Row) -> Any:
 
 
 def _confusion(job: Row) -> Iterator[str]:
-    if job["summary"].get("refit"):
+    if _refit(job):
         yield "Not measured."
         return
     classes, matrix = job["summary"].get("classes") or [], job["summary"].get("test_confusion")

@@ -163,9 +163,9 @@ def _check_sweep(
         for (name, _), job_overrides in zip(composed, overrides, strict=True):
             by_name.setdefault(name, job_overrides)  # the first of the jobs in a folder runs
         plan = _plan_halving(config, {name: by_name[name] for name in jobs}, jobs)
-    if any(job["refit_epoch"] is not None for job in jobs.values()):
+    if any(job["refit_epochs"] is not None for job in jobs.values()):
         raise InputError(
-            "refit_epoch must be null in a sweep, which compares its jobs by their validation "
+            "refit_epochs must be null in a sweep, which compares its jobs by their validation "
             "images. Set it for a single job, or use tvf refit."
         )
     for name in jobs:

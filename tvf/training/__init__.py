@@ -8,8 +8,8 @@ from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
 from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
 from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state
-from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases
-from tvf.training.schedules import Schedule, cosine, make_schedule, one_cycle, plateau
+from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases, end_phases
+from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
 from tvf.training.scores import Scores, compute_scores, require_both_classes
 from tvf.training.state import STATE_KEYS, EpochResult, PhaseSetup, best_epoch, holds_best
 from tvf.training.step import StepOptions, predict
@@ -30,7 +30,6 @@ __all__ = [
     "Phases",
     "STATE_KEYS",
     "STEPS",
-    "Schedule",
     "Scores",
     "StepOptions",
     "TrainingLoop",
@@ -39,6 +38,7 @@ __all__ = [
     "carry_optimizer_state",
     "compute_scores",
     "cosine",
+    "end_phases",
     "holds_best",
     "make_schedule",
     "no_average",

@@ -36,14 +36,10 @@ from tvf.training.step import StepOptions, evaluate, read_batches, sum_batches, 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """`metric` chooses the best epoch; `stop_after` interrupts the loop after that epoch.
-
-    The job is over after epoch `last`, by default that of its last phase.
-    """
+    """`metric` chooses the best epoch; `stop_after` ends the loop early, after that epoch."""
 
     metric: str = "accuracy"
     stop_after: int | None = None
-    last: int | None = None
     show_progress: bool = False
 
 
@@ -107,17 +103,14 @@ class TrainingLoop:
 
     @property
     def phase_is_over(self) -> bool:
-        """Whether the phase has used up its epochs or its patience."""
+        """Whether the phase has used up its epochs, its length or its patience."""
         phase = self._builder.phases[self._state.phase]
-        number = self._state.phase + 1
-        scores = [e.score(self._options.metric) for e in self.history if e.phase == number]
-        return len(scores) == phase.epochs or phase.stopping.ends(scores)
+        epochs = [epoch for epoch in self.history if epoch.phase == self._state.phase + 1]
+        return phase.ends([epoch.score(self._options.metric) for epoch in epochs])
 
     @property
     def is_over(self) -> bool:
         """Whether no epoch is left."""
-        if len(self.history) == self._options.last:
-            return True
         return self._state.phase + 1 == len(self._builder.phases) and self.phase_is_over
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ stopping, and returns phases. A phase has its own groups, epochs, learning rates
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvf.errors import InputError, require_count, require_number, unknown_key
@@ -47,7 +47,8 @@ class Phase:
     """A stretch of training with one set of trainable groups and one set of learning rates.
 
     `groups` counts the job's groups that train besides the head. A learning rate of None is the
-    optimizer's.
+    optimizer's. The phase ends after `length` of its epochs, over all of which its schedule spans;
+    by default after all.
     """
 
     epochs: int
@@ -55,6 +56,28 @@ class Phase:
     lr: float | None = None
     backbone_lr: float | None = None
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    length: int | None = None
+
+    def ends(self, scores: Sequence[float | None]) -> bool:
+        """Whether the phase is over with these validation scores, one per epoch."""
+        return len(scores) == (self.length or self.epochs) or self.stopping.ends(scores)
+
+
+def end_phases(phases: Sequence[Phase], lengths: Sequence[int]) -> tuple[Phase, ...]:
+    """The first phases, each of the given length whatever its scores.
+
+    Raises InputError if there are more lengths than phases, or longer ones.
+    """
+    most = [phase.epochs for phase in phases]
+    given = zip(lengths, most, strict=False)
+    if len(lengths) > len(phases) or any(length > epochs for length, epochs in given):
+        raise InputError(
+            f"refit_epochs={[*lengths]} must have at most the epochs of each phase: {most}."
+        )
+    return tuple(
+        replace(phase, stopping=EarlyStopping(), length=length)
+        for phase, length in zip(phases, lengths, strict=False)
+    )
 
 
 @dataclass(frozen=True)
