@@ -76,6 +76,7 @@ OPTIONS: dict[str, Affects] = {
     "backbone.std": PIXELS,
     "data._target_": IMAGES,
     "data.root": IMAGES,
+    "data.layout": IMAGES,
     "data.task": IMAGES,
     "data.limit": IMAGES,
     "data.train_limit": TRAINING,
@@ -204,6 +205,8 @@ LEGACY_DEFAULTS: dict[str, Any] = {
 }
 # The same for options that older checkpoints, known by the options as they were written, lack.
 LATER_DEFAULTS: dict[str, Any] = {"deterministic": False, "fabric.tf32": False}
+# And for image folders.
+LATER_FOLDER_DEFAULTS: dict[str, Any] = {"data.layout": "auto", "data.white_point": None}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
@@ -264,8 +267,10 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     Equal numbers and equal places have one form, see `canonical`.
     """
     options = written_options(config, effect)
-    if options.get("data._target_") == "tvf.data.ImageFolder" and Affects.NUMBERS in effect:
-        options.setdefault("data.white_point", None)  # records of earlier versions lack it
+    if options.get("data._target_") == "tvf.data.ImageFolder":
+        for key, value in LATER_FOLDER_DEFAULTS.items():
+            if effect in affects(key):
+                options.setdefault(key, value)
     for key, value in LATER_DEFAULTS.items():
         if effect in affects(key):
             options.setdefault(key, value)

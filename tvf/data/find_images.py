@@ -18,7 +18,7 @@ from tvf.data.entries import (
     kind_of_ending,
     scan,
 )
-from tvf.data.folders import Layout, find_layout
+from tvf.data.folders import AUTO, Layout, find_layout
 from tvf.data.left_out import (
     BROKEN,
     ENDING,
@@ -39,7 +39,8 @@ from tvf.files import printable
 class FoundImages:
     """The images below a data root: paths from there, classes, and splits, one of each per image.
 
-    `left_out` counts what was not read, `notes` are what the user should know about folders.
+    `left_out` counts what was not read, `notes` are what the user should know about folders. Paths
+    of a `flat` data set begin with the class, other ones with the split.
     """
 
     classes: tuple[str, ...]
@@ -48,14 +49,19 @@ class FoundImages:
     parts: list[str]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    flat: bool
 
 
-def find_images(root: Path) -> FoundImages:
+def find_images(root: Path, layout: str = AUTO, grouped: bool = False) -> FoundImages:
     """List the images in the class folders of each split, in the order of their paths.
 
-    Raises InputError that names the folder or link at fault.
+    `layout` and `grouped` as in `find_layout`. Raises InputError that names the folder or link at
+    fault.
     """
-    layout = find_layout(root)
+    return _list_images(find_layout(root, layout, grouped))
+
+
+def _list_images(layout: Layout) -> FoundImages:
     found = _Finder(layout).find()
     names: list[str] = []
     labels: list[int] = []
@@ -85,7 +91,15 @@ def find_images(root: Path) -> FoundImages:
     for each in found:
         layout.left_out.merge(each.left_out)
     classes = tuple(map(printable, layout.classes))
-    return FoundImages(classes, names, labels, parts, layout.left_out.entries(), layout.notes)
+    return FoundImages(
+        classes,
+        names,
+        labels,
+        parts,
+        layout.left_out.entries(),
+        layout.notes,
+        flat=not layout.folders["train"],
+    )
 
 
 @dataclass
@@ -133,7 +147,7 @@ class _Finder:
             present = {*layout.within[part]}
             for label, name in enumerate(layout.classes):
                 if name in present:
-                    each = _ClassImages(part, label, f"{layout.folders[part]}/{name}")
+                    each = _ClassImages(part, label, layout.below(part, name))
                     found.append(each)
                     if os.path.islink(self._path(each.folder)):
                         linked.append(each)
@@ -281,7 +295,7 @@ def _holds(folder: str, other: str) -> bool:
 
 
 def _shown(layout: Layout, below: str) -> str:
-    return printable(os.path.join(layout.root, below))
+    return printable(os.path.join(layout.root, below) if below else layout.root)
 
 
 def _held(tally: Tally) -> str:
