@@ -22,7 +22,7 @@ from tvf.data.pool import (
     describe_classes,
     describe_images,
 )
-from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
+from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder, ImageTable
 from tvf.data.splits import SplitOptions
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Elpv",
     "FlipsAndCrops",
     "ImageFolder",
+    "ImageTable",
     "LeftOut",
     "Pixels",
     "Pool",

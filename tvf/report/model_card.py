@@ -166,8 +166,9 @@ def _image_size(job: Row) -> str:
 def _data(job: Row) -> Iterator[str]:
     data, images = job["config"].get("data") or {}, job["summary"].get("images") or {}
     target = str(data.get("_target_"))
-    root = data.get("root")
+    path, root = data.get("path"), data.get("root")
     source = f"the folder `{_name(Path(str(root)).name)}`" if root else target.split(".")[-1]
+    source = f"the table `{_name(Path(str(path)).name)}`" if path else source
     yield f"Source: {source}. Licence: {LICENCES.get(target, UNKNOWN)}."
     by_class, classes = images.get("by_class") or {}, job["summary"].get("classes") or []
     if not by_class:
