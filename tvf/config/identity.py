@@ -99,6 +99,9 @@ OPTIONS: dict[str, Affects] = {
     "data.validate_on": DIVISION,
     "data.metric": TRAINING | Affects.VALIDATION_IMAGES,
     "data.image_size": PIXELS,
+    "data.resize": PIXELS,
+    "data.interpolation": PIXELS,
+    "data.pad_color": PIXELS,
     "data.max_megapixels": PIXELS,
     "data.white_point": PIXELS,
     "data.batch_size": TRAINING,
@@ -212,7 +215,13 @@ LEGACY_DEFAULTS: dict[str, Any] = {
 # The same for options that older checkpoints, known by the options as they were written, lack.
 LATER_DEFAULTS: dict[str, Any] = {"deterministic": False, "fabric.tf32": False}
 # And for image folders.
-LATER_FOLDER_DEFAULTS: dict[str, Any] = {"data.layout": "auto", "data.white_point": None}
+LATER_FOLDER_DEFAULTS: dict[str, Any] = {
+    "data.layout": "auto",
+    "data.resize": "crop",
+    "data.interpolation": "bilinear",
+    "data.pad_color": "black",
+    "data.white_point": None,
+}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")

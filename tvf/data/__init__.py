@@ -9,6 +9,7 @@ from tvf.data.augment import (
 )
 from tvf.data.changes import describe_pool
 from tvf.data.entries import is_image, is_system, kind_of_ending
+from tvf.data.fit import Fit
 from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
@@ -33,6 +34,7 @@ __all__ = [
     "DataSplits",
     "ENDING",
     "Elpv",
+    "Fit",
     "FlipsAndCrops",
     "ImageFolder",
     "ImageTable",

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from tvf.distributed import library_versions, source_commit
 from tvf.errors import InputError, require_choice
 from tvf.files import printable, read_json
-from tvf.inference.exported import ENDINGS, EXTRA, FORMAT_VERSION, METADATA, load_exported
+from tvf.inference.exported import (
+    ENDINGS,
+    EXTRA,
+    FORMAT_VERSION,
+    METADATA,
+    RESIZED_VERSION,
+    load_exported,
+)
 from tvf.inference.model import Model
 from tvf.inference.trust import open_source
 
@@ -95,8 +102,9 @@ def export_model(
 
 def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
     versions = model.summary.get("versions") or {}
+    fit = model.reading.fit
     facts = {
-        "format": FORMAT_VERSION,
+        "format": RESIZED_VERSION if fit.key else FORMAT_VERSION,
         "version": library_versions().get("tvf"),
         "commit": source_commit(),
         "trained_with": versions | {"commit": model.summary.get("commit")},
@@ -106,6 +114,7 @@ def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
         "image_size": model.reading.image_size,
         "max_megapixels": model.reading.max_megapixels,
         "white_point": model.reading.white_point,
+        **asdict(fit),
         "temperature": model.temperature,
         "calibrated": not raw,
         "batch_size": model.batch_size,

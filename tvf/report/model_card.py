@@ -154,13 +154,20 @@ model = tvf.load({Path(job["path"]).name!r})  # the job's folder, or an exported
 model.predict(["photo.jpg"])
 ```
 
-Images of any size are turned upright and become their central square of {_image_size(job)} pixels;
+Images of any size are turned upright and {_resizing(job)};
 the model scales and normalises them itself."""
 
 
-def _image_size(job: Row) -> str:
-    size = (job["config"].get("data") or {}).get("image_size")
-    return f"{size}×{size}"
+def _resizing(job: Row) -> str:
+    """How images are made square."""
+    data = job["config"].get("data") or {}
+    how = {
+        "squash": "squashed, whatever their shape, to",
+        "pad": f"padded with {_name(data.get('pad_color'))} to a square of",
+    }.get(str(data.get("resize")), "become their central square of")
+    method = data.get("interpolation", "bilinear")
+    by = "" if method == "bilinear" else f", by {_name(method)} interpolation"
+    return f"{how} {data.get('image_size')}×{data.get('image_size')} pixels{by}"
 
 
 def _data(job: Row) -> Iterator[str]:
