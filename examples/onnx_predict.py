@@ -15,6 +15,8 @@ if len(sys.argv) < 3:
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["tvf"])
 size = facts["image_size"]
+if facts["white_point"] or facts["window"]:
+    sys.exit("The model was trained on images with other values than 0 to 255: use tvf predict.")
 for path in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     method = Image.Resampling[facts["interpolation"].upper()]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tvf
 from helpers.configs import plain_config
 from helpers.folders import write_images
-from tvf.data import Fit
+from tvf.data import ReadingRules
 from tvf.errors import InputError
 from tvf.inference.export import export_model
 from tvf.inference.trust import open_source
@@ -17,12 +18,17 @@ from tvf.job import JobContext, run_job
 from tvf.records import read_predictions, softmax
 
 pytestmark = pytest.mark.slow
-FIT = Fit("pad", "bicubic", "white")
+RULES = ReadingRules("pad", "bicubic", "white", (100.0, 3000.0))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data"))
+    """Images of 12 bits, kept in 16."""
+    root = write_images(tmp_path_factory.mktemp("data"))
+    for path in root.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 16).save(path)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,7 @@ def job(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = plain_config(
         *("name=job", "data=table", f"data.path={folder}/labels.csv", "data.image_size=32"),
         *("data.resize=pad", "data.interpolation=bicubic", "data.pad_color=white"),
+        "data.window=[100,3000]",
         *("data.batch_size=8", "backbone=resnet18", "backbone.weights=null", "epochs=1"),
         *("model.pct_unfreeze=0.5", "tracker=none", "store.mode=off"),
     )
@@ -45,11 +52,14 @@ def job(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_loaded_model_reads_as_its_job_did_without_trust(job: Path, folder: Path) -> None:
     model = tvf.load(job)
-    assert model.reading.fit == FIT
+    assert model.reading.rules == RULES
     recorded = read_predictions(job)["val"]
     table = model.predict([folder / str(name) for name in recorded.names])
     assert np.array_equal(table.probabilities, softmax(recorded.logits, model.temperature))
-    assert "padded with white to a square of 32×32 pixels, by bicubic interpolation;" in model.card
+    assert (
+        "padded with white to a square of 32×32 pixels, by bicubic interpolation, with values from "
+        "100 to 3000 as black to white;"
+    ) in model.card
     assert "the table `labels.csv`" in model.card
     config = json.loads((job / "config.json").read_text())
     assert len(open_source(config, trust_code=False).catalog()) == 48

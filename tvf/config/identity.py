@@ -104,6 +104,7 @@ OPTIONS: dict[str, Affects] = {
     "data.pad_color": PIXELS,
     "data.max_megapixels": PIXELS,
     "data.white_point": PIXELS,
+    "data.window": PIXELS,
     "data.batch_size": TRAINING,
     "data.class_weights": TRAINING,
     "data.download": NOTHING,
@@ -221,6 +222,7 @@ LATER_FOLDER_DEFAULTS: dict[str, Any] = {
     "data.interpolation": "bilinear",
     "data.pad_color": "black",
     "data.white_point": None,
+    "data.window": None,
 }
 
 # The options in which repetitions of one configuration differ.

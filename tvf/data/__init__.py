@@ -9,7 +9,6 @@ from tvf.data.augment import (
 )
 from tvf.data.changes import describe_pool
 from tvf.data.entries import is_image, is_system, kind_of_ending
-from tvf.data.fit import Fit
 from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
@@ -23,6 +22,7 @@ from tvf.data.pool import (
     describe_classes,
     describe_images,
 )
+from tvf.data.rules import ReadingRules
 from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder, ImageTable
 from tvf.data.splits import SplitOptions
 
@@ -34,13 +34,13 @@ __all__ = [
     "DataSplits",
     "ENDING",
     "Elpv",
-    "Fit",
     "FlipsAndCrops",
     "ImageFolder",
     "ImageTable",
     "LeftOut",
     "Pixels",
     "Pool",
+    "ReadingRules",
     "Split",
     "SplitOptions",
     "Tally",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tvf.data import (
     ENDING,
-    Fit,
+    ReadingRules,
     Tally,
     convert_image,
     describe_left_out,
@@ -41,13 +41,13 @@ class Reading:
     image_size: int
     max_megapixels: float = 100.0
     white_point: int | None = None
-    fit: Fit = Fit()
+    rules: ReadingRules = ReadingRules()
 
     def read(self, image: Any) -> np.ndarray:
         """Read a path or a PIL image as uint8 [S, S, 3]; InputError if that fails."""
         if isinstance(image, Image.Image):
-            return convert_image(image, self.image_size, self.white_point, self.fit)
-        return read_image(image, self.image_size, self.max_megapixels, self.white_point, self.fit)
+            return convert_image(image, self.image_size, self.white_point, self.rules)
+        return read_image(image, self.image_size, self.max_megapixels, self.white_point, self.rules)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvf.data.changes import count_changes
-from tvf.data.fit import Fit
 from tvf.data.images import read_images
 from tvf.data.pool import Pixels
+from tvf.data.rules import ReadingRules
 from tvf.data.sources.base import DataSource
 from tvf.data.splits import limit_pool
-from tvf.errors import require_count, require_number
+from tvf.errors import InputError, require_count, require_number
 from tvf.store import Store
 
 
@@ -19,23 +19,30 @@ from tvf.store import Store
 class FileSource(DataSource):
     """A data source whose images are files that a user may change.
 
-    Images become squares as `resize`, `interpolation` and `pad_color` say: see `Fit`. Those larger
-    than `max_megapixels` are an error. `white_point` is the value that is shown as white; by
-    default the largest that an image's bits can hold.
+    Images become squares as `resize`, `interpolation` and `pad_color` say: see `ReadingRules`.
+    Those larger than `max_megapixels` are an error. `white_point` is the value that is shown as
+    white; by default the largest that an image's bits can hold. `window` says instead which values
+    are black and white, also of floats, signed values and 32 bits.
     """
 
-    resize: str = Fit.resize
-    interpolation: str = Fit.interpolation
-    pad_color: str = Fit.pad_color
+    resize: str = ReadingRules.resize
+    interpolation: str = ReadingRules.interpolation
+    pad_color: str = ReadingRules.pad_color
     max_megapixels: float = 100.0
     white_point: int | None = None
+    window: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._fit()  # checks the options
+        self._rules()  # checks the options
         require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
         if self.white_point is not None:
             require_count("data.white_point", self.white_point, 1, 65535)
+            if self.window is not None:
+                raise InputError(
+                    f"data.white_point={self.white_point} cannot be used with data.window: the "
+                    f"window [0,{self.white_point}] shows the same. Remove one of them."
+                )
 
     def read_files(self, files: Sequence[str], progress: bool, store: Store | None) -> Pixels:
         """Read images as the options say; InputError names those that cannot be read."""
@@ -44,13 +51,13 @@ class FileSource(DataSource):
             self.image_size,
             max_megapixels=self.max_megapixels,
             white_point=self.white_point,
-            fit=self._fit(),
+            rules=self._rules(),
             progress=progress,
             store=store,
         )
 
-    def _fit(self) -> Fit:
-        return Fit(self.resize, self.interpolation, self.pad_color)
+    def _rules(self) -> ReadingRules:
+        return ReadingRules.of(vars(self))
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Read the images, as any of them may be damaged."""

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from helpers.folders import write_images
-from tvf.data.fit import INTERPOLATIONS, RESIZE, Fit
 from tvf.data.images import DECODER_VERSION, convert_image, digest_file, read_image, read_images
+from tvf.data.rules import INTERPOLATIONS, RESIZE, ReadingRules
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.sources.image_table import ImageTable
 from tvf.errors import InputError
@@ -32,8 +32,8 @@ def test_by_default_images_are_read_as_they_were_before(
     image = _noise((*shape, 3)).convert(mode)
     image.save(path)
     square = ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BILINEAR)
-    for fit in (Fit(), Fit(pad_color="white")):
-        assert np.array_equal(read_image(path, 32, fit=fit), np.asarray(square))
+    for rules in (ReadingRules(), ReadingRules(pad_color="white")):
+        assert np.array_equal(read_image(path, 32, rules=rules), np.asarray(square))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -42,10 +42,10 @@ def test_squash_takes_the_whole_image_and_pad_keeps_its_shape(
     shape: tuple[int, int], method: str
 ) -> None:
     image = _noise((*shape, 3))
-    squashed = convert_image(image, 32, fit=Fit("squash", method))
+    squashed = convert_image(image, 32, rules=ReadingRules("squash", method))
     how = Image.Resampling[method.upper()]
     assert np.array_equal(squashed, np.asarray(image.resize((32, 32), how)))
-    padded = convert_image(image, 32, fit=Fit("pad", method, "#0102fe"))
+    padded = convert_image(image, 32, rules=ReadingRules("pad", method, "#0102fe"))
     border = (padded == (1, 2, 254)).all(-1)
     rows, columns = (~border.all(1)).nonzero()[0], (~border.all(0)).nonzero()[0]
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -61,9 +61,15 @@ def test_the_store_keeps_what_it_has_and_tells_the_rules_apart(tmp_path: Path) -
     path = tmp_path / "a.png"
     _noise((30, 50, 3)).save(path)
     store = Store(tmp_path / "store", 10**9)
-    for fit in (Fit(), Fit("crop", pad_color="white"), Fit("squash"), Fit("pad"), Fit("pad")):
-        read = read_images([path], 32, fit=fit, store=store).images
-        expected = read_image(path, 32, fit=fit)
+    for rules in (
+        ReadingRules(),
+        ReadingRules("crop", pad_color="white"),
+        ReadingRules("squash"),
+        ReadingRules("pad"),
+        ReadingRules("pad"),
+    ):
+        read = read_images([path], 32, rules=rules, store=store).images
+        expected = read_image(path, 32, rules=rules)
         assert np.array_equal(read[0].permute(1, 2, 0).numpy(), expected)
     files = np.array([digest_file(path)], "S32")
     before = fingerprint([files, 32, None, PIL.__version__, DECODER_VERSION])
@@ -74,17 +80,19 @@ def test_the_store_keeps_what_it_has_and_tells_the_rules_apart(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (Fit(), Fit(pad_color="red"), True),
-        (Fit("squash"), Fit("squash", pad_color="red"), True),
-        (Fit("pad"), Fit("pad", pad_color="#000"), True),
-        (Fit("pad"), Fit("pad", pad_color="red"), False),
-        (Fit(), Fit("squash"), False),
-        (Fit(), Fit(interpolation="bicubic"), False),
+        (ReadingRules(), ReadingRules(pad_color="red"), True),
+        (ReadingRules("squash"), ReadingRules("squash", pad_color="red"), True),
+        (ReadingRules("pad"), ReadingRules("pad", pad_color="#000"), True),
+        (ReadingRules("pad"), ReadingRules("pad", pad_color="red"), False),
+        (ReadingRules(), ReadingRules("squash"), False),
+        (ReadingRules(), ReadingRules(interpolation="bicubic"), False),
     ],
 )
-def test_rules_have_one_key_if_they_come_to_the_same(one: Fit, other: Fit, same: bool) -> None:
+def test_rules_have_one_key_if_they_come_to_the_same(
+    one: ReadingRules, other: ReadingRules, same: bool
+) -> None:
     assert (one.key == other.key) is same
-    assert Fit().key == ()
+    assert ReadingRules().key == ()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_unknown_rules_are_errors(options: dict[str, Any], message: str, tmp_pat
     with pytest.raises(InputError, match=message):
         ImageFolder(root=str(root), image_size=32, **options)
     with pytest.raises(InputError, match=message):
-        Fit.of(options)
+        ReadingRules.of(options)
 
 
 @pytest.mark.parametrize("resize", RESIZE)
@@ -114,9 +122,9 @@ def test_sources_of_files_read_by_the_rule(tmp_path: Path, resize: str) -> None:
     lines = [f"{name},{name.split('/')[1]}" for name in catalog.names]
     (tmp_path / "labels.csv").write_text("\n".join(["image,label", *lines]))
     table = ImageTable(path=str(tmp_path / "labels.csv"), image_size=32, **options)
-    fit = Fit(resize, "bicubic", "red")
+    rules = ReadingRules(resize, "bicubic", "red")
     assert catalog.files is not None
-    expected = np.stack([read_image(file, 32, fit=fit) for file in catalog.files])
+    expected = np.stack([read_image(file, 32, rules=rules) for file in catalog.files])
     for source in (folder, table):
         images = source.catalog().read(np.arange(8), False, None).images
         assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
@@ -124,5 +132,5 @@ def test_sources_of_files_read_by_the_rule(tmp_path: Path, resize: str) -> None:
 
 def test_padding_does_not_hide_dark_images(tmp_path: Path) -> None:
     Image.new("L", (80, 20), 5).save(tmp_path / "a.png")
-    read = read_images([tmp_path / "a.png"], 32, fit=Fit("pad", pad_color="white"))
+    read = read_images([tmp_path / "a.png"], 32, rules=ReadingRules("pad", pad_color="white"))
     assert read.ranges is not None and read.ranges.tolist() == [[5, 5, 255]]

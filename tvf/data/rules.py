@@ -1,6 +1,10 @@
-"""How an image of any shape becomes a square: turned upright, then cropped, squashed or padded."""
+"""How an image of any shape becomes a square: turned upright, then cropped, squashed or padded.
 
-from collections.abc import Mapping
+With the window of its values, these are the rules that travel with a model.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,35 +28,41 @@ UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How an image becomes a square, by the options `data.resize` and so on.
+class ReadingRules:
+    """How an image becomes a square of 8 bits, by the options `data.resize` and so on.
 
     "crop" takes the central square, "squash" the whole image, whose shape changes, and "pad" the
     whole image in its shape, with `pad_color` around it: a name such as black, or #rrggbb.
-    `interpolation` is one of INTERPOLATIONS. Raises InputError for any other value.
+    `interpolation` is one of INTERPOLATIONS. `window` [low, high] shows low and all below as black,
+    high and all above as white. Raises InputError for any other value.
     """
 
     resize: str = CROP
     interpolation: str = "bilinear"
     pad_color: str = "black"
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", _check_window(self.window))
         require_choice("data.resize", self.resize, RESIZE)
         require_choice("data.interpolation", self.interpolation, INTERPOLATIONS)
         _parse_color(self.pad_color)
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Fit":
+    def of(cls, options: Mapping[str, Any]) -> "ReadingRules":
         """The one that these options name, with defaults for those that are missing."""
         return cls(**{key: options[key] for key in cls.__dataclass_fields__ if key in options})
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What decides the pixels: empty for the default, equal for what comes to the same."""
+        key: tuple[Any, ...] = (self.resize, self.interpolation)
         if self.resize == PAD:
-            return self.resize, self.interpolation, _parse_color(self.pad_color)
-        key = (self.resize, self.interpolation)
-        return () if key == (Fit.resize, Fit.interpolation) else key
+            key += (_parse_color(self.pad_color),)
+        elif key == (ReadingRules.resize, ReadingRules.interpolation):
+            key = ()
+        return key if self.window is None else (*key, "window", *self.window)
 
     def scale(self, shown: Image.Image, size: int) -> Image.Image:
         """An upright image as RGB of `size` pixels per side; of fewer in one with "pad"."""
@@ -99,3 +109,16 @@ def _parse_color(color: object) -> tuple[int, int, int]:
             "black, white or gray, or '#7f7f7f'."
         )
     return found
+
+
+def _check_window(window: object) -> tuple[float, float]:
+    given = list(window) if isinstance(window, Sequence) and not isinstance(window, str) else []
+    numbers = [float(n) for n in given if isinstance(n, int | float) and not isinstance(n, bool)]
+    if len(numbers) == len(given) == 2 and all(map(math.isfinite, numbers)):
+        low, high = numbers
+        if low < high:
+            return low, high
+    raise InputError(
+        f"data.window={window} must be [low,high]: the value that is shown as black, and a higher "
+        "one that is shown as white, such as [0,4095]."
+    )
