@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.folders import add, write_images
+from tvf.data.changes import describe_pool
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.sources.image_table import ImageTable
 from tvf.data.splits import divide
@@ -103,6 +105,21 @@ def test_images_are_read_like_those_of_a_folder(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n")  # so that it is read again
     with pytest.raises(InputError, match=r"1 missing files \(line 7: train/cats/3.png\)"):
         _source(path, root=str(root))
+
+
+def test_labels_that_have_changed_in_the_table_are_counted(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "images", each=12)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    lines = [f"{name},{name.split('/')[1]}" for name in names]
+    path = _table(tmp_path, "\n".join(["image,label", *lines]))
+    source = _source(path, root=str(root))
+    data = source.load()
+    before, now = describe_pool(data.train.pool), time.time() + 9
+    assert source.count_changes(before, data.classes, now) == {}
+    lines[0] = lines[0].replace(",cats", ",dogs")
+    path.write_text("\n".join(["image,label", *lines[:-1]]))
+    found = _source(path, root=str(root)).count_changes(before, data.classes, now)
+    assert found == {"removed": 1, "relabelled": 1}
 
 
 def test_splits_and_groups_are_columns(tmp_path: Path) -> None:
