@@ -148,6 +148,19 @@ def test_names_that_say_images_and_not_which(name: str, expected: bool) -> None:
     assert holds_all(name) is expected
 
 
+@pytest.mark.parametrize(("below", "layout"), [("train", "auto"), (".", "flat")])
+def test_classes_that_hold_others_once_more_are_named(
+    tmp_path: Path, below: str, layout: str
+) -> None:
+    _classes(tmp_path / below, "cat", "dog", "zip/cat", "zip/dog", "dog/cat")
+    found = find_images(tmp_path, layout)
+    assert found.classes == ("cat", "dog", "zip")
+    (note,) = found.notes
+    assert note.endswith(
+        "zip/, which is read as a class, has folders that are called like other classes: cat, dog"
+    )
+
+
 def test_an_unknown_layout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data.layout=nested must be one of auto, splits, flat"):
         ImageFolder(root=str(_classes(tmp_path, "a", "b")), image_size=32, layout="nested")

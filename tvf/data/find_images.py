@@ -29,6 +29,7 @@ from tvf.data.left_out import (
     LeftOut,
     Tally,
     describe_left_out,
+    first_few,
 )
 from tvf.data.pool import PARTS
 from tvf.errors import InputError
@@ -97,7 +98,7 @@ def _list_images(layout: Layout) -> FoundImages:
         labels,
         parts,
         layout.left_out.entries(),
-        layout.notes,
+        (*layout.notes, *_note_repeated_classes(layout, found)),
         flat=not layout.folders["train"],
     )
 
@@ -287,6 +288,21 @@ class _Finder:
 
     def _path(self, below: str) -> str:
         return f"{self._layout.root}/{below}"
+
+
+def _note_repeated_classes(layout: Layout, found: list[_ClassImages]) -> list[str]:
+    """Name classes that have folders called like other classes, as of an archive unpacked twice."""
+    notes = []
+    for each in found:
+        start = len(each.folder) + 1
+        inside = {folder[start:].partition("/")[0] for folder in each.images}
+        again = sorted(inside & {*layout.classes} - {layout.classes[each.label]})
+        if len(again) > 1:
+            notes.append(
+                f"{printable(each.folder)}/, which is read as a class, has folders that are called "
+                f"like other classes: {first_few(again)}"
+            )
+    return notes
 
 
 def _holds(folder: str, other: str) -> bool:
