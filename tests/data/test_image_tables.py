@@ -351,6 +351,20 @@ def test_parquet_is_read_like_text(tmp_path: Path) -> None:
         _source(path)
 
 
+def test_parquet_that_is_damaged_inside_is_an_error(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(6)]
+    path = _parquet(_table(tmp_path, "").with_suffix(".parquet"), image=names, label=LABELS)
+    content = path.read_bytes()
+    messages = set()
+    for place in range(4, 60):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            _source(path).catalog()
+        except InputError as error:  # and nothing else
+            messages.add(str(error).partition(":")[0])
+    assert f"{path} cannot be read as Parquet" in messages
+
+
 def test_parquet_that_cannot_be_read_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +113,35 @@ def _open_parquet(path: Path) -> Any:
         raise InputError(
             f"{printable(path)} needs pyarrow, which is not installed: pip install 'tvf[parquet]'."
         ) from error
-    try:
+    with _parquet_errors(path):
         return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{printable(path)} cannot be read as Parquet: {reason}.") from error
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Raise InputError for whatever pyarrow raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # it has kinds of its own, and takes Python's for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{printable(path)} cannot be read as Parquet: {printable(reason)}."
+        ) from error
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     number = 0
     # Without threads of pyarrow's own, which would not survive the forks of jobs.
-    for batch in _open_parquet(path).iter_batches(columns=list(columns), use_threads=False):
-        values = [batch.column(name).to_pylist() for name in columns]
-        for cells in zip(*values, strict=True):
-            number += 1
-            yield (
-                number,
-                tuple(_as_text(path, *named) for named in zip(columns, cells, strict=True)),
-            )
+    batches = _open_parquet(path).iter_batches(columns=list(columns), use_threads=False)
+    with _parquet_errors(path):
+        for batch in batches:
+            values = [batch.column(name).to_pylist() for name in columns]
+            for cells in zip(*values, strict=True):
+                number += 1
+                named = zip(columns, cells, strict=True)
+                yield number, tuple(_as_text(path, column, cell) for column, cell in named)
 
 
 def _as_text(path: Path, column: str, value: Any) -> str:
