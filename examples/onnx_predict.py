@@ -14,9 +14,21 @@ if len(sys.argv) < 3:
     sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["tvf"])
+size = facts["image_size"]
+if facts["white_point"] or facts["window"]:
+    sys.exit("The model was trained on images with other values than 0 to 255: use tvf predict.")
 for path in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    square = ImageOps.fit(image, (facts["image_size"],) * 2, Image.Resampling.BILINEAR)
+    method = Image.Resampling[facts["interpolation"].upper()]
+    if facts["resize"] == "crop":
+        square = ImageOps.fit(image, (size, size), method)
+    elif facts["resize"] == "squash":
+        square = image.resize((size, size), method)
+    else:
+        width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+        square = Image.new("RGB", (size, size), facts["pad_color"])
+        place = (size - width) // 2, (size - height) // 2
+        square.paste(image.resize((width, height), method), place)
     probabilities = np.asarray(session.run(None, {"images": np.asarray(square)[None]})[0])[0]
     best = probabilities.argmax()
     print(f"{path}: {facts['classes'][best]} ({probabilities[best]:.3f})")

@@ -134,9 +134,10 @@ def test_a_checkpoint_from_before_the_options_for_gpus_is_known_by_those_of_its_
     assert json.dumps(canonical) != json.dumps(written)  # 0.0 is 0 in one of them
 
 
-def test_image_folders_of_older_configs_have_no_white_point() -> None:
+def test_image_folders_of_older_configs_have_no_white_point_and_splits() -> None:
     today = plain_config(*overrides_of("data", "image_folder"))
-    old = today | {"data": {k: v for k, v in today["data"].items() if k != "white_point"}}
+    later = ("white_point", "layout", "resize", "interpolation", "pad_color", "window")
+    old = today | {"data": {k: v for k, v in today["data"].items() if k not in later}}
     assert result_config(old) == result_config(today)
     # Checkpoints of that time are known by the options as they were written.
     assert "data.white_point" not in earlier_options(old)[0]

@@ -54,6 +54,9 @@ def test_a_place_in_another_option_is_one_only_where_it_is_one() -> None:
     assert canonical("backbone.name", "hf-hub:x/y") == "hf-hub:x/y"
     assert canonical("data.groups", "x.csv") == f"{here}.csv"
     assert canonical("data.groups", r"patient(\d+)") == r"patient(\d+)"
+    assert canonical("data.path", "x.csv") == f"{here}.csv"
+    for other in ("s3://x/y.csv", "x", "x.zip"):  # a data source of one's own may mean anything
+        assert canonical("data.path", other) == other
     assert absolute_place("data.root", "x", "/base") == "/base/x"
     assert absolute_place("data.groups", "x", "/base") == "x"
 

@@ -26,4 +26,5 @@ def plain_config(*overrides: str) -> dict[str, Any]:
 def overrides_of(group: str, option: str) -> list[str]:
     """What chooses `option` in `group`, and the values that it lacks."""
     prefix = "+" if group == "experiment" else ""
-    return [f"{prefix}{group}={option}", *(["data.root=."] if option == "image_folder" else [])]
+    missing = {"image_folder": ["data.root=."], "table": ["data.path=labels.csv"]}
+    return [f"{prefix}{group}={option}", *missing.get(option, [])]

@@ -17,7 +17,7 @@ from PIL import Image
 import tvf
 from helpers import IMPORTABLE, SMALL
 from helpers.classifier import train_classifier
-from helpers.folders import write_images
+from helpers.folders import add, write_images
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
 from tvf.inference import Item, PredictionTable, Reading, list_items
@@ -104,6 +104,16 @@ def test_what_is_no_image_is_named(
     Path("void.txt").write_text("\n")
     with pytest.raises(InputError, match=message):
         list_items(given)
+
+
+def test_images_in_folders_of_two_classes_have_no_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path / "cats" / "old", "a.png")
+    add(tmp_path / "cats" / "dogs", "b.png")
+    labels = {Path(i.name).name: i.label for i in list_items(tmp_path, ("cats", "dogs"))}
+    assert labels == {"a.png": 0, "b.png": None}
+    assert "1 folders are called like a class and lie in one of another class" in caplog.text
 
 
 def test_an_unreadable_image_costs_no_other(job: Path, images: Path, tmp_path: Path) -> None:

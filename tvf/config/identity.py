@@ -77,6 +77,13 @@ OPTIONS: dict[str, Affects] = {
     "backbone.std": PIXELS,
     "data._target_": IMAGES,
     "data.root": IMAGES,
+    "data.layout": IMAGES,
+    "data.path": IMAGES,
+    "data.ending": IMAGES,
+    "data.image_column": IMAGES,
+    "data.label_column": IMAGES,
+    "data.split_column": DIVISION,
+    "data.group_column": DIVISION,
     "data.task": IMAGES,
     "data.limit": IMAGES,
     "data.train_limit": TRAINING,
@@ -93,8 +100,12 @@ OPTIONS: dict[str, Affects] = {
     "data.validate_on": DIVISION,
     "data.metric": TRAINING | Affects.VALIDATION_IMAGES,
     "data.image_size": PIXELS,
+    "data.resize": PIXELS,
+    "data.interpolation": PIXELS,
+    "data.pad_color": PIXELS,
     "data.max_megapixels": PIXELS,
     "data.white_point": PIXELS,
+    "data.window": PIXELS,
     "data.batch_size": TRAINING,
     "data.class_weights": TRAINING,
     "data.download": NOTHING,
@@ -209,6 +220,15 @@ LATER_DEFAULTS: dict[str, Any] = {
     "fabric.tf32": False,
     "refit_epochs": None,
 }
+# And for image folders.
+LATER_FOLDER_DEFAULTS: dict[str, Any] = {
+    "data.layout": "auto",
+    "data.resize": "crop",
+    "data.interpolation": "bilinear",
+    "data.pad_color": "black",
+    "data.white_point": None,
+    "data.window": None,
+}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
@@ -270,8 +290,10 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     Equal numbers and equal places have one form, see `canonical`.
     """
     options = written_options(config, effect)
-    if options.get("data._target_") == "tvf.data.ImageFolder" and Affects.NUMBERS in effect:
-        options.setdefault("data.white_point", None)  # records of earlier versions lack it
+    if options.get("data._target_") == "tvf.data.ImageFolder":
+        for key, value in LATER_FOLDER_DEFAULTS.items():
+            if effect in affects(key):
+                options.setdefault(key, value)
     for key, value in LATER_DEFAULTS.items():
         if effect in affects(key):
             options.setdefault(key, value)

@@ -11,6 +11,7 @@ from typing import Any
 # Options that name a file or folder. Some do so only if they begin or end with this.
 PLACES = (
     "data.root",
+    "data.path",
     "data.groups",
     "model.init_from",
     "store.dir",
@@ -20,7 +21,7 @@ PLACES = (
     "backbone.options.pretrained_cfg.file",
     "backbone.options.pretrained_cfg_overlay.file",
 )
-TABLE, LOCAL = ".csv", "local-dir:"
+TABLE, TABLES, LOCAL = ".csv", (".csv", ".tsv", ".parquet"), "local-dir:"
 
 
 def resolve_places(config: dict[str, Any], base: str, *, needed: bool = False) -> None:
@@ -98,6 +99,8 @@ def _split(key: str, value: Any) -> tuple[str, str | None]:
         return "", None
     if key == "data.groups":
         return "", value if value.endswith(TABLE) else None
+    if key == "data.path":  # of a table; a data source of the user's own may mean anything
+        return "", value if value.lower().endswith(TABLES) and "://" not in value else None
     if key == "backbone.name":
         return (LOCAL, value[len(LOCAL) :]) if value.startswith(LOCAL) else ("", None)
     return "", value

@@ -22,7 +22,8 @@ from tvf.data.pool import (
     describe_classes,
     describe_images,
 )
-from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder
+from tvf.data.rules import ReadingRules
+from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder, ImageTable
 from tvf.data.splits import SplitOptions
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "Elpv",
     "FlipsAndCrops",
     "ImageFolder",
+    "ImageTable",
     "LeftOut",
     "Pixels",
     "Pool",
+    "ReadingRules",
     "Split",
     "SplitOptions",
     "Tally",

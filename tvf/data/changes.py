@@ -44,17 +44,21 @@ def count_changes(
     labels = dict(zip(before[CONTENTS].tolist(), before[LABELS].tolist(), strict=True))
     counts: Counter[str] = Counter()
     for place, file in enumerate(catalog.files):
+        label = catalog.classes[catalog.labels[place]]
         if not known[place]:
             content = _content(file)
             if gone[content] > 0:
                 gone[content] -= 1
-                same = classes[labels[content]] == catalog.classes[catalog.labels[place]]
+                same = classes[labels[content]] == label
                 counts["renamed" if same else "relabelled"] += 1
             else:
                 counts["added"] += 1
-        elif _is_younger(file, since):
-            recorded = before[CONTENTS][rows[int(names[place])]]
-            counts["replaced"] += _content(file) != recorded
+            continue
+        row = rows[int(names[place])]
+        if _is_younger(file, since) and _content(file) != before[CONTENTS][row]:
+            counts["replaced"] += 1
+        elif classes[before[LABELS][row]] != label:  # in a table
+            counts["relabelled"] += 1
     counts["removed"] = gone.total()
     return {what: counts[what] for what in CHANGES if counts[what]}
 

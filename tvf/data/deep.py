@@ -21,6 +21,9 @@ _OTHER = {"L": "B", "B": "L"}
 _COLOURS = re.compile("(RGB|RGBX|RGBA|RGBa|CMYK);16([BLN])")  # how Pillow unpacks 16 bits
 _SIZ = b"\xff\x4f\xff\x51"  # begins the header of JPEG 2000's code; its first depth is 42 bytes on
 
+Window = tuple[float, float]
+ROWS = 256  # to which a window is applied at a time, as it takes 8 bytes for each value
+
 
 @dataclass(frozen=True)
 class DeepImage:
@@ -35,10 +38,12 @@ class DeepImage:
     key: Any = None
     upper_alone: bool = False
 
-    def show(self, white: int) -> tuple[Image.Image, tuple[int, int, int]]:
+    def show(
+        self, white: int, window: Window | None = None
+    ) -> tuple[Image.Image, tuple[int, int, int]]:
         """The image in 8 bits, grey, RGB, RGBA or CMYK, with `white` as white; and its range.
 
-        The range is that of `tvf.data.ranges`.
+        The range is that of `tvf.data.ranges`. With a `window`, see `apply_window`.
         """
         values, alpha = self.values, None
         if self.bands[-1] in "Aa":
@@ -49,13 +54,23 @@ class DeepImage:
         elif self.key is not None:
             alpha = np.where((values == self.key).all(-1, keepdims=True), 0, 255).astype(np.uint8)
         found = (int(values.min()), int(values.max()), white)
-        shown = _in_8_bits(values, white)
+        shown = apply_window(values, window) if window else _in_8_bits(values, white)
         if alpha is not None:
             colours = shown if shown.shape[-1] == 3 else shown.repeat(3, -1)
             shown = np.concatenate([colours, alpha], -1)
         mode = {1: "L", 3: "RGB", 4: "CMYK" if self.bands == "CMYK" else "RGBA"}[shown.shape[-1]]
         height, width = shown.shape[:2]
         return Image.frombytes(mode, (width, height), shown.tobytes()), found
+
+
+def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
+    """Values [H, ...] in 8 bits: low and all below as 0, high and all above as 255."""
+    low, high = window
+    shown = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS):
+        inside = np.clip(values[start : start + ROWS].astype(np.float64), low, high)
+        shown[start : start + ROWS] = np.rint((inside - low) * (255 / (high - low)))
+    return shown
 
 
 def _in_8_bits(values: np.ndarray, white: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from tvf.data.entries import (
     kind_of_ending,
     scan,
 )
-from tvf.data.folders import Layout, find_layout
+from tvf.data.folders import AUTO, Layout, find_layout
 from tvf.data.left_out import (
     BROKEN,
     ENDING,
@@ -29,6 +29,7 @@ from tvf.data.left_out import (
     LeftOut,
     Tally,
     describe_left_out,
+    first_few,
 )
 from tvf.data.pool import PARTS
 from tvf.errors import InputError
@@ -39,7 +40,8 @@ from tvf.files import printable
 class FoundImages:
     """The images below a data root: paths from there, classes, and splits, one of each per image.
 
-    `left_out` counts what was not read, `notes` are what the user should know about folders.
+    `left_out` counts what was not read, `notes` are what the user should know about folders. Paths
+    of a `flat` data set begin with the class, other ones with the split.
     """
 
     classes: tuple[str, ...]
@@ -48,14 +50,19 @@ class FoundImages:
     parts: list[str]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    flat: bool
 
 
-def find_images(root: Path) -> FoundImages:
+def find_images(root: Path, layout: str = AUTO, grouped: bool = False) -> FoundImages:
     """List the images in the class folders of each split, in the order of their paths.
 
-    Raises InputError that names the folder or link at fault.
+    `layout` and `grouped` as in `find_layout`. Raises InputError that names the folder or link at
+    fault.
     """
-    layout = find_layout(root)
+    return _list_images(find_layout(root, layout, grouped))
+
+
+def _list_images(layout: Layout) -> FoundImages:
     found = _Finder(layout).find()
     names: list[str] = []
     labels: list[int] = []
@@ -85,7 +92,15 @@ def find_images(root: Path) -> FoundImages:
     for each in found:
         layout.left_out.merge(each.left_out)
     classes = tuple(map(printable, layout.classes))
-    return FoundImages(classes, names, labels, parts, layout.left_out.entries(), layout.notes)
+    return FoundImages(
+        classes,
+        names,
+        labels,
+        parts,
+        layout.left_out.entries(),
+        (*layout.notes, *_note_repeated_classes(layout, found)),
+        flat=not layout.folders["train"],
+    )
 
 
 @dataclass
@@ -133,7 +148,7 @@ class _Finder:
             present = {*layout.within[part]}
             for label, name in enumerate(layout.classes):
                 if name in present:
-                    each = _ClassImages(part, label, f"{layout.folders[part]}/{name}")
+                    each = _ClassImages(part, label, layout.below(part, name))
                     found.append(each)
                     if os.path.islink(self._path(each.folder)):
                         linked.append(each)
@@ -275,13 +290,28 @@ class _Finder:
         return f"{self._layout.root}/{below}"
 
 
+def _note_repeated_classes(layout: Layout, found: list[_ClassImages]) -> list[str]:
+    """Name classes that have folders called like other classes, as of an archive unpacked twice."""
+    notes = []
+    for each in found:
+        start = len(each.folder) + 1
+        inside = {folder[start:].partition("/")[0] for folder in each.images}
+        again = sorted(inside & {*layout.classes} - {layout.classes[each.label]})
+        if len(again) > 1:
+            notes.append(
+                f"{printable(each.folder)}/, which is read as a class, has folders that are called "
+                f"like other classes: {first_few(again)}"
+            )
+    return notes
+
+
 def _holds(folder: str, other: str) -> bool:
     """Whether a folder is another or holds it, both given by their real paths."""
     return folder == other or other.startswith(folder.rstrip("/") + "/")
 
 
 def _shown(layout: Layout, below: str) -> str:
-    return printable(os.path.join(layout.root, below))
+    return printable(os.path.join(layout.root, below) if below else layout.root)
 
 
 def _held(tally: Tally) -> str:

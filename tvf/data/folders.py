@@ -4,8 +4,7 @@ Names are compared and listed as the file system has them; messages show them as
 """
 
 import os
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from tvf.data.entries import (
     kind_of_ending,
     scan,
 )
+from tvf.data.flat_hints import explain_no_train, explain_unclear, note_flat
 from tvf.data.layout_hints import (
     explain_nested,
-    explain_no_train,
     explain_unknown,
-    folded,
+    has_images,
     shares_class,
-    spell_out,
     suggestion,
 )
 from tvf.data.left_out import (
@@ -38,16 +36,20 @@ from tvf.data.left_out import (
     Tally,
     first_few,
 )
+from tvf.data.names import note_alike
 from tvf.data.pool import PARTS
 from tvf.data.split_names import SPLIT_NAMES, split_of
 from tvf.errors import InputError
 from tvf.files import printable
+
+AUTO, SPLITS, FLAT = LAYOUTS = ("auto", "splits", "flat")
 
 
 @dataclass(frozen=True)
 class Layout:
     """The split folders below `root`, by split, and the names of the class folders in each.
 
+    The classes of a flat data set lie in `root` itself: its only split, train, has the folder "".
     `classes` are those of the training split, ascending. `left_out` counts what lies beside the
     folders, `notes` are what the user should know about their names.
     """
@@ -63,17 +65,29 @@ class Layout:
         """The folder of a split."""
         return os.path.join(self.root, self.folders[part])
 
+    def below(self, part: str, name: str) -> str:
+        """The path of a class folder of a split, from `root` on."""
+        return "/".join(filter(None, [self.folders[part], name]))
 
-def find_layout(root: Path) -> Layout:
+
+def find_layout(root: Path, layout: str = AUTO, grouped: bool = False) -> Layout:
     """Find the split and class folders below `root`, without listing the classes' images.
 
-    Raises InputError for folders whose meaning is unclear, and for images without a class.
+    `layout`, one of LAYOUTS, says whether `root` holds splits or the classes themselves; "auto"
+    finds out. With `grouped`, the folders inside classes are groups of images. Raises InputError
+    for folders whose meaning is unclear, and for images without a class.
     """
     left_out = Tally()
     names, loose = _inside(str(root), "", left_out)
+    if layout == FLAT:
+        return _flat_layout(root, names, left_out, ())
     folders, others = _assign_splits(root, names)
     if "train" not in folders:
-        raise InputError(explain_no_train(root, names, loose))
+        if layout == SPLITS:
+            raise InputError(explain_no_train(root, names, loose))
+        if unclear := explain_unclear(root, names, loose, grouped):
+            raise InputError(unclear)
+        return _flat_layout(root, names, left_out, note_flat(names))
     notes = []
     for part, name in folders.items():
         if name.lower() != part:
@@ -84,13 +98,31 @@ def find_layout(root: Path) -> Layout:
         named = [f"{name}/{suggestion(root, name, folders)}" for name in others]
         notes.append(
             f"beside {printable(folders['train'])}/, no split is read from {first_few(named)}"
+            + (_IF_FLAT if any(has_images(root / name) for name in others) else "")
         )
     within: dict[str, list[str]] = {}
     for part in (part for part in PARTS if part in folders):
         within[part], loose = _inside(os.path.join(root, folders[part]), folders[part], left_out)
         _require_classes(root, part, folders[part], within, loose)
-    notes += _alike(within["train"])
+    notes += note_alike(within["train"], "train/ has classes", "Move their images into one folder")
     return Layout(str(root), folders, tuple(within["train"]), within, left_out, tuple(notes))
+
+
+_IF_FLAT = "; if all of them are classes, set data.layout=flat"
+
+
+def _flat_layout(root: Path, names: Sequence[str], left_out: Tally, notes: Sequence[str]) -> Layout:
+    """The layout of a data root whose folders are the classes."""
+    if len(names) < 2:
+        has = f" ({first_few(names)})" if names else ""
+        raise InputError(
+            f"data.root={printable(root)} has {len(names)} class folders{has}, but must have at "
+            "least 2 with data.layout=flat: put the images in <class>/."
+        )
+    alike = note_alike(names, "data.root has classes", "Move their images into one folder")
+    return Layout(
+        str(root), {"train": ""}, tuple(names), {"train": names}, left_out, (*notes, *alike)
+    )
 
 
 def _assign_splits(root: Path, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -155,6 +187,7 @@ def _require_classes(
         raise InputError(
             f"{printable(path)} has {len(train)} class folders{has}, but must have at least 2:"
             f"{held} Put the images in {printable(folder)}/<class>/."
+            + (f" If {printable(folder)}/ is a class, set data.layout=flat." if loose else "")
         )
     if loose and not found:
         raise InputError(
@@ -167,22 +200,3 @@ def _require_classes(
             f"{first_few([path / name for name in unknown])} is a class that train/ does not have"
             f"{printable(meant)}{explain_unknown(unknown[0], train)}"
         )
-
-
-def _alike(classes: Iterable[str]) -> list[str]:
-    """Notes about classes that look alike; InputError if they look the same."""
-    shapes: dict[str, list[str]] = {}
-    for name in classes:
-        shapes.setdefault(folded(name), []).append(name)
-    notes = []
-    for names in shapes.values():
-        forms = {unicodedata.normalize("NFC", name) for name in names}
-        if len(forms) < len(names):
-            spelled = " and ".join(map(spell_out, names))
-            raise InputError(
-                f"train/ has classes whose names look the same, in different Unicode forms: "
-                f"{spelled}. Move their images into one folder, or rename one of them."
-            )
-        if len(names) > 1:
-            notes.append(f"classes differ in case or spaces alone: {first_few(names)}")
-    return notes

@@ -41,22 +41,23 @@ def check_groups(groups: object) -> None:
     )
 
 
-def find_groups(names: Sequence[str], groups: int | str) -> np.ndarray:
+def find_groups(names: Sequence[str], groups: int | str, flat: bool = False) -> np.ndarray:
     """Return the group of each image, int64 [N], from its path below the data's root.
 
     `groups` is a level, an expression, or a table. Level 1 is the folder below the class
-    (train/CLASS/LEVEL1/...). A regular expression is searched for in the path below the class; what
-    it matches is the group, or its parenthesised parts if it has any. A table, a CSV file with the
-    columns `image` and `group`, names paths below the root. Raises InputError for an image without
-    a group.
+    (train/CLASS/LEVEL1/..., or CLASS/LEVEL1/... if the data set is `flat`). A regular expression is
+    searched for in the path below the class; what it matches is the group, or its parenthesised
+    parts if it has any. A table, a CSV file with the columns `image` and `group`, names paths below
+    the root. Raises InputError for an image without a group.
     """
+    above = 1 if flat else 2  # the class, or the split and the class
     if isinstance(groups, int):
-        keys = [_folder_at(name, groups) for name in names]
+        keys = [_folder_at(name.split("/")[above:], groups) for name in names]
     elif groups.endswith(TABLE):
         table = _read_table(Path(groups).expanduser())
         keys = [table.get(name) for name in names]
     else:
-        keys = [_match(name, groups) for name in names]
+        keys = [_match("/".join(name.split("/")[above:]), groups) for name in names]
     without = [name for name, key in zip(names, keys, strict=True) if not key]
     if without:
         raise InputError(
@@ -67,13 +68,13 @@ def find_groups(names: Sequence[str], groups: int | str) -> np.ndarray:
     return np.array([numbers[key] for key in keys], np.int64)
 
 
-def _folder_at(name: str, level: int) -> str | None:
-    folders = name.split("/")[2:-1]  # below the split and the class
-    return folders[level - 1] if level <= len(folders) else None
+def _folder_at(below: Sequence[str], level: int) -> str | None:
+    """The folder at a level of a path below the class."""
+    return below[level - 1] if level < len(below) else None
 
 
-def _match(name: str, expression: str) -> str | None:
-    found = re.search(expression, "/".join(name.split("/")[2:]))
+def _match(below: str, expression: str) -> str | None:
+    found = re.search(expression, below)
     if found is None:
         return None
     return " ".join(part or "" for part in found.groups()) if found.groups() else found.group()

@@ -1,4 +1,4 @@
-"""Reads image files into a uint8 tensor: decoded, turned upright, cropped to a square, resized.
+"""Reads image files into a uint8 tensor: decoded, turned upright, made square, resized.
 
 Decoding runs in threads; with a store each set of files is decoded once, for all jobs.
 """
@@ -14,12 +14,13 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tvf.data.deep import DeepImage, read_deep, tiff_values
 from tvf.data.pool import Pixels, digest, digest_pixels
-from tvf.data.ranges import DEEP
+from tvf.data.ranges import WINDOWED
+from tvf.data.rules import ReadingRules, turn_upright
+from tvf.data.shades import convert_to_8_bits, show_in_8_bits
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.progress import progress_bar
@@ -30,20 +31,8 @@ log = logging.getLogger(__name__)
 DECODER_VERSION = 4  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
-# From one value to the next of PNGs of 2 and 4 bits, in 8: Pillow scales pixels, but not the value
-# that is transparent.
-STEPS = {"L;2": 85, "L;4": 17}
 AnyPath = str | os.PathLike[str]
-# How to turn an image upright, by the EXIF orientation tag.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+DEFAULT_RULES = ReadingRules()
 
 
 class BadImageError(InputError):
@@ -66,16 +55,17 @@ def read_images(
     *,
     max_megapixels: float = 100.0,
     white_point: int | None = None,
+    rules: ReadingRules = DEFAULT_RULES,
     progress: bool = False,
     store: Store | None = None,
 ) -> Pixels:
-    """Read images as uint8 [N, 3, image_size, image_size]: the centre square, bilinear, RGB.
+    """Read images as uint8 [N, 3, image_size, image_size]: RGB, by default the centre square.
 
-    See `read_image`. A store keeps the pixels until the content of the files, the size or the white
-    point changes. Raises InputError that names the first files that cannot be read or have more
-    than `max_megapixels` (checked before they are decoded), and says how many there are.
+    See `read_image`. A store keeps the pixels until the content of the files or an option changes.
+    Raises InputError that names the first files that cannot be read or have more than
+    `max_megapixels` (checked before they are decoded), and says how many there are.
     """
-    reader = _Reader(paths, image_size, max_megapixels, white_point)
+    reader = _Reader(paths, image_size, max_megapixels, white_point, rules)
     try:
         return reader.read("reading images" if progress else None, store)
     except BadImageError as error:
@@ -87,14 +77,16 @@ def read_image(
     image_size: int,
     max_megapixels: float = 100.0,
     white_point: int | None = None,
+    rules: ReadingRules = DEFAULT_RULES,
 ) -> np.ndarray:
     """Read one image as uint8 [image_size, image_size, 3], as a viewer shows it.
 
-    That is the first frame, upright, with transparency on white. `white_point` is the value that
-    becomes white, by default the largest of the file's bits: one above 255 is for images of 16
-    bits alone. Raises InputError that names the file, whatever Pillow raises for it.
+    That is the first frame, upright, with transparency on white, made square as `rules` say.
+    `white_point` is the value that becomes white, by default the largest of the file's bits: one
+    above 255 is for images of 16 bits alone. Raises InputError that names the file, whatever Pillow
+    raises for it.
     """
-    return _read_with_range(path, image_size, max_megapixels, white_point)[0]
+    return _read_with_range(path, image_size, max_megapixels, white_point, rules)[0]
 
 
 def digest_file(path: AnyPath) -> bytes:
@@ -104,7 +96,10 @@ def digest_file(path: AnyPath) -> bytes:
 
 
 def convert_image(
-    image: Image.Image, image_size: int, white_point: int | None = None
+    image: Image.Image,
+    image_size: int,
+    white_point: int | None = None,
+    rules: ReadingRules = DEFAULT_RULES,
 ) -> np.ndarray:
     """Like `read_image`, for an image in memory; of colours of 16 bits, Pillow has 8 there.
 
@@ -112,15 +107,12 @@ def convert_image(
     """
     name, unread = getattr(image, "filename", ""), getattr(image, "tile", [])
     if name and unread and os.path.isfile(name):
-        return read_image(name, image_size, white_point=white_point)
+        return read_image(name, image_size, white_point=white_point, rules=rules)
     try:
         image.load()
-        if image.mode.startswith("I;16"):
-            values = np.asarray(image).astype(np.uint16)[..., None]
-            shown, _ = DeepImage(values, "L").show(white_point or DEEP)
-        else:
-            shown = _show_in_8_bits(image, white_point)
-        return _fit_square(_turn_upright(shown, image), image_size)
+        shown = show_in_8_bits(image, white_point, rules.window)
+        scaled = rules.scale(turn_upright(shown, image), image_size)
+        return np.asarray(rules.fill(scaled, image_size))
     except Exception as error:  # Pillow raises anything for a damaged file
         raise InputError(f"the image cannot be used: {error}.") from error
 
@@ -144,13 +136,15 @@ class _Reader:
     image_size: int
     max_megapixels: float
     white_point: int | None
+    rules: ReadingRules
 
     def read(self, label: str | None, store: Store | None) -> Pixels:
         """All images, from the store if it has them; BadImageError for the first bad file."""
         files, count = self._digest_files(), len(self.paths)
         if store is not None:
             versions = [PIL.__version__, DECODER_VERSION]
-            content = fingerprint([files, self.image_size, self.white_point, *versions])
+            how = [self.image_size, self.white_point, *versions, *self.rules.key]
+            content = fingerprint([files, *how])
             about = f"{count} images of {self.image_size}x{self.image_size} pixels"
             columns = [
                 ArraySpec((3, self.image_size, self.image_size), torch.uint8),
@@ -192,10 +186,15 @@ class _Reader:
 
     def _find_fault(self, path: AnyPath) -> BadImageError | None:
         try:
-            _read_with_range(path, self.image_size, self.max_megapixels, self.white_point)
+            self._read_one(path)
         except BadImageError as error:
             return error
         return None
+
+    def _read_one(self, path: AnyPath) -> tuple[np.ndarray, tuple[int, int, int]]:
+        return _read_with_range(
+            path, self.image_size, self.max_megapixels, self.white_point, self.rules
+        )
 
     def _digest_files(self) -> np.ndarray:
         """A digest of each file's content, bytes [N]."""
@@ -209,13 +208,9 @@ class _Reader:
 
     def _read_rows(self, rows: np.ndarray) -> list[Tensor]:
         """Images uint8 [B, 3, S, S], digests of their pixels uint8 [B, 32], ranges int32 [B, 3]."""
-
-        def read(row: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-            path = self.paths[row]
-            return _read_with_range(path, self.image_size, self.max_megapixels, self.white_point)
-
+        paths = [self.paths[row] for row in rows.tolist()]
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            squares, ranges = zip(*pool.map(read, rows.tolist()), strict=True)
+            squares, ranges = zip(*pool.map(self._read_one, paths), strict=True)
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
         return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
@@ -237,7 +232,11 @@ def without_pillow_limit() -> Iterator[None]:
 
 
 def _read_with_range(
-    path: AnyPath, image_size: int, max_megapixels: float, white_point: int | None
+    path: AnyPath,
+    image_size: int,
+    max_megapixels: float,
+    white_point: int | None,
+    rules: ReadingRules,
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
     try:
@@ -249,9 +248,13 @@ def _read_with_range(
                     verdict="",
                     remedy="Raise the limit or shrink the image.",
                 )
-            shown, values = _convert_to_8_bits(path, image, white_point)
-            shown = _turn_upright(shown, image)
-        pixels = _fit_square(shown, image_size)
+            shown, values = convert_to_8_bits(path, image, white_point, rules.window)
+            shown = turn_upright(shown, image)
+        scaled = rules.scale(shown, image_size)
+        if values is None:
+            pixels = np.asarray(scaled)
+            white = 255 if rules.window is None else WINDOWED
+            values = int(pixels.min()), int(pixels.max()), white
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -259,73 +262,4 @@ def _read_with_range(
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(path, printable(reason)) from error
-    return pixels, values or (int(pixels.min()), int(pixels.max()), 255)
-
-
-def _fit_square(shown: Image.Image, image_size: int) -> np.ndarray:
-    """The centre square, uint8 [S, S, 3]."""
-    square = ImageOps.fit(shown, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(square.convert("RGB"))
-
-
-def _turn_upright(shown: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn `shown` as the orientation tag of `image` says; damaged metadata say nothing.
-
-    `ImageOps.exif_transpose` also writes all metadata anew, and fails if one of them is damaged.
-    """
-    try:
-        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        method = None
-    return shown if method is None else shown.transpose(method)
-
-
-def _convert_to_8_bits(
-    path: AnyPath, image: ImageFile.ImageFile, white_point: int | None
-) -> tuple[Image.Image, tuple[int, int, int] | None]:
-    """Load the image; return it as grey or RGB of 8 bits, and its range of values if it has 16.
-
-    ValueError if there is no single way to show it.
-    """
-    deep = read_deep(path, image)
-    in_8_bits = deep is None or (deep.upper_alone and (white_point or 256) <= 255)
-    if deep is not None and not in_8_bits:
-        if deep.upper_alone and white_point is not None:
-            raise ValueError(
-                f"only the upper 8 of its 16 bits can be read ({image.format}), so there is no "
-                f"white point of {white_point}; save it as PNG"
-            )
-        shown, found = deep.show(white_point or DEEP)
-        return _lay_on_white(shown), found
-    if (step := STEPS.get(str(image.tile[0][3]) if image.tile else "")) is not None:
-        if isinstance(key := image.info.get("transparency"), int):
-            image.info["transparency"] = key * step
-    image.load()
-    if image.mode in ("I", "F"):
-        signed = 2 in tiff_values(image, "SampleFormat")
-        found = "signed values" if signed else f"32 bits per channel (mode {image.mode})"
-        raise ValueError(f"it has {found}; save it with 8 or 16 bits, unsigned")
-    return _show_in_8_bits(image, white_point), None
-
-
-def _show_in_8_bits(image: Image.Image, white_point: int | None) -> Image.Image:
-    """A loaded image of 8 bits or fewer as grey or RGB; ValueError if it has more."""
-    if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits per channel (mode {image.mode}); use 8 or 16, unsigned")
-    shown = image.convert("LA") if image.mode == "La" else image
-    transparent = "A" in shown.mode or "transparency" in image.info
-    if shown.mode != "L" or transparent:
-        shown = shown.convert("RGBA" if transparent else "RGB")
-    if white_point is not None and white_point <= 255:
-        shades = [min(255, round(value * 255 / white_point)) for value in range(256)]
-        opaque = list(range(256)) if transparent else []
-        shown = shown.point(shades * (len(shown.getbands()) - bool(opaque)) + opaque)
-    return _lay_on_white(shown)
-
-
-def _lay_on_white(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    return white.convert("RGB")
+    return np.asarray(rules.fill(scaled, image_size)), values

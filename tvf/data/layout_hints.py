@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tvf.data.entries import is_image, is_system
 from tvf.data.left_out import first_few
+from tvf.data.names import folded, spell_out
 from tvf.data.split_names import SPLIT_NAMES, split_of, suggest_split
 from tvf.files import printable
 
@@ -35,16 +36,16 @@ def explain_nested(
     path, found = root / folder, within[part]
     if part == "train" and found and all(name.casefold() in SPLIT_NAMES for name in found):
         inner = [path / name for name in found if split_of(name) == "train"]
-        splits = not any(_has_images(path / name) for name in found)
-        if inner and splits and len(_folders_in(inner[0])) > 1:
+        splits = not any(has_images(path / name) for name in found)
+        if inner and splits and len(folders_in(inner[0])) > 1:
             return (
                 f"{printable(path)} holds splits, not classes ({first_few(found)}): set "
                 f"data.root={printable(path)}, or move what is in {printable(inner[0])} up to "
                 f"{printable(path)}."
             )
-    if len(found) != 1 or _has_images(path / found[0]):
+    if len(found) != 1 or has_images(path / found[0]):
         return None
-    classes, known = _folders_in(path / found[0]), {*within["train"]}
+    classes, known = folders_in(path / found[0]), {*within["train"]}
     if len(classes) > 1 if part == "train" else found[0] not in known and known & {*classes}:
         return (
             f"{printable(path)} has a single folder, {printable(found[0])}/, which has the classes "
@@ -53,7 +54,7 @@ def explain_nested(
     return None
 
 
-def _folders_in(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder, ascending, without those of systems."""
     try:
         with os.scandir(folder) as entries:
@@ -62,7 +63,8 @@ def _folders_in(folder: Path) -> list[str]:
         return []
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
+    """Whether a folder has images in it, not counting those in its own folders."""
     try:
         return any(map(is_image, os.listdir(folder)))
     except OSError:
@@ -84,43 +86,3 @@ def explain_unknown(name: str, train: Sequence[str]) -> str:
                 f"{spell_out(name)}). Rename one of them."
             )
     return f": it must be one of {first_few(train)}."
-
-
-def folded(name: str) -> str:
-    """A name without differences in case, width and spaces around it."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-def spell_out(name: str) -> str:
-    """A name with escapes for all that is not ASCII."""
-    return ascii(name)
-
-
-def explain_no_train(root: Path, names: Sequence[str], loose: Sequence[str]) -> str:
-    """The message for a data root without a training split: what it has instead."""
-    held = [f"{name}/" for name in names] + list(loose)
-    has = f" It has {first_few(held)}." if held else ""
-    meant = [n for n in names if suggest_split(n) == "train" or "train" in n.casefold()]
-    nested = _with_train([root / name for name in names])
-    if not nested:  # one more level
-        nested = _with_train([root / name / sub for name in names for sub in _few(root / name)])
-    if meant:
-        has += f" Did you mean train/ by {printable(meant[0])}/? Rename it."
-    elif len(nested) > 1:
-        shown = first_few([f"{folder.relative_to(root)}/" for folder in nested])
-        has = f" {shown} have one each: put the split first."
-    elif nested:
-        inner = printable(nested[0].relative_to(root))
-        has = f" Its folder {inner}/ has one: data.root={printable(nested[0])}."
-    return (
-        f"data.root={printable(root)} has no train/ folder: put the images in train/<class>/.{has}"
-    )
-
-
-def _few(folder: Path, limit: int = 20) -> list[str]:
-    """The first folders in a folder: where there are many they are classes."""
-    return _folders_in(folder)[:limit]
-
-
-def _with_train(folders: Sequence[Path]) -> list[Path]:
-    return [each for each in folders if any(split_of(n) == "train" for n in _folders_in(each))]

@@ -7,6 +7,7 @@ black, and of 8 bits few are left; a network then learns from noise, and nothing
 import numpy as np
 
 DEEP = 65535  # the largest value of 16 bits
+WINDOWED = 0  # stands for the value shown as white, if there is a window
 USED = 0.5  # of the range of 16 bits: the least that the typical image should use
 FEW = 0.1  # of all images: so many may use little of the range without a word
 DARKEST = 32  # of 256: images of 8 bits whose brightest value is below this hold no photographs
@@ -16,10 +17,13 @@ def describe_lost_range(ranges: np.ndarray | None) -> str | None:
     """Say which values the images have if most of the range is not used; None if it is.
 
     `ranges`, int [N, 3], has for each image its lowest value, its highest one, and the one that is
-    shown as white: of files of 16 bits the values in the file, of others those that were read.
+    shown as white: of files of 16 bits the values in the file, of others those that were read, and
+    WINDOWED instead of white if they were read through a window.
     """
     if ranges is None or not len(ranges):
         return None
+    if (ranges[:, 2] == WINDOWED).any():
+        return _describe_window(ranges[ranges[:, 2] == WINDOWED])
     deep = (ranges[:, 2] != 255) | (ranges[:, 1] > 255)  # of 8 bits, 255 is always white
     return _describe_deep(ranges[deep]) or _describe_flat(ranges[~deep])
 
@@ -51,6 +55,16 @@ def _describe_deep(ranges: np.ndarray) -> str | None:
     if point >= white:
         return f"{left}. Rescale them to the whole range of their bits."
     return f"{left}. data.white_point={point} shows {point} as white."
+
+
+def _describe_window(ranges: np.ndarray) -> str | None:
+    flat = ranges[:, 0] == ranges[:, 1]
+    if flat.mean() <= FEW:
+        return None
+    return (
+        f"{flat.sum():,} of {len(ranges):,} images are a single shade in data.window: it holds few "
+        "of their values. Choose another."
+    )
 
 
 def _describe_flat(ranges: np.ndarray) -> str | None:

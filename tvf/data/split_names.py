@@ -47,6 +47,17 @@ def suggest_split(name: str) -> str | None:
     return near.pop() if len(near) == 1 else None
 
 
+def split_words(name: str) -> set[str]:
+    """The splits that words of a name mean, whatever other words it has: cifar_test means test."""
+    return {part for word in _words(name) if (part := _meaning(word))}
+
+
+def holds_all(name: str) -> bool:
+    """Whether a folder's name says that it holds images, and not which: images, data, my photos."""
+    words = _words(name)
+    return bool(words) and all(_meaning(word) == "" for word in words)
+
+
 def _words(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", name.casefold())
 

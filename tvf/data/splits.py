@@ -76,8 +76,8 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
         if options.outer_folds is not None:
             raise InputError(
                 f"data.outer_folds={options.outer_folds} takes the test images from all images, "
-                "but this data set has its own test images: remove data.outer_folds or the test/ "
-                "folder."
+                "but this data set has its own test images: remove data.outer_folds, or the test/ "
+                "folder or split."
             )
         test = given["test"]
     elif options.outer_folds is not None:
@@ -274,6 +274,6 @@ def _require_whole_groups(splits: Mapping[str, np.ndarray], catalog: Catalog) ->
         ]
         raise InputError(
             f"{len(shared)} groups are in two splits, {one} and {other} ({names[0]} and {names[1]} "
-            "are of one group): move the images of a group into one folder, or remove the val/ and "
-            "test/ folders so that the images are divided by group."
+            "are of one group): give the images of a group one split, or remove the val/ and test/ "
+            "folders or the column of splits, so that the images are divided by group."
         )

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from tvf.distributed import library_versions, source_commit
 from tvf.errors import InputError, require_choice
 from tvf.files import printable, read_json
-from tvf.inference.exported import ENDINGS, EXTRA, FORMAT_VERSION, METADATA, load_exported
+from tvf.inference.exported import (
+    ENDINGS,
+    EXTRA,
+    FORMAT_VERSION,
+    METADATA,
+    RULES_VERSION,
+    load_exported,
+)
+from tvf.inference.images import Reading
 from tvf.inference.model import Model
 from tvf.inference.trust import open_source
 
@@ -95,8 +103,9 @@ def export_model(
 
 def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
     versions = model.summary.get("versions") or {}
+    rules = model.reading.rules
     facts = {
-        "format": FORMAT_VERSION,
+        "format": RULES_VERSION if rules.key else FORMAT_VERSION,
         "version": library_versions().get("tvf"),
         "commit": source_commit(),
         "trained_with": versions | {"commit": model.summary.get("commit")},
@@ -106,6 +115,7 @@ def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
         "image_size": model.reading.image_size,
         "max_megapixels": model.reading.max_megapixels,
         "white_point": model.reading.white_point,
+        **asdict(rules),
         "temperature": model.temperature,
         "calibrated": not raw,
         "batch_size": model.batch_size,
@@ -177,6 +187,9 @@ def _real_images(model: Model, trust_code: bool) -> tuple[np.ndarray, str]:
 
 
 def _compare(model: Model, exported: Model, images: np.ndarray, raw: bool) -> float:
+    """The largest difference in probability, for squares that have been read by the rules."""
+    as_they_are = Reading(model.reading.image_size)
+    model, exported = (replace(each, reading=as_they_are) for each in (model, exported))
     ours = model.predict(images, raw=raw).probabilities
     theirs = exported.predict(images, raw=raw).probabilities
     return float(np.abs(ours - theirs).max())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.data import ReadingRules
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.inference.images import Reading
@@ -20,6 +21,7 @@ from tvf.inference.model import Model
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 FORMAT_VERSION = 1
+RULES_VERSION = 2  # has rules of reading images that readers of version 1 would ignore
 METADATA = "tvf.json"  # in a .pt2 file
 EXTRA = "pip install 'tvf[export]'"
 
@@ -57,7 +59,12 @@ def load_exported(path: Path, trust_code: bool = False) -> Model:
 
     return Model(
         classes=tuple(facts["classes"]),
-        reading=Reading(facts["image_size"], facts["max_megapixels"], facts["white_point"]),
+        reading=Reading(
+            facts["image_size"],
+            facts["max_megapixels"],
+            facts["white_point"],
+            ReadingRules.of(facts),
+        ),
         run=probabilities,
         source=str(path),
         temperature=facts["temperature"],
@@ -73,10 +80,11 @@ def _read_facts(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise InputError(
             f"{printable(path)} has no metadata of tvf: it was not written by tvf export."
         ) from None
-    if facts.get("format") != FORMAT_VERSION:
+    if facts.get("format") not in (FORMAT_VERSION, RULES_VERSION):
         raise InputError(
             f"{printable(path)} was written by tvf {facts.get('version')}, in format "
-            f"{facts.get('format')}; this one reads {FORMAT_VERSION}. Load it with that version."
+            f"{facts.get('format')}; this one reads {FORMAT_VERSION} and {RULES_VERSION}. Load "
+            "it with that version."
         )
     return facts
 

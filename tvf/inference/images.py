@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tvf.data import (
     ENDING,
+    ReadingRules,
     Tally,
     convert_image,
     describe_left_out,
@@ -40,12 +41,13 @@ class Reading:
     image_size: int
     max_megapixels: float = 100.0
     white_point: int | None = None
+    rules: ReadingRules = ReadingRules()
 
     def read(self, image: Any) -> np.ndarray:
         """Read a path or a PIL image as uint8 [S, S, 3]; InputError if that fails."""
         if isinstance(image, Image.Image):
-            return convert_image(image, self.image_size, self.white_point)
-        return read_image(image, self.image_size, self.max_megapixels, self.white_point)
+            return convert_image(image, self.image_size, self.white_point, self.rules)
+        return read_image(image, self.image_size, self.max_megapixels, self.white_point, self.rules)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def list_items(images: Any, classes: Sequence[str] = ()) -> list[Item]:
     """List what `images` names, see `Model.predict`. InputError for what is not there.
 
     An image in a folder that is called like one of `classes`, below a folder that was given, has
-    that class as its label.
+    that class as its label; in folders of two classes, one inside the other, it has none.
     """
     listed = images if isinstance(images, Iterable) and not _is_one(images) else [images]
     items: list[Item] = []
@@ -112,7 +114,7 @@ def _from_folder(folder: str, classes: Sequence[str]) -> Iterator[Item]:
     is counted in a warning.
     """
     places = {name: number for number, name in enumerate(classes)}
-    empty, left_out, walked = True, Tally(), set()
+    empty, left_out, walked, unclear = True, Tally(), set(), []
     for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         walked.add(os.path.realpath(here))
         folders[:] = sorted(
@@ -120,8 +122,11 @@ def _from_folder(folder: str, classes: Sequence[str]) -> Iterator[Item]:
             for name in folders
             if not is_system(name) and os.path.realpath(os.path.join(here, name)) not in walked
         )
-        below = map(printable, reversed(os.path.relpath(here, folder).split(os.sep)))
-        label = next((places[name] for name in below if name in places), None)  # the innermost
+        below = map(printable, os.path.relpath(here, folder).split(os.sep))
+        labels = {places[name] for name in below if name in places}
+        label = labels.pop() if len(labels) == 1 else None
+        if labels and any(map(is_image, files)):
+            unclear.append(here)
         for name in sorted(files):
             path = os.path.join(here, name)
             if is_system(name) or not os.path.isfile(path):
@@ -133,6 +138,13 @@ def _from_folder(folder: str, classes: Sequence[str]) -> Iterator[Item]:
                 left_out.add(ENDING, kind_of_ending(name), path)
     if empty:
         raise InputError(f"{printable(folder)} has no images.")
+    if unclear:
+        log.warning(
+            "%d folders are called like a class and lie in one of another class, %s for example: "
+            "their images are not scored.",
+            len(unclear),
+            printable(unclear[0]),
+        )
     if unusual := [entry for entry in left_out.entries() if not is_usual(entry)]:
         log.warning("left out: %s.", describe_left_out(unusual))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tvf.config import modern_node
+from tvf.data import ReadingRules
 from tvf.distributed import library_versions
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
@@ -121,7 +122,10 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = config["data"]
     reading = Reading(
-        data["image_size"], data.get("max_megapixels", 100.0), data.get("white_point")
+        data["image_size"],
+        data.get("max_megapixels", 100.0),
+        data.get("white_point"),
+        _rules(config),
     )
     if data.get("_target_") not in DATA:
         log.warning(
@@ -214,10 +218,20 @@ def _find_fault(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | 
         value = config["data"].get(key, default)
         if not isinstance(value, int) or value < 1:
             return f"config.json does not say data.{key}, a whole number of at least 1"
+    try:
+        _rules(config)
+    except InputError as error:
+        return f"config.json: {str(error).rstrip('.')}"
     combination = summary.get("combination", {})
     if not isinstance(combination, dict) or not isinstance(combination.get("members", 1), int):
         return "summary.json does not say what was combined"
     return None
+
+
+def _rules(config: Mapping[str, Any]) -> ReadingRules:
+    """How a job's images became squares; options of a user's own data source may mean anything."""
+    data = config["data"]
+    return ReadingRules.of(data if modern_node(data).get("_target_") in DATA else {})
 
 
 def _version_hint(summary: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from tvf.data import DataSource
 from tvf.errors import InputError
 from tvf.files import printable
 
-DATA = ("tvf.data.Cifar10", "tvf.data.Elpv", "tvf.data.ImageFolder")
+DATA = ("tvf.data.Cifar10", "tvf.data.Elpv", "tvf.data.ImageFolder", "tvf.data.ImageTable")
 
 
 def names_code(options: Any) -> bool:

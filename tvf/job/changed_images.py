@@ -22,7 +22,7 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
     for name, config in jobs.items():
         if is_done(folder / name, config):
             images = read_json(folder / name / "summary.json").get("images") or {}
-            data = [config["data"].get(key) for key in ("_target_", "root", "limit")]
+            data = [config["data"].get(key) for key in ("_target_", "root", "path", "limit")]
             alike.setdefault(json.dumps([data, images.get("digest")]), []).append(name)
     texts = []
     for names in alike.values():

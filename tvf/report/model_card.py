@@ -161,20 +161,30 @@ model = tvf.load({Path(job["path"]).name!r})  # the job's folder, or an exported
 model.predict(["photo.jpg"])
 ```
 
-Images of any size are turned upright and become their central square of {_image_size(job)} pixels;
+Images of any size are turned upright and {_resizing(job)};
 the model scales and normalises them itself."""
 
 
-def _image_size(job: Row) -> str:
-    size = (job["config"].get("data") or {}).get("image_size")
-    return f"{size}×{size}"
+def _resizing(job: Row) -> str:
+    """How images are made square."""
+    data = job["config"].get("data") or {}
+    how = {
+        "squash": "squashed, whatever their shape, to",
+        "pad": f"padded with {_name(data.get('pad_color'))} to a square of",
+    }.get(str(data.get("resize")), "become their central square of")
+    method = data.get("interpolation", "bilinear")
+    by = "" if method == "bilinear" else f", by {_name(method)} interpolation"
+    if isinstance(window := data.get("window"), list):
+        by += f", with values from {' to '.join(map(_name, window))} as black to white"
+    return f"{how} {data.get('image_size')}×{data.get('image_size')} pixels{by}"
 
 
 def _data(job: Row) -> Iterator[str]:
     data, images = job["config"].get("data") or {}, job["summary"].get("images") or {}
     target = str(data.get("_target_"))
-    root = data.get("root")
+    path, root = data.get("path"), data.get("root")
     source = f"the folder `{_name(Path(str(root)).name)}`" if root else target.split(".")[-1]
+    source = f"the table `{_name(Path(str(path)).name)}`" if path else source
     yield f"Source: {source}. Licence: {LICENCES.get(target, UNKNOWN)}."
     by_class, classes = images.get("by_class") or {}, job["summary"].get("classes") or []
     if not by_class:

@@ -10,5 +10,6 @@ from tvf.data.sources.base import DataSource
 from tvf.data.sources.cifar10 import Cifar10
 from tvf.data.sources.elpv import Elpv
 from tvf.data.sources.image_folder import ImageFolder
+from tvf.data.sources.image_table import ImageTable
 
-__all__ = ["Cifar10", "DataSource", "Elpv", "ImageFolder"]
+__all__ = ["Cifar10", "DataSource", "Elpv", "ImageFolder", "ImageTable"]

@@ -1,92 +1,81 @@
-"""Your own images: one folder per class, below `train/` and, if they exist, `val/` and `test/`."""
+"""Your own images: one folder per class, below `train/`, `val/` and `test/` or without splits."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tvf.data.changes import count_changes
 from tvf.data.find_images import find_images
-from tvf.data.folders import find_layout
+from tvf.data.folders import AUTO, LAYOUTS, find_layout
 from tvf.data.groups import check_groups, find_groups
-from tvf.data.images import read_images
 from tvf.data.pool import Catalog, Pixels
-from tvf.data.sources.base import DataSource
-from tvf.data.splits import limit_pool
-from tvf.errors import InputError, require_count, require_number
+from tvf.data.sources.files import FileSource
+from tvf.errors import InputError, require_choice
 from tvf.files import printable
 from tvf.metrics import require_metric
 from tvf.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(DataSource):
+class ImageFolder(FileSource):
     """Images in `root/train/<class>/`; `val/` and `test/` likewise, or split off from `train/`.
 
-    The folders of splits may have their other usual names: see `split_of`. Without a `test/`
-    folder, a part of the training images becomes the test split, and without `val/` a part of the
-    rest becomes the val split; see `SplitOptions`. With `folds` or `outer_folds` the images of
-    `val/` are divided like those of `train/`. `groups` says which images belong together and stay
-    on one side: see `find_groups`. Images larger than `max_megapixels` are an error. `white_point`
-    is the value that is shown as white; by default the largest that an image's bits can hold.
+    The folders of splits may have their other usual names: see `split_of`. `layout` "flat" takes
+    the folders in `root` as the classes, "splits" as splits; "auto" does the former if there is no
+    `train/`, unless that is unclear. Images in folders inside a class are of that class.
+
+    Without a `test/` folder, a part of the training images becomes the test split, and without
+    `val/` a part of the rest becomes the val split; see `SplitOptions`. With `folds` or
+    `outer_folds` the images of `val/` are divided like those of `train/`. `groups` says which
+    images belong together and stay on one side: see `find_groups`. See `FileSource` for how
+    images are read.
     """
 
     root: str
+    layout: str = AUTO
     groups: int | str | None = None
-    max_megapixels: float = 100.0
-    white_point: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.groups)
-        require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
-        if self.white_point is not None:
-            require_count("data.white_point", self.white_point, 1, 65535)
+        require_choice("data.layout", self.layout, LAYOUTS)
         root = Path(self.root).expanduser()
+        if root.is_file():
+            raise InputError(
+                f"data.root={printable(self.root)} is a file, and must be a folder. For a table of "
+                f"images: data=table data.path={printable(self.root)}."
+            )
         if not root.is_dir():
             raise InputError(
-                f"data.root={printable(self.root)} must be a folder with images in train/<class>/."
+                f"data.root={printable(self.root)} must be a folder with images in train/<class>/ "
+                "or <class>/."
             )
-        require_metric(self.metric, len(find_layout(root).classes))
+        require_metric(self.metric, len(find_layout(root, self.layout, self._grouped).classes))
+
+    @property
+    def _grouped(self) -> bool:
+        """Whether folders inside classes are groups."""
+        return isinstance(self.groups, int)
 
     def catalog(self) -> Catalog:
         """List the images; InputError names the folder or file at fault."""
         root = Path(self.root).expanduser()
-        found = find_images(root)
+        found = find_images(root, self.layout, self._grouped)
         names = [printable(name) for name in found.names]
         files = [f"{root}/{name}" for name in found.names]
 
         def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
-            return read_images(
-                [files[place] for place in places],
-                self.image_size,
-                max_megapixels=self.max_megapixels,
-                white_point=self.white_point,
-                progress=progress,
-                store=store,
-            )
+            return self.read_files([files[place] for place in places], progress, store)
 
+        groups = None if self.groups is None else find_groups(names, self.groups, found.flat)
         return Catalog(
             found.classes,
             np.array(found.labels),
             names,
             read,
             parts=np.array(found.parts),
-            groups=None if self.groups is None else find_groups(names, self.groups),
+            groups=groups,
             left_out=found.left_out,
             notes=found.notes,
             files=files,
         )
-
-    def check_images(self, progress: bool = False, store: Store | None = None) -> None:
-        """Read the images, as any of them may be damaged."""
-        catalog, _ = self._divide()
-        catalog.read(np.arange(len(catalog)), progress, store)
-
-    def count_changes(
-        self, before: Mapping[str, np.ndarray], classes: Sequence[str], since: float
-    ) -> dict[str, int]:
-        """Compare the listing, and the files that are younger; InputError as for `catalog`."""
-        catalog = self.catalog()
-        return count_changes(catalog.take(limit_pool(catalog, self)), before, classes, since)

@@ -1,0 +1,88 @@
+"""A job that read a table by another rule: its model reads images in the same way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tvf
+from helpers.configs import plain_config
+from helpers.folders import write_images
+from tvf.data import ReadingRules
+from tvf.errors import InputError
+from tvf.inference.export import export_model
+from tvf.inference.trust import open_source
+from tvf.job import JobContext, run_job
+from tvf.records import read_predictions, softmax
+
+pytestmark = pytest.mark.slow
+RULES = ReadingRules("pad", "bicubic", "white", (100.0, 3000.0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 12 bits, kept in 16."""
+    root = write_images(tmp_path_factory.mktemp("data"))
+    for path in root.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 16).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def job(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    lines = [f"{name},{name.split('/')[1]}" for name in names]
+    (folder / "labels.csv").write_text("\n".join(["filename,class", *lines]))
+    config = plain_config(
+        *("name=job", "data=table", f"data.path={folder}/labels.csv", "data.image_size=32"),
+        *("data.resize=pad", "data.interpolation=bicubic", "data.pad_color=white"),
+        "data.window=[100,3000]",
+        *("data.batch_size=8", "backbone=resnet18", "backbone.weights=null", "epochs=1"),
+        *("model.pct_unfreeze=0.5", "tracker=none", "store.mode=off"),
+    )
+    job = tmp_path_factory.mktemp("jobs") / "job"
+    job.mkdir()
+    choices = {"model": "finetune", "backbone": "resnet18", "data": "table"}
+    run_job(config, JobContext(job, None, parallel=True, choices=choices))
+    return job
+
+
+def test_a_loaded_model_reads_as_its_job_did_without_trust(job: Path, folder: Path) -> None:
+    model = tvf.load(job)
+    assert model.reading.rules == RULES
+    recorded = read_predictions(job)["val"]
+    table = model.predict([folder / str(name) for name in recorded.names])
+    assert np.array_equal(table.probabilities, softmax(recorded.logits, model.temperature))
+    assert (
+        "padded with white to a square of 32×32 pixels, by bicubic interpolation, with values from "
+        "100 to 3000 as black to white;"
+    ) in model.card
+    assert "the table `labels.csv`" in model.card
+    config = json.loads((job / "config.json").read_text())
+    assert len(open_source(config, trust_code=False).catalog()) == 48
+
+
+def test_exported_files_keep_the_rule(job: Path, folder: Path, tmp_path: Path) -> None:
+    model = tvf.load(job)
+    done = export_model(model, "torch_export", tmp_path / "model.pt2")
+    assert done.checked_on == "48 images of its data"
+    exported = tvf.load(done.path, trust_code=True)
+    assert exported.reading == model.reading
+    files = [str(path) for path in sorted((folder / "train" / "cats").glob("*.png"))]
+    ours, theirs = model.predict(files), exported.predict(files)
+    assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
+
+
+def test_a_record_with_an_unknown_rule_is_refused(job: Path) -> None:
+    path = job / "config.json"
+    before = path.read_text()
+    config = json.loads(before)
+    path.write_text(json.dumps(config | {"data": config["data"] | {"resize": "tile"}}))
+    try:
+        with pytest.raises(InputError, match="config.json: data.resize=tile must be one of"):
+            tvf.load(job)
+    finally:
+        path.write_text(before)

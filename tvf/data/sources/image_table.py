@@ -1,0 +1,96 @@
+"""Your own images, listed in a table: CSV, TSV or Parquet with a row for each image."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tvf.data.pool import Catalog, Pixels
+from tvf.data.sources.files import FileSource
+from tvf.data.table_columns import AUTO, OPTIONAL
+from tvf.data.table_file import ENDINGS
+from tvf.data.table_rows import TableImages, TableOptions, list_table
+from tvf.errors import InputError
+from tvf.files import printable
+from tvf.metrics import require_metric
+from tvf.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTable(FileSource):
+    """The images that the table `path` lists, with a header in its first line.
+
+    Columns hold the path of an image, its label and, if there are such columns, its split (without
+    one for val or test, a part of the training images is split off) and its group: images of a
+    group stay on one side. Columns are named, or "auto" for their usual names; None for no split
+    and no group. Paths begin in `root`, by default the table's folder, and `ending` is added to
+    them. Labels are names: 01 is not 1. See `FileSource` for how images are read.
+    """
+
+    path: str
+    root: str | None = None
+    ending: str | None = None
+    image_column: str = AUTO
+    label_column: str = AUTO
+    split_column: str | None = AUTO
+    group_column: str | None = AUTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            raise InputError(
+                f"data.path={printable(self.path)} is a folder, and must be a table. Without one: "
+                f"data=image_folder data.root={printable(self.path)}."
+            )
+        if not path.is_file() or path.suffix.lower() not in ENDINGS:
+            raise InputError(
+                f"data.path={printable(self.path)} must be an existing file that ends in "
+                f"{', '.join(ENDINGS)}."
+            )
+        if self.root is not None and not Path(self.root).expanduser().is_dir():
+            raise InputError(
+                f"data.root={printable(self.root)} must be the folder in which the table's paths "
+                "begin; without it, they begin in the table's own."
+            )
+        for name in ("image_column", "label_column", "split_column", "group_column", "ending"):
+            _require_text(name, getattr(self, name))
+        require_metric(self.metric, len(self._list().classes))
+
+    def catalog(self) -> Catalog:
+        """List the images; InputError names the lines of the table that are at fault."""
+        found = self._list()
+
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            return self.read_files([found.files[place] for place in places], progress, store)
+
+        return Catalog(
+            found.classes,
+            np.array(found.labels),
+            found.names,
+            read,
+            parts=None if found.parts is None else np.array(found.parts),
+            groups=None if found.groups is None else np.array(found.groups),
+            notes=found.notes,
+            files=found.files,
+        )
+
+    def _list(self) -> TableImages:
+        columns = {
+            "image": self.image_column,
+            "label": self.label_column,
+            "split": self.split_column,
+            "group": self.group_column,
+        }
+        root = None if self.root is None else os.path.expanduser(self.root)
+        path = os.path.expanduser(self.path)
+        return list_table(TableOptions(path, root, self.ending or "", tuple(columns.items())))
+
+
+def _require_text(name: str, value: object) -> None:
+    optional = name == "ending" or name.removesuffix("_column") in OPTIONAL
+    if isinstance(value, str) or (value is None and optional):
+        return
+    what = "text such as .jpg" if name == "ending" else "the name of a column, or auto"
+    raise InputError(f"data.{name}={value!r} must be {what}{', or null' if optional else ''}.")

@@ -1,0 +1,121 @@
+"""Which columns of a table hold what: as the options say, or by their usual names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tvf.data.left_out import first_few
+from tvf.errors import InputError
+from tvf.files import printable
+
+AUTO = "auto"
+# Usual names, in lower case and without spaces, _ and -. The first is the plain one.
+USUAL = {
+    "image": (
+        *("image", "images", "img", "file", "path", "filename", "filepath", "imagepath", "imgpath"),
+        *("imagefile", "imagefilename", "imagename", "imgname", "imageid", "imgid", "relativepath"),
+    ),
+    "label": (
+        *("label", "labels", "class", "classes", "classname", "labelname", "target", "targets"),
+        *("category", "categoryname", "y"),
+    ),
+    "split": ("split", "set", "subset", "partition", "dataset"),
+    "group": ("group", "groups", "groupid"),
+}
+# What groups are usually called by. Only named, as it may also be something else.
+GROUP_LIKE = frozenset(
+    f"{each}{end}"
+    for each in "patient subject case person video sequence scene site lesion animal slide".split()
+    for end in ("", "s", "id", "no", "number", "name")
+)
+WEIGHT_LIKE = ("weight", "weights", "sampleweight", "imageweight")
+OPTIONAL = ("split", "group")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The name of the column for each of USUAL that there is, and what to say about them."""
+
+    names: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | None]) -> Columns:
+    """Choose the columns of a table; `given` has a name, AUTO, or None for none, for each.
+
+    Raises InputError for a name that is not in `header`, and where none or several could be meant.
+    """
+    names: dict[str, str] = {}
+    notes: list[str] = []
+    for what, usual in USUAL.items():
+        wanted = given[what]
+        if wanted is None:
+            continue
+        if wanted != AUTO:
+            names[what] = _require(table, header, what, wanted)
+            continue
+        meant = [name for name in header if _plain(name) in usual]
+        chosen = [name for name in meant if _plain(name) == what] or meant
+        if len(chosen) > 1:
+            raise InputError(
+                f"{table} has several columns that may hold the {what} of an image: "
+                f"{first_few(chosen)}. Choose one with data.{what}_column=."
+            )
+        if chosen:
+            names[what] = chosen[0]
+            if chosen[0] != what or len(meant) > 1:
+                notes.append(_describe_guess(what, chosen[0], meant))
+        elif what not in OPTIONAL:
+            raise InputError(
+                f"{table} has no column for the {what} of an image, such as "
+                f"{' or '.join(usual[:2])}. Its first line must name the columns; it has "
+                f"{first_few(header)}. Name the column with data.{what}_column=."
+            )
+    taken: dict[str, str] = {}
+    for what, name in names.items():
+        if name in taken:
+            raise InputError(
+                f"{table}: column {printable(name)} cannot be both the {taken[name]} and the "
+                f"{what}: set data.{taken[name]}_column or data.{what}_column."
+            )
+        taken[name] = what
+    return Columns(names, (*notes, *_describe_others(header, names, given)))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in " _-")
+
+
+def _require(table: str, header: Sequence[str], what: str, wanted: str) -> str:
+    if wanted not in header:
+        raise InputError(
+            f"data.{what}_column={wanted} must be a column of {table}: {first_few(header)}."
+        )
+    return wanted
+
+
+def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:
+    note = f"the {what} of each image is read from column {printable(chosen)}"
+    if others := [name for name in meant if name != chosen]:
+        note += f" and not from {first_few(others)}"
+    return f"{note} (data.{what}_column)"
+
+
+def _describe_others(
+    header: Sequence[str], names: Mapping[str, str], given: Mapping[str, str | None]
+) -> list[str]:
+    """Notes about columns that are not read and might matter."""
+    unread = [name for name in header if name not in names.values()]
+    notes = []
+    alike = [name for name in unread if _plain(name) in GROUP_LIKE]
+    if alike and "group" not in names and given["group"] is not None:
+        notes.append(
+            f"column {printable(alike[0])} may say which images belong together: "
+            f"data.group_column={printable(alike[0])} keeps them in one split, and "
+            "data.group_column=null says that it does not"
+        )
+    if weights := [name for name in unread if _plain(name) in WEIGHT_LIKE]:
+        notes.append(
+            f"column {printable(weights[0])} is not used: images cannot be weighted one by one, "
+            "only classes, by data.class_weights=balanced"
+        )
+    return notes
