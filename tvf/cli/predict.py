@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tvf.distributed import keep_freed_memory
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.inference import (
@@ -44,6 +45,7 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
     """Write the predictions for `images`; return whether all of them could be read."""
     file_format = _format_of(options)
     model = _load(model_path, options.trust_code, options.device, options.ensemble)
+    keep_freed_memory()  # this process only predicts
     top = min(options.top, len(model.classes))
     if options.max_megapixels is not None:
         reading = replace(model.reading, max_megapixels=options.max_megapixels)
