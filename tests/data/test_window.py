@@ -152,5 +152,29 @@ def test_images_of_which_a_window_shows_nothing_are_named(tmp_path: Path) -> Non
         Image.fromarray(_ramp(100, 900, np.float32)).save(tmp_path / f"{number}.tif")
     paths = sorted(tmp_path.iterdir())
     said = describe_lost_range(read_images(paths, SIZE, rules=_window(0, 1)).ranges)
-    assert said is not None and said.startswith("4 of 4 images are a single shade in data.window")
+    assert said is not None
+    assert said.startswith("4 of 4 images are mostly a single shade in data.window")
     assert describe_lost_range(read_images(paths, SIZE, rules=_window(0, 1000)).ranges) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "said"),
+    [
+        (_ramp(0, 4095, np.uint16), (0, 65535), "2 of 2 images are nearly black in data.window"),
+        (_ramp(0, 4095, np.uint16), (0, 255), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 200, np.uint8), (0, 1), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 1, np.float32), (0, 255), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 4095, np.uint16), (0, 4095), None),
+        (_ramp(0, 200, np.uint8), (50, 150), None),
+        # Three quarters are black around the object, as in many X-ray images.
+        (np.maximum(_ramp(-3000, 1000, np.int32), -1000), (-1000, 400), None),
+    ],
+)
+def test_a_window_that_loses_most_values_is_named(
+    tmp_path: Path, values: np.ndarray, window: tuple[float, float], said: str | None
+) -> None:
+    paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for path in paths:
+        Image.fromarray(values).save(path)
+    found = describe_lost_range(read_images(paths, SIZE, rules=_window(*window)).ranges)
+    assert found is None if said is None else found is not None and found.startswith(said)
