@@ -249,6 +249,17 @@ def test_colours_of_12_bits_are_named_like_greys_with_the_white_point_that_helps
     assert len(data.train.pool.pixels.images[0].unique()) > 200
 
 
+def test_a_window_of_inks_is_one_of_the_colours_that_they_mix(tmp_path: Path) -> None:
+    inks = np.random.default_rng(0).integers(0, 256, (32, 32, 4))
+    for dtype, step in (("u1", 1), ("u2", 257)):
+        path = tmp_path / f"{dtype}.tif"
+        path.write_bytes(tiff((inks * step).astype(dtype), photometric=5))
+    rules, deep_rules = (ReadingRules(window=(40 * step, 200 * step)) for step in (1, 257))
+    expected = read_image(tmp_path / "u1.tif", 32, rules=rules).astype(int)
+    found = read_image(tmp_path / "u2.tif", 32, rules=deep_rules)
+    assert np.abs(found - expected).max() <= 2 and np.ptp(expected) == 255
+
+
 def test_unsigned_values_of_32_bits_do_not_wrap(tmp_path: Path) -> None:
     values = np.linspace(0, 4.2e9, 32 * 32).reshape(32, 32)
     path, rules = tmp_path / "wide.tif", ReadingRules(window=(0, 4.2e9))

@@ -73,6 +73,17 @@ def test_signed_values_take_a_window(tmp_path: Path) -> None:
     assert np.array_equal(shown, np.sort(shown.reshape(-1, 3), 0).reshape(shown.shape))
 
 
+def test_signed_values_that_cannot_be_told_from_others_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(_ramp(0, 255, np.uint8)).save(tmp_path / "x.tif", tiffinfo={339: 2})
+    cards = ("SIMPLE", "T"), ("BITPIX", "16"), ("NAXIS", "2"), ("NAXIS1", "32"), ("NAXIS2", "32")
+    header = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards) + "END".ljust(80)
+    values = _ramp(-500, 500, ">i2").tobytes()
+    (tmp_path / "x.fits").write_bytes(header.encode().ljust(2880) + values.ljust(2880, b"\0"))
+    for name in ("x.tif", "x.fits"):
+        with pytest.raises(InputError, match=f"{name} cannot be read.*signed.*with unsigned"):
+            read_image(tmp_path / name, SIZE, rules=_window(-500, 500))
+
+
 @pytest.mark.parametrize(
     ("name", "values", "window", "message"),
     [
