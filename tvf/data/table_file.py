@@ -32,7 +32,7 @@ def read_header(path: Path) -> tuple[str, ...]:
         names = next(_lines(path), (1, ()))[1]
         if not names:
             raise InputError(
-                f"{printable(path)} is empty: it must have a header, such as image,label, and a "
+                f"{printable(path)} is empty: it must have a header that names the columns, and a "
                 "line for each image."
             )
     twice = sorted({name for name in names if name and names.count(name) > 1})
