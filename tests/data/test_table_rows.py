@@ -14,7 +14,9 @@ from tvf.errors import InputError
 
 
 def test_the_division_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("7.png")
     header, *rows = lines(LABELS * 4, list("abcdefgh") * 3, header="image,label,kind").split()
+    rows.append(rows[7].replace("7.png", "link.png"))
     found = []
     for number, each in enumerate((rows, rows[::-1])):
         text = "\n".join([header, *each])

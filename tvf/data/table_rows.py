@@ -136,6 +136,8 @@ class _Reader:
             if known.values[what] != value:
                 detail = f"{name} is {value}, in {self._faults.word} {known.number} "
                 self._faults.add(f"images with two {what}s", number, detail + known.values[what])
+        if name < known.name:  # whichever row is the first
+            self._images[real] = _Image(known.number, name, file, values)
 
     def finish(self) -> TableImages:
         """The images, if nothing is wrong with them; InputError otherwise."""
