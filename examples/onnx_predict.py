@@ -15,14 +15,16 @@ if len(sys.argv) < 3:
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["tvf"])
 size = facts["image_size"]
-if facts["white_point"] or facts["window"]:
+if facts.get("white_point") or facts.get("window"):
     sys.exit("The model was trained on images with other values than 0 to 255: use tvf predict.")
+# Files of format 1 may not name these.
+resize, interpolation = facts.get("resize", "crop"), facts.get("interpolation", "bilinear")
 for path in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    method = Image.Resampling[facts["interpolation"].upper()]
-    if facts["resize"] == "crop":
+    method = Image.Resampling[interpolation.upper()]
+    if resize == "crop":
         square = ImageOps.fit(image, (size, size), method)
-    elif facts["resize"] == "squash":
+    elif resize == "squash":
         square = image.resize((size, size), method)
     else:
         width, height = (max(1, round(side * size / max(image.size))) for side in image.size)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tvf.data.images import read_image
+from tvf.data.images import convert_image, read_image
+from tvf.data.rules import ReadingRules
 from tvf.data.sources import ImageFolder
 from tvf.errors import InputError
 
@@ -246,3 +247,25 @@ def test_colours_of_12_bits_are_named_like_greys_with_the_white_point_that_helps
     data = ImageFolder(root=str(image_root), image_size=32, white_point=WHITE).load()
     assert not any("white_point" in text for text in caplog.messages)
     assert len(data.train.pool.pixels.images[0].unique()) > 200
+
+
+def test_a_window_of_inks_is_one_of_the_colours_that_they_mix(tmp_path: Path) -> None:
+    inks = np.random.default_rng(0).integers(0, 256, (32, 32, 4))
+    for dtype, step in (("u1", 1), ("u2", 257)):
+        path = tmp_path / f"{dtype}.tif"
+        path.write_bytes(tiff((inks * step).astype(dtype), photometric=5))
+    rules, deep_rules = (ReadingRules(window=(40 * step, 200 * step)) for step in (1, 257))
+    expected = read_image(tmp_path / "u1.tif", 32, rules=rules).astype(int)
+    found = read_image(tmp_path / "u2.tif", 32, rules=deep_rules)
+    assert np.abs(found - expected).max() <= 2 and np.ptp(expected) == 255
+
+
+def test_unsigned_values_of_32_bits_do_not_wrap(tmp_path: Path) -> None:
+    values = np.linspace(0, 4.2e9, 32 * 32).reshape(32, 32)
+    path, rules = tmp_path / "wide.tif", ReadingRules(window=(0, 4.2e9))
+    path.write_bytes(tiff(values.astype(np.uint32)[..., None], photometric=1, sample=1))
+    with Image.open(path) as image:
+        image.load()
+        loaded = convert_image(image, 32, rules=rules)
+    for shown in (read_image(path, 32, rules=rules), loaded):
+        assert np.abs(shown[..., 0] - values / 4.2e9 * 255).max() <= 0.5 + 1e-6

@@ -69,7 +69,12 @@ def test_groups_and_folds_of_flat_data_sets(tmp_path: Path, groups: int | str) -
         ("images labels", "the name of images/ is no class's: rename it, or move it away"),
         ("my_photos/a my_photos/b masks", "my_photos/ is no class's.*or data.root=.*/my_photos"),
         ("cat dog bird/cat bird/dog", r"bird/ has folders that are classes beside it \(cat, dog\)"),
-        ("1999/cat 1999/dog 2000/cat 2000/dog", r"1999/, 2000/, which all have the folders cat, d"),
+        ("kaggle_train/a kaggle_train/b more", "Did you mean train/ by kaggle_train/.*layout=flat"),
+        ("my_test_x/a my_test_x/b more", "no train/ folder.*my_test_x/.*set data.layout=flat"),
+        ("1999/cat 1999/dog 2000/cat 2000/dog", r"1999/, 2000/, which have the same folders \(cat"),
+        ("1/cat 1/dog 2/cat 2/dog 3/cat", r"has 1/, 2/, which have the same folders \(cat, dog\)"),
+        ("1/cat 1/dog 2/cat 2/dog more", r"has 1/, 2/, which have the same folders \(cat, dog\)"),
+        ("1/a 1/b 2/b 2/c 3/a 3/c", r"has 1/, 2/, 3/, which have the same folders \(a, b, c\)"),
         ("pets/cat pets/dog", r"a single one, pets/.*below it \(cat, dog\): data.root=.*/pets\.$"),
         ("pets/pets/cat pets/pets/dog", r"below it \(cat, dog\): data.root=.*/pets/pets\.$"),
         ("pets", r"and 1 class folder \(pets\), but must have at least 2"),
@@ -101,6 +106,25 @@ def test_an_option_says_that_all_folders_are_classes(
     assert find_images(tmp_path, "flat").classes == classes
     with pytest.raises(InputError, match="no train/ folder|train has 0 class folders"):
         find_images(tmp_path, "splits")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "cat/1999 cat/2000 dog/1999 dog/2000 bird cow pig",  # most have images without folders
+        "cat/siam cat/manx dog/pug dog/collie",
+        "cat/old dog/old cat/1 dog/2",
+        "bullet_train/1 car/1",
+        "bullet_train bullet_train/1 bullet_train/2 car",
+    ],
+)
+def test_folders_inside_classes_are_read_where_they_can_be_nothing_else(
+    tmp_path: Path, folders: str
+) -> None:
+    found = find_images(_classes(tmp_path, *folders.split()))
+    assert {*found.classes} == {name.partition("/")[0] for name in folders.split()}
+    said = "classes without images of their own have the same folders: cat/, dog/ (1999, 2000)"
+    assert (said in found.notes) == ("1999" in folders)
 
 
 def test_flat_classes_called_train_are_told_of_beside_others_with_images(tmp_path: Path) -> None:

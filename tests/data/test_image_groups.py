@@ -35,9 +35,11 @@ def test_groups_are_a_folder_level_or_what_an_expression_matches(
 def test_groups_can_be_a_table(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     rows = [f"{name},{group}" for name, group in zip(NAMES, "xyx", strict=True)]
-    table.write_text("\n".join(["image,group", *rows]) + "\n")
+    table.touch()
     check_groups(str(table))
-    assert np.array_equal(find_groups(NAMES, str(table)), [0, 1, 0])
+    for delimiter in (",", ";", ", "):
+        table.write_text("\n".join(["image,group", *rows]).replace(",", delimiter) + "\n")
+        assert np.array_equal(find_groups(NAMES, str(table)), [0, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,16 @@ def test_groups_can_be_a_table(tmp_path: Path) -> None:
         ("image,group\n{0},x\n{1},\n", "line 3: the group is missing"),
         ("image,group\n{0},x\n{0},y\n", "line 3: .* is in two groups, x and y"),
         ("image,group\n{0},x\n", "gives no group for 2 of 3 images, train/cat/bob"),
-        ("", "must have the columns"),
+        ("", "groups.csv is empty: it must have a header that names the columns"),
+        ("image,group\n{0},x,y\n", "line 2: it does not fit the header"),
+        ("image,group\n{0},caf\udce9\n", "line 2: byte 0xe9 is not UTF-8"),
     ],
 )
 def test_a_table_with_gaps_is_an_error_that_names_the_place(
     tmp_path: Path, content: str, message: str
 ) -> None:
     table = tmp_path / "groups.csv"
-    table.write_text(content.format(*NAMES))
+    table.write_text(content.format(*NAMES), errors="surrogateescape")
     with pytest.raises(InputError, match=message):
         find_groups(NAMES, str(table))
 

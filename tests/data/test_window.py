@@ -73,6 +73,17 @@ def test_signed_values_take_a_window(tmp_path: Path) -> None:
     assert np.array_equal(shown, np.sort(shown.reshape(-1, 3), 0).reshape(shown.shape))
 
 
+def test_signed_values_that_cannot_be_told_from_others_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(_ramp(0, 255, np.uint8)).save(tmp_path / "x.tif", tiffinfo={339: 2})
+    cards = ("SIMPLE", "T"), ("BITPIX", "16"), ("NAXIS", "2"), ("NAXIS1", "32"), ("NAXIS2", "32")
+    header = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards) + "END".ljust(80)
+    values = _ramp(-500, 500, ">i2").tobytes()
+    (tmp_path / "x.fits").write_bytes(header.encode().ljust(2880) + values.ljust(2880, b"\0"))
+    for name in ("x.tif", "x.fits"):
+        with pytest.raises(InputError, match=f"{name} cannot be read.*signed.*with unsigned"):
+            read_image(tmp_path / name, SIZE, rules=_window(-500, 500))
+
+
 @pytest.mark.parametrize(
     ("name", "values", "window", "message"),
     [
@@ -152,5 +163,29 @@ def test_images_of_which_a_window_shows_nothing_are_named(tmp_path: Path) -> Non
         Image.fromarray(_ramp(100, 900, np.float32)).save(tmp_path / f"{number}.tif")
     paths = sorted(tmp_path.iterdir())
     said = describe_lost_range(read_images(paths, SIZE, rules=_window(0, 1)).ranges)
-    assert said is not None and said.startswith("4 of 4 images are a single shade in data.window")
+    assert said is not None
+    assert said.startswith("4 of 4 images are mostly a single shade in data.window")
     assert describe_lost_range(read_images(paths, SIZE, rules=_window(0, 1000)).ranges) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "said"),
+    [
+        (_ramp(0, 4095, np.uint16), (0, 65535), "2 of 2 images are nearly black in data.window"),
+        (_ramp(0, 4095, np.uint16), (0, 255), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 200, np.uint8), (0, 1), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 1, np.float32), (0, 255), "2 of 2 images are mostly a single shade in"),
+        (_ramp(0, 4095, np.uint16), (0, 4095), None),
+        (_ramp(0, 200, np.uint8), (50, 150), None),
+        # Three quarters are black around the object, as in many X-ray images.
+        (np.maximum(_ramp(-3000, 1000, np.int32), -1000), (-1000, 400), None),
+    ],
+)
+def test_a_window_that_loses_most_values_is_named(
+    tmp_path: Path, values: np.ndarray, window: tuple[float, float], said: str | None
+) -> None:
+    paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for path in paths:
+        Image.fromarray(values).save(path)
+    found = describe_lost_range(read_images(paths, SIZE, rules=_window(*window)).ranges)
+    assert found is None if said is None else found is not None and found.startswith(said)

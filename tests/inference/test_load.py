@@ -18,6 +18,7 @@ import tvf
 from helpers import IMPORTABLE, SMALL
 from helpers.classifier import train_classifier
 from helpers.folders import add, write_images
+from tvf.data import ReadingRules
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, write_json
 from tvf.inference import Item, PredictionTable, Reading, list_items
@@ -302,6 +303,24 @@ def test_images_in_memory_are_read_like_the_same_ones_in_files(tmp_path: Path) -
             Image.fromarray(array).save(path)
             (item,) = list_items(array)
             assert np.array_equal(reading.read(item.image), reading.read(path)), array.shape
+
+
+def test_other_numbers_are_taken_where_a_window_says_what_they_mean(tmp_path: Path) -> None:
+    values = np.linspace(-1, 2, 32 * 32).reshape(32, 32).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    reading = Reading(32, rules=ReadingRules(window=(0, 1)))
+    expected = reading.read(tmp_path / "x.tif")
+    for array in (values, values.astype(float), torch.from_numpy(values)[None]):
+        with pytest.raises(InputError, match="must be uint8 .*Multiply floats"):
+            list_items(array)
+        (item,) = list_items(array, window=True)
+        assert np.array_equal(reading.read(item.image), expected)
+    (item,) = list_items(np.full((32, 32), -300, np.int16), window=True)
+    assert reading.read(item.image).max() == 0
+    for array in (np.zeros((32, 32, 3), np.float32), np.zeros((32, 32), bool)):
+        with pytest.raises(InputError, match="pixels .*must be (grey|numbers)") as error:
+            list_items(array, window=True)
+        assert "255" not in str(error.value)
 
 
 def test_a_table_becomes_a_data_frame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from helpers.folders import write_images
 from tvf.data import ReadingRules
 from tvf.errors import InputError
 from tvf.inference.export import export_model
+from tvf.inference.reading_rules import read_rules, warn_of_own_source
 from tvf.inference.trust import open_source
 from tvf.job import JobContext, run_job
 from tvf.records import read_predictions, softmax
 
-pytestmark = pytest.mark.slow
 RULES = ReadingRules("pad", "bicubic", "white", (100.0, 3000.0))
 
 
@@ -50,6 +51,7 @@ def job(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return job
 
 
+@pytest.mark.slow
 def test_a_loaded_model_reads_as_its_job_did_without_trust(job: Path, folder: Path) -> None:
     model = tvf.load(job)
     assert model.reading.rules == RULES
@@ -65,6 +67,7 @@ def test_a_loaded_model_reads_as_its_job_did_without_trust(job: Path, folder: Pa
     assert len(open_source(config, trust_code=False).catalog()) == 48
 
 
+@pytest.mark.slow
 def test_exported_files_keep_the_rule(job: Path, folder: Path, tmp_path: Path) -> None:
     model = tvf.load(job)
     done = export_model(model, "torch_export", tmp_path / "model.pt2")
@@ -76,6 +79,7 @@ def test_exported_files_keep_the_rule(job: Path, folder: Path, tmp_path: Path) -
     assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_record_with_an_unknown_rule_is_refused(job: Path) -> None:
     path = job / "config.json"
     before = path.read_text()
@@ -86,3 +90,36 @@ def test_a_record_with_an_unknown_rule_is_refused(job: Path) -> None:
             tvf.load(job)
     finally:
         path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "rules", "said"),
+    [
+        (
+            "own.Source",
+            {"resize": "pad", "window": [0, 9]},
+            ReadingRules("pad", window=(0, 9)),
+            "pad",
+        ),
+        (
+            "own.Source",
+            {"resize": [224], "interpolation": "box"},
+            ReadingRules("crop", "box"),
+            "224",
+        ),
+        ("own.Source", {"image_size": 32}, ReadingRules(), "image folders."),
+        ("tvf.data.ImageFolder", {"resize": "pad"}, ReadingRules("pad"), None),
+    ],
+)
+def test_options_of_ones_own_data_source_are_taken_if_they_are_rules(
+    target: str,
+    options: dict[str, Any],
+    rules: ReadingRules,
+    said: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = {"data": {"_target_": target, **options}}
+    assert read_rules(config) == rules
+    warn_of_own_source(config, Path("job"))
+    assert (said in caplog.text) if said else not caplog.records
+    assert ("do not know resize=[224]" in caplog.text) == (said == "224")

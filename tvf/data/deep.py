@@ -53,6 +53,8 @@ class DeepImage:
                 values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
         elif self.key is not None:
             alpha = np.where((values == self.key).all(-1, keepdims=True), 0, 255).astype(np.uint8)
+        if window and self.bands == "CMYK":  # as 8 bits are: the window is of light, not of inks
+            values = _mix_inks(values)
         found = (int(values.min()), int(values.max()), white)
         shown = apply_window(values, window) if window else _in_8_bits(values, white)
         if alpha is not None:
@@ -71,6 +73,12 @@ def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
         inside = np.clip(values[start : start + ROWS].astype(np.float64), low, high)
         shown[start : start + ROWS] = np.rint((inside - low) * (255 / (high - low)))
     return shown
+
+
+def _mix_inks(values: np.ndarray) -> np.ndarray:
+    """Inks CMYK, uint16 [H, W, 4], as RGB [H, W, 3], as Pillow mixes those of 8 bits."""
+    light = DEEP - values.astype(np.uint32)
+    return (light[..., :3] * light[..., 3:] // DEEP).astype(np.uint16)
 
 
 def _in_8_bits(values: np.ndarray, white: int) -> np.ndarray:

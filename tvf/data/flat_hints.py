@@ -1,6 +1,7 @@
 """Whether the folders of a data root without train/ are its classes, or what else they may be."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tvf.data.layout_hints import folders_in, has_images
@@ -21,7 +22,9 @@ def explain_unclear(
     inside classes, all classes may have the same ones.
     """
     inside = {name: folders_in(root / name) for name in names}
+    without = [name for name in names if not has_images(root / name)]
     splits = [name for name in names if split_of(name) or suggest_split(name)]
+    splits += [name for name in without if split_words(name) and len(inside[name]) > 1]
     words = {word for name in names for word in split_words(name)}
     if splits or ("train" in words and len(words) > 1):
         return f"{explain_no_train(root, names, loose)} {CHOOSE_FLAT}"
@@ -44,19 +47,27 @@ def explain_unclear(
                 f"beside it ({first_few(again)}), as if an archive had been unpacked twice: remove "
                 f"one of both. {CHOOSE_FLAT}"
             )
-    shared = set.intersection(*(set(folders) for folders in inside.values()))
-    if not grouped and len(shared) > 1 and not any(has_images(root / name) for name in names):
-        outer, inner = first_few([f"{name}/" for name in names], 3), first_few(sorted(shared), 3)
+    alike, shared = _find_alike({name: inside[name] for name in without})
+    if not grouped and alike and len(alike) >= len(names) - len(without):
+        outer, inner = first_few([f"{name}/" for name in alike], 3), first_few(shared, 3)
         return (
-            f"data.root={printable(root)} has {outer}, which all have the folders {inner}: either "
-            "may be the classes. If the inner ones are, move their images into <class>/. If they "
-            "hold groups of images that belong together (patients, videos), set data.groups=1, and "
-            "otherwise data.layout=flat."
+            f"data.root={printable(root)} has {outer}, which have the same folders ({inner}): "
+            "either may be the classes. If the inner ones are, move their images into <class>/. If "
+            "they hold groups of images that belong together (patients, videos), set "
+            "data.groups=1, and otherwise data.layout=flat."
         )
     return None
 
 
-def note_flat(names: Sequence[str]) -> list[str]:
+def _find_alike(inside: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """The folders that have two or more inner folders called like those of others, and these."""
+    counts = Counter(inner for folders in inside.values() for inner in folders)
+    alike = [name for name in inside if sum(counts[inner] > 1 for inner in inside[name]) > 1]
+    shared = {inner for name in alike for inner in inside[name] if counts[inner] > 1}
+    return alike, sorted(shared)
+
+
+def note_flat(root: Path, names: Sequence[str], grouped: bool) -> list[str]:
     """What to say of a data root whose folders are read as classes, because it has no train/."""
     notes = [
         f"no train/ folder in data.root: its {len(names):,} folders are read as classes, and their "
@@ -64,6 +75,13 @@ def note_flat(names: Sequence[str]) -> list[str]:
     ]
     if odd := [f"{name}/" for name in names if split_words(name)]:
         notes.append(f"the names of some classes have a split's name in them: {first_few(odd)}")
+    without = [name for name in names if not has_images(root / name)]
+    alike, shared = _find_alike({name: folders_in(root / name) for name in without})
+    if alike and not grouped:
+        notes.append(
+            f"classes without images of their own have the same folders: "
+            f"{first_few([f'{name}/' for name in alike], 3)} ({first_few(shared, 3)})"
+        )
     return notes
 
 

@@ -87,7 +87,7 @@ def find_layout(root: Path, layout: str = AUTO, grouped: bool = False) -> Layout
             raise InputError(explain_no_train(root, names, loose))
         if unclear := explain_unclear(root, names, loose, grouped):
             raise InputError(unclear)
-        return _flat_layout(root, names, left_out, note_flat(names))
+        return _flat_layout(root, names, left_out, note_flat(root, names, grouped))
     notes = []
     for part, name in folders.items():
         if name.lower() != part:

@@ -1,12 +1,13 @@
 """Which images belong together (a patient, a module, a video), from names or a table."""
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tvf.data.left_out import first_few
+from tvf.data.table_file import read_header, read_rows
 from tvf.errors import InputError
 
 TABLE = ".csv"
@@ -82,25 +83,22 @@ def _match(below: str, expression: str) -> str | None:
 
 def _read_table(path: Path) -> dict[str, str]:
     """The group of each image that the table names."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise InputError(
-                    f"data.groups={path} must have the columns {' and '.join(COLUMNS)}, but has "
-                    f"{', '.join(reader.fieldnames or ()) or 'none'}."
-                )
-            table: dict[str, str] = {}
-            for line, row in enumerate(reader, 2):
-                image, group = ((row[column] or "").strip() for column in COLUMNS)
-                if not image or not group:
-                    missing = COLUMNS[0] if not image else COLUMNS[1]
-                    raise InputError(f"{path}, line {line}: the {missing} is missing.")
-                if table.setdefault(image, group) != group:
-                    raise InputError(
-                        f"{path}, line {line}: {image} is in two groups, {table[image]} and "
-                        f"{group}."
-                    )
-            return table
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data.groups={path} cannot be read: {error}.") from error
+    header = read_header(path)
+    if not {*COLUMNS} <= {*header}:
+        raise InputError(
+            f"data.groups={path} must have the columns {' and '.join(COLUMNS)}, but has "
+            f"{first_few(header)}."
+        )
+    table: dict[str, str] = {}
+    for line, cells in read_rows(path, COLUMNS):
+        if cells is None:
+            raise InputError(f"{path}, line {line}: it does not fit the header.")
+        image, group = cells
+        if not image or not group:
+            missing = COLUMNS[0] if not image else COLUMNS[1]
+            raise InputError(f"{path}, line {line}: the {missing} is missing.")
+        if table.setdefault(image, group) != group:
+            raise InputError(
+                f"{path}, line {line}: {image} is in two groups, {table[image]} and {group}."
+            )
+    return table

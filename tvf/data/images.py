@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tvf.data.pool import Pixels, digest, digest_pixels
-from tvf.data.ranges import WINDOWED
+from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
 from tvf.data.shades import convert_to_8_bits, show_in_8_bits
 from tvf.errors import InputError
@@ -28,7 +28,7 @@ from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
 log = logging.getLogger(__name__)
 
-DECODER_VERSION = 4  # increase it when `read_image` returns different pixels
+DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
 AnyPath = str | os.PathLike[str]
@@ -252,9 +252,7 @@ def _read_with_range(
             shown = turn_upright(shown, image)
         scaled = rules.scale(shown, image_size)
         if values is None:
-            pixels = np.asarray(scaled)
-            white = 255 if rules.window is None else WINDOWED
-            values = int(pixels.min()), int(pixels.max()), white
+            values = _shade_range(np.asarray(scaled), rules)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -263,3 +261,10 @@ def _read_with_range(
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(path, printable(reason)) from error
     return np.asarray(rules.fill(scaled, image_size)), values
+
+
+def _shade_range(pixels: np.ndarray, rules: ReadingRules) -> tuple[int, int, int]:
+    if rules.window is None:
+        return int(pixels.min()), int(pixels.max()), 255
+    middle, high = np.quantile(pixels, WINDOW_QUANTILES, method="nearest")
+    return int(middle), int(high), WINDOWED

@@ -11,14 +11,16 @@ WINDOWED = 0  # stands for the value shown as white, if there is a window
 USED = 0.5  # of the range of 16 bits: the least that the typical image should use
 FEW = 0.1  # of all images: so many may use little of the range without a word
 DARKEST = 32  # of 256: images of 8 bits whose brightest value is below this hold no photographs
+# Of the shades in a window: more than half of a lively image differ from its brightest ones.
+WINDOW_QUANTILES = (0.5, 0.95)
 
 
 def describe_lost_range(ranges: np.ndarray | None) -> str | None:
     """Say which values the images have if most of the range is not used; None if it is.
 
     `ranges`, int [N, 3], has for each image its lowest value, its highest one, and the one that is
-    shown as white: of files of 16 bits the values in the file, of others those that were read, and
-    WINDOWED instead of white if they were read through a window.
+    shown as white: of files of 16 bits the values in the file, of others those that were read. If
+    they were read through a window, the row has the WINDOW_QUANTILES of its shades, and WINDOWED.
     """
     if ranges is None or not len(ranges):
         return None
@@ -58,13 +60,18 @@ def _describe_deep(ranges: np.ndarray) -> str | None:
 
 
 def _describe_window(ranges: np.ndarray) -> str | None:
-    flat = ranges[:, 0] == ranges[:, 1]
-    if flat.mean() <= FEW:
-        return None
-    return (
-        f"{flat.sum():,} of {len(ranges):,} images are a single shade in data.window: it holds few "
-        "of their values. Choose another."
-    )
+    count = f"of {len(ranges):,} images are"
+    if (flat := ranges[:, 0] == ranges[:, 1]).mean() > FEW:
+        return (
+            f"{flat.sum():,} {count} mostly a single shade in data.window: it holds few of their "
+            "values. Choose another."
+        )
+    if (dark := ranges[:, 1] < DARKEST).mean() > USED:
+        return (
+            f"{dark.sum():,} {count} nearly black in data.window: few of their values come near "
+            "its upper end. Lower it."
+        )
+    return None
 
 
 def _describe_flat(ranges: np.ndarray) -> str | None:

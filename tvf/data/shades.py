@@ -92,6 +92,8 @@ def _show_wide(image: Image.Image, window: Window | None) -> Image.Image:
     if 0 in tiff_values(image, "PhotometricInterpretation"):
         raise ValueError("its lowest value is white; save it with black as the lowest")
     values = np.asarray(image)
+    if image.format == "TIFF" and image.mode == "I" and 2 not in tiff_values(image, "SampleFormat"):
+        values = values.view(np.uint32)  # which Pillow takes for signed
     if np.isnan(values).any():
         raise ValueError("some of its values are no numbers (NaN); replace them")
     return Image.fromarray(apply_window(values, window))

@@ -27,6 +27,7 @@ GROUP_LIKE = frozenset(
     for each in "patient subject case person video sequence scene site lesion animal slide".split()
     for end in ("", "s", "id", "no", "number", "name")
 )
+FOLD_LIKE = ("fold", "folds", "foldid", "kfold", "cvfold")
 WEIGHT_LIKE = ("weight", "weights", "sampleweight", "imageweight")
 OPTIONAL = ("split", "group")
 
@@ -117,5 +118,10 @@ def _describe_others(
         notes.append(
             f"column {printable(weights[0])} is not used: images cannot be weighted one by one, "
             "only classes, by data.class_weights=balanced"
+        )
+    if folds := [name for name in unread if _plain(name) in FOLD_LIKE]:
+        notes.append(
+            f"column {printable(folds[0])} is not used: data.folds draws folds of its own; for one "
+            "division, write train and val into a column split"
         )
     return notes

@@ -32,7 +32,7 @@ def read_header(path: Path) -> tuple[str, ...]:
         names = next(_lines(path), (1, ()))[1]
         if not names:
             raise InputError(
-                f"{printable(path)} is empty: it must have a header, such as image,label, and a "
+                f"{printable(path)} is empty: it must have a header that names the columns, and a "
                 "line for each image."
             )
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -66,7 +66,9 @@ def _lines(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     """The number of each line that is not blank, at which a record begins, and its cells."""
     text = _decode(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _guess_delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     while True:
         number = reader.line_num + 1
         try:
@@ -76,7 +78,8 @@ def _lines(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
         except csv.Error as error:
             raise InputError(
                 f"{printable(path)}, line {number}: {error}. Put a value in quotes if it has "
-                "quotes or line ends in it, and write its own quotes twice."
+                "quotes or line ends in it, write its own quotes twice, and nothing, not even a "
+                "space, between its last quote and the delimiter."
             ) from error
         if any(stripped := tuple(cell.strip() for cell in cells)):
             yield number, stripped

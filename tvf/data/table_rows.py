@@ -2,19 +2,18 @@
 
 import difflib
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from tvf.data.left_out import first_few
 from tvf.data.names import note_alike
 from tvf.data.pool import PARTS
 from tvf.data.split_names import split_of
 from tvf.data.table_columns import Columns, choose_columns
 from tvf.data.table_file import read_header, read_rows, row_word
+from tvf.data.table_notes import note_equal_numbers, note_missing, note_split_folders
 from tvf.errors import InputError
 from tvf.files import printable
 
@@ -96,6 +95,7 @@ class _Faults:
 class _Image:
     number: int
     name: str
+    file: str
     values: Mapping[str, str]
 
 
@@ -105,8 +105,9 @@ class _Reader:
     def __init__(self, options: TableOptions, columns: Columns) -> None:
         self._options, self._columns = options, columns
         self._root = options.root or os.path.dirname(options.path) or "."
-        self._images: dict[str, _Image] = {}  # by their files
+        self._images: dict[str, _Image] = {}  # by their real paths
         self._faults = _Faults(row_word(Path(options.path)))
+        self._real_folders: dict[str, str] = {}
         self._rows = self._repeated = self._backslashes = 0
         self._missing: list[str] = []
         self._renamed: dict[str, str] = {}
@@ -126,14 +127,17 @@ class _Reader:
             values["split"] = self._split_of(number, values["split"])
         name = values.pop("image") + self._options.ending
         file = self._find(number, name)
-        if (known := self._images.get(file)) is None:
-            self._images[file] = _Image(number, name, values)
+        real = self._resolve(file)
+        if (known := self._images.get(real)) is None:
+            self._images[real] = _Image(number, name, file, values)
             return
         self._repeated += 1
         for what, value in values.items():
             if known.values[what] != value:
                 detail = f"{name} is {value}, in {self._faults.word} {known.number} "
                 self._faults.add(f"images with two {what}s", number, detail + known.values[what])
+        if name < known.name:  # whichever row is the first
+            self._images[real] = _Image(known.number, name, file, values)
 
     def finish(self) -> TableImages:
         """The images, if nothing is wrong with them; InputError otherwise."""
@@ -141,7 +145,7 @@ class _Reader:
         if not self._rows:
             raise InputError(f"{table} has no rows: it must have one for each image.")
         images = list(self._images.values())
-        classes = sort_classes({image.values["label"] for image in images})
+        classes = sorted({image.values["label"] for image in images})
         self._check_labels(images)
         if self._faults.counts:
             raise InputError(
@@ -152,6 +156,7 @@ class _Reader:
             raise InputError(
                 f"{table} has 1 class, {printable(classes[0])}, but must have 2 or more."
             )
+        images.sort(key=lambda image: image.name)  # a division does not depend on the rows' order
         places = {name: number for number, name in enumerate(classes)}
         groups = None
         if "group" in self._columns.names:
@@ -161,7 +166,7 @@ class _Reader:
         return TableImages(
             classes=tuple(map(printable, classes)),
             names=[printable(image.name) for image in images],
-            files=list(self._images),
+            files=[image.file for image in images],
             labels=[places[image.values["label"]] for image in images],
             parts=(
                 [image.values["split"] for image in images]
@@ -169,7 +174,7 @@ class _Reader:
                 else None
             ),
             groups=groups,
-            notes=(*self._columns.notes, *self._notes(classes)),
+            notes=(*self._columns.notes, *self._notes(classes, images)),
         )
 
     def _split_of(self, number: int, value: str) -> str:
@@ -183,16 +188,25 @@ class _Reader:
 
     def _find(self, number: int, name: str) -> str:
         """The path of an image, which is counted if it is missing."""
-        file = os.path.normpath(os.path.join(self._root, name))
+        file = os.path.join(self._root, name)
         if os.path.isfile(file):
             return file
-        slashed = os.path.normpath(os.path.join(self._root, name.replace("\\", "/")))
+        slashed = os.path.join(self._root, name.replace("\\", "/"))
         if "\\" in name and os.path.isfile(slashed):
             self._backslashes += 1
             return slashed
         self._missing.append(file)
         self._faults.add("folders" if os.path.isdir(file) else "missing files", number, name)
         return file
+
+    def _resolve(self, file: str) -> str:
+        """The path of a file without links; that of a folder is resolved once."""
+        if os.path.islink(file):
+            return os.path.realpath(file)
+        folder, name = os.path.split(file)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._real_folders[folder], name)
 
     def _check_labels(self, images: Sequence[_Image]) -> None:
         """Count labels that occur once, and those that no training image has."""
@@ -203,12 +217,15 @@ class _Reader:
             for image in images
             if image.values.get("split", "train") == "train"
         }
+        once = "labels that occur once"
         for image in images:
             label = image.values["label"]
             if counts[label] == 1:
-                near = difflib.get_close_matches(label, several, n=1) if len(several) < 1000 else []
+                near = []
+                if len(several) < 1000 and self._faults.counts[once] < NAMED:  # it takes long
+                    near = difflib.get_close_matches(label, several, n=1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
-                self._faults.add("labels that occur once", image.number, label + hint)
+                self._faults.add(once, image.number, label + hint)
             elif label not in trained and image.values["split"] in PARTS:
                 trained.add(label)  # named once
                 self._faults.add("labels without training images", image.number, label)
@@ -230,7 +247,7 @@ class _Reader:
             hints.append(f"If column {column} is not the class: data.label_column= names another.")
         return "".join(f" {hint}" for hint in hints)
 
-    def _notes(self, classes: Sequence[str]) -> list[str]:
+    def _notes(self, classes: Sequence[str], images: Sequence[_Image]) -> list[str]:
         notes = []
         for value, part in self._renamed.items():
             notes.append(f"split {printable(value)} is read as {part}")
@@ -238,37 +255,11 @@ class _Reader:
             notes.append(f"{self._repeated:,} rows repeat an image, which is read once")
         if self._backslashes:
             notes.append(f"\\ is read as / in {self._backslashes:,} paths")
-        numbers: dict[float, list[str]] = {}
-        for name in classes:
-            if (value := _number(name)) is not None:
-                numbers.setdefault(value, []).append(name)
-        for names in numbers.values():
-            if len(names) > 1:
-                notes.append(f"classes are equal as numbers, and read as two: {first_few(names)}")
+        if "split" not in self._columns.names and dict(self._options.columns)["split"] is not None:
+            notes += note_split_folders([image.name for image in images])
+        notes += note_missing("label", classes)
+        if "group" in self._columns.names:
+            notes += note_missing("group", (image.values["group"] for image in images))
+        notes += note_equal_numbers(classes)
         table = f"{printable(self._options.path)} has labels"
         return notes + note_alike(classes, table, "Give their images one label")
-
-
-def sort_classes(labels: set[str]) -> list[str]:
-    """Labels in order: by their value if all are numbers, else by text, with numbers in it as such.
-
-    Equal numbers (1, 01) and all that compare alike are in the order of their text.
-    """
-    if all(_number(label) is not None for label in labels):
-        return sorted(labels, key=lambda label: (_number(label), label))
-    return sorted(labels, key=lambda label: ([*map(_natural, _DIGITS.split(label))], label))
-
-
-_DIGITS = re.compile(r"(\d+)")
-
-
-def _natural(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdecimal() else (-1, part)
-
-
-def _number(label: str) -> float | None:
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if abs(value) < float("inf") else None

@@ -59,8 +59,10 @@ class Item:
     label: int | None = None
 
 
-def list_items(images: Any, classes: Sequence[str] = ()) -> list[Item]:
+def list_items(images: Any, classes: Sequence[str] = (), window: bool = False) -> list[Item]:
     """List what `images` names, see `Model.predict`. InputError for what is not there.
+
+    Arrays of other values than 8 and 16 bits are for models with a `window` alone.
 
     An image in a folder that is called like one of `classes`, below a folder that was given, has
     that class as its label; in folders of two classes, one inside the other, it has none.
@@ -68,7 +70,10 @@ def list_items(images: Any, classes: Sequence[str] = ()) -> list[Item]:
     listed = images if isinstance(images, Iterable) and not _is_one(images) else [images]
     items: list[Item] = []
     for each in listed:
-        items += _expand(each, classes, len(items))
+        if isinstance(each, np.ndarray | Tensor | Image.Image):
+            items += _from_array(each, len(items), window)
+        else:
+            items += _from_path(each, classes)
     if not items:
         raise InputError("there is no image to classify: name a file, a folder or a pattern.")
     return items
@@ -78,11 +83,7 @@ def _is_one(images: Any) -> bool:
     return isinstance(images, str | os.PathLike | np.ndarray | Tensor | Image.Image)
 
 
-def _expand(image: Any, classes: Sequence[str], before: int) -> Iterator[Item]:
-    """The items of one argument; `before` is how many there are already."""
-    if isinstance(image, np.ndarray | Tensor | Image.Image):
-        yield from _from_array(image, before)
-        return
+def _from_path(image: Any, classes: Sequence[str]) -> Iterator[Item]:
     if not isinstance(image, str | os.PathLike):
         raise InputError(
             f"{type(image).__name__} is no image: name a path, or give an array or a PIL image."
@@ -175,7 +176,8 @@ def _from_lines(lines: Iterable[str], source: str, folder: str) -> Iterator[Item
     yield from paths
 
 
-def _from_array(image: Any, before: int) -> Iterator[Item]:
+def _from_array(image: Any, before: int, window: bool) -> Iterator[Item]:
+    """The items of an array; `before` is how many there are already."""
     if isinstance(image, Image.Image):
         yield Item(f"image {before}", image)
         return
@@ -196,14 +198,19 @@ def _from_array(image: Any, before: int) -> Iterator[Item]:
             f"{given} is no image: arrays of NumPy are [H, W], [H, W, 3] or [H, W, 4], tensors of "
             "torch [3, H, W], or a batch of these."
         )
-    if array.dtype not in (np.uint8, np.uint16):
+    wide = array.dtype not in (np.uint8, np.uint16)
+    if wide and not window:
         raise InputError(
             f"{given}: pixels must be uint8 from 0 to 255 (or uint16). Multiply floats from 0 to 1 "
             "by 255 and convert them."
         )
+    if wide and array.dtype.kind not in "fiu":
+        raise InputError(f"{given}: pixels must be numbers, for which the model has a window.")
     for number, pixels in enumerate(array):
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
-        if pixels.dtype == np.uint16 and pixels.ndim == 3:
-            raise InputError(f"{given}: pixels of 16 bits must be grey, [H, W].")
+        if pixels.dtype != np.uint8 and pixels.ndim == 3:
+            raise InputError(f"{given}: pixels of other values than 8 bits must be grey, [H, W].")
+        if wide:
+            pixels = pixels.astype(np.float32)
         yield Item(f"image {before + number}", Image.fromarray(np.ascontiguousarray(pixels)))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from tvf.config import modern_node
-from tvf.data import ReadingRules
 from tvf.distributed import library_versions
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
@@ -25,7 +24,8 @@ from tvf.inference.choose import choose_jobs
 from tvf.inference.exported import load_exported
 from tvf.inference.images import Reading
 from tvf.inference.model import Model, average_models, torch_runner
-from tvf.inference.trust import DATA, import_own, names_code
+from tvf.inference.reading_rules import read_rules, warn_of_own_source
+from tvf.inference.trust import import_own, names_code
 from tvf.models import (
     Backbone,
     FineTuneModel,
@@ -125,12 +125,9 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         data["image_size"],
         data.get("max_megapixels", 100.0),
         data.get("white_point"),
-        _rules(config),
+        read_rules(config),
     )
-    if data.get("_target_") not in DATA:
-        log.warning(
-            "%s has a data source of its own: images are read like those of image folders.", folder
-        )
+    warn_of_own_source(config, folder)
     temperature = _temperature(folder, summary)
     precision = (config.get("fabric") or {}).get("precision", "32-true")
     if precision != "32-true":
@@ -219,19 +216,13 @@ def _find_fault(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | 
         if not isinstance(value, int) or value < 1:
             return f"config.json does not say data.{key}, a whole number of at least 1"
     try:
-        _rules(config)
+        read_rules(config)
     except InputError as error:
         return f"config.json: {str(error).rstrip('.')}"
     combination = summary.get("combination", {})
     if not isinstance(combination, dict) or not isinstance(combination.get("members", 1), int):
         return "summary.json does not say what was combined"
     return None
-
-
-def _rules(config: Mapping[str, Any]) -> ReadingRules:
-    """How a job's images became squares; options of a user's own data source may mean anything."""
-    data = config["data"]
-    return ReadingRules.of(data if modern_node(data).get("_target_") in DATA else {})
 
 
 def _version_hint(summary: Mapping[str, Any]) -> str:

@@ -66,10 +66,11 @@ class Model:
         `images` is a path, an array, or a list of these. A path is a file, a folder with all images
         below it, a pattern such as "*.png", or a .txt file with one path per line. An array is
         uint8 [H, W], [H, W, 3] or [H, W, 4] in NumPy, [3, H, W] in torch, a batch of these, or a
-        PIL image. Probabilities are calibrated, unless `raw`. Raises InputError for what is not
-        there; files that cannot be read are in the table's `failed`.
+        PIL image; with a window, also of other numbers, [H, W]. Probabilities are calibrated,
+        unless `raw`. Raises InputError for what is not there; files that cannot be read are in the
+        table's `failed`.
         """
-        items = list_items(images, self.classes)
+        items = list_items(images, self.classes, self.reading.rules.window is not None)
         chunks = []
         with progress_bar("predicting" if progress else None, len(items)) as advance:
             for chunk in self.stream(items, raw):

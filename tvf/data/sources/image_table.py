@@ -93,4 +93,6 @@ def _require_text(name: str, value: object) -> None:
     if isinstance(value, str) or (value is None and optional):
         return
     what = "text such as .jpg" if name == "ending" else "the name of a column, or auto"
-    raise InputError(f"data.{name}={value!r} must be {what}{', or null' if optional else ''}.")
+    quoted = f". Quote a number: 'data.{name}=\"{value}\"'" if type(value) in (int, float) else ""
+    null = ", or null" if optional else ""
+    raise InputError(f"data.{name}={value!r} must be {what}{null}{quoted}.")
