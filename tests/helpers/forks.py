@@ -4,8 +4,7 @@ A fork has what a command started in a shell has: its own arguments, folder, env
 and session, and an interpreter that exits normally. The workers of a sweep, which joblib would
 start as new Python processes, are forks as well: children of the sweep's process, made before its
 command begins. Forks do not show that the imports work, nor that nothing depends on the order of
-sets of strings, because they share one hash seed. Tests of these have to start Python. Forks
-compose configs by `helpers.composing`.
+sets of strings, because they share one hash seed. Tests of these have to start Python.
 """
 
 import contextlib
@@ -248,23 +247,6 @@ def _work(asked: socket.socket) -> None:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
-def _remember_configs() -> None:
-    """Compose in all forks as tests do; what most commands choose is merged by now."""
-    sys.path.append(str(ROOT / "tests"))
-    from hydra import compose, initialize_config_dir
-
-    from helpers.composing import remember_configs
-    from tvf.config import conf_dir
-
-    remember_configs()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for chosen in ((), ("tracker=none",), ("tracker=none", "hydra/launcher=basic")):
-            compose("config", [*chosen], return_hydra_config=True)
-    sys.path.pop()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "helpers"]:
-        del sys.modules[name]  # a command finds it only on its own path
-
-
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     # timm would import wandb, which creates folders when imported: the first fork to end would
@@ -272,7 +254,6 @@ if __name__ == "__main__":
     sys.modules["wandb"] = None  # type: ignore[assignment]
     for module in IMPORTED:
         importlib.import_module(module)
-    _remember_configs()
     del sys.modules["wandb"]
     sys.path[0] = ""
     gc.collect()
