@@ -112,6 +112,11 @@ def test_each_phase_gets_its_median_length_up_to_the_best_epoch(tmp_path: Path) 
         overrides.write_text(yaml.safe_dump(["recipe=lp_ft", *kept]))
         _write_epochs(status.parent, (1, 0.5), (2, 0.7), (2, 0.6))
     assert "refit_epochs=[1,1]" in plan(tmp_path).arguments
+    # Half of the jobs were best with the head alone: the fraction trains all the same.
+    for status in sorted(tmp_path.glob("*/status.json"))[::2]:
+        summary = read_json(status.parent / "summary.json")
+        write_json(status.parent / "summary.json", summary | {"best_phase": 1})
+    assert "refit_epochs=[1,1]" in plan(tmp_path).arguments
 
 
 def _write_epochs(folder: Path, *epochs: tuple[int, float]) -> None:
@@ -198,6 +203,23 @@ def test_a_sweep_without_a_finished_job_has_nothing_to_train_again(tmp_path: Pat
     add_job(tmp_path, 0.5, 1, state="failed")
     with pytest.raises(InputError, match=r"no finished job, so there is nothing to refit.*resume"):
         plan(tmp_path)
+
+
+def test_phases_that_are_left_out_and_unfinished_jobs_are_mentioned(tmp_path: Path) -> None:
+    for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
+        train(tmp_path, fraction, chance, changes={"recipe._target_": "tvf.training.Gradual"})
+    for folder in (status.parent for status in tmp_path.glob("*/status.json")):
+        config = read_json(folder / "config.json")
+        config["recipe"] |= {"epochs_each": 1}
+        config["optimizer"]["layer_decay"] = 0.4
+        write_json(folder / "config.json", config)
+        given = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+        kept = [text for text in given if not text.startswith("recipe")]
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["recipe=gradual", *kept]))
+    add_job(tmp_path, 1.0, 1, state="failed", changes={"data.folds": 2})
+    text = plan(tmp_path).text
+    assert "in the first 1 of 3 phases" in text
+    assert "note: 1 of the sweep's 9 jobs did not finish" in text
 
 
 def test_a_job_that_is_not_done_is_no_model(sweep: Path) -> None:

@@ -91,7 +91,7 @@ def test_arrays_files_folders_patterns_and_lists_are_the_same_images(
         (np.zeros(4, np.uint8), "is no image"),
         (torch.zeros(4, 4, dtype=torch.uint8), "is no image"),
         ("empty", "empty has no images"),
-        ("list.txt", r"list.txt names what is no file: line 2: nowhere.png"),
+        ("list.txt", r"list.txt lists files that do not exist: line 2: nowhere.png"),
         ("void.txt", "void.txt names no files"),
     ],
 )

@@ -124,3 +124,14 @@ def decision_words(comparison: Comparison) -> str:
     """Whether the sweep has decided, as the words between its name and the choice."""
     decision = comparison.choice.decision
     return "chose" if decision is None or decision.decided else "has not decided; best so far is"
+
+
+def note_unfinished(comparison: Comparison) -> list[str]:
+    """A line that counts the sweep's jobs that are not done; none if all are."""
+    jobs = [job for group in comparison.configurations for job in group.jobs]
+    if unfinished := sum(job["state"] != "done" for job in jobs if not job["dropped"]):
+        return [
+            f"note: {unfinished} of the sweep's {len(jobs)} jobs did not finish, which may change "
+            "its choice."
+        ]
+    return []

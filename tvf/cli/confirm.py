@@ -13,6 +13,7 @@ from tvf.cli.chosen import (
     checked_config,
     comparison_of,
     decision_words,
+    note_unfinished,
     overrides_of,
     parse_overrides,
     replace_overrides,
@@ -133,13 +134,7 @@ def _describe(
     ]
     if repetitions.note:
         lines.append(repetitions.note)
-    jobs = [job for group in comparison.configurations for job in group.jobs]
-    if unfinished := sum(job["state"] != "done" for job in jobs if not job["dropped"]):
-        lines.append(
-            f"note: {unfinished} of the sweep's {len(jobs)} jobs did not finish, which may change "
-            "its choice."
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *note_unfinished(comparison)])
 
 
 def _describe_left(number: int, left: int) -> str:

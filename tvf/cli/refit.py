@@ -9,13 +9,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, median_low
-from typing import Any
+from statistics import median, median_high, median_low
+from typing import TYPE_CHECKING, Any
 
 from tvf.cli.chosen import (
     checked_config,
     comparison_of,
     decision_words,
+    note_unfinished,
     overrides_of,
     parse_overrides,
     replace_overrides,
@@ -27,6 +28,9 @@ from tvf.files import read_json, write_json
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row, read_config, read_status, sweep_name
 from tvf.report import Comparison, Configuration, calibration_of, training_of, write_card
+
+if TYPE_CHECKING:
+    from tvf.training import Phase
 
 REFIT = "refit"  # in a sweep's folder: the folder of the jobs
 
@@ -68,7 +72,8 @@ def plan_refit(sweep: Path, arguments: Sequence[str], overrides: Sequence[str] =
     config = checked_config(configuration, comparison, [*texts.values(), *searched], config_dir)
     seed = added.pop("seed", f"seed={first['seed']}")
     folder = sweep / REFIT / seed.replace("=", "")
-    lengths = _phase_lengths(config, jobs, METRICS[comparison.metric])
+    phases = build_phases(config, len(first["unfrozen_groups"] or ()))
+    lengths = _phase_lengths(phases, jobs, METRICS[comparison.metric])
     _check_folder(folder, lengths)
     texts |= _division(first, texts, comparison) | {"seed": seed}
     texts["refit_epochs"] = f"refit_epochs=[{','.join(map(str, lengths))}]"
@@ -79,7 +84,7 @@ def plan_refit(sweep: Path, arguments: Sequence[str], overrides: Sequence[str] =
     return RefitPlan(
         arguments=[*flags, *composed, path_override("hydra.run.dir", folder)],
         folder=folder,
-        text=_describe(sweep, comparison, configuration, first, lengths),
+        text=_describe(sweep, comparison, configuration, first, lengths, len(phases)),
         facts=_facts(sweep, comparison, configuration, jobs),
         temperature=median(temperatures) if temperatures else None,
     )
@@ -104,14 +109,13 @@ def finish_refit(plan: RefitPlan) -> str:
     )
 
 
-def _phase_lengths(config: dict[str, Any], jobs: Sequence[Row], key: str) -> list[int]:
-    """The epochs of each phase up to the one that most jobs have their best epoch in.
+def _phase_lengths(phases: "Sequence[Phase]", jobs: Sequence[Row], key: str) -> list[int]:
+    """The epochs of each phase up to the one in which the jobs have their best epochs.
 
-    A phase that could end early handed on its best weights, so it counts up to its best epoch.
+    If they differ in that, it is the later one, in which more of the fraction trains. A phase that
+    could end early handed on its best weights, so it counts up to its best epoch.
     """
-    groups = len(jobs[0]["unfrozen_groups"] or ())
-    phases = build_phases(config, groups)
-    last = median_low(int(job["summary"].get("best_phase") or 1) for job in jobs)
+    last = median_high(int(job["summary"].get("best_phase") or 1) for job in jobs)
     lengths = []
     for number, phase in enumerate(phases[:last], 1):
         if number < last and phase.stopping.patience is None:
@@ -172,17 +176,18 @@ def _describe(
     configuration: Configuration,
     first: Row,
     lengths: list[int],
+    phases: int,
 ) -> str:
     """What will be trained, on how many images, for how long."""
     images = first["summary"].get("images") or {}
     number = images.get("train", 0) + images.get("val", 0)
     on = f"all {number:,} images of " if number else ""
     epochs = ", ".join(str(job["best_epoch"]) for job in configuration.done)
-    phases = f" in {len(lengths)} phases" if len(lengths) > 1 else ""
+    part = f" in the first {len(lengths)} of {phases} phases" if len(lengths) < phases else ""
     lines = [
         f"{sweep} {decision_words(comparison)} {configuration}.",
         f"To train it once more on {on}train + validation: {' + '.join(map(str, lengths))} of "
-        f"{first['config']['epochs']} epochs{phases} (best epochs of its jobs: {epochs}).",
+        f"{first['config']['epochs']} epochs{part} (best epochs of its jobs: {epochs}).",
     ]
     tests = {(t.split_seed, t.outer_fold) for t in map(training_of, configuration.done)}
     if len(tests) > 1:
@@ -190,4 +195,4 @@ def _describe(
             "The sweep's divisions have different test images. Those of the first one "
             f"({first['name']}) are left out."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *note_unfinished(comparison)])

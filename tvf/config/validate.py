@@ -219,8 +219,9 @@ def _check_parts(config: dict[str, Any]) -> None:
     schedule = make_schedule(scheduler, optimizer, config["epochs"], batches=2)
     if config["refit_epochs"] is not None and schedule.follows_scores:
         raise InputError(
-            "with refit_epochs no image validates, but the scheduler follows validation scores. "
-            "Train, or sweep, with another one, such as scheduler=cosine."
+            "the scheduler follows validation scores, which a job without validation images "
+            "(tvf refit, refit_epochs) does not have. Train, or sweep, with another one, such as "
+            "scheduler=cosine."
         )
     build_part(config, "checkpoint", folder=Path(), configuration="")
     augment = build_part(config, "augment")

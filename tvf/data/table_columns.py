@@ -95,7 +95,9 @@ def _require(table: str, header: Sequence[str], what: str, wanted: str) -> str:
 
 
 def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:
-    note = f"the {what} of each image is read from column {printable(chosen)}"
+    note = f"each image's {what} is in column {printable(chosen)}"
+    if what == "image":
+        note = f"the images are those in column {printable(chosen)}"
     if others := [name for name in meant if name != chosen]:
         note += f" and not from {first_few(others)}"
     return f"{note} (data.{what}_column)"

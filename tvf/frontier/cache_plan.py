@@ -143,7 +143,7 @@ class CachePlan:
             space = format_bytes(free)
             return f"{format_bytes(size)} exceeds the {space} free on disk: {MORE_ROOM}"
         saved = point.seconds * (read - missing)
-        if saved > size / WRITE_RATE + row_bytes * read / READ_RATE:
+        if saved >= size / WRITE_RATE + row_bytes * read / READ_RATE:  # equal without images
             return None
         return "recomputing is faster than caching"
 

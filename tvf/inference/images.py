@@ -170,7 +170,7 @@ def _from_lines(lines: Iterable[str], source: str, folder: str) -> Iterator[Item
     if missing:
         more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
         named = "; ".join(missing[:NAMED])
-        raise InputError(f"{printable(source)} names what is no file: {named}{more}.")
+        raise InputError(f"{printable(source)} lists files that do not exist: {named}{more}.")
     if not paths:
         raise InputError(f"{printable(source)} names no files: write one path per line.")
     yield from paths

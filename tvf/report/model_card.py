@@ -249,6 +249,8 @@ def _why_epoch(job: Row) -> str:
 
 def _command(job: Row) -> str:
     sweep = Path(job["path"]).parent
+    if "refit" in job["summary"]:
+        return shlex.join(["tvf", "refit", sweep.parent.name, f"seed={job['seed']}"])
     commands = sweep_commands(sweep) if (sweep / "sweep.json").is_file() else []
     return "\n".join(commands) or shlex.join(["python", "train.py", *job["overrides"]])
 
