@@ -125,7 +125,7 @@ def test_images_without_a_split_are_divided_by_group(tmp_path: Path) -> None:
     ("header", "notes"),
     [
         ("Image Path,category", ["the images are those in column Image Path", "category"]),
-        ("image,image_id,class", ["from column image and not from image_id", "column class"]),
+        ("image,image_id,class", ["in column image, not in image_id", "column class"]),
         ("image,label,patient_id", ["patient_id may say which images belong together"]),
         ("file,label,weight", ["column file", "weight is not used"]),
         ("image,label,Fold_ID", ["column Fold_ID is not used: data.folds draws"]),

@@ -99,7 +99,7 @@ def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:
     if what == "image":
         note = f"the images are those in column {printable(chosen)}"
     if others := [name for name in meant if name != chosen]:
-        note += f" and not from {first_few(others)}"
+        note += f", not in {first_few(others)}"
     return f"{note} (data.{what}_column)"
 
 
