@@ -77,6 +77,14 @@ def test_the_choice_is_trained_to_the_median_best_epoch_of_its_jobs(sweep: Path)
     ]
 
 
+def test_a_sweep_that_recommends_nothing_has_not_chosen(tmp_path: Path) -> None:
+    for fraction, chance in ((0.0, 0.8), (0.5, 0.6)):  # a single training of each
+        hits = [image % 10 < 10 * chance for image in range(40)]
+        add_training(tmp_path, fraction, hits, epochs=3, best_epoch=2)
+    text = plan(tmp_path).text
+    assert text.startswith(f"{tmp_path} has not decided; best so far is pct_unfreeze=0.")
+
+
 def test_another_seed_goes_to_another_folder(sweep: Path) -> None:
     planned = plan(sweep, "seed=7")
     assert planned.folder == sweep / "refit" / "seed7" and "seed=7" in planned.arguments

@@ -122,8 +122,9 @@ def checked_config(
 
 def decision_words(comparison: Comparison) -> str:
     """Whether the sweep has decided, as the words between its name and the choice."""
-    decision = comparison.choice.decision
-    return "chose" if decision is None or decision.decided else "has not decided; best so far is"
+    choice = comparison.choice
+    decided = choice.chosen is not None and (choice.decision is None or choice.decision.decided)
+    return "chose" if decided else "has not decided; best so far is"
 
 
 def note_unfinished(comparison: Comparison) -> list[str]:

@@ -96,7 +96,7 @@ def refit(folder: Path, overrides: Sequence[str]) -> None:
     command = _commands_of(folder)[-1]
     _enter_folder_of(command)
     plan = plan_refit(folder, command["arguments"], overrides)
-    print(plan.text)
+    print(plan.text, "If it is interrupted, the same command resumes it.", sep="\n")
     if not _train(plan.arguments):
         raise SystemExit(1)
     print(finish_refit(plan))
