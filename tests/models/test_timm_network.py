@@ -80,10 +80,53 @@ def test_two_heads_of_other_classes_are_named_as_such(tmp_path: Path) -> None:
         load_initial_weights(models[1], str(tmp_path / "x.safetensors"), *heads)
 
 
-@pytest.mark.parametrize("name", ["pit_ti_224", "pit_ti_distilled_224"])
-def test_networks_without_groups_say_so(name: str) -> None:
-    with torch.device("meta"), pytest.raises(InputError, match="timm does not group its layers"):
-        timm_backbone(name, 3, pretrained=False)
+@pytest.mark.parametrize(
+    ("name", "deepest", "last", "count"),
+    [
+        ("pit_ti_224", "transformers.2+norm", "patch_embed.conv+pos_embed+cls_token", 4),
+        ("poolformer_s12", "stages.3+head.norm", "stem.conv", 5),
+        ("rdnet_tiny", "dense_stages.6+head.norm", "stem", 8),
+    ],
+)
+def test_networks_that_timm_does_not_group_are_grouped_by_their_graph(
+    name: str, deepest: str, last: str, count: int
+) -> None:
+    """The last one has groups in timm, but no coarse ones."""
+    with torch.device("meta"):
+        groups = timm_backbone(name, 3, pretrained=False).groups
+    assert (groups[0].name, groups[-1].name, len(groups)) == (deepest, last, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("resnetv2_50x1_bit", ("head.fc",)),
+        ("dpn68", ("classifier",)),
+        ("dla34", ("fc",)),
+        ("caformer_s18", ("head.fc.fc2", "head.fc.fc1", "head.fc.norm")),
+    ],
+)
+def test_heads_that_are_convolutions_or_have_layers_inside(
+    name: str, heads: tuple[str, ...]
+) -> None:
+    with torch.device("meta"):
+        backbone = timm_backbone(name, 3, pretrained=False)
+        assert backbone.heads == heads
+        size = backbone.image_size or 224
+        assert backbone.module(torch.zeros(2, 3, size, size)).shape == (2, 3)
+    assert len({group.name for group in backbone.groups}) == len(backbone.groups)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv5_300m_enc", "qwen3_vit_88m_enc"])
+def test_a_network_that_timm_gives_no_classifier_gets_one_on_its_mean(name: str) -> None:
+    with torch.device("meta"):
+        backbone = timm_backbone(name, 3, pretrained=False)
+        size = backbone.image_size or 224
+        features = backbone.module.features(torch.zeros(2, 3, size, size))  # type: ignore[operator]
+        assert backbone.module(torch.zeros(2, 3, size, size)).shape == (2, 3)
+    assert features.dim() > 2
+    assert backbone.head == "head"
+    assert all(group.name.startswith("features.") for group in backbone.groups)
 
 
 @pytest.mark.parametrize("name", ["volo_d1_224", "deit_tiny_distilled_patch16_224", "levit_128s"])
@@ -98,13 +141,6 @@ def test_a_network_for_another_size_of_images_names_the_option(name: str) -> Non
             run_black_images(backbone, 64, 1)
         adapted = timm_backbone(name, 2, pretrained=False, options={"img_size": 64})
         assert run_black_images(adapted, 64, 1).shape == (1, 2)
-
-
-def test_coarse_groups_that_timm_lacks_name_the_option_that_works() -> None:
-    with torch.device("meta"):
-        with pytest.raises(InputError, match="coarse grouping is not.*backbone.coarse=false"):
-            timm_backbone("rdnet_tiny", 2, pretrained=False)
-        assert timm_backbone("rdnet_tiny", 2, pretrained=False, coarse=False).groups
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf.cli.launch import compose, launch, make_importable, sweep_dir_override
-from tvf.config import build, explain_error, to_plain
+from tvf.config import build_part, explain_error, to_plain
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
@@ -238,7 +238,7 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
     cfg = compose(overrides, config_dir)
-    backbone = build(to_plain(cfg.backbone), "backbone", num_classes=1)
+    backbone = build_part({"backbone": to_plain(cfg.backbone)}, "backbone", num_classes=1)
     model = to_plain(cfg.model)
     selection = Selection(
         unit=model.get("unit") or "groups",

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 # Options in a node that the job handles itself instead of passing them to the node's target.
 JOB_OPTIONS = {
+    "backbone": ("checkpoint",),
     "model": ("init_from",),
     "optimizer": ("clip_norm",),
     "fabric": ("resident", "tf32", "jobs_per_gpu"),
 }
+UNTRAINED = {"pretrained": False, "weights": None}  # of backbones: no weights of a library's
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
 
 
@@ -48,6 +50,9 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
             node = {key: value for key, value in node.items() if key not in SELECTION}
         if node.get("frozen_bn") == "recalibrate":  # the job sets the statistics before it trains
             node["frozen_bn"] = "eval"
+    if name == "backbone" and config[name].get("checkpoint") is not None and "_target_" in node:
+        taken = inspect.signature(resolve_target(node, name)).parameters
+        node |= {key: value for key, value in UNTRAINED.items() if key in taken}
     return node
 
 

@@ -71,6 +71,7 @@ OPTIONS: dict[str, Affects] = {
     "backbone.weights": PIXELS,
     "backbone.grouping": PIXELS,
     "backbone.pretrained": PIXELS,
+    "backbone.checkpoint": PIXELS,
     "backbone.coarse": PIXELS,
     "backbone.options": PIXELS,
     "backbone.mean": PIXELS,
@@ -216,6 +217,7 @@ LEGACY_DEFAULTS: dict[str, Any] = {
 }
 # The same for options that older checkpoints, known by the options as they were written, lack.
 LATER_DEFAULTS: dict[str, Any] = {
+    "backbone.checkpoint": None,
     "deterministic": False,
     "fabric.tf32": False,
     "refit_epochs": None,

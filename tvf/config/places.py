@@ -16,6 +16,7 @@ PLACES = (
     "model.init_from",
     "store.dir",
     "backbone.name",
+    "backbone.checkpoint",
     "backbone.options.checkpoint_path",
     "backbone.options.cache_dir",
     "backbone.options.pretrained_cfg.file",

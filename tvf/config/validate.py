@@ -36,6 +36,7 @@ from tvf.frontier import RESIDENT
 from tvf.models import (
     FROZEN_BN_OPTIONS,
     UNITS,
+    check_checkpoint,
     check_direction,
     check_dropout,
     check_fraction,
@@ -43,6 +44,7 @@ from tvf.models import (
     check_patterns,
     check_selection,
     find_weights,
+    images_made_for,
 )
 from tvf.store import fingerprint_files
 from tvf.training import make_schedule
@@ -84,6 +86,7 @@ SUPPLIED_BY_CODE = {
     "checkpoint": ("folder", "configuration"),
     "scheduler": ("optimizer", "epochs", "batches"),
 }
+READ_AS_WEIGHTS = ("image_size", "interpolation")  # of data; null: as the weights were made for
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
@@ -103,6 +106,7 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
         supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
         check_node(target_node(config, name), name, supplied, known)
     _normalise_model(config["model"])
+    _follow_weights(config)
     if (origin := config["model"].get("init_from")) is not None:  # the file may change later
         config["init_from_content"] = fingerprint_files([find_weights(origin)])
     if files := [file for path in local_weights(config["backbone"]) for file in _files(path)]:
@@ -185,6 +189,16 @@ def _normalise_model(model: dict[str, Any]) -> None:
         check_dropout(model["head_dropout"])
     if model.get("init_from") is not None:
         find_weights(model["init_from"])
+
+
+def _follow_weights(config: dict[str, Any]) -> None:
+    """Set in place what follows from the backbone's weights: how images are read."""
+    backbone, data = config["backbone"], config["data"]
+    if (checkpoint := backbone.get("checkpoint")) is not None:
+        check_checkpoint(checkpoint)
+    for key, value in zip(READ_AS_WEIGHTS, images_made_for(backbone), strict=True):
+        if key in data and data[key] is None:
+            data[key] = value
 
 
 def _files(path: str) -> list[Path]:

@@ -33,9 +33,11 @@ from tvf.models import (
     efficientnet_lite1,
     efficientnet_lite2,
     find_weights,
+    load_checkpoint,
     load_weights,
     resnet,
     timm_backbone,
+    torchvision_backbone,
 )
 from tvf.records import STOPPED, fit_temperature, read_predictions, read_status
 
@@ -48,6 +50,7 @@ BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tvf.models.efficientnet_lite2": (efficientnet_lite2, {"pretrained": False}),
     "tvf.models.resnet": (resnet, {"weights": None}),
     "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
+    "tvf.models.torchvision_backbone": (torchvision_backbone, {"weights": None}),
 }
 MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 NO_JOB = "Name the folder of a job or of a sweep, or a file that tvf export has written."
@@ -172,10 +175,14 @@ def start_weights(config: Mapping[str, Any], classes: int, trust_code: bool) -> 
         return safetensors.torch.load_file(find_weights(init_from))
     node = modern_node(config["backbone"])
     target = str(node.get("_target_"))
+    if (checkpoint := node.get("checkpoint")) is not None:
+        backbone = _build_backbone(config, classes, Path(), trust_code)
+        load_checkpoint(backbone.module, backbone.heads, checkpoint)
+        return dict(FineTuneModel(backbone, 0.0).state_dict())
     if node.get("weights", True) is None or not node.get("pretrained", True):
         raise InputError("it started from random weights, which are not kept.")
     if target in BACKBONES:
-        options = {key: value for key, value in node.items() if not key.startswith("_")}
+        options = _options(node)
         backbone = BACKBONES[target][0](num_classes=classes, **options)
     else:
         backbone = _build_backbone(config, classes, Path(), trust_code)
@@ -239,7 +246,7 @@ def _build_backbone(
 ) -> Backbone:
     node = modern_node(config.get("backbone") or {})
     target = str(node.get("_target_"))
-    options = {key: value for key, value in node.items() if not key.startswith("_")}
+    options = _options(node)
     if target in BACKBONES and not names_code(options):
         build, untrained = BACKBONES[target]
         if isinstance(given := options.get("options"), dict):  # timm's: no file to start from
@@ -251,6 +258,15 @@ def _build_backbone(
             raise InputError(f"{printable(folder)}: {error}: {_version_hint({})}") from error
     build = import_own(target, "backbone", folder, trust_code)
     return build(num_classes=classes, **options)
+
+
+def _options(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What the function of a backbone takes, of the node in a config."""
+    return {
+        key: value
+        for key, value in backbone.items()
+        if not key.startswith("_") and key != "checkpoint"
+    }
 
 
 def _build_model(

@@ -54,6 +54,23 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
                 "version."
             )
         return np.empty(0, "S32")
+    _check_unseen(prefix, trained_on, data)
+    return trained_on
+
+
+def check_checkpoint_origin(checkpoint: str, data: DataSplits) -> np.ndarray:
+    """Likewise for `backbone.checkpoint`: the file may be the weights of a tvf job, on any images.
+
+    Returns the ids of the images that they have seen, as far as they are known.
+    """
+    trained_on = read_trained_on(Path(checkpoint).resolve().parent.parent)
+    if trained_on is None:
+        return np.empty(0, "S32")
+    _check_unseen(f"backbone.checkpoint={checkpoint} does not fit", trained_on, data)
+    return trained_on
+
+
+def _check_unseen(prefix: str, trained_on: np.ndarray, data: DataSplits) -> None:
     for name, split in (("validation", data.val), ("test", data.test)):
         seen = np.isin(split.pool.pixels.digests[split.places], trained_on)
         if seen.any():
@@ -62,7 +79,6 @@ def check_origin(init_from: str, backbone: str, data: DataSplits, config: Config
                 "images. Use its division of the images: the same data.split_seed, folds and "
                 "limits."
             )
-    return trained_on
 
 
 def _job_of(init_from: str) -> Path | None:

@@ -30,7 +30,7 @@ from tvf.config import (
 from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
 from tvf.frontier import Residency
-from tvf.job.origin import check_origin
+from tvf.job.origin import check_checkpoint_origin, check_origin
 from tvf.job.phases import CostMeter, JobPhases, Sibling
 from tvf.job.recalibration import recalibrate
 from tvf.job.resources import JobContext, build_fabric, job_facts, open_resources
@@ -39,6 +39,7 @@ from tvf.models import (
     Backbone,
     FineTuneModel,
     check_network,
+    load_checkpoint,
     load_initial_weights,
     needs_batches,
     preserve_freezing,
@@ -104,7 +105,9 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     if facts["pct_unfreeze"] is None:
         facts["pct_unfreeze"] = model.pct_unfreeze
     tag = _tag(config, context, facts)
-    seen = _load_initial_weights(config, model, facts["backbone"], data, tag)
+    log.info("%s %s", tag, _describe_images(backbone, source))
+    seen = _load_checkpoint(config, backbone, data, tag)
+    seen = np.union1d(seen, _load_initial_weights(config, model, facts["backbone"], data, tag))
 
     start = time.perf_counter()
     module: Any = fabric.setup_module(model)
@@ -238,6 +241,29 @@ def _phases_of(configs: Sequence[Config], groups: int) -> list[tuple[Phase, ...]
             built[key] = build_phases(schedule, groups)
         phases.append(built[key])
     return phases
+
+
+def _describe_images(backbone: Backbone, source: DataSource) -> str:
+    """How images are read, and where that differs from what the weights were made for."""
+    size, how = source.image_size, getattr(source, "interpolation", None)
+    now = f"{size}×{size} pixels" + (f", {how}" if how else "")
+    differing = []
+    if backbone.image_size not in (None, size):
+        differing.append(f"{backbone.image_size}×{backbone.image_size} pixels")
+    if how and backbone.interpolation not in (None, how):
+        differing.append(str(backbone.interpolation))
+    mean, std = ("/".join(f"{x:g}" for x in values) for values in (backbone.mean, backbone.std))
+    said = f"reads images of {now}, mean {mean}, std {std}"
+    return said + (f"; the weights were made for {', '.join(differing)}." if differing else ".")
+
+
+def _load_checkpoint(config: Config, backbone: Backbone, data: DataSplits, tag: str) -> np.ndarray:
+    """Load the weights of `backbone.checkpoint`; return the ids of images they were trained on."""
+    if (checkpoint := config["backbone"].get("checkpoint")) is None:
+        return np.empty(0, "S32")
+    seen = check_checkpoint_origin(checkpoint, data)
+    log.info("%s %s.", tag, load_checkpoint(backbone.module, backbone.heads, checkpoint))
+    return seen
 
 
 def _load_initial_weights(

@@ -8,6 +8,7 @@ from tvf.models.backbones import (
     import_timm,
     resnet,
     timm_backbone,
+    torchvision_backbone,
 )
 from tvf.models.batchnorm import (
     FROZEN_BN_OPTIONS,
@@ -16,6 +17,7 @@ from tvf.models.batchnorm import (
     needs_batches,
     recalibrate_batchnorm,
 )
+from tvf.models.checkpoint import check_checkpoint, load_checkpoint
 from tvf.models.finetune import (
     FineTuneModel,
     TransferModel,
@@ -37,6 +39,7 @@ from tvf.models.groups import (
     preserve_freezing,
     tabulate_groups,
 )
+from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
 from tvf.models.weights import (
     check_not_own_weights,
@@ -56,6 +59,7 @@ __all__ = [
     "Selection",
     "TransferModel",
     "UNITS",
+    "check_checkpoint",
     "check_direction",
     "check_dropout",
     "check_fraction",
@@ -73,9 +77,11 @@ __all__ = [
     "frozen_batchnorm",
     "group_by_modules",
     "has_state",
+    "images_made_for",
     "import_timm",
     "is_below",
     "is_readable",
+    "load_checkpoint",
     "load_initial_weights",
     "load_weights",
     "needs_batches",
@@ -86,4 +92,5 @@ __all__ = [
     "shorten",
     "tabulate_groups",
     "timm_backbone",
+    "torchvision_backbone",
 ]

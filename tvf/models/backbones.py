@@ -15,18 +15,22 @@ import torch
 from torch import nn
 
 from tvf.errors import InputError, require_bool, require_choice, require_number
+from tvf.models.found_groups import find_groups, last_layer, use_order
 from tvf.models.groups import Group, check_groups, group_by_modules
 from tvf.models.timm_network import (
+    PooledNetwork,
     create_timm,
-    download,
     find_heads,
     import_timm,
-    size_remedy,
+    takes_image_size,
     timm_groups,
 )
+from tvf.models.torchvision_network import create_torchvision, made_for, torchvision_names
 
+LITE_SIZES, LITE_INTERPOLATION = (224, 240, 260), "bicubic"  # pixels per side
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+RESNETS = ("resn", "wide_resn")  # how their names begin
 RESNET_GROUPINGS = {
     "layers": [["layer4"], ["layer3"], ["layer2"], ["layer1"], ["bn1"], ["conv1"]],
     "stages": [["layer4"], ["layer3"], ["layer2"], ["layer1", "bn1", "conv1"]],
@@ -37,11 +41,12 @@ RESNET_GROUPINGS = {
 class Backbone:
     """A network that maps normalised images [N, 3, H, W] to logits [N, num_classes].
 
-    `head` is the path of its last linear layer in `module`. `groups` partition all other
-    parameters, deepest first (next to the head first). `mean` and `std`, of three numbers or one,
-    normalise pixels in [0, 255] as (pixels / 255 - mean) / std. `more_heads` are the paths of
-    further layers that are new with the head, such as auxiliary classifiers: they belong to it.
-    Raises InputError unless all of this holds.
+    `head` is the path of its last layer in `module`, linear or a convolution. `groups` partition
+    all other parameters, deepest first (next to the head first). `mean` and `std`, of three numbers
+    or one, normalise pixels in [0, 255] as (pixels / 255 - mean) / std. `more_heads` are the paths
+    of further layers that are new with the head, such as auxiliary classifiers: they belong to it.
+    `image_size` (pixels per side) and `interpolation` are those of the images that its weights were
+    made for, if known. Raises InputError unless all of this holds.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Backbone:
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
     more_heads: Sequence[str] = ()
+    image_size: int | None = None
+    interpolation: str | None = None
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -105,7 +112,8 @@ def _efficientnet_lite(number: int, num_classes: int, pretrained: bool) -> Backb
     module.reset_classifier(num_classes)
     blocks = [[f"blocks.{i}"] for i in reversed(range(7))]
     groups = group_by_modules(module, [["conv_head", "bn2"], *blocks, ["conv_stem", "bn1"]])
-    return Backbone(name, module, "classifier", groups, (0.5,) * 3, (0.5,) * 3)
+    half, images = (0.5,) * 3, (LITE_SIZES[number], LITE_INTERPOLATION)
+    return Backbone(name, module, "classifier", groups, half, half, (), *images)
 
 
 def _packaged_weights(name: str) -> dict[str, torch.Tensor]:
@@ -135,18 +143,58 @@ def resnet(
     `grouping` "layers" has six groups (layer4, layer3, layer2, layer1, bn1, conv1), "stages" has
     four, with bn1 and conv1 in the group of layer1.
     """
-    from torchvision import models
-
     require_choice("backbone.grouping", grouping, tuple(RESNET_GROUPINGS))
-    resnets = [known for known in models.list_models() if known.startswith(("resn", "wide_resn"))]
-    require_choice("backbone.name", name, tuple(resnets))
-    if weights is not None:
-        published = tuple(models.get_model_weights(name).__members__)
-        require_choice("backbone.weights", weights, published)
-    module = download(name, lambda: models.get_model(name, weights=weights))
+    if not str(name).startswith(RESNETS):
+        resnets = [known for known in torchvision_names() if known.startswith(RESNETS)]
+        require_choice("backbone.name", name, tuple(resnets))
+    module: Any = create_torchvision(name, weights, {})
     module.fc = nn.Linear(module.fc.in_features, num_classes)
     groups = group_by_modules(module, RESNET_GROUPINGS[grouping])
-    return Backbone(name, module, "fc", groups, mean, std)
+    images = made_for(name, weights)
+    return Backbone(
+        name, module, "fc", groups, mean, std, (), images.image_size, images.interpolation
+    )
+
+
+def torchvision_backbone(
+    name: str,
+    num_classes: int,
+    weights: str | None = "DEFAULT",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Backbone:
+    """A classification network of torchvision, with a new last layer of the same form.
+
+    `weights` names one of torchvision's, downloaded on first use; None means random weights.
+    `mean` and `std` are those of the weights unless given. Groups of ResNets are those of `resnet`;
+    other networks are divided as `find_groups` does. `options` are passed to
+    `torchvision.models.get_model` (image_size of a ViT, dropout, ...).
+    """
+    module = create_torchvision(name, weights, options or {})
+    images = made_for(name, weights)
+    size = getattr(module, "image_size", images.image_size)  # of a ViT for images of another size
+    used = use_order(module, torch.zeros(1, 3, size, size))
+    head = last_layer(module, used)
+    module.set_submodule(head, _with_outputs(module.get_submodule(head), num_classes))
+    if name.startswith(RESNETS):
+        groups = group_by_modules(module, RESNET_GROUPINGS["layers"])
+    else:
+        groups = find_groups(module, [head], used)
+    mean, std = mean or images.mean, std or images.std
+    return Backbone(
+        name, module, head, groups, mean, std, (), images.image_size, images.interpolation
+    )
+
+
+def _with_outputs(layer: nn.Module, number: int) -> nn.Module:
+    """A new layer like `layer`, linear or a convolution, that returns `number` values."""
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Conv2d):
+        shape: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return nn.Conv2d(layer.in_channels, number, *shape, bias=bias)
+    assert isinstance(layer, nn.Linear)
+    return nn.Linear(layer.in_features, number, bias=bias)
 
 
 def timm_backbone(
@@ -156,9 +204,11 @@ def timm_backbone(
     coarse: bool = True,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A timm network with a linear head, as nearly all have, or two, as distilled ones have.
+    """A timm network, with the new head that timm gives it.
 
-    Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise single blocks.
+    One that is published without a classifier gets a linear head: timm's own way of pooling, or the
+    mean over the image. Its groups are timm's own (`group_matcher`): stages if `coarse`, otherwise
+    single blocks. A network without them is divided as `find_groups` does.
     `name` is what `timm.create_model` takes: a network of timm, hf-hub:OWNER/NAME or
     local-dir:FOLDER. `options` are passed to it as well (img_size, drop_path_rate, ...).
     """
@@ -166,22 +216,21 @@ def timm_backbone(
     require_bool("backbone.coarse", coarse)
     module = create_timm(name, pretrained, options or {})
     before = dict(module.named_parameters())
-    if not hasattr(module, "reset_classifier"):
-        raise InputError(
-            f"backbone.name={name} with backbone.options={options} is no classifier: "
-            f"{type(module).__name__} has no head. Remove the option that changes that."
-        )
-    module.reset_classifier(num_classes)
-    head, *more_heads = find_heads(module, before, name, num_classes)
+    if hasattr(module, "reset_classifier"):
+        module.reset_classifier(num_classes)
+        head, *more_heads = find_heads(module, before, name, num_classes)
+    else:
+        module = PooledNetwork(module, name, num_classes)
+        head, *more_heads = ["head"]
     config = module.pretrained_cfg
+    size = config.get("input_size", (3, 224, 224))[-1]
+    now = (options or {}).get("img_size", size)
+    groups = timm_groups(module, [head, *more_heads], now, coarse)
+    mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
     return Backbone(
-        name,
-        module,
-        head,
-        timm_groups(module, [head, *more_heads], name, coarse),
-        config.get("mean", IMAGENET_MEAN),
-        config.get("std", IMAGENET_STD),
-        more_heads,
+        *(name, module, head, groups, mean, std, more_heads),
+        image_size=size,
+        interpolation=config.get("interpolation"),
     )
 
 
@@ -192,8 +241,18 @@ def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
     except Exception as error:  # a network's code can raise anything
         raise InputError(
             f"backbone {backbone.name} does not accept images of data.image_size={image_size}: "
-            f"{explain(error)} {size_remedy(backbone.module, image_size)}"
+            f"{explain(error)} {_size_remedy(backbone, image_size)}"
         ) from error
+
+
+def _size_remedy(backbone: Backbone, image_size: int) -> str:
+    """What to do about a network that does not accept images of this size."""
+    if backbone.image_size in (None, image_size):
+        return "(224 suits most networks.)"
+    remedy = f"It was made for data.image_size={backbone.image_size}"
+    if takes_image_size(backbone.module):
+        remedy += f"; +backbone.options.img_size={image_size} adapts it to yours"
+    return f"{remedy}."
 
 
 def explain(error: Exception) -> str:

@@ -6,22 +6,20 @@ What a library says about a name or its weights comes first in every error, then
 import difflib
 import inspect
 import os
-import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from tvf.errors import InputError
+from tvf.models.download import LOCAL, LOCAL_HOLDS, download, first_lines
+from tvf.models.found_groups import find_groups, name_groups, use_order
 from tvf.models.groups import Group, is_below
 
-OFFLINE = "backbone=efficientnet_lite0 needs no download"
-LOCAL = "local-dir:"
-LOCAL_HOLDS = "config.json and the weights (model.safetensors or pytorch_model.bin)"
 SHOWN = 12  # names in an error
+OWN_WEIGHTS = {"pretrained_cfg", "pretrained_cfg_overlay"}  # options that name other weights
 
 
 def import_timm() -> Any:
@@ -45,9 +43,7 @@ def import_timm() -> Any:
 def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
     """What `timm.create_model` makes of `name`; InputError with its reason if it cannot."""
     timm = import_timm()
-    if not isinstance(name, str) or not name:
-        raise InputError(f"backbone.name={name!r} must be the name of a timm network.")
-    own_weights = bool({"pretrained_cfg", "pretrained_cfg_overlay"} & options.keys())
+    own_weights = bool(OWN_WEIGHTS & options.keys())
     _check_name(timm, name, pretrained, own_weights)
     checkpoint = options.get("checkpoint_path")
     if checkpoint and not os.path.isfile(os.path.expanduser(str(checkpoint))):
@@ -67,19 +63,35 @@ def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
             remedy = " They must be options of this network."
         elif name.startswith(LOCAL):
             remedy = f" Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them."
-        reason = _first_lines(error)
+        reason = first_lines(error)
         if isinstance(error, KeyError):  # whose text is the key alone
             reason = f"{reason} is missing"
         raise InputError(f"{given}: timm cannot create {name}: {reason}.{remedy}") from error
 
 
+def weights_config(name: Any, pretrained: bool, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What timm says of the weights that `create_timm` would load: input_size, interpolation, mean.
+
+    Loads none. InputError for a name that timm does not know.
+    """
+    timm = import_timm()
+    chosen = {key: value for key, value in options.items() if key in OWN_WEIGHTS}
+    _check_name(timm, name, pretrained, bool(chosen))
+    if ":" not in name and not chosen:
+        return timm.get_pretrained_cfg(name).to_dict()
+    options = {key: value for key, value in options.items() if key != "checkpoint_path"}
+    with torch.device("meta"):  # a hub or a folder knows its own
+        return create_timm(name, False, options).pretrained_cfg
+
+
 def find_heads(
     module: Any, before: Mapping[str, nn.Parameter], name: str, num_classes: int
 ) -> list[str]:
-    """The paths of the layers that `reset_classifier` made anew, a linear head first.
+    """The paths of the layers that `reset_classifier` made anew, the last layer first.
 
     `before` are the parameters by name before that. A distilled network has two heads, whose mean
-    are its logits. Raises InputError unless there is a linear layer that returns `num_classes`.
+    are its logits. Raises InputError unless there is a linear layer, or a convolution, that returns
+    `num_classes`.
     """
     anew = {
         path.rpartition(".")[0]
@@ -90,86 +102,89 @@ def find_heads(
     # A head and one for distillation; efficientformerv2 without the second has None for it.
     parts = classifier if isinstance(classifier, tuple | list) else [classifier]
     layers = [layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()]
-    linear = [
-        layer
-        for layer in layers
-        if isinstance(layer, nn.Linear) and layer.out_features == num_classes
-    ]
-    fault = None
-    if not linear:
+    last = [layer for layer in layers if outputs(layer) == num_classes]
+    if not last:
         found = " and ".join(sorted(anew)) or "none"
-        fault = f"its head is {found} ({type(classifier).__name__})"
-    elif not hasattr(module, "group_matcher"):
-        fault = "timm does not group its layers"
-    if fault:
         raise InputError(
-            f"backbone.name={name} must be a network with linear heads and timm's groups, but "
-            f"{fault}. Choose a similar network, or build it in a function of your own: "
-            "docs/your-own.md."
+            f"backbone.name={name} must be a network with a linear head, but its head is {found} "
+            f"({type(classifier).__name__}). Choose a similar network, or build it in a function "
+            "of your own: docs/your-own.md."
         )
-    head = next(path for path, layer in module.named_modules() if layer is linear[0])
+    head = next(path for path, layer in module.named_modules() if layer is last[0])
     return [head, *sorted(anew - {head})]
 
 
-def size_remedy(module: nn.Module, image_size: int) -> str:
-    """What to do about a network that does not accept images of this size."""
-    made_for = (getattr(module, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-    if not hasattr(module, "pretrained_cfg") or made_for == image_size:
-        return "(224 suits most networks.)"
-    remedy = f"It was made for data.image_size={made_for}"
+def outputs(layer: nn.Module) -> int | None:
+    """How many values a linear layer or a convolution returns for an image, or a place in it."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+class PooledNetwork(nn.Module):
+    """A network that returns features, with a linear head on their mean over the image.
+
+    For networks that are published without a classifier, and cannot be given one by their library.
+    """
+
+    def __init__(self, features: Any, name: str, num_classes: int) -> None:
+        super().__init__()
+        self.features, self.pretrained_cfg = features, features.pretrained_cfg
+        size = features.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+        try:
+            with torch.no_grad():
+                found = features.eval()(torch.zeros(1, 3, size, size))
+        except Exception as error:  # a network's code can raise anything
+            raise InputError(
+                f"backbone.name={name} is no network for images alone: {first_lines(error)}."
+            ) from error
+        if not isinstance(found, torch.Tensor) or found.dim() not in (2, 3, 4):
+            raise InputError(
+                f"backbone.name={name} must return logits, or features of the image, but returns "
+                f"a {type(found).__name__}. Remove the option that changes that."
+            )
+        width = getattr(features, "num_features", None)
+        channels = 1 if found.dim() == 4 and found.shape[-1] != width else found.dim() - 1
+        self.places = tuple(dim for dim in range(1, found.dim()) if dim != channels)
+        self.head = nn.Linear(found.shape[channels], num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [N, num_classes] of images [N, 3, H, W]."""
+        features = self.features(images)
+        return self.head(features.mean(self.places) if self.places else features)
+
+
+def takes_image_size(module: nn.Module) -> bool:
+    """Whether timm can make the network for images of another size: its option is img_size."""
     makers = [vars(each).get("__init__") for each in type(module).__mro__]
-    if any("img_size" in inspect.signature(make).parameters for make in makers if make):
-        remedy += f"; +backbone.options.img_size={image_size} adapts it to yours"
-    return f"{remedy}."
+    return any("img_size" in inspect.signature(make).parameters for make in makers if make)
 
 
-def timm_groups(module: Any, heads: Sequence[str], name: str, coarse: bool) -> tuple[Group, ...]:
-    """timm's groups of the parameters outside the head, deepest first."""
+def timm_groups(module: Any, heads: Sequence[str], size: int, coarse: bool) -> tuple[Group, ...]:
+    """The groups of the parameters outside the head, deepest first.
+
+    timm's own, or where it has none those that a pass over images of `size` pixels finds.
+    """
     from timm.models import group_parameters
 
     try:
         layers = group_parameters(module, module.group_matcher(coarse=coarse))
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(
-            f"backbone.name={name}: timm cannot group its layers: {_first_lines(error)}. Set "
-            f"backbone.coarse={str(not coarse).lower()}."
-        ) from error
-    groups = []
-    for depth in sorted(layers, reverse=True):
-        names = tuple(path for path in layers[depth] if not is_below(path, heads))
-        if names:
-            groups.append(Group(_common_name(names), names))
-    return tuple(groups)
+    except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError):
+        return find_groups(module, heads, use_order(module, torch.zeros(1, 3, size, size)))
+    found = [
+        [path for path in layers[depth] if not is_below(path, heads)]
+        for depth in sorted(layers, reverse=True)
+    ]
+    return name_groups([names for names in found if names])
 
 
-def download(name: str, create: Callable[[], Any]) -> Any:
-    """Call `create`, which may download weights; InputError with the reason if it cannot get them.
-
-    Without a network, or for a truncated file, libraries raise different errors.
-    """
-    try:
-        return create()
-    except RuntimeError as error:
-        raise InputError(_explain_weights(name, error)) from error
-    except (OSError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        remedy = (
-            f"Weights are downloaded on first use, into {torch.hub.get_dir()} or the hub's cache: "
-            "connect to the internet once and delete any damaged file there, or choose a backbone "
-            f"that is available offline: {OFFLINE}."
-        )
-        if name.startswith(LOCAL):
-            remedy = f"Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them."
-        raise InputError(
-            f"cannot load the weights of {name} ({type(error).__name__}: {_first_lines(error)}). "
-            f"{remedy}"
-        ) from error
-
-
-def _check_name(timm: Any, name: str, pretrained: bool, own_weights: bool) -> None:
+def _check_name(timm: Any, name: Any, pretrained: bool, own_weights: bool) -> None:
     """Raise InputError if timm does not know the network, or no weights of this name.
 
     With `own_weights` the options name a file of weights.
     """
+    if not isinstance(name, str) or not name:
+        raise InputError(f"backbone.name={name!r} must be the name of a timm network.")
     try:
         source, _ = timm.models.parse_model_name(name)
     except ValueError as error:
@@ -198,48 +213,6 @@ def _check_name(timm: Any, name: str, pretrained: bool, own_weights: bool) -> No
         )
 
 
-def _explain_weights(name: str, error: RuntimeError) -> str:
-    text = _first_lines(error)
-    if "size mismatch" in text:
-        remedy = (
-            "The checkpoint is of another network, or of other classes: say how many classes it "
-            "has (+backbone.options.num_classes=10); the head is made anew either way"
-        )
-    elif "key(s) in state_dict" in text:
-        remedy = "The checkpoint is of another network: name the one that it was saved from"
-    elif (
-        "hash value" in text
-        or "Invalid magic" in text
-        or "PytorchStreamReader" in text
-        or "zip" in text
-    ):
-        remedy = f"Delete the damaged file, in {torch.hub.get_dir()} or the hub's cache"
-    elif name.startswith(LOCAL):
-        remedy = f"Such a folder holds {LOCAL_HOLDS}, as timm.models.save_for_hf writes them"
-    else:
-        remedy = f"Choose other weights, or backbone.pretrained=false; {OFFLINE}"
-    return f"cannot load the weights of {name} ({type(error).__name__}: {text}). {remedy}."
-
-
-def _first_lines(error: Exception, number: int = 8) -> str:
-    """The text of a library's error in one line, without its end if it is long."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    more = f" ({len(lines)} lines in all)" if len(lines) > number else ""
-    return (" ".join(lines[:number]) + more).rstrip(".") or type(error).__name__
-
-
 def _shown(names: Sequence[str], number: int = SHOWN) -> str:
     more = f" and {len(names) - number} others" if len(names) > number else ""
     return ", ".join(names[:number]) + more
-
-
-def _common_name(parameters: Sequence[str]) -> str:
-    """Name the layers that hold `parameters`, by their common paths.
-
-    blocks.3.0.weight, blocks.3.1.weight: blocks.3; blocks.6.0.weight, head.weight: blocks.6.0+head.
-    """
-    paths = [name.split(".")[:-1] or [name] for name in parameters]
-    tops = dict.fromkeys(path[0] for path in paths)
-    return "+".join(
-        ".".join(os.path.commonprefix([path for path in paths if path[0] == top])) for top in tops
-    )
