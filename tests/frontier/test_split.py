@@ -306,3 +306,25 @@ def test_fingerprints_depend_on_weights_statistics_and_structure() -> None:
         lambda module: setattr(module.conv2, "stride", (1, 1)),
     ):
         assert cut_fingerprint(change) != original
+
+
+class StandardisedConv(nn.Conv2d):
+    """As in BiT: each filter is normalised, by an operation that is made for batches of images."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return nn.functional.conv2d(input, weight, self.bias, self.stride, self.padding)
+
+
+def test_statistics_of_weights_do_not_mix_the_images_of_a_batch() -> None:
+    network = nn.Sequential(
+        StandardisedConv(3, 4, 3), nn.ReLU(), StandardisedConv(4, 5, 3), nn.Flatten()
+    )
+    model = Normalized(network)
+    network[0].requires_grad_(False)
+    traced = TracedModel(model.train(), PIXELS)
+    cut = traced.find_cut()
+    assert [node.target for node in cut.nodes] == ["module.1"]
+    assert cut.weights == 4 * 3 * 9 + 4
+    traced.check(cut, PIXELS)

@@ -112,7 +112,7 @@ class TracedModel:
             frozen -= self._dependents(without_rows)
         if not tensors:
             raise TraceError("its output depends on no trainable weights")
-        return self._make_cut(tensors, tuple(map(self._digest, tensors)), prefix)
+        return self._make_cut(tensors, tuple(map(self._digest, tensors)))
 
     def extract(self, start: Cut | None, end: Cut | None) -> fx.GraphModule | None:
         """Return the module from `start` (None: pixels) to `end` (None: logits).
@@ -150,7 +150,7 @@ class TracedModel:
         if not set(digests) <= found.keys():
             return None
         nodes = [found[digest] for digest in digests]
-        return self._make_cut(nodes, tuple(digests), self._ancestors(nodes))
+        return self._make_cut(nodes, tuple(digests))
 
     def check(self, cut: Cut, example: Tensor) -> None:
         """Raise TraceError unless prefix and suffix reproduce the full network on `example`.
@@ -172,13 +172,11 @@ class TracedModel:
             if not _is_close(logits, suffix(*activations)):
                 raise TraceError("its prefix and suffix do not reproduce the full network")
 
-    def _make_cut(
-        self, nodes: Sequence[fx.Node], digests: tuple[str, ...], prefix: set[fx.Node]
-    ) -> Cut:
+    def _make_cut(self, nodes: Sequence[fx.Node], digests: tuple[str, ...]) -> Cut:
         layouts = tuple(layout for node in nodes if (layout := self._layout(node)))
-        parameters = {p for node in prefix for p in self._parameters(node)}
-        depth = len(self._ancestors(nodes))
-        return Cut(tuple(nodes), layouts, digests, depth, sum(p.numel() for p in parameters))
+        before = self._ancestors(nodes)
+        weights = sum(p.numel() for p in {p for node in before for p in self._parameters(node)})
+        return Cut(tuple(nodes), layouts, digests, len(before), weights)
 
     def _frozen_nodes(self) -> set[fx.Node]:
         frozen: set[fx.Node] = set()

@@ -161,6 +161,7 @@ class _Observer(fx.Interpreter):
         self.random: set[fx.Node] = set()
         self.mixes: set[fx.Node] = set()
         self.updates: set[fx.Node] = set()
+        self.of_batch: set[fx.Node] = set()  # nodes that depend on the images
         self._all_layers = list(model.modules())
 
     def observe(self, images: Tensor) -> None:
@@ -183,8 +184,11 @@ class _Observer(fx.Interpreter):
         if not all(map(torch.equal, states, self._random_states())):
             self.random.add(n)
         # A BatchNorm layer's mode is read when a cut is made; this covers all other statistics.
+        # Those of weights, as in standardised convolutions, are the same for every batch.
         updated = versions != _buffer_versions(layers)
-        if updated or (operations.used and n.op != "call_module"):
+        if n.op == "placeholder" or any(source in self.of_batch for source in n.all_input_nodes):
+            self.of_batch.add(n)
+        if updated or (operations.used and n.op != "call_module" and n in self.of_batch):
             self.mixes.add(n)
         if updated and n.op != "call_module":
             self.updates.add(n)
