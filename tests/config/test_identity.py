@@ -135,7 +135,7 @@ def test_a_checkpoint_from_before_the_options_for_gpus_is_known_by_those_of_its_
 
 
 def test_image_folders_of_older_configs_have_no_white_point_and_splits() -> None:
-    today = plain_config(*overrides_of("data", "image_folder"))
+    today = plain_config(*overrides_of("data", "image_folder"), "data.interpolation=bilinear")
     later = ("white_point", "layout", "resize", "interpolation", "pad_color", "window")
     old = today | {"data": {k: v for k, v in today["data"].items() if k not in later}}
     assert result_config(old) == result_config(today)

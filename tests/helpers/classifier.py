@@ -18,6 +18,7 @@ def train_classifier(
         "data=image_folder",
         f"data.root={root}",
         "data.image_size=32",
+        "data.interpolation=bilinear",
         "data.batch_size=8",
         *backbone,
         "epochs=1",

@@ -3,7 +3,9 @@
 This way a sweep is rejected as a whole, before its first job trains.
 """
 
+import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from tvf.models import (
     check_selection,
     find_weights,
     images_made_for,
+    load_checkpoint,
 )
 from tvf.store import fingerprint_files
 from tvf.training import make_schedule
@@ -195,10 +198,21 @@ def _follow_weights(config: dict[str, Any]) -> None:
     """Set in place what follows from the backbone's weights: how images are read."""
     backbone, data = config["backbone"], config["data"]
     if (checkpoint := backbone.get("checkpoint")) is not None:
-        check_checkpoint(checkpoint)
-    for key, value in zip(READ_AS_WEIGHTS, images_made_for(backbone), strict=True):
-        if key in data and data[key] is None:
-            data[key] = value
+        content = fingerprint_files([check_checkpoint(checkpoint)])
+        if str(backbone["_target_"]).startswith("tvf."):  # code of others runs in the job alone
+            _check_fit(json.dumps(backbone, sort_keys=True), content)
+    unset = [key for key in READ_AS_WEIGHTS if key in data and data[key] is None]
+    if unset:
+        found = dict(zip(READ_AS_WEIGHTS, images_made_for(backbone), strict=True))
+        data |= {key: found[key] for key in unset}
+
+
+@cache
+def _check_fit(backbone: str, content: str) -> None:
+    """Raise InputError unless the checkpoint of a node, given as JSON, has all of its tensors."""
+    node = json.loads(backbone)
+    network = build_part({"backbone": node}, "backbone", num_classes=2)
+    load_checkpoint(network.module, network.heads, node["checkpoint"])
 
 
 def _files(path: str) -> list[Path]:
