@@ -89,7 +89,7 @@ SUPPLIED_BY_CODE = {
     "checkpoint": ("folder", "configuration"),
     "scheduler": ("optimizer", "epochs", "batches"),
 }
-READ_AS_WEIGHTS = ("image_size", "interpolation")  # of data; null: as the weights were made for
+READ_AS_WEIGHTS: tuple[str, ...] = ("image_size", "interpolation")  # of data; null: as the weights were made for
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form

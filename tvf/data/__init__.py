@@ -8,6 +8,7 @@ from tvf.data.augment import (
     require_plain_variant,
 )
 from tvf.data.changes import describe_pool
+from tvf.data.decoded import ImageFiles
 from tvf.data.entries import is_image, is_system, kind_of_ending
 from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
@@ -35,6 +36,7 @@ __all__ = [
     "ENDING",
     "Elpv",
     "FlipsAndCrops",
+    "ImageFiles",
     "ImageFolder",
     "ImageTable",
     "LeftOut",

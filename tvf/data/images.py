@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tvf.data.decoded import ImageFiles
 from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
@@ -24,11 +25,13 @@ from tvf.data.shades import convert_to_8_bits, show_in_8_bits
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.progress import progress_bar
-from tvf.store import ArraySpec, Store, StoreError, fingerprint
+from tvf.store import ArraySpec, Store, StoreError, fingerprint, format_bytes
 
 log = logging.getLogger(__name__)
 
 DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
+IN_MEMORY = 2**30  # bytes of images that are kept in a job's memory if there is no store
+COLUMNS = {"images": 0, "descriptions": 1}  # of `_read_rows`, from which on
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
 AnyPath = str | os.PathLike[str]
@@ -140,31 +143,72 @@ class _Reader:
 
     def read(self, label: str | None, store: Store | None) -> Pixels:
         """All images, from the store if it has them; BadImageError for the first bad file."""
-        files, count = self._digest_files(), len(self.paths)
-        if store is not None:
-            versions = [PIL.__version__, DECODER_VERSION]
-            how = [self.image_size, self.white_point, *versions, *self.rules.key]
-            content = fingerprint([files, *how])
-            about = f"{count} images of {self.image_size}x{self.image_size} pixels"
-            columns = [
-                ArraySpec((3, self.image_size, self.image_size), torch.uint8),
-                ArraySpec((32,), torch.uint8),
-                ArraySpec((3,), torch.int32),
-            ]
-            try:
-                table = store.entry("pixels", [content], {"about": about}).table(
-                    "images", count, columns, lambda rows, wait: self._read_rows(rows), label
-                )
-                return _as_pixels(files, table.tensors())
-            except StoreError as error:
-                log.warning("store: decoded images are not cached: %s.", error)
-        check_memory(count, self.image_size)
-        chunks = []
+        files = self._digest_files()
+        found = self._read_stored("images", files, label, store)
+        if found is not None:
+            return _as_pixels(files, found)
+        size = len(self.paths) * 3 * self.image_size**2
+        if size <= min(IN_MEMORY, 0.5 * psutil.virtual_memory().available):
+            return _as_pixels(files, self._read_all("images", label))
+        log.warning(
+            "data: the images (%s) are decoded again in each epoch, which takes longer: %s, and "
+            "they are too many to keep in memory.",
+            format_bytes(size),
+            "store.mode is off" if store is None else "the store has no room for them",
+        )
+        described = self._read_stored("descriptions", files, label, store)
+        return self._read_anew(files, described or self._read_all("descriptions", label))
+
+    def _read_stored(
+        self, what: str, files: np.ndarray, label: str | None, store: Store | None
+    ) -> list[Tensor] | None:
+        """The columns of `_read_rows` from the store, or all but the first; None if it has no room.
+
+        Reads what it does not have.
+        """
+        if store is None:
+            return None
+        versions = [PIL.__version__, DECODER_VERSION]
+        how = [self.image_size, self.white_point, *versions, *self.rules.key]
+        content, first = fingerprint([files, *how]), COLUMNS[what]
+        about = f"{len(files)} images of {self.image_size}x{self.image_size} pixels"
+        columns = [
+            ArraySpec((3, self.image_size, self.image_size), torch.uint8),
+            ArraySpec((32,), torch.uint8),
+            ArraySpec((3,), torch.int32),
+        ]
+        try:
+            table = store.entry("pixels", [content], {"about": about}).table(
+                what,
+                len(files),
+                columns[first:],
+                lambda rows, _: self._read_rows(rows)[first:],
+                label,
+            )
+            return table.tensors()
+        except StoreError as error:
+            log.warning("store: decoded images are not cached: %s.", error)
+            return None
+
+    def _read_all(self, what: str, label: str | None) -> list[Tensor]:
+        """The same, in memory."""
+        count, chunks, first = len(self.paths), [], COLUMNS[what]
         with progress_bar(label, count) as advance:
             for rows in np.split(np.arange(count), range(CHUNK_SIZE, count, CHUNK_SIZE)):
-                chunks.append(self._read_rows(rows))
+                chunks.append(self._read_rows(rows)[first:])
                 advance(len(rows))
-        return _as_pixels(files, [torch.cat(column) for column in zip(*chunks, strict=True)])
+        return [torch.cat(column) for column in zip(*chunks, strict=True)]
+
+    def _read_anew(self, files: np.ndarray, described: Sequence[Tensor]) -> Pixels:
+        """Images that are decoded whenever they are read, of which these columns are known."""
+        digests, ranges = described[0].numpy().view("S32").reshape(-1), described[1].numpy()
+
+        def read(rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
+            images, found, _ = self._read_rows(rows)
+            return images, found.numpy().view("S32").reshape(-1)
+
+        images = ImageFiles(self.paths, self.image_size, digests, read)
+        return Pixels(images, files, digests, ranges)
 
     def explain(self, error: BadImageError) -> InputError:
         """The error for all files that cannot be read, after reading all of them."""

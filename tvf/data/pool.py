@@ -20,14 +20,14 @@ MANY_CLASSES = 10  # more are not listed one by one
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels of some images, uint8 [N, 3, S, S].
+    """The pixels of some images, uint8 [N, 3, S, S]; of too many to keep, what decodes them.
 
     `digests` identifies the content that each image was read from, bytes [N]. `pixel_digests` does
     so for its pixels: two files may hold equal images. Both are computed from the pixels if they
     are not given. `ranges` are those of `tvf.data.ranges`, int [N, 3], if they are known.
     """
 
-    images: Tensor
+    images: Any  # Tensor, or ImageFiles
     digests: np.ndarray = None  # type: ignore[assignment]
     pixel_digests: np.ndarray = None  # type: ignore[assignment]
     ranges: np.ndarray | None = None

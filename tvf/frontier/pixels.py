@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from tvf.data import Augmentation, Split
+from tvf.data import Augmentation, ImageFiles, Split
 from tvf.frontier.residency import Feed, Residency, Tensors, read_ahead, take_resident
 
 
@@ -29,6 +29,8 @@ class PixelPass:
 
         Views that are not portable are made by the training thread, on the CPU.
         """
+        if not self.residency.is_apart and isinstance(self.split.pool.pixels.images, ImageFiles):
+            return self._decode_ahead
         if not self.residency.is_apart or (self.augment and not self.augment.is_portable):
             return None
         images = self.residency.images(self.split.pool)
@@ -43,6 +45,14 @@ class PixelPass:
             take=lambda chosen, samples: self._show(images[chosen], samples),
             device=self.residency.device,
         )
+
+    def _decode_ahead(self, batches: Sequence[np.ndarray]) -> Iterator[Tensors]:
+        def read(samples: np.ndarray) -> Tensors:
+            return (self.split.pixels(samples),)
+
+        decoded = read_ahead(batches, read, self.residency.device)
+        for samples, (images,) in zip(batches, decoded, strict=True):
+            yield self._show(images, samples)
 
     def _show(self, images: Tensor, samples: np.ndarray) -> Tensors:
         if self.augment is not None:

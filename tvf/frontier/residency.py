@@ -58,8 +58,8 @@ class Residency:
         """Copy all pixels of the pool to the device if they fit; whether they do, decided once."""
         if id(pool) not in self._pools:
             images = pool.pixels.images
-            resident = images.to(self.device) if self.admits(images.nbytes) else None
-            self._pools[id(pool)] = pool, resident
+            fits = isinstance(images, Tensor) and self.admits(images.nbytes)
+            self._pools[id(pool)] = pool, images.to(self.device) if fits else None
         return self.images(pool) is not None
 
     def images(self, pool: Pool) -> Tensor | None:
