@@ -30,7 +30,7 @@ from tvf.store import ArraySpec, Store, StoreError, fingerprint, format_bytes
 log = logging.getLogger(__name__)
 
 DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
-IN_MEMORY = 2**30  # bytes of images that are kept in a job's memory if there is no store
+IN_MEMORY = 2**29  # bytes of images that are kept in a job's memory if there is no store
 COLUMNS = {"images": 0, "descriptions": 1}  # of `_read_rows`, from which on
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
