@@ -17,6 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+# What returns whatever was in memory, to be filled with random numbers.
+UNINITIALISED = ("new_empty", "new_empty_strided", torch.empty, torch.empty_like)
+
+
 class TraceError(ValueError):
     """The network cannot be split; the message says why. It still trains as a whole."""
 
@@ -34,7 +38,7 @@ class TensorInfo:
 class NodeInfo:
     """A node's values for batches of two and of three samples (tensors as TensorInfo).
 
-    `random`: it draws random numbers. `mixes`: its value for a sample depends on the rest of the
+    `random`: it draws random numbers, or makes room for them. `mixes`: its value for a sample depends on the rest of the
     batch, or it updates statistics. `updates`: it changes a buffer that is not its own layer's.
     """
 
@@ -181,7 +185,7 @@ class _Observer(fx.Interpreter):
         versions = _buffer_versions(layers)
         with _BatchStatisticsMode() as operations:
             value = super().run_node(n)
-        if not all(map(torch.equal, states, self._random_states())):
+        if n.target in UNINITIALISED or not all(map(torch.equal, states, self._random_states())):
             self.random.add(n)
         # A BatchNorm layer's mode is read when a cut is made; this covers all other statistics.
         # Those of weights, as in standardised convolutions, are the same for every batch.
