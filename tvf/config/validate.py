@@ -19,7 +19,8 @@ from tvf.config.build import (
     target_node,
     to_plain,
 )
-from tvf.config.identity import ignored_options, is_transfer
+from tvf.config.identity import ignored_options
+from tvf.config.methods import ADAPTERS, is_lora, is_transfer
 from tvf.config.places import local_weights, resolve_places
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
@@ -40,6 +41,7 @@ from tvf.models import (
     check_dropout,
     check_fraction,
     check_group_names,
+    check_lora,
     check_patterns,
     check_selection,
     find_weights,
@@ -78,7 +80,7 @@ VALUES = (
 )
 # Arguments that the code passes to a target, not its YAML.
 SUPPLIED_BY_CODE = {
-    "model": ("backbone",),
+    "model": ("backbone", "adapt"),
     "backbone": ("num_classes",),
     "loss": ("class_weights",),
     "checkpoint": ("folder", "configuration"),
@@ -183,6 +185,9 @@ def _normalise_model(model: dict[str, Any]) -> None:
         require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
+    if is_lora(model):
+        given = {key: model[key] for key in ADAPTERS if key in model}
+        check_lora(**{"rank": 1, "alpha": 1, "dropout": 0, "layers": None, **given})
     if model.get("init_from") is not None:
         find_weights(model["init_from"])
 
@@ -212,6 +217,11 @@ def _check_parts(config: dict[str, Any]) -> None:
         build_part(config, name)
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
         require_number("optimizer.clip_norm", clip_norm, 0, above=True)
+    if config["optimizer"].get("l2_sp") is not None and is_lora(config["model"]):
+        raise InputError(
+            "optimizer.l2_sp must be null with model=lora, whose layers keep their weights: "
+            "optimizer.weight_decay already pulls the adapters towards adding nothing."
+        )
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
     build_phases(config, groups=0 if head_alone else 1)
     optimizer = torch.optim.SGD([torch.zeros(1)])

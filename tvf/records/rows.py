@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tvf.config import REPETITIONS, is_transfer, known_fraction
+from tvf.config import REPETITIONS, known_fraction, method_of
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_config, read_status
@@ -153,7 +153,7 @@ def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
     model = config.get("model")
     if isinstance(model, dict) and "_target_" in model:
         row["pct_unfreeze"] = known_fraction(model)
-        row["model"] = "transfer" if is_transfer(model) else "finetune"
+        row["model"] = method_of(model).choice
     elif isinstance(model, dict):
         row["pct_unfreeze"] = model.get("pct_unfreeze") or 0
     nodes = [config.get(key, {}) for key in ("model", "data", "store", "tracker")]
