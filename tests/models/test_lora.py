@@ -18,6 +18,7 @@ from tvf.models import (
     FineTuneModel,
     LoraModel,
     TransferModel,
+    describe_model,
     group_by_modules,
     load_weights,
     resnet,
@@ -226,7 +227,10 @@ def test_layers_of_which_the_network_uses_only_the_weight_are_left_out_and_named
     model.leave_out_unused(backbone, 16)
     assert [*model.adapters] == ["used"]
     assert [group.name for group in model.trained_groups] == ["used"]
-    assert "not adapted: weighed" in model.describe_method()
+    assert describe_model(model, backbone) == (
+        "trains adapters of rank 8 beside 1 layer in 1 of 2 groups, 6,235 of 6,251 parameters: "
+        "head 27, used 6,208; without adapter: weighed"
+    )
     _step(model)
     with pytest.raises(InputError, match="calls none of the layers"):
         LoraModel(backbone := _weighing(), 0.5).leave_out_unused(backbone, 16)

@@ -23,11 +23,8 @@ def _built(algorithm: Any = torch.optim.SGD, **options: Any) -> tuple[FineTuneMo
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_a_step_is_the_one_computed_by_hand(decay_all: bool) -> None:
     model, build = _built(decay_all=decay_all)
-    weight, bias, head = (
-        model.module.conv2.weight,
-        model.module.conv2.bias,
-        model.module.head.weight,
-    )
+    network: Any = model.module
+    weight, bias, head = network.conv2.weight, network.conv2.bias, network.head.weight
     start, bias_start = weight.detach().clone(), bias.detach().clone()
     with torch.no_grad():  # a step or a resume has moved them since
         weight += 1.0

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvf.config.identity import LEGACY_TARGETS
-from tvf.config.methods import ADAPTERS, SELECTION, Config, ignores_adapters, is_transfer
+from tvf.config.methods import (
+    ADAPTERS,
+    SELECTION,
+    Config,
+    ignores_adapters,
+    is_transfer,
+    refuses_names,
+)
 from tvf.errors import RESERVED, InputError, unknown_key
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
     if name == "model" and "_target_" in node:
         unknown = SELECTION if is_transfer(node) else ()
         unknown += ADAPTERS if ignores_adapters(node) else ()
+        unknown += ("train",) if refuses_names(node) else ()
         node = {key: value for key, value in node.items() if key not in unknown}
         if node.get("frozen_bn") == "recalibrate":  # the job sets the statistics before it trains
             node["frozen_bn"] = "eval"

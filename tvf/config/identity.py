@@ -16,6 +16,7 @@ from tvf.config.methods import (
     SELECTION,
     Config,
     ignores_adapters,
+    is_lora,
     is_transfer,
     method_of,
 )
@@ -419,6 +420,7 @@ def explain_ignored(name: str, model: Config) -> str | None:
         reason = f"model.{named} selects what trains"
         if not {*given} & {*FRACTION}:
             reason = f"model={method_of(model).choice} has no adapters"
+            reason += " at model.pct_unfreeze=0" if is_lora(model) else ""
         elif {*given} & {*ADAPTERS}:
             reason += ", without adapters"
     return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."

@@ -39,7 +39,7 @@ METHODS = {
     "tvf.models.LoraModel": Method("lora", "lora", "with LoRA", "by low-rank adapters (LoRA)"),
     "tvf.models.BitFitModel": Method("bitfit", "bitfit", "with BitFit", "by their biases alone"),
     "tvf.models.NormModel": Method(
-        "norm", "norm", "of normalisation alone", "by their normalisation layers alone"
+        "norm", "norm", "with normalisation alone", "by their normalisation layers alone"
     ),
 }
 OWN_MODELS = tuple(METHODS)
@@ -56,8 +56,17 @@ def is_lora(model: Config) -> bool:
 
 
 def ignores_adapters(model: Config) -> bool:
-    """Whether the node `model` ignores ADAPTERS. A user's own class may have such options."""
-    return str(model["_target_"]) in METHODS and not is_lora(model)
+    """Whether the node `model` ignores ADAPTERS, as LoRA does at fraction 0.
+
+    A user's own class may have such options.
+    """
+    none = model.get("groups") is None and model.get("pct_unfreeze") == 0
+    return str(model["_target_"]) in METHODS and (none or not is_lora(model))
+
+
+def refuses_names(model: Config) -> bool:
+    """Whether the node `model` decides which parameters train: `train` must be null."""
+    return bool(method_of(model).how)
 
 
 def method_of(model: Config) -> Method:

@@ -20,7 +20,14 @@ from tvf.config.build import (
     to_plain,
 )
 from tvf.config.identity import ignored_options
-from tvf.config.methods import ADAPTERS, is_lora, is_transfer
+from tvf.config.methods import (
+    ADAPTERS,
+    ignores_adapters,
+    is_lora,
+    is_transfer,
+    method_of,
+    refuses_names,
+)
 from tvf.config.places import local_weights, resolve_places
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
@@ -174,6 +181,12 @@ def _normalise_model(model: dict[str, Any]) -> None:
 
     Options it ignores become null.
     """
+    if refuses_names(model) and model.get("train") is not None:
+        raise InputError(
+            f"model.train={model['train']!r} must be null with model={method_of(model).choice}, "
+            "which itself says what trains in the groups. Use it with model=finetune"
+            + ("; model.layers chooses layers by name." if is_lora(model) else ".")
+        )
     if not is_transfer(model):
         _check_selection(model)
     model |= dict.fromkeys(ignored_options(model))
@@ -185,7 +198,7 @@ def _normalise_model(model: dict[str, Any]) -> None:
         require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
-    if is_lora(model):
+    if is_lora(model) and not ignores_adapters(model):
         given = {key: model[key] for key in ADAPTERS if key in model}
         check_lora(**{"rank": 1, "alpha": 1, "dropout": 0, "layers": None, **given})
     if model.get("init_from") is not None:

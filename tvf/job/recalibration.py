@@ -50,7 +50,7 @@ def recalibrate(
     try:
         pixels = [split.fingerprint, model.mean, model.std]
         network = [fingerprint_layers(model.module, without=model.heads), list(layers)]
-        environment = numeric_environment(fabric, model)
+        environment = numeric_environment(fabric, model.module.parameters())
         key = fingerprint([pixels, network, batch_size, environment])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})
         specs = [ArraySpec(tuple(value.shape), value.dtype) for value in values]

@@ -275,7 +275,10 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     stopping = first.stopping
     schedule = [first.lr, first.epochs, first.length, stopping.patience, stopping.min_delta]
     images = [[split.fingerprint, split.labels] for split in (data.train, data.val)]
-    environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
+    environment = [
+        numeric_environment(phases.fabric, model.module.parameters()),
+        torch.get_num_threads(),
+    ]
     try:
         code = [resolve_target({"_target_": path}, name) for name, path in targets.items()]
         with model.without_adapters():  # which add nothing yet

@@ -1,6 +1,6 @@
 """Pretrained backbones, their groups of layers, and which of them train."""
 
-from tvf.models.adapters import adapter_parameters
+from tvf.models.adapters import adapter_parameters, network_parameters
 from tvf.models.backbones import (
     Backbone,
     efficientnet_lite0,
@@ -85,6 +85,7 @@ __all__ = [
     "load_initial_weights",
     "load_weights",
     "needs_batches",
+    "network_parameters",
     "preserve_freezing",
     "recalibrate_batchnorm",
     "resnet",

@@ -114,6 +114,13 @@ def adapter_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
             yield from layer.__dict__[ATTRIBUTE][0].parameters()
 
 
+def network_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of `model` without those of adapters: the network's own."""
+    adapters = (layer for layer in model.modules() if isinstance(layer, Adapter))
+    theirs = {id(parameter) for adapter in adapters for parameter in adapter.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in theirs]
+
+
 def _add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return output + layer.__dict__[ATTRIBUTE][0](inputs[0])
 

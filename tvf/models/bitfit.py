@@ -64,9 +64,9 @@ class _PartialModel(FineTuneModel):
         """How many values such a model would train in `groups`, by their names."""
         return super().trained_sizes(module, keep_parameters(groups, cls.choose(module)))
 
-    def describe_method(self) -> str:
-        """What trains."""
-        return f"{self.what} alone; "
+    def what_trains(self) -> str:
+        """What of its groups trains."""
+        return f"the {self.what} of " if self.trained_groups else ""
 
 
 class BitFitModel(_PartialModel):

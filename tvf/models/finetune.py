@@ -24,6 +24,8 @@ from tvf.models.groups import (
     unfreeze,
 )
 
+SHOWN = 3  # names in a message
+
 
 class FineTuneModel(nn.Module):
     """A backbone that trains its head and some layers: by default the deepest `pct_unfreeze`.
@@ -39,6 +41,7 @@ class FineTuneModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    left_out: Sequence[str] = ()  # layers in the trained groups to which the method does not apply
 
     def __init__(
         self,
@@ -135,8 +138,8 @@ class FineTuneModel(nn.Module):
         """A context in which the network has no adapters that add something to its layers."""
         return nullcontext()
 
-    def describe_method(self) -> str:
-        """How the groups train, with a semicolon and a space; empty if as a whole."""
+    def what_trains(self) -> str:
+        """What of its groups trains, such as "the biases of "; empty if all."""
         return ""
 
 
@@ -187,8 +190,15 @@ def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
         sizes.append((group.name, count_parameters(model.parameters_of(group))))
     parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
     trained, total = sum(size for _, size in sizes), count_parameters(model.module.parameters())
-    how, groups = model.describe_method(), f"{len(model.trained_groups)} of {len(backbone.groups)}"
-    return f"{how}trains {groups} groups, {trained:,} of {total:,} parameters: {parts}"
+    groups = f"{model.what_trains()}{len(model.trained_groups)} of {len(backbone.groups)} groups"
+    left_out = f"; without adapter: {name_some(model.left_out)}" if model.left_out else ""
+    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}{left_out}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

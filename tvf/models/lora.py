@@ -19,7 +19,6 @@ from tvf.models.finetune import FineTuneModel, check_dropout
 from tvf.models.groups import Group, keep_parameters
 
 KINDS: dict[str, type[nn.Module]] = {"linear": nn.Linear, "conv": nn.Conv2d}
-SHOWN = 3  # layers that are left out, by name
 
 
 class LoraModel(FineTuneModel):
@@ -162,7 +161,7 @@ class LoraModel(FineTuneModel):
             if path not in called:
                 detach(self.module.get_submodule(path))
                 del self.adapters[_key(path)]
-                self.left_out.append(path)
+                self.left_out = [*self.left_out, path]
         weights = {f"{path}.weight" for path in called}
         kept = keep_parameters(self.trained_groups, weights)
         if self.trained_groups and not kept:
@@ -173,15 +172,12 @@ class LoraModel(FineTuneModel):
         self.trained_groups = kept
         self.unfreeze()
 
-    def describe_method(self) -> str:
-        """What is adapted, and what is left out."""
-        text = f"LoRA of rank {self.rank} on {len(self.adapters)} layers; "
-        if self.left_out:
-            names = ", ".join(self.left_out[:SHOWN])
-            more = len(self.left_out) - SHOWN
-            names += f" and {more} more" if more > 0 else ""
-            text += f"not adapted: {names}; "
-        return text
+    def what_trains(self) -> str:
+        """What of its groups trains."""
+        if not self.trained_groups:
+            return ""
+        count = len(self._paths())
+        return f"adapters of rank {self.rank} beside {count} layer{'s' * (count > 1)} in "
 
     def _paths(self) -> list[str]:
         return [_layer_of(name) for group in self.trained_groups for name in group.parameters]
@@ -244,8 +240,9 @@ def _is_chosen(path: str, layer: Any, layers: str | Sequence[str] | None) -> boo
         return False
     if layers is not None and layers not in [*KINDS]:
         return any(re.search(pattern, path) for pattern in _listed(layers))
-    fits = layers is None or isinstance(layer, KINDS[str(layers)])
-    return fits and adapter_size(layer, 1) < layer.weight.numel()
+    if layers is not None and not isinstance(layer, KINDS[str(layers)]):
+        return False
+    return adapter_size(layer, 1) < layer.weight.numel()
 
 
 def _listed(layers: str | Sequence[str]) -> list[str]:

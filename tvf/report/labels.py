@@ -9,7 +9,6 @@ from tvf.config import (
     REPETITIONS,
     Method,
     affects,
-    ignored_options,
     method_of,
 )
 from tvf.records import Row, varied_overrides
@@ -54,13 +53,9 @@ def _add_overrides(
     overrides_by_job = varied_overrides(jobs, (FRACTION, *REPETITIONS, *following))
     said = any(_method(job).label for job in jobs)  # the fractions are followed by the method
     for job, fraction, overrides in zip(jobs, fractions, overrides_by_job, strict=True):
-        silent = {f"model.{key}" for key in _ignored(job)}
-        if said and _method(job).choice != "transfer":
-            silent.add("model")
+        told = "model" if said and _method(job).choice != "transfer" else None
         relevant = [
-            item
-            for item in overrides
-            if affects(_key(item)) != NOTHING and _key(item) not in silent
+            item for item in overrides if affects(_key(item)) != NOTHING and _key(item) != told
         ]
         labels.append(", ".join([fraction, *sorted(relevant)]))
     return labels
@@ -68,11 +63,6 @@ def _add_overrides(
 
 def _method(job: Row) -> Method:
     return method_of(job["config"].get("model") or {})
-
-
-def _ignored(job: Row) -> tuple[str, ...]:
-    model = job["config"].get("model") or {}
-    return ignored_options(model) if "_target_" in model else ()
 
 
 def _key(override: str) -> str:

@@ -126,16 +126,15 @@ def _about_transfer(configurations: Sequence[Configuration]) -> str | None:
     models = {job["model"] for group in configurations if not group.fraction for job in group.jobs}
     if len(models) < 2:
         return None
-    if models == {"transfer", "finetune"}:
-        names, number = ["model=transfer", "model.pct_unfreeze=0"], "two"
-    else:
-        others = sorted(models - {"transfer"})
-        names = ["model=transfer"] if "transfer" in models else []
-        names += [f"model={other} with model.pct_unfreeze=0" for other in others]
-        number = str(len(names)) if len(names) > 2 else "two"
+    names = ["model=transfer"] if "transfer" in models else []
+    methods = sorted(models - {"transfer"})
+    zero = "model.pct_unfreeze=0"
+    if methods != ["finetune"]:
+        zero += f" of {enumerate_words([f'model={method}' for method in methods])}"
+    names.append(zero)
     return (
-        f"{enumerate_words(names)} train the same layers in the same way: they count as {number} "
-        "configurations here, though they are one."
+        f"{enumerate_words(names)} train the same layers in the same way: they count as "
+        f"{len(models) if len(models) > 2 else 'two'} configurations here, though they are one."
     )
 
 
