@@ -240,9 +240,8 @@ def _is_chosen(path: str, layer: Any, layers: str | Sequence[str] | None) -> boo
         return False
     if layers is not None and layers not in [*KINDS]:
         return any(re.search(pattern, path) for pattern in _listed(layers))
-    if layers is not None and not isinstance(layer, KINDS[str(layers)]):
-        return False
-    return adapter_size(layer, 1) < layer.weight.numel()
+    kind: Any = KINDS[layers] if isinstance(layers, str) else (nn.Linear, nn.Conv2d)
+    return isinstance(layer, kind) and adapter_size(layer, 1) < layer.weight.numel()
 
 
 def _listed(layers: str | Sequence[str]) -> list[str]:

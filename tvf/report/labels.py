@@ -17,6 +17,7 @@ from tvf.report.seeds import FOLLOWS_SEED, FlatConfig
 FRACTION = "model.pct_unfreeze"
 # Options that separate transfer learning from fine-tuning, which the fraction already shows.
 MODEL_KEYS = (FRACTION, "model._target_", "model.unit")
+MODEL = ("model", "model._target_")
 ADAPTER_KEYS = tuple(f"model.{key}" for key in ADAPTERS)
 DIRECTION_KEYS = ("model.direction", "model.groups", "model.train")
 
@@ -53,9 +54,9 @@ def _add_overrides(
     overrides_by_job = varied_overrides(jobs, (FRACTION, *REPETITIONS, *following))
     said = any(_method(job).label for job in jobs)  # the fractions are followed by the method
     for job, fraction, overrides in zip(jobs, fractions, overrides_by_job, strict=True):
-        told = "model" if said and _method(job).choice != "transfer" else None
+        told = MODEL if said and _method(job).choice != "transfer" else ()
         relevant = [
-            item for item in overrides if affects(_key(item)) != NOTHING and _key(item) != told
+            item for item in overrides if affects(_key(item)) != NOTHING and _key(item) not in told
         ]
         labels.append(", ".join([fraction, *sorted(relevant)]))
     return labels
