@@ -8,6 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, write_whole
@@ -15,15 +16,16 @@ from tvf.models.finetune import FineTuneModel
 from tvf.models.groups import is_below
 
 
-def save_weights(model: FineTuneModel, path: Path, epoch: int) -> None:
-    """Write every parameter and buffer of the ordinary network that `model` is, and their epoch."""
-    plain = model.plain_state_dict()
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain.items()}
+def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
+    """Write every parameter and buffer of `model`, without adapters, and their epoch."""
+    plain = isinstance(model, FineTuneModel)
+    state = model.plain_state_dict() if plain else model.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, safetensors.torch.save(state, {"epoch": str(epoch)}))
 
 
-def load_weights(model: FineTuneModel, path: Path, epoch: int) -> None:
+def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
     """Load the weights in `path` into `model`.
 
     Raises InputError if names, shapes or epoch do not match.
@@ -36,7 +38,9 @@ def load_weights(model: FineTuneModel, path: Path, epoch: int) -> None:
                 f"{path} is from epoch {found}, not {epoch}: delete the job's folder to train it "
                 "again."
             )
-        model.load_plain_state_dict(safetensors.torch.load_file(path))
+        plain = isinstance(model, FineTuneModel)
+        load = model.load_plain_state_dict if plain else model.load_state_dict
+        load(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path} does not hold this model's weights: {str(error).splitlines()[0]}"
