@@ -134,7 +134,8 @@ def test_train_passes_its_arguments_to_hydra_untouched(
 @pytest.mark.slow
 def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     shown = tvf("train", "--help")
-    assert "model: finetune, transfer" in shown and "A sweep:   python train.py -m" in shown
+    assert "model: bitfit, finetune, lora, norm, transfer" in shown
+    assert "A sweep:   python train.py -m" in shown
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--cfg", "job"]], ids=" ".join)
@@ -159,6 +160,12 @@ def test_groups_lists_what_each_fraction_trains(tvf: Tvf, tmp_path: Path) -> Non
     assert "| 1 | layer4, layer3, layer2, layer1+bn1+conv1 | 11,176,512 |" in stages
     by_parameters = tvf("groups", "model.unit=params")
     assert "| 0.75 | conv_head+bn2, blocks.6, blocks.5 | 2,670,240 |" in by_parameters
+    assert "| 0.5 | conv_head+bn2, blocks.6, blocks.5, blocks.4 | 73,664 |" in tvf(
+        "groups", "model=lora", "model.rank=4"
+    )
+    assert "| 1 | layer4, layer3, layer2, layer1, bn1 | 9,600 |" in tvf(
+        "groups", "backbone=resnet18", "backbone.weights=null", "model=norm"
+    )
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "mine.yaml").write_text("_target_: helpers.small_backbone\n")
     mine = tvf("groups", "--config-dir", str(tmp_path), "backbone=mine")

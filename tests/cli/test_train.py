@@ -362,7 +362,7 @@ def test_help_names_the_groups_and_the_sweep(shell: Shell) -> None:
     outcome = shell("--help")
     assert outcome.code == 0
     for word in (
-        "model: finetune, transfer",
+        "model: bitfit, finetune, lora, norm, transfer",
         "backbone: efficientnet_lite0",
         "-m model=finetune",
         "pct_unfreeze",

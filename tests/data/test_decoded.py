@@ -62,6 +62,7 @@ def test_only_what_describes_the_images_is_kept(
     assert torch.equal(found.images[rows], expected.images[rows])
     assert np.array_equal(found.pixel_digests, expected.pixel_digests)
     assert np.array_equal(found.digests, expected.digests)
+    assert found.ranges is not None and expected.ranges is not None
     assert np.array_equal(found.ranges, expected.ranges)
 
 

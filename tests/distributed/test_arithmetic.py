@@ -52,7 +52,7 @@ def test_activations_of_gpus_that_round_differently_are_not_shared(
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         precision = SimpleNamespace(precision="32-true")
         fabric: Any = SimpleNamespace(device=CUDA, strategy=SimpleNamespace(precision=precision))
-        return numeric_environment(fabric, torch.nn.Linear(1, 1))
+        return numeric_environment(fabric, torch.nn.Linear(1, 1).parameters())
 
     set_arithmetic(CUDA, tf32=False, deterministic=False)
     plain = environment()

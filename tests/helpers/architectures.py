@@ -123,7 +123,7 @@ def check_step(model: FineTuneModel, pixels: Tensor) -> None:
     """One training step moves parameters of the head and of the unfrozen groups, and no other."""
     wanted = {id(p) for p in model.head_parameters()}
     wanted |= {id(p) for group in model.unfrozen_parameters() for p in group}
-    state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     torch.nn.functional.cross_entropy(model(pixels), torch.arange(3)).backward()
@@ -138,9 +138,9 @@ def check_step(model: FineTuneModel, pixels: Tensor) -> None:
     layers = {name.rpartition(".")[0] for name in training}
     for name, tensor in model.module.state_dict().items():
         if name not in training and name.rpartition(".")[0] not in layers:
-            assert torch.equal(tensor, state[name]), f"{name} has moved"
+            assert torch.equal(tensor, state[f"module.{name}"]), f"{name} has moved"
     optimizer.zero_grad()
-    model.module.load_state_dict(state)
+    model.load_state_dict(state)
 
 
 def check_frontier(model: FineTuneModel, pixels: Tensor) -> float:

@@ -21,7 +21,7 @@ from tvf.errors import InputError
 from tvf.files import LAST_CHECKPOINT, read_json
 from tvf.frontier import Residency
 from tvf.job import checkpoint, resources, run_job, setup
-from tvf.models import Backbone
+from tvf.models import Backbone, FineTuneModel
 from tvf.training.state import random_states, set_random_states
 
 Run = Callable[..., list[dict[str, Any]]]
@@ -211,11 +211,13 @@ def test_gradients_that_are_clipped_in_half_precision_are_not_unscaled_by_a_fuse
         fabric: Any = SimpleNamespace(
             strategy=SimpleNamespace(precision=SimpleNamespace(precision=precision))
         )
-        build = setup._build_optimizer(small_config(**changes), fabric)
+        model = FineTuneModel(small_backbone(), 0.5)
+        build = setup._build_optimizer(small_config(**changes), fabric, model)
         optimizer = build([torch.nn.Parameter(torch.ones(1))], [])
         return not getattr(optimizer, "_step_supports_amp_scaling", False)
 
     assert leaves_unscaling("16-mixed", optimizer__clip_norm=1.0)
+    assert leaves_unscaling("16-mixed", optimizer__l2_sp=0.1)
     assert not leaves_unscaling("16-mixed")
     assert not leaves_unscaling("bf16-mixed", optimizer__clip_norm=1.0)
 

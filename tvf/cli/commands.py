@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf.cli.launch import compose, launch, make_importable, sweep_dir_override
-from tvf.config import build_part, explain_error, to_plain
+from tvf.config import (
+    ADAPTERS,
+    build_part,
+    explain_error,
+    is_lora,
+    is_transfer,
+    resolve_target,
+    to_plain,
+)
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
@@ -232,8 +241,8 @@ def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Non
 
 @_errors_as_messages()
 def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
-    """Print a Markdown table of the groups that each fraction of the chosen backbone trains."""
-    from tvf.models import Selection, tabulate_groups
+    """Print a Markdown table of what each fraction of the chosen backbone and model trains."""
+    from tvf.models import FineTuneModel, Selection, tabulate_groups
 
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
@@ -246,7 +255,11 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
         groups=model.get("groups"),
         train=model.get("train"),
     )
-    print(tabulate_groups(backbone.module, backbone.groups, selection))
+    target: Any = resolve_target(model, "model")
+    own = not issubclass(target, FineTuneModel) or is_transfer(model)
+    options = {key: model[key] for key in ADAPTERS} if is_lora(model) else {}
+    sizes = partial((FineTuneModel if own else target).trained_sizes, backbone.module, **options)
+    print(tabulate_groups(backbone.module, backbone.groups, selection, sizes=sizes))
 
 
 @_errors_as_messages()

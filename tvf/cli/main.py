@@ -389,11 +389,11 @@ def wandb_sweep(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
 def groups(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Show which groups of a backbone each fraction trains.
 
-    Takes the overrides of tvf train and prints a Markdown table.
+    Takes the overrides of tvf train and prints a Markdown table with the number of parameters.
 
     \b
     Examples:
-      tvf groups
+      tvf groups model=lora
       tvf groups backbone=resnet18 backbone.weights=null backbone.grouping=stages
     """
     from tvf.cli import commands

@@ -27,7 +27,7 @@ from tvf.config.identity import (
     flatten,
     frozen_layers_config,
     head_phase_config,
-    is_transfer,
+    ignored_options,
     known_fraction,
     modern_node,
     modern_options,
@@ -36,6 +36,15 @@ from tvf.config.identity import (
     select_options,
     selection_name,
     written_options,
+)
+from tvf.config.methods import (
+    ADAPTERS,
+    METHODS,
+    OWN_MODELS,
+    Method,
+    is_lora,
+    is_transfer,
+    method_of,
 )
 from tvf.config.places import absolute_place, has_relative_places, resolve_places
 
@@ -56,11 +65,15 @@ _ON_USE = {
 }
 
 __all__ = [
+    "ADAPTERS",
     "Affects",
     "Config",
     "DISK_FULL",
+    "METHODS",
+    "Method",
     "NAME_WORDS",
     "NOTHING",
+    "OWN_MODELS",
     "REPETITIONS",
     "SAME",
     "absolute_place",
@@ -77,10 +90,13 @@ __all__ = [
     "frozen_layers_config",
     "has_relative_places",
     "head_phase_config",
+    "ignored_options",
+    "is_lora",
     "is_transfer",
     "job_folder",
     "job_name",
     "known_fraction",
+    "method_of",
     "modern_node",
     "modern_options",
     "name_value",

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvf.config.identity import LEGACY_TARGETS, SELECTION, Config, is_transfer
+from tvf.config.identity import LEGACY_TARGETS
+from tvf.config.methods import (
+    ADAPTERS,
+    SELECTION,
+    Config,
+    ignores_adapters,
+    is_transfer,
+    refuses_names,
+)
 from tvf.errors import RESERVED, InputError, unknown_key
 
 if TYPE_CHECKING:
@@ -46,8 +54,10 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
     """The node as passed to its target: without what the job handles or the model ignores."""
     node = {k: v for k, v in config[name].items() if k not in JOB_OPTIONS.get(name, ())}
     if name == "model" and "_target_" in node:
-        if is_transfer(node):
-            node = {key: value for key, value in node.items() if key not in SELECTION}
+        unknown = SELECTION if is_transfer(node) else ()
+        unknown += ADAPTERS if ignores_adapters(node) else ()
+        unknown += ("train",) if refuses_names(node) else ()
+        node = {key: value for key, value in node.items() if key not in unknown}
         if node.get("frozen_bn") == "recalibrate":  # the job sets the statistics before it trains
             node["frozen_bn"] = "eval"
     if name == "backbone" and config[name].get("checkpoint") is not None and "_target_" in node:

@@ -10,9 +10,17 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+from tvf.config.methods import (
+    ADAPTERS,
+    FRACTION,
+    SELECTION,
+    Config,
+    ignores_adapters,
+    is_lora,
+    is_transfer,
+    method_of,
+)
 from tvf.config.places import canonical
-
-Config = Mapping[str, Any]
 
 
 class Affects(Flag):
@@ -50,6 +58,10 @@ OPTIONS: dict[str, Affects] = {
     "model.direction": NUMBERS,
     "model.groups": NUMBERS,
     "model.train": NUMBERS,
+    "model.rank": NUMBERS,
+    "model.alpha": NUMBERS,
+    "model.dropout": NUMBERS,
+    "model.layers": NUMBERS,
     "model.head_dropout": TRAINING,
     "model.frozen_bn": PIXELS,
     "model.init_from": PIXELS,
@@ -130,6 +142,7 @@ OPTIONS: dict[str, Affects] = {
     "optimizer.backbone_lr": NUMBERS,
     "optimizer.layer_decay": NUMBERS,
     "optimizer.weight_decay": TRAINING,
+    "optimizer.l2_sp": NUMBERS,
     "optimizer.decay_all": TRAINING,
     "optimizer.clip_norm": TRAINING,
     "optimizer.fused": TRAINING,
@@ -205,13 +218,18 @@ LEGACY_DEFAULTS: dict[str, Any] = {
     "loss._target_": "tvf.training.CrossEntropyLoss",
     "loss.label_smoothing": 0.0,
     "mix._target_": "tvf.training.no_mixing",
+    "model.alpha": None,
     "model.direction": "top",
+    "model.dropout": None,
     "model.groups": None,
     "model.head_dropout": 0.0,
     "model.init_from": None,
+    "model.layers": None,
+    "model.rank": None,
     "model.train": None,
     "optimizer.clip_norm": None,
     "optimizer.decay_all": True,
+    "optimizer.l2_sp": None,
     "optimizer.layer_decay": None,
     "recipe._target_": "tvf.training.Direct",
 }
@@ -242,14 +260,10 @@ NAME_WORDS = {
     "data.fold": "fold",
     "seed": "seed",
     "refit_epochs": "refit",
+    "model.rank": "rank",
 }
 
 SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called
-
-# The options that select which layers train. Transfer learning ignores all of them; a selection by
-# name ignores the fraction.
-SELECTION = ("pct_unfreeze", "unit", "direction", "groups", "train")
-FRACTION = ("pct_unfreeze", "unit")
 
 
 def affects(key: str) -> Affects:
@@ -356,11 +370,6 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def is_transfer(model: Config) -> bool:
-    """Whether the node `model` trains the head alone, and so ignores SELECTION."""
-    return str(model["_target_"]).endswith("TransferModel")
-
-
 def selection_name(model: Config) -> str | None:
     """What the node `model` trains, for names: bottom-0.5, groups-layer3, train.
 
@@ -388,8 +397,11 @@ def name_fraction(value: Any) -> str:
 def ignored_options(model: Config) -> tuple[str, ...]:
     """The keys that the node `model` may have but ignores."""
     if is_transfer(model):
-        return SELECTION
-    return FRACTION if (selection_name(model) or "").startswith(("train", "groups-")) else ()
+        ignored = SELECTION
+    else:
+        named = (selection_name(model) or "").startswith(("train", "groups-"))
+        ignored = FRACTION if named else ()
+    return (*ignored, *ADAPTERS) if ignores_adapters(model) else ignored
 
 
 def name_value(value: Any) -> str:
@@ -408,12 +420,17 @@ def explain_ignored(name: str, model: Config) -> str | None:
     if not is_transfer(model):
         named = "train" if model.get("train") is not None else "groups"
         reason = f"model.{named} selects what trains"
+        if not {*given} & {*FRACTION}:
+            reason = f"model={method_of(model).choice} has no adapters"
+            reason += " at model.pct_unfreeze=0" if is_lora(model) else ""
+        elif {*given} & {*ADAPTERS}:
+            reason += ", without adapters"
     return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."
 
 
 def known_fraction(model: Config) -> float | None:
     """The node's pct_unfreeze; None if layers are named, as their share depends on the network."""
-    if not is_transfer(model) and ignored_options(model):
+    if not is_transfer(model) and "pct_unfreeze" in ignored_options(model):
         return None
     fraction = model.get("pct_unfreeze") or 0
     return float(fraction) if isinstance(fraction, int) else fraction

@@ -18,33 +18,35 @@ from tvf.config.identity import (
     SAME,
     affects,
     ignored_options,
-    is_transfer,
     name_fraction,
     name_value,
     selection_name,
 )
+from tvf.config.methods import is_transfer, method_of
 from tvf.config.places import PLACES, canonical
 from tvf.files import read_json
 
 
 def job_name(*, _root_: DictConfig) -> str:
-    """transfer-learning, fine-tuning-0.5 or fine-tuning-groups-layer3.
+    """transfer-learning, fine-tuning-0.5, fine-tuning-groups-layer3 or lora-0.5.
 
-    Includes the limit of training images, the seed, the fold and the split seed if the command line
-    sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a single job.
+    Includes the limit of training images, the seed, the fold, the split seed and LoRA's rank if the
+    command line sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a single job.
     """
     if given := os.environ.get("WANDB_NAME"):
         return given
     model = _root_.model
+    method = method_of(model).job
     if is_transfer(model):
-        name = "transfer-learning"
+        name = method
     elif selection := selection_name(model):
-        name = f"fine-tuning-{selection}"
+        name = f"{method}-{selection}"
     elif "pct_unfreeze" in model:
-        name = f"fine-tuning-{name_fraction(model.pct_unfreeze)}"
+        name = f"{method}-{name_fraction(model.pct_unfreeze)}"
     else:
         name = model._target_.rpartition(".")[2]
     given = {_key(override) for override in _overrides(_root_)}
+    given -= {f"model.{key}" for key in ignored_options(model)}
     values = {key: OmegaConf.select(_root_, key) for key in NAME_WORDS if key in given}
     words = [f"{NAME_WORDS[key]}{name_value(value)}" for key, value in values.items()]
     return "-".join([name, *words])

@@ -21,7 +21,15 @@ from tvf.config.build import (
     target_node,
     to_plain,
 )
-from tvf.config.identity import ignored_options, is_transfer
+from tvf.config.identity import ignored_options
+from tvf.config.methods import (
+    ADAPTERS,
+    ignores_adapters,
+    is_lora,
+    is_transfer,
+    method_of,
+    refuses_names,
+)
 from tvf.config.places import local_weights, resolve_places
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
@@ -43,6 +51,7 @@ from tvf.models import (
     check_dropout,
     check_fraction,
     check_group_names,
+    check_lora,
     check_patterns,
     check_selection,
     find_weights,
@@ -83,13 +92,16 @@ VALUES = (
 )
 # Arguments that the code passes to a target, not its YAML.
 SUPPLIED_BY_CODE = {
-    "model": ("backbone",),
+    "model": ("backbone", "adapt"),
     "backbone": ("num_classes",),
     "loss": ("class_weights",),
     "checkpoint": ("folder", "configuration"),
     "scheduler": ("optimizer", "epochs", "batches"),
 }
-READ_AS_WEIGHTS: tuple[str, ...] = ("image_size", "interpolation")  # of data; null: as the weights were made for
+READ_AS_WEIGHTS: tuple[str, ...] = (
+    "image_size",
+    "interpolation",
+)  # of data; null: as the weights were made for
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
@@ -179,6 +191,12 @@ def _normalise_model(model: dict[str, Any]) -> None:
 
     Options it ignores become null.
     """
+    if refuses_names(model) and model.get("train") is not None:
+        raise InputError(
+            f"model.train={model['train']!r} must be null with model={method_of(model).choice}, "
+            "which itself says what trains in the groups. Use it with model=finetune"
+            + ("; model.layers chooses layers by name." if is_lora(model) else ".")
+        )
     if not is_transfer(model):
         _check_selection(model)
     model |= dict.fromkeys(ignored_options(model))
@@ -190,6 +208,9 @@ def _normalise_model(model: dict[str, Any]) -> None:
         require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
+    if is_lora(model) and not ignores_adapters(model):
+        given = {key: model[key] for key in ADAPTERS if key in model}
+        check_lora(**{"rank": 1, "alpha": 1, "dropout": 0, "layers": None, **given})
     if model.get("init_from") is not None:
         find_weights(model["init_from"])
 
@@ -240,6 +261,11 @@ def _check_parts(config: dict[str, Any]) -> None:
         build_part(config, name)
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
         require_number("optimizer.clip_norm", clip_norm, 0, above=True)
+    if config["optimizer"].get("l2_sp") is not None and is_lora(config["model"]):
+        raise InputError(
+            "optimizer.l2_sp must be null with model=lora, whose layers keep their weights: "
+            "optimizer.weight_decay already pulls the adapters towards adding nothing."
+        )
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
     build_phases(config, groups=0 if head_alone else 1)
     optimizer = torch.optim.SGD([torch.zeros(1)])

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 
 from tvf.data import Augmentation, Split, ViewRows
 from tvf.frontier.split import Cut, TensorLayout, TracedModel
+from tvf.models import network_parameters
 from tvf.store import (
     MORE_ROOM,
     ArraySpec,
@@ -101,7 +102,7 @@ class CachePlan:
         shared = [
             self.split.pool.fingerprint,
             stored,
-            numeric_environment(fabric, self.trace.model),
+            numeric_environment(fabric, network_parameters(self.trace.model)),
         ]
         return fingerprint([*shared, None]), fingerprint([*shared, augment])
 

@@ -24,7 +24,7 @@ from tvf.frontier.trace import (
     rebuild_shape,
     trace_graph,
 )
-from tvf.models import has_state
+from tvf.models import adapter_parameters, has_state
 from tvf.store import FingerprintError, fingerprint
 
 # Layers that do not look at their mode, so that training and validation share their activations.
@@ -259,6 +259,7 @@ class TracedModel:
     def _parameters(self, node: fx.Node) -> Iterator[nn.Parameter]:
         if node.op == "call_module":
             yield from self._modules[node.target].parameters()
+            yield from adapter_parameters(self._modules[node.target])
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.model)
             if isinstance(value, nn.Parameter):

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 # What returns whatever was in memory, to be filled with random numbers.
 UNINITIALISED = ("new_empty", "new_empty_strided", torch.empty, torch.empty_like)
 
@@ -38,8 +37,9 @@ class TensorInfo:
 class NodeInfo:
     """A node's values for batches of two and of three samples (tensors as TensorInfo).
 
-    `random`: it draws random numbers, or makes room for them. `mixes`: its value for a sample depends on the rest of the
-    batch, or it updates statistics. `updates`: it changes a buffer that is not its own layer's.
+    `random`: it draws random numbers, or makes room for them. `mixes`: its value for a sample
+    depends on the rest of the batch, or it updates statistics. `updates`: it changes a buffer that
+    is not its own layer's.
     """
 
     two: Any

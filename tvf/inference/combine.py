@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tvf.config import Config, modern_node
+from tvf.config import OWN_MODELS, Config, modern_node
 from tvf.data import DataSplits, Split, split_batches
 from tvf.errors import InputError
 from tvf.files import (
@@ -30,7 +30,7 @@ from tvf.files import (
     write_whole,
 )
 from tvf.inference.choose import choose_jobs
-from tvf.inference.load import MODELS, load_job, member_weights, start_weights
+from tvf.inference.load import load_job, member_weights, start_weights
 from tvf.inference.trust import open_source
 from tvf.metrics import METRICS, metric_of
 from tvf.models import recalibrate_batchnorm, save_weights
@@ -148,7 +148,7 @@ def _mates(sweep: Path, best: Path, config: Config) -> list[Path]:
 def _network_and_images(config: Config) -> list[Any]:
     """What jobs must have in common so that their weights can be averaged and compared."""
     model = config["model"]
-    own = None if modern_node(model).get("_target_") in MODELS else model
+    own = None if modern_node(model).get("_target_") in OWN_MODELS else model
     return [config.get("backbone"), config.get("data"), config.get("channels_last"), own]
 
 

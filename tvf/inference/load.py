@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tvf.config import modern_node
+from tvf.config import OWN_MODELS, modern_node
 from tvf.distributed import library_versions
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
@@ -52,7 +52,6 @@ BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
     "tvf.models.torchvision_backbone": (torchvision_backbone, {"weights": None}),
 }
-MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 NO_JOB = "Name the folder of a job or of a sweep, or a file that tvf export has written."
 INTERRUPTED = "was interrupted: resume it by running its command again"
 UNFINISHED = {
@@ -274,7 +273,7 @@ def _build_model(
 ) -> FineTuneModel:
     node = modern_node(config.get("model") or {})
     target = str(node.get("_target_"))
-    if target in MODELS:  # what trained does not matter any more
+    if target in OWN_MODELS:  # what trained does not matter any more
         return FineTuneModel(backbone, 0.0)
     options = {
         key: value for key, value in node.items() if not key.startswith("_") and key != "init_from"

@@ -76,7 +76,7 @@ class HeadPhase:
         self.model.load_state_dict(before)
         state["spent"] |= {"prefix_images": 0, "continued_images": 0}
         # The kept state lacks the layers that train later; they get their initial values.
-        later = _only(self.model.state_dict(), _trained_later(self.model))
+        later = _only(self.model.state_dict(), self.model.trained_names())
         for part, rest in (("model", later), ("best", later), ("average", before)):
             state[part] = None if state[part] is None else rest | state[part]
         return state
@@ -88,7 +88,7 @@ class HeadPhase:
         parts = {part: state[part] for part in ("model", "best", "average")}
         parts["weights"] = load_file(best_weights)
         names = {name for name, _ in self.model.named_buffers()} | _head(self.model)
-        names = (names | {STEPS}) - _trained_later(self.model)
+        names = (names | {STEPS}) - self.model.trained_names()
         small = {part: values and _only(values, names) for part, values in parts.items()}
         self._kept.save(state | small)
         self._lock.release()
@@ -110,10 +110,6 @@ def open_head_phase(
 def _head(model: FineTuneModel) -> set[str]:
     names = (name for name, _ in model.module.named_parameters())
     return {f"module.{name}" for name in names if is_below(name, model.heads)}
-
-
-def _trained_later(model: FineTuneModel) -> set[str]:
-    return {f"module.{name}" for group in model.trained_groups for name in group.parameters}
 
 
 def _only(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from tvf.data import Split, split_batches
-from tvf.models import FineTuneModel, frozen_batchnorm, recalibrate_batchnorm
+from tvf.models import FineTuneModel, recalibrate_batchnorm
 from tvf.store import (
     ArraySpec,
     FingerprintError,
@@ -31,7 +31,7 @@ def recalibrate(
     layers. `module` is the model as Fabric set it up.
     """
     model: Any = module.module
-    layers = frozen_batchnorm(model.module)
+    layers = model.frozen_batchnorm()
     values = [value for layer in layers.values() for value in layer.buffers()]
     if not values:
         return
@@ -50,7 +50,7 @@ def recalibrate(
     try:
         pixels = [split.fingerprint, model.mean, model.std]
         network = [fingerprint_layers(model.module, without=model.heads), list(layers)]
-        environment = numeric_environment(fabric, model)
+        environment = numeric_environment(fabric, model.module.parameters())
         key = fingerprint([pixels, network, batch_size, environment])
         entry = store.entry("statistics", [key], {"about": f"of {len(layers)} BatchNorm layers"})
         specs = [ArraySpec(tuple(value.shape), value.dtype) for value in values]

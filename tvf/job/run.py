@@ -359,7 +359,7 @@ def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) ->
         "classes": list(job.phases.data.classes),
         "unfrozen_groups": [group.name for group in model.trained_groups],
         "trainable_params": count_parameters(p for p in model.parameters() if p.requires_grad),
-        "total_params": count_parameters(model.parameters()),
+        "total_params": count_parameters(model.module.parameters()),
         "epochs": job.epochs,
         **scores,
         "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),

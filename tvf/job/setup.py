@@ -17,11 +17,13 @@ from lightning_fabric import Fabric
 
 from tvf.config import (
     NAME_WORDS,
+    OWN_MODELS,
     Config,
     build_part,
     build_phases,
     flatten,
     head_phase_config,
+    is_lora,
     is_transfer,
     name_value,
     resolve_target,
@@ -38,6 +40,7 @@ from tvf.metrics import metric_of
 from tvf.models import (
     Backbone,
     FineTuneModel,
+    LoraModel,
     check_network,
     load_checkpoint,
     load_initial_weights,
@@ -56,6 +59,7 @@ from tvf.training import (
     DiscriminativeOptimizer,
     LoopOptions,
     Phase,
+    StartingPoint,
     StepOptions,
     balanced_weights,
     end_phases,
@@ -64,10 +68,6 @@ from tvf.training import (
 )
 
 log = logging.getLogger(__name__)
-
-# A user's own model class might do anything to the backbone it is built over, so only these are
-# built for siblings.
-OWN_MODELS = ("tvf.models.FineTuneModel", "tvf.models.TransferModel")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     if config["model"].get("frozen_bn") == "recalibrate":
         # Covers all layers that are frozen at the start, and runs before the model is copied.
         model.unfreeze(phases[0].groups)
-        recalibrate(fabric, module, data.train, source.batch_size, store)
+        with model.without_adapters():  # which add nothing yet
+            recalibrate(fabric, module, data.train, source.batch_size, store)
     steps = _build_steps(config, source.batch_size, model, data)
     job_phases = JobPhases(
         phases=phases,
@@ -126,7 +127,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         module=module,
         data=data,
         augment=_build_augmentation(config, data.train),
-        optimizer=_build_optimizer(config, fabric),
+        optimizer=_build_optimizer(config, fabric, model),
         scheduler=build_part(config, "scheduler"),
         batch_size=source.batch_size,
         residency=Residency(
@@ -166,6 +167,8 @@ def _build_network(
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
     check_network(backbone, source.image_size, len(data.classes))
     model = build_part(config, "model", backbone=backbone)
+    if isinstance(model, LoraModel):
+        model.leave_out_unused(backbone, source.image_size)
     batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
     if batchwise and min(source.batch_size, len(data.train)) == 1:
         raise InputError(
@@ -183,14 +186,19 @@ def _build_augmentation(config: Config, train: Split) -> Augmentation:
     return augment
 
 
-def _build_optimizer(config: Config, fabric: Fabric) -> Any:
+def _build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any:
+    """The optimizer's factory. Assumes that the model has the weights that training starts from."""
     optimizer = build_part(config, "optimizer")
-    clips = config["optimizer"].get("clip_norm") is not None
-    if clips and fabric.strategy.precision.precision == "16-mixed":
-        # Fused kernels would unscale the gradients themselves, after they have been clipped.
-        if isinstance(optimizer, DiscriminativeOptimizer):
-            return replace(optimizer, fused=False)
-    return optimizer
+    if not isinstance(optimizer, DiscriminativeOptimizer):
+        return optimizer
+    changed = config["optimizer"].get("clip_norm") is not None or optimizer.l2_sp is not None
+    if changed and fabric.strategy.precision.precision == "16-mixed":
+        # Fused kernels would unscale the gradients themselves, after they have been changed.
+        optimizer = replace(optimizer, fused=False)
+    if optimizer.l2_sp is None:
+        return optimizer
+    groups = map(model.parameters_of, model.trained_groups)
+    return StartingPoint(optimizer, [parameter for group in groups for parameter in group])
 
 
 def _build_steps(
@@ -217,13 +225,16 @@ def _build_siblings(
     configs = sibling_configs(context.sweep, config) if context.sweep else []
     by_model: dict[str, list[Config]] = {}
     for other in configs:
+        # A user's own class might do anything to the backbone that it is built over.
         if other["model"]["_target_"] in OWN_MODELS:
             by_model.setdefault(json.dumps(other["model"], sort_keys=True), []).append(other)
     siblings = []
     with preserve_freezing(model):
         for alike in by_model.values():
             try:
-                other = build_part({"model": alike[0]["model"]}, "model", backbone=backbone)
+                node = alike[0]["model"]
+                extra = {"adapt": False} if is_lora(node) else {}
+                other = build_part({"model": node}, "model", backbone=backbone, **extra)
                 siblings.append(Sibling(other, _phases_of(alike, len(other.trained_groups))))
             except InputError:  # for the other job to report
                 continue
@@ -290,13 +301,15 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     stopping = first.stopping
     schedule = [first.lr, first.epochs, first.length, stopping.patience, stopping.min_delta]
     images = [[split.fingerprint, split.labels] for split in (data.train, data.val)]
-    environment = [numeric_environment(phases.fabric, model), torch.get_num_threads()]
+    environment = [
+        numeric_environment(phases.fabric, model.module.parameters()),
+        torch.get_num_threads(),
+    ]
     try:
         code = [resolve_target({"_target_": path}, name) for name, path in targets.items()]
-        network = [
-            fingerprint_layers(model.module, without=model.heads),
-            dict(model.state_dict()),
-        ]
+        with model.without_adapters():  # which add nothing yet
+            layers = fingerprint_layers(model.module, without=model.heads)
+        network = [layers, model.plain_state_dict()]
         return fingerprint(
             [options, schedule, images, network, environment, training_modules(), code]
         )

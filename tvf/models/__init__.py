@@ -1,5 +1,6 @@
 """Pretrained backbones, their groups of layers, and which of them train."""
 
+from tvf.models.adapters import adapter_parameters, network_parameters
 from tvf.models.backbones import (
     Backbone,
     efficientnet_lite0,
@@ -12,11 +13,11 @@ from tvf.models.backbones import (
 )
 from tvf.models.batchnorm import (
     FROZEN_BN_OPTIONS,
-    frozen_batchnorm,
     has_state,
     needs_batches,
     recalibrate_batchnorm,
 )
+from tvf.models.bitfit import BitFitModel, NormModel
 from tvf.models.checkpoint import check_checkpoint, load_checkpoint
 from tvf.models.finetune import (
     FineTuneModel,
@@ -39,6 +40,7 @@ from tvf.models.groups import (
     preserve_freezing,
     tabulate_groups,
 )
+from tvf.models.lora import LoraModel, check_lora
 from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
 from tvf.models.weights import (
@@ -53,17 +55,22 @@ from tvf.models.weights import (
 
 __all__ = [
     "Backbone",
+    "BitFitModel",
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
+    "LoraModel",
+    "NormModel",
     "Selection",
     "TransferModel",
     "UNITS",
     "check_checkpoint",
+    "adapter_parameters",
     "check_direction",
     "check_dropout",
     "check_fraction",
     "check_group_names",
+    "check_lora",
     "check_network",
     "check_not_own_weights",
     "check_patterns",
@@ -74,7 +81,6 @@ __all__ = [
     "efficientnet_lite1",
     "efficientnet_lite2",
     "find_weights",
-    "frozen_batchnorm",
     "group_by_modules",
     "has_state",
     "images_made_for",
@@ -85,6 +91,7 @@ __all__ = [
     "load_initial_weights",
     "load_weights",
     "needs_batches",
+    "network_parameters",
     "preserve_freezing",
     "recalibrate_batchnorm",
     "resnet",

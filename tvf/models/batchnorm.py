@@ -5,13 +5,15 @@
 other layer with state of its own: InstanceNorm with statistics, and whatever `note_updates` names.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+from tvf.models.groups import is_below
 
 FROZEN_BN = ("eval", "batch")  # of a model
 FROZEN_BN_OPTIONS = (*FROZEN_BN, "recalibrate")  # of a job, which sets statistics before it trains
@@ -22,23 +24,26 @@ def needs_batches(module: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
 
 
-def frozen_batchnorm(module: nn.Module) -> dict[str, _BatchNorm]:
+def frozen_batchnorm(
+    module: nn.Module, except_in: Sequence[str] | None = None
+) -> dict[str, _BatchNorm]:
     """The frozen BatchNorm layers, by name; see `hold_frozen_batchnorm`."""
     return {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, _BatchNorm) and _is_frozen(module, name, layer)
+        if isinstance(layer, _BatchNorm) and _is_frozen(module, name, layer, except_in)
     }
 
 
-def hold_frozen_batchnorm(module: nn.Module) -> None:
+def hold_frozen_batchnorm(module: nn.Module, except_in: Sequence[str] | None = None) -> None:
     """Put frozen layers with state into eval mode: it is used and does not change.
 
     A layer is frozen when none of its parameters trains; one without parameters when nothing in its
-    parent does, or nothing in the layer beside it that it follows.
+    parent does, or nothing in the layer beside it that it follows. With `except_in`, every layer is
+    frozen in this sense that is not below one of these paths, whatever trains in it.
     """
     for name, layer in module.named_modules():
-        if has_state(layer) and _is_frozen(module, name, layer):
+        if has_state(layer) and _is_frozen(module, name, layer, except_in):
             layer.training = False  # not eval(), which would switch off dropout inside it as well
 
 
@@ -57,7 +62,11 @@ def note_updates(layers: Iterable[nn.Module]) -> None:
 _updating: WeakSet[nn.Module] = WeakSet()
 
 
-def _is_frozen(module: nn.Module, name: str, layer: nn.Module) -> bool:
+def _is_frozen(
+    module: nn.Module, name: str, layer: nn.Module, except_in: Sequence[str] | None
+) -> bool:
+    if except_in is not None and not is_below(f"{name}.", except_in):
+        return True
     return not any(parameter.requires_grad for parameter in _decisive(module, name, layer))
 
 

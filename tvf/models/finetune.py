@@ -1,19 +1,31 @@
-"""The two models that tvf compares: one trains only a backbone's head, the other also a fraction.
+"""The two main models: one trains only a backbone's head, the other also a fraction of its groups.
 
 Both take pixels and normalise them, so a saved model accepts images without preprocessing.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tvf.errors import InputError, require_choice
 from tvf.models.backbones import Backbone
-from tvf.models.batchnorm import FROZEN_BN, hold_frozen_batchnorm
-from tvf.models.groups import Selection, group_share, select_layers, unfreeze
+from tvf.models.batchnorm import FROZEN_BN, frozen_batchnorm, hold_frozen_batchnorm
+from tvf.models.groups import (
+    Group,
+    Selection,
+    group_share,
+    select_layers,
+    size_of_group,
+    unfreeze,
+)
+
+SHOWN = 3  # names in a message
 
 
 class FineTuneModel(nn.Module):
@@ -30,6 +42,7 @@ class FineTuneModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    left_out: Sequence[str] = ()  # layers in the trained groups to which the method does not apply
 
     def __init__(
         self,
@@ -72,8 +85,30 @@ class FineTuneModel(nn.Module):
         """Like nn.Module.train, but frozen layers with statistics follow `frozen_bn`."""
         super().train(mode)
         if mode and self.frozen_bn != "batch":
-            hold_frozen_batchnorm(self.module)
+            hold_frozen_batchnorm(self.module, self.statistics_train_in)
         return self
+
+    @property
+    def statistics_train_in(self) -> tuple[str, ...] | None:
+        """Layers outside which all statistics are frozen; None: only in layers that are frozen."""
+        return None
+
+    def frozen_batchnorm(self) -> dict[str, _BatchNorm]:
+        """The BatchNorm layers whose statistics are frozen, by their names in the network."""
+        return frozen_batchnorm(self.module, self.statistics_train_in)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Like nn.Module.load_state_dict; plain tables are taken as written by this version.
+
+        Some layers of torchvision read the version of a state that files do not keep.
+        """
+        if not hasattr(state_dict, "_metadata"):
+            versions = getattr(self.state_dict(), "_metadata")  # noqa: B009
+            state_dict = OrderedDict(state_dict)
+            setattr(state_dict, "_metadata", versions)  # noqa: B010
+        return super().load_state_dict(state_dict, strict, assign)
 
     def unfreeze(self, count: int | None = None) -> None:
         """Train exactly the head and the first `count` of the trained groups (None: all).
@@ -90,10 +125,36 @@ class FineTuneModel(nn.Module):
 
     def unfrozen_parameters(self) -> list[list[nn.Parameter]]:
         """The parameters of each group that trains now, deepest group first, without the head's."""
-        return [
-            [self.module.get_parameter(name) for name in group.parameters]
-            for group in self.unfrozen_groups
-        ]
+        return [self.parameters_of(group) for group in self.unfrozen_groups]
+
+    def parameters_of(self, group: Group) -> list[nn.Parameter]:
+        """What trains in one of the trained groups."""
+        return [self.module.get_parameter(name) for name in group.parameters]
+
+    @classmethod
+    def trained_sizes(cls, module: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
+        """How many values such a model would train in `groups`, by their names."""
+        return {group.name: size_of_group(module, group) for group in groups}
+
+    def trained_names(self) -> set[str]:
+        """The names in `state_dict` of what trains in some phase, without the head's."""
+        return {f"module.{name}" for group in self.trained_groups for name in group.parameters}
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The state to save: that of an ordinary network, whatever has trained."""
+        return dict(self.state_dict())
+
+    def load_plain_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `plain_state_dict` returns; RuntimeError unless names and shapes match."""
+        self.load_state_dict(state)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """A context in which the network has no adapters that add something to its layers."""
+        return nullcontext()
+
+    def what_trains(self) -> str:
+        """What of its groups trains, such as "the biases of "; empty if all."""
+        return ""
 
 
 class TransferModel(FineTuneModel):
@@ -105,14 +166,16 @@ class TransferModel(FineTuneModel):
         super().__init__(backbone, 0.0, frozen_bn=frozen_bn, head_dropout=head_dropout)
 
 
-def check_dropout(value: object) -> float:
+def check_dropout(
+    value: object, option: str = "head_dropout", inputs: str = "the head's inputs"
+) -> float:
     """Return `value` as a dropout probability; InputError unless it is a number in [0, 1)."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value) and 0 <= value < 1:
             return float(value)
     raise InputError(
-        f"model.head_dropout={value} must be a number of at least 0 and below 1: the share of the "
-        "head's inputs that training drops."
+        f"model.{option}={value} must be a number of at least 0 and below 1: the share of {inputs} "
+        "that training drops."
     )
 
 
@@ -138,12 +201,18 @@ def describe_model(model: FineTuneModel, backbone: Backbone) -> str:
     """Which groups train and how many parameters each has, in one line."""
     sizes = [("head", count_parameters(model.head_parameters()))]
     for group in model.trained_groups:
-        parameters = map(backbone.module.get_parameter, group.parameters)
-        sizes.append((group.name, count_parameters(parameters)))
+        sizes.append((group.name, count_parameters(model.parameters_of(group))))
     parts = ", ".join(f"{name} {size:,}" for name, size in sizes)
-    trained, total = sum(size for _, size in sizes), count_parameters(model.parameters())
-    groups = f"{len(model.trained_groups)} of {len(backbone.groups)} groups"
-    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}"
+    trained, total = sum(size for _, size in sizes), count_parameters(model.module.parameters())
+    groups = f"{model.what_trains()}{len(model.trained_groups)} of {len(backbone.groups)} groups"
+    left_out = f"; without adapter: {name_some(model.left_out)}" if model.left_out else ""
+    return f"trains {groups}, {trained:,} of {total:,} parameters: {parts}{left_out}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -200,7 +200,7 @@ def select_groups(
         return select_groups(module, groups[::-1], pct, unit)[::-1]
     if unit == "groups":
         return tuple(groups[: round(pct * len(groups))])
-    sizes = [_size(module, group) for group in groups]
+    sizes = [size_of_group(module, group) for group in groups]
     wanted, count = pct * sum(sizes), 0
     while sum(sizes[:count]) < wanted:
         count += 1
@@ -247,6 +247,12 @@ def match_groups(module: nn.Module, groups: Sequence[Group], patterns: object) -
     return tuple(chosen)
 
 
+def keep_parameters(groups: Iterable[Group], names: Container[str]) -> tuple[Group, ...]:
+    """`groups` reduced to the parameters in `names`, without groups that have none of them."""
+    reduced = (Group(g.name, tuple(n for n in g.parameters if n in names)) for g in groups)
+    return tuple(group for group in reduced if group.parameters)
+
+
 def unfreeze(module: nn.Module, groups: Iterable[Group], *heads: str) -> None:
     """Unfreeze the head, the layers `heads`, and `groups`, and freeze everything else."""
     training = {name for group in groups for name in group.parameters}
@@ -278,11 +284,14 @@ def tabulate_groups(
     groups: Sequence[Group],
     selection: Selection,
     fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
+    sizes: Callable[[Sequence[Group]], dict[str, int]] | None = None,
 ) -> str:
     """A Markdown table: for each fraction the groups that train, and how many parameters they have.
 
-    A selection by name gives a single row, with the share of the groups that train.
+    A selection by name gives a single row, with the share of the groups that train. `sizes` maps
+    the groups that are selected to how many parameters train in each; by default all do.
     """
+    sizes = sizes or (lambda chosen: {group.name: size_of_group(module, group) for group in chosen})
     if selection.is_named:
         named = select_layers(module, groups, selection)
         chosen = [(group_share(named, groups), named)]
@@ -294,9 +303,9 @@ def tabulate_groups(
         "|---|---|---|",
     ]
     for fraction, trained in chosen:
-        names = ", ".join(group.name for group in trained) or "none"
-        size = sum(_size(module, group) for group in trained)
-        rows.append(f"| {fraction:g} | {names} | {size:,} |")
+        by_name = sizes(trained)
+        names = ", ".join(by_name) or "none"
+        rows.append(f"| {fraction:g} | {names} | {sum(by_name.values()):,} |")
     return "\n".join(rows)
 
 
@@ -305,5 +314,6 @@ def group_share(trained: Sequence[Group], groups: Sequence[Group]) -> float:
     return round(len(trained) / max(len(groups), 1), 4)
 
 
-def _size(module: nn.Module, group: Group) -> int:
+def size_of_group(module: nn.Module, group: Group) -> int:
+    """The number of values in the parameters of a group."""
     return sum(module.get_parameter(name).numel() for name in group.parameters)

@@ -12,14 +12,20 @@ from torch import nn
 
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, write_whole
+from tvf.models.finetune import FineTuneModel
 from tvf.models.groups import is_below
 
 
 def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
-    """Write every parameter and buffer of `model`, and their epoch."""
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    """Write every parameter and buffer of `model`, without adapters, and their epoch."""
+    plain = isinstance(model, FineTuneModel)
+    state = model.plain_state_dict() if plain else model.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    seen: set[int] = set()  # layers that share a weight: the file has it under each of their names
+    for name, tensor in state.items():
+        place = tensor.data_ptr()
+        state[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, safetensors.torch.save(state, {"epoch": str(epoch)}))
 
@@ -37,7 +43,9 @@ def load_weights(model: nn.Module, path: Path, epoch: int) -> None:
                 f"{path} is from epoch {found}, not {epoch}: delete the job's folder to train it "
                 "again."
             )
-        model.load_state_dict(safetensors.torch.load_file(path))
+        plain = isinstance(model, FineTuneModel)
+        load = model.load_plain_state_dict if plain else model.load_state_dict
+        load(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path} does not hold this model's weights: {str(error).splitlines()[0]}"
@@ -87,7 +95,7 @@ def check_not_own_weights(init_from: str | None, folder: Path) -> None:
         )
 
 
-def load_initial_weights(model: nn.Module, init_from: str, *heads: str) -> str:
+def load_initial_weights(model: FineTuneModel, init_from: str, *heads: str) -> str:
     """Load the weights that `model.init_from` names, including the head's; return a description.
 
     `heads` are the names of the head's layers in the model. Raises InputError unless the tensors'
@@ -102,9 +110,9 @@ def load_initial_weights(model: nn.Module, init_from: str, *heads: str) -> str:
         raise InputError(
             f"model.init_from={init_from} is not a file of weights ({str(error).splitlines()[0]})."
         ) from error
-    if difference := _difference(found, model.state_dict(), heads):
+    if difference := _difference(found, model.plain_state_dict(), heads):
         raise InputError(f"model.init_from={init_from} does not fit: {difference}.")
-    model.load_state_dict(found)
+    model.load_plain_state_dict(found)
     return f"{path}, epoch {epoch}" if epoch else str(path)
 
 

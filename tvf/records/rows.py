@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tvf.config import REPETITIONS, is_transfer, known_fraction
+from tvf.config import REPETITIONS, ignored_options, known_fraction, method_of
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_config, read_status
@@ -153,7 +153,7 @@ def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
     model = config.get("model")
     if isinstance(model, dict) and "_target_" in model:
         row["pct_unfreeze"] = known_fraction(model)
-        row["model"] = "transfer" if is_transfer(model) else "finetune"
+        row["model"] = method_of(model).choice
     elif isinstance(model, dict):
         row["pct_unfreeze"] = model.get("pct_unfreeze") or 0
     nodes = [config.get(key, {}) for key in ("model", "data", "store", "tracker")]
@@ -234,18 +234,27 @@ def _overrides(job: Path) -> list[str]:
 def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list[list[str]]:
     """Return each row's overrides, without those that all started jobs share.
 
-    Also leaves out the keys in `beside`, which a table shows in other columns.
+    Also leaves out the keys in `beside`, which a table shows in other columns, and options that a
+    job's model ignores.
     """
     started = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
     common = set.intersection(*started) if started else set()
+    hiding = [{*beside, *_ignored_keys(row)} for row in rows]
     return [
         [
             override
             for override in row["overrides"]
-            if override not in common and override.partition("=")[0] not in beside
+            if override not in common and override.partition("=")[0] not in hidden
         ]
-        for row in rows
+        for row, hidden in zip(rows, hiding, strict=True)
     ]
+
+
+def _ignored_keys(row: Row) -> set[str]:
+    model = (row["config"] or {}).get("model")
+    if not isinstance(model, dict) or "_target_" not in model:
+        return set()
+    return {f"model.{key}" for key in ignored_options(model)}
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:

@@ -30,8 +30,8 @@ def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
 
 
 def series_of(label: str) -> str:
-    """The part of a configuration's label after the fraction."""
-    return label.partition(", ")[2] or "default"
+    """The part of a configuration's label after the fraction: with LoRA, model.rank=4."""
+    return label.lstrip("0123456789.e-").removeprefix(",").strip() or "default"
 
 
 def identity(configuration: Configuration) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tvf.config import method_of
 from tvf.files import MODEL_CARD, encode_text, printable, write_whole
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row, read_job, read_sweep
@@ -216,10 +217,12 @@ def _training(job: Row) -> Iterator[str]:
         )
         return
     groups = ", ".join(summary.get("unfrozen_groups") or []) or "none"
+    how = f" {how}" if (how := method_of(config.get("model") or {}).how) else ""
     yield (
-        f"Besides the new head, these of its layer groups trained: {groups}. That is a fraction of "
-        f"{_number(summary.get('pct_unfreeze'), 'g')}, {_number(summary.get('trainable_params'))} "
-        f"of {_number(summary.get('total_params'))} parameters. The weights are those of epoch "
+        f"Besides the new head, these of its layer groups trained{how}: {groups}. That is a "
+        f"fraction of {_number(summary.get('pct_unfreeze'), 'g')}, "
+        f"{_number(summary.get('trainable_params'))} of "
+        f"{_number(summary.get('total_params'))} parameters. The weights are those of epoch "
         f"{summary.get('best_epoch')} of {summary.get('epochs')}, {_why_epoch(job)}."
     )
     machine = summary.get("machine") or {}

@@ -7,6 +7,7 @@ from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
+from tvf.report.words import enumerate_words
 
 IMBALANCED = 1.2  # times its equal share: the size of a class from which accuracy misleads
 UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
@@ -121,13 +122,19 @@ def _about_predictions(configurations: Sequence[Configuration]) -> str | None:
 
 
 def _about_transfer(configurations: Sequence[Configuration]) -> str | None:
-    """Say if one training stands under two names."""
+    """Say if one training stands under several names."""
     models = {job["model"] for group in configurations if not group.fraction for job in group.jobs}
-    if not {"transfer", "finetune"} <= models:
+    if len(models) < 2:
         return None
+    names = ["model=transfer"] if "transfer" in models else []
+    methods = sorted(models - {"transfer"})
+    zero = "model.pct_unfreeze=0"
+    if methods != ["finetune"]:
+        zero += f" of {enumerate_words([f'model={method}' for method in methods])}"
+    names.append(zero)
     return (
-        "model=transfer and model.pct_unfreeze=0 train the same layers in the same way: they count "
-        "as two configurations here, though they are one."
+        f"{enumerate_words(names)} train the same layers in the same way: they count as "
+        f"{len(models) if len(models) > 2 else 'two'} configurations here, though they are one."
     )
 
 

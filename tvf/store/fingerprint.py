@@ -67,16 +67,17 @@ def fingerprint_layers(module: nn.Module, without: Sequence[str]) -> str:
     return fingerprint(layers)
 
 
-def numeric_environment(fabric: Fabric, model: nn.Module) -> list[Any]:
+def numeric_environment(fabric: Fabric, parameters: Iterable[Tensor]) -> list[Any]:
     """Everything known, besides the layers, that changes the last digits of activations.
 
-    The processor, the precision, the memory format, and the versions of the numeric libraries; for
-    a GPU also its generation, the versions of CUDA and cuDNN, and the switches of both.
+    The processor, the precision, the memory format of the network's `parameters`, and the versions
+    of the numeric libraries; for a GPU also its generation, the versions of CUDA and cuDNN, and the
+    switches of both.
     """
     processor: Any = torch.backends.cpu.get_cpu_capability()
     if fabric.device.type == "cuda":
         processor = _gpu_environment(fabric.device)
-    memory_format = [parameter.is_contiguous() for parameter in model.parameters()]
+    memory_format = [parameter.is_contiguous() for parameter in parameters]
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
     return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
 

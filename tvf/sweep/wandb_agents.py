@@ -37,7 +37,7 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
     names_what_trains = "model.train" in {*fixed, *varied} or any(
         value not in ("", "null") for value in groups
     )
-    if FRACTION not in {*fixed, *varied} and "finetune" in models and not names_what_trains:
+    if FRACTION not in {*fixed, *varied} and {*models} - {"transfer"} and not names_what_trains:
         varied = {FRACTION: DEFAULT_FRACTIONS} | varied
     if names_what_trains and FRACTION in varied:
         raise InputError(

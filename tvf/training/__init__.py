@@ -7,7 +7,7 @@ from types import ModuleType
 from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
 from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
-from tvf.training.optimizer import DiscriminativeOptimizer, carry_optimizer_state
+from tvf.training.optimizer import DiscriminativeOptimizer, StartingPoint, carry_optimizer_state
 from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases, end_phases
 from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
 from tvf.training.scores import Scores, compute_scores, require_both_classes
@@ -31,6 +31,7 @@ __all__ = [
     "STATE_KEYS",
     "STEPS",
     "Scores",
+    "StartingPoint",
     "StepOptions",
     "TrainingLoop",
     "balanced_weights",

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from tvf.errors import require_bool, require_number
+
+L2_SP = "l2_sp"  # the key of a pull's strength in a parameter group
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class DiscriminativeOptimizer:
     deepest group learns at `backbone_lr`, and each further group at the previous group's learning
     rate times `layer_decay` (Howard & Ruder 2018). `weight_decay` applies to all weights or, unless
     `decay_all`, to those with more than one dimension, which spares biases and normalisation.
-    `fused` asks for one kernel for all parameters if the algorithm has one: faster, on CPUs too.
+    `l2_sp` replaces it in the backbone by a pull of this strength towards the values at the start,
+    see `StartingPoint`. `fused` asks for one kernel for all parameters if the algorithm has one:
+    faster, on CPUs too.
     """
 
     algorithm: Callable[..., Optimizer]
@@ -32,6 +37,7 @@ class DiscriminativeOptimizer:
     fused: bool = True
     layer_decay: float | None = None
     decay_all: bool = True
+    l2_sp: float | None = None
 
     def __post_init__(self) -> None:
         require_number("optimizer.lr", self.lr, 0, above=True)
@@ -39,6 +45,8 @@ class DiscriminativeOptimizer:
         require_number("optimizer.weight_decay", self.weight_decay, 0)
         require_bool("optimizer.fused", self.fused)
         require_bool("optimizer.decay_all", self.decay_all)
+        if self.l2_sp is not None:
+            require_number("optimizer.l2_sp", self.l2_sp, 0)
         if self.layer_decay is not None:
             require_number("optimizer.layer_decay", self.layer_decay, 0, 1, above=True)
 
@@ -73,11 +81,49 @@ class DiscriminativeOptimizer:
         if not self.decay_all:
             decaying = [parameter for parameter in parameters if parameter.ndim > 1]
             exempt = [parameter for parameter in parameters if parameter.ndim <= 1]
+        pulled = self.l2_sp is not None and part == "backbone"
+        strength, kind = (self.l2_sp, L2_SP) if pulled else (self.weight_decay, "weight_decay")
+        same = {"lr": lr, "part": part, "weight_decay": 0.0}
         return [
-            {"params": members, "lr": lr, "weight_decay": decay, "part": part}
-            for members, decay in ((decaying, self.weight_decay), (exempt, 0.0))
+            {"params": members, **same, kind: decay}
+            for members, decay in ((decaying, strength), (exempt, 0.0))
             if members
         ]
+
+
+class StartingPoint:
+    """Builds optimizers that pull parameters towards the values that they have now.
+
+    L2-SP (Li et al. 2018): each step adds strength * (parameter - start) to the gradients of the
+    parameter groups with a strength, which is the gradient of strength / 2 * |parameter - start|².
+    Like weight decay, it does this after the gradients have been clipped. Create it before a
+    resumed job loads its weights.
+    """
+
+    def __init__(self, build: DiscriminativeOptimizer, parameters: Iterable[nn.Parameter]) -> None:
+        self._build = build
+        self._start = {parameter: parameter.detach().clone() for parameter in parameters}
+
+    def __call__(
+        self,
+        head: Iterable[nn.Parameter],
+        backbone: Iterable[Iterable[nn.Parameter]],
+        lr: float | None = None,
+        backbone_lr: float | None = None,
+    ) -> Optimizer:
+        """Build the optimizer, see `DiscriminativeOptimizer`."""
+        optimizer = self._build(head, backbone, lr, backbone_lr)
+        optimizer.register_step_pre_hook(self._pull)
+        return optimizer
+
+    @torch.no_grad()
+    def _pull(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            if strength := group.get(L2_SP):
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        difference = parameter - self._start[parameter]
+                        parameter.grad.add_(difference, alpha=strength)
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, float | None]:

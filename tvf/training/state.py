@@ -188,7 +188,7 @@ def load_trained_weights(model: FineTuneModel, weights: dict[str, Tensor]) -> No
 
 
 def _always_frozen(model: FineTuneModel) -> set[str]:
-    trained = {f"module.{name}" for group in model.trained_groups for name in group.parameters}
+    trained = model.trained_names()
     heads = [f"module.{head}" for head in model.heads]
     names = (name for name, _ in model.named_parameters())
     return {name for name in names if name not in trained and not is_below(name, heads)}

@@ -1,0 +1,101 @@
+"""LoRA, BitFit and normalisation alone among the options: names, ignored options, errors."""
+
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from helpers.configs import compose_once
+from tvf.config import (
+    OWN_MODELS,
+    explain_ignored,
+    known_fraction,
+    method_of,
+    names,
+    result_config,
+    validate_config,
+)
+from tvf.config.build import to_plain
+from tvf.errors import InputError
+
+SMALL = ("backbone._target_=helpers.small_backbone", "tracker=none")
+
+
+def _root(*overrides: str) -> DictConfig:
+    root = OmegaConf.create({**to_plain(compose_once(*overrides)), "hydra": {}})
+    root.hydra = {"overrides": {"task": [*overrides]}}
+    return root
+
+
+def _validated(*overrides: str) -> dict[str, Any]:
+    return validate_config(compose_once(*SMALL, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (("model=lora",), "lora-0.5"),
+        (("model=lora", "model.rank=4", "seed=2"), "lora-0.5-seed2-rank4"),
+        (("model=lora", "model.groups=[layer3]"), "lora-groups-layer3"),
+        (("model=bitfit", "model.pct_unfreeze=1"), "bitfit-1.0"),
+        (("model=norm", "model.direction=bottom"), "norm-bottom-0.5"),
+        (("model=finetune", "model.rank=4"), "fine-tuning-0.5"),
+        (("model=transfer", "model.rank=4"), "transfer-learning"),
+    ],
+)
+def test_jobs_are_named_by_what_trains(overrides: tuple[str, ...], name: str) -> None:
+    assert names.job_name(_root_=_root(*overrides)) == name
+
+
+@pytest.mark.parametrize("model", ["finetune", "transfer", "bitfit", "norm"])
+def test_a_sweep_over_ranks_trains_models_without_adapters_once(model: str) -> None:
+    four, eight = (_root(f"model={model}", f"model.rank={rank}", "name=x") for rank in (4, 8))
+    assert names.own_folder(four) == names.own_folder(eight)
+    configs = [_validated(f"model={model}", f"model.rank={rank}") for rank in (4, 8)]
+    assert result_config(configs[0]) == result_config(configs[1])
+    note = explain_ignored("job", to_plain(four.model))
+    assert note is not None and "model.rank" in note
+    lora = [_validated("model=lora", f"model.rank={rank}") for rank in (4, 8)]
+    assert result_config(lora[0]) != result_config(lora[1])
+
+
+def test_at_fraction_zero_there_are_no_adapters_to_differ() -> None:
+    zero = ("model=lora", "model.pct_unfreeze=0")
+    configs = [_validated(*zero, f"model.rank={rank}") for rank in (4, 8)]
+    assert result_config(configs[0]) == result_config(configs[1])
+    note = explain_ignored("job", to_plain(_root(*zero, "model.rank=4").model))
+    assert note is not None and note.startswith("job: model=lora has no adapters at")
+
+
+def test_every_method_has_its_own_choice_and_fraction() -> None:
+    choices = [method_of({"_target_": target}).choice for target in OWN_MODELS]
+    for choice in choices:
+        model = to_plain(compose_once(f"model={choice}").model)
+        assert method_of(model).choice == choice
+        assert known_fraction(model) == (0 if choice == "transfer" else 0.5)
+    assert method_of({"_target_": "mine.Model"}).choice == "finetune"
+    assert method_of({"_target_": "mine.MyTransferModel"}).choice == "transfer"
+
+
+def test_a_config_from_before_adapters_is_that_of_today() -> None:
+    today = _validated("model=finetune")
+    old = today | {"model": {k: v for k, v in today["model"].items() if k != "rank"}}
+    assert result_config(old) == result_config(today)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (("model=lora", "model.rank=0"), "model.rank=0 must be a whole number"),
+        (("model=lora", "model.layers='('"), "model.layers='\\('"),
+        (("model=lora", "model.train=bn"), "model.train='bn' must be null with model=lora"),
+        (("model=norm", "model.train=bn"), "model.train='bn' must be null with model=norm"),
+        (("model=lora", "optimizer.l2_sp=0.1"), "optimizer.l2_sp must be null with model=lora"),
+        (("optimizer.l2_sp=-1",), "optimizer.l2_sp=-1"),
+        (("model=lora", "+model.adapt=false"), "model.adapt is not an option"),
+        (("model=bitfit", "model.pct_unfreeze=25"), "did you mean 0.25"),
+    ],
+)
+def test_mistakes_are_found_before_anything_trains(overrides: tuple[str, ...], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        _validated(*overrides)

@@ -1,0 +1,272 @@
+"""Low-rank adapters: they begin as nothing, train alone, and end in the weights of the network."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.std_conv import StdConv2d
+from torch import Tensor, nn
+
+from helpers import small_backbone
+from tvf.errors import InputError
+from tvf.frontier.split import TracedModel
+from tvf.models import (
+    Backbone,
+    FineTuneModel,
+    LoraModel,
+    TransferModel,
+    describe_model,
+    group_by_modules,
+    load_weights,
+    resnet,
+    save_weights,
+)
+from tvf.models.adapters import Adapter, attach, detach, full_rank, is_adaptable
+from tvf.training import DiscriminativeOptimizer
+
+PIXELS = torch.randint(
+    0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+def _step(model: FineTuneModel, steps: int = 1) -> None:
+    """SGD steps that train every parameter that trains."""
+    optimizer = DiscriminativeOptimizer(torch.optim.SGD, 0.1, 0.1)(
+        model.head_parameters(), model.unfrozen_parameters()
+    )
+    for _ in range(steps):
+        model.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(PIXELS), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    model.eval()
+
+
+LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(12, 7), (12,)),
+    "tokens": (lambda: nn.Linear(12, 7), (5, 12)),
+    "convolution": (lambda: nn.Conv2d(6, 8, 3, padding=1), (6, 9, 9)),
+    "strided, dilated": (lambda: nn.Conv2d(6, 8, 3, 2, 2, dilation=2, bias=False), (6, 11, 11)),
+    "reflecting": (lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"), (6, 9, 9)),
+    "grouped": (lambda: nn.Conv2d(6, 9, 3, padding="same", groups=3), (6, 9, 9)),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, stride=2, groups=6), (6, 9, 9)),
+    "TensorFlow's padding": (lambda: Conv2dSame(6, 8, 3, stride=2), (6, 9, 9)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_merged_layer_computes_what_the_adapted_one_does(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer, inputs = make(), torch.randn(3, *shape)
+    plain = layer(inputs)
+    adapter = Adapter(layer, rank=2, alpha=3.0)
+    attach(layer, adapter)
+    assert is_adaptable(layer)
+    assert torch.equal(layer(inputs), plain)
+    nn.init.normal_(adapter.up.weight, 0, 0.3)
+    adapted = layer(inputs)
+    assert (adapted - plain).abs().max() > 0.01
+    detach(layer)
+    assert torch.equal(layer(inputs), plain)
+    with torch.no_grad():
+        layer.weight += adapter.change().float()
+    torch.testing.assert_close(layer(inputs), adapted, rtol=1e-6, atol=1e-6)
+
+
+def test_no_adapter_has_a_higher_rank_than_its_layer() -> None:
+    assert full_rank(nn.Linear(12, 7)) == 7
+    assert full_rank(nn.Conv2d(2, 64, 3)) == 18
+    assert full_rank(nn.Conv2d(6, 6, 3, groups=6)) == 1
+    assert Adapter(nn.Conv2d(6, 6, 3, groups=6), rank=8, alpha=8.0).down.weight.shape == (
+        6,
+        1,
+        3,
+        3,
+    )
+
+
+@pytest.mark.parametrize("pct", [0.25, 0.5, 1.0])
+def test_lora_without_a_step_is_the_backbone_bit_for_bit(pct: float) -> None:
+    plain = FineTuneModel(small_backbone(), 0.0).eval()
+    lora = LoraModel(small_backbone(), max(pct, 0.5)).eval()
+    assert torch.equal(lora(PIXELS), plain(PIXELS))
+    saved = lora.plain_state_dict()
+    assert saved.keys() == plain.state_dict().keys()
+    assert all(torch.equal(saved[name], value) for name, value in plain.state_dict().items())
+
+
+def test_fraction_zero_is_transfer_learning_step_for_step() -> None:
+    transfer, zero = TransferModel(small_backbone()), LoraModel(small_backbone(), 0.0)
+    for model in (transfer, zero):
+        _step(model, 3)
+    own = zero.state_dict()
+    assert own.keys() == transfer.state_dict().keys()
+    assert all(torch.equal(own[name], value) for name, value in transfer.state_dict().items())
+
+
+def test_building_the_adapters_leaves_the_random_numbers_of_training_as_they_were() -> None:
+    states = []
+    for build in (FineTuneModel, LoraModel):
+        build(small_backbone(), 0.5)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_steps_move_the_head_and_the_adapters_of_the_deepest_groups_and_nothing_else() -> None:
+    model = LoraModel(small_backbone(), 0.5, rank=2)  # bn2 has no layer to adapt
+    assert [group.name for group in model.trained_groups] == ["conv2"]
+    before = copy.deepcopy(model.state_dict())
+    _step(model, 2)
+    moved = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    adapters = {"adapters.conv2.down.weight", "adapters.conv2.up.weight"}
+    assert moved == {"module.head.weight", "module.head.bias"} | adapters
+    given = [p for group in model.unfrozen_parameters() for p in group] + model.head_parameters()
+    assert {id(p) for p in given} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert model.trained_names() == adapters
+
+
+def test_saved_and_loaded_weights_are_an_ordinary_network_with_the_same_logits(
+    tmp_path: Path,
+) -> None:
+    model = LoraModel(small_backbone(), 1.0, rank=2)
+    _step(model, 3)
+    trained = model(PIXELS)
+    save_weights(model, tmp_path / "best.safetensors", 1)
+    plain = FineTuneModel(small_backbone(), 0.0).eval()
+    assert not torch.allclose(plain(PIXELS), trained, atol=1e-3)
+    for loaded in (plain, model, LoraModel(small_backbone(), 0.5).eval()):
+        load_weights(loaded, tmp_path / "best.safetensors", 1)
+        torch.testing.assert_close(loaded(PIXELS), trained, rtol=1e-6, atol=1e-6)
+    assert all(
+        torch.equal(value, plain.state_dict()[k]) for k, value in model.plain_state_dict().items()
+    )
+
+
+def _hooks(model: LoraModel) -> list[str]:
+    return [name for name, layer in model.module.named_modules() if layer._forward_hooks]
+
+
+def test_phases_freeze_adapters_and_leave_untouched_layers_ordinary() -> None:
+    model = LoraModel(small_backbone(), 1.0, rank=2)
+    names = [group.name for group in model.trained_groups]
+    assert names == ["conv2", "conv1"]
+    model.unfreeze(1)
+    assert _hooks(model) == ["conv2"]
+    _step(model)
+    assert model.adapters["conv1"].is_zero and not model.adapters["conv2"].is_zero
+    model.unfreeze(0)  # what has been learnt stays
+    assert _hooks(model) == ["conv2"]
+    assert not any(p.requires_grad for p in model.adapters.parameters())
+
+
+def test_the_split_at_the_frontier_is_the_whole_and_its_prefix_that_of_fine_tuning() -> None:
+    example = PIXELS[:3]
+    lora, whole = (
+        LoraModel(small_backbone(), 0.5, dropout=0.1),
+        FineTuneModel(small_backbone(), 0.5),
+    )
+    cuts = []
+    for model in (lora, whole):
+        _step(model, 2)
+        trace = TracedModel(model.train(), example)
+        cuts.append(trace.find_cut())
+        trace.check(cuts[-1], example)
+    assert cuts[0].fingerprint == cuts[1].fingerprint
+    lora.load_plain_state_dict(FineTuneModel(small_backbone(), 0.0).state_dict())
+    lora.unfreeze(0)
+    deep = TracedModel(lora.train(), example).find_cut()
+    transfer = TracedModel(TransferModel(small_backbone()).train(), example).find_cut()
+    assert deep.fingerprint == transfer.fingerprint
+
+
+def test_a_sibling_of_another_job_leaves_its_network_alone_and_has_the_same_frontier() -> None:
+    own = FineTuneModel(small_backbone(), 0.25)
+    before = own.eval()(PIXELS)
+    backbone = Backbone("small", own.module, "head", small_backbone().groups)
+    trace = TracedModel(own.train(), PIXELS[:3])
+    LoraModel(backbone, 0.5, adapt=False).train()
+    sibling = trace.find_cut()
+    assert torch.equal(own.eval()(PIXELS), before)
+    lora = TracedModel(LoraModel(small_backbone(), 0.5).train(), PIXELS[:3]).find_cut()
+    assert sibling.fingerprint == lora.fingerprint
+
+
+class Weighing(nn.Module):
+    """Calls one layer, and only uses the weight of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(3 * 16 * 16, 8)
+        self.weighed = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.used(images.flatten(1))
+        return self.head(nn.functional.linear(hidden, self.weighed.weight))
+
+
+def _weighing() -> Backbone:
+    torch.manual_seed(0)
+    module = Weighing()
+    return Backbone("weighing", module, "head", group_by_modules(module, [["weighed"], ["used"]]))
+
+
+def test_layers_of_which_the_network_uses_only_the_weight_are_left_out_and_named() -> None:
+    backbone = _weighing()
+    model = LoraModel(backbone, 1.0)
+    model.leave_out_unused(backbone, 16)
+    assert [*model.adapters] == ["used"]
+    assert [group.name for group in model.trained_groups] == ["used"]
+    assert describe_model(model, backbone) == (
+        "trains adapters of rank 8 beside 1 layer in 1 of 2 groups, 6,235 of 6,251 parameters: "
+        "head 27, used 6,208; without adapter: weighed"
+    )
+    _step(model)
+    with pytest.raises(InputError, match="calls none of the layers"):
+        LoraModel(backbone := _weighing(), 0.5).leave_out_unused(backbone, 16)
+
+
+def test_the_projection_in_multihead_attention_is_not_called_and_not_adapted() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    assert not is_adaptable(attention.out_proj)
+    assert not is_adaptable(StdConv2d(4, 8, 3))
+    assert is_adaptable(nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["layer4/0/conv1", "layer4/0/conv2", "layer4/0/downsample/0", "layer4/1/conv1"]),
+        ({"layers": r"downsample"}, ["layer4/0/downsample/0"]),
+        ({"layers": [r"1\.conv1", "downsample"]}, ["layer4/0/downsample/0", "layer4/1/conv1"]),
+    ],
+)
+def test_layers_are_chosen_by_kind_and_by_name(options: dict[str, Any], names: list[str]) -> None:
+    model = LoraModel(resnet("resnet18", num_classes=3, weights=None), 0.2, rank=1, **options)
+    assert [*model.adapters][: len(names)] == names
+    with pytest.raises(InputError, match="no such linear layer or convolution"):
+        LoraModel(resnet("resnet18", num_classes=3, weights=None), 0.2, layers="linear")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"rank": 0}, "model.rank=0"),
+        ({"rank": 2.5}, "model.rank=2.5"),
+        ({"alpha": 0}, "model.alpha=0"),
+        ({"dropout": 1.0}, "model.dropout=1.0"),
+        ({"layers": "("}, "model.layers='\\('"),
+        ({"layers": []}, "model.layers=\\[\\]"),
+        ({"layers": 3}, "model.layers=3"),
+        ({"layers": "absent"}, "model.layers='absent'.*conv2"),
+        ({"groups": ["bn1"]}, "groups bn1 have no such"),
+    ],
+)
+def test_an_option_out_of_range_raises(wrong: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        LoraModel(small_backbone(), 0.5, **wrong)
