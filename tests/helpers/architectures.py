@@ -134,7 +134,8 @@ def check_step(model: FineTuneModel, pixels: Tensor) -> None:
         parameters = map(model.module.get_parameter, group.parameters)
         assert any(id(p) in moving for p in parameters), f"group {group.name} has no gradient"
     optimizer.step()
-    training = {name for name, p in model.module.named_parameters() if id(p) in wanted}
+    named = model.module.named_parameters(remove_duplicate=False)
+    training = {name for name, p in named if id(p) in wanted}
     layers = {name.rpartition(".")[0] for name in training}
     for name, tensor in model.module.state_dict().items():
         if name not in training and name.rpartition(".")[0] not in layers:
