@@ -84,6 +84,7 @@ OPTIONS: dict[str, Affects] = {
     "data.label_column": IMAGES,
     "data.split_column": DIVISION,
     "data.group_column": DIVISION,
+    "data.weight_column": TRAINING,
     "data.task": IMAGES,
     "data.limit": IMAGES,
     "data.train_limit": TRAINING,
@@ -230,6 +231,9 @@ LATER_FOLDER_DEFAULTS: dict[str, Any] = {
     "data.window": None,
 }
 
+# And for tables. Weights that are not as they were are found by the images' digests.
+LATER_TABLE_DEFAULTS: dict[str, Any] = {"data.weight_column": "auto"}
+
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
 # The options that are in the names of jobs whose command sets them, and what they are called there.
@@ -290,11 +294,11 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     Equal numbers and equal places have one form, see `canonical`.
     """
     options = written_options(config, effect)
-    if options.get("data._target_") == "tvf.data.ImageFolder":
-        for key, value in LATER_FOLDER_DEFAULTS.items():
-            if effect in affects(key):
-                options.setdefault(key, value)
-    for key, value in LATER_DEFAULTS.items():
+    later = {
+        "tvf.data.ImageFolder": LATER_FOLDER_DEFAULTS,
+        "tvf.data.ImageTable": LATER_TABLE_DEFAULTS,
+    }.get(str(options.get("data._target_")), {})
+    for key, value in (later | LATER_DEFAULTS).items():
         if effect in affects(key):
             options.setdefault(key, value)
     return {key: canonical(key, value) for key, value in options.items()}

@@ -20,6 +20,7 @@ USUAL = {
     ),
     "split": ("split", "set", "subset", "partition", "dataset"),
     "group": ("group", "groups", "groupid"),
+    "weight": ("weight", "weights", "sampleweight", "imageweight"),
 }
 # What groups are usually called by. Only named, as it may also be something else.
 GROUP_LIKE = frozenset(
@@ -28,8 +29,7 @@ GROUP_LIKE = frozenset(
     for end in ("", "s", "id", "no", "number", "name")
 )
 FOLD_LIKE = ("fold", "folds", "foldid", "kfold", "cvfold")
-WEIGHT_LIKE = ("weight", "weights", "sampleweight", "imageweight")
-OPTIONAL = ("split", "group")
+OPTIONAL = ("split", "group", "weight")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
             )
         if chosen:
             names[what] = chosen[0]
-            if chosen[0] != what or len(meant) > 1:
+            # A weight may also be one in kilograms.
+            if chosen[0] != what or len(meant) > 1 or what == "weight":
                 notes.append(_describe_guess(what, chosen[0], meant))
         elif what not in OPTIONAL:
             raise InputError(
@@ -98,9 +99,12 @@ def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:
     note = f"each image's {what} is in column {printable(chosen)}"
     if what == "image":
         note = f"the images are those in column {printable(chosen)}"
+    if what == "weight":
+        note = f"each image counts in the training loss by its weight in column {printable(chosen)}"
     if others := [name for name in meant if name != chosen]:
         note += f", not in {first_few(others)}"
-    return f"{note} (data.{what}_column)"
+    null = "; null: all count the same" if what == "weight" else ""
+    return f"{note} (data.{what}_column{null})"
 
 
 def _describe_others(
@@ -115,11 +119,6 @@ def _describe_others(
             f"column {printable(alike[0])} may say which images belong together: "
             f"data.group_column={printable(alike[0])} keeps them in one split, and "
             "data.group_column=null says that it does not"
-        )
-    if weights := [name for name in unread if _plain(name) in WEIGHT_LIKE]:
-        notes.append(
-            f"column {printable(weights[0])} is not used: images cannot be weighted one by one, "
-            "only classes, by data.class_weights=balanced"
         )
     if folds := [name for name in unread if _plain(name) in FOLD_LIKE]:
         notes.append(

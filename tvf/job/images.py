@@ -26,6 +26,16 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     if (classes := describe_classes(counts, data.classes)) is not None:
         log.info("%s %s", tag, classes)
     pool = data.train.pool
+    if weights := counts.get("weights"):
+        none = f"; {weights['zero']:,} count for nothing" if weights["zero"] else ""
+        log.info(
+            "%s training images count in the loss by weights from %g to %g%s; scores are without "
+            "weights.",
+            tag,
+            weights["low"],
+            weights["high"],
+            none,
+        )
     for split, by_class in counts["by_class"].items():
         missing = [c for c, number in zip(data.classes, by_class, strict=True) if not number]
         if missing and counts[split]:

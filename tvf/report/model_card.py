@@ -198,6 +198,11 @@ def _data(job: Row) -> Iterator[str]:
     if groups := images.get("groups"):
         each = ", ".join(f"{name} {count}" for name, count in groups.items())
         yield f"Images of a group are on one side of the division. Groups: {each}."
+    if weights := images.get("weights"):
+        yield (
+            f"In training, images counted by weights from {weights['low']:g} to "
+            f"{weights['high']:g}; scores are without weights."
+        )
     if left_out := images.get("left_out"):
         number = sum(entry["count"] for entry in left_out)
         yield f"{number:,} files of the data's folder were not read."

@@ -75,6 +75,7 @@ class DataSource(SplitOptions):
             torch.from_numpy(catalog.labels),
             catalog.names,
             catalog.groups,
+            catalog.weights,
             left_out=catalog.left_out,
             notes=catalog.notes,
         )
