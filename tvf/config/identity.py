@@ -80,6 +80,8 @@ OPTIONS: dict[str, Affects] = {
     "data.layout": IMAGES,
     "data.path": IMAGES,
     "data.ending": IMAGES,
+    "data.config_name": IMAGES,
+    "data.revision": IMAGES,
     "data.image_column": IMAGES,
     "data.label_column": IMAGES,
     "data.split_column": DIVISION,

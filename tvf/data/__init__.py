@@ -23,7 +23,7 @@ from tvf.data.pool import (
     describe_images,
 )
 from tvf.data.rules import ReadingRules
-from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder, ImageTable
+from tvf.data.sources import Cifar10, DataSource, Elpv, HfDataset, ImageFolder, ImageTable
 from tvf.data.splits import SplitOptions
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "ENDING",
     "Elpv",
     "FlipsAndCrops",
+    "HfDataset",
     "ImageFolder",
     "ImageTable",
     "LeftOut",

@@ -5,13 +5,13 @@ listing.
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tvf.data.encoded import ImageFile, content_of, is_younger
 from tvf.data.pool import Catalog, Pool, digest
 
 # What `describe_pool` records; all have one row per image.
@@ -58,7 +58,7 @@ def count_changes(
                 counts["added"] += 1
             continue
         row = rows[int(names[place])]
-        if _is_younger(file, since) and _content(file) != before[CONTENTS][row]:
+        if is_younger(file, since) and _content(file) != before[CONTENTS][row]:
             counts["replaced"] += 1
         elif classes[before[LABELS][row]] != label:  # in a table
             counts["relabelled"] += 1
@@ -80,18 +80,8 @@ def _shorten(digests: np.ndarray) -> np.ndarray:
     return np.array([int(text[:16], 16) for text in digests.tolist()], np.uint64)
 
 
-def _content(file: str) -> int | None:
+def _content(file: ImageFile) -> int | None:
     try:
-        with open(file, "rb", buffering=0) as opened:
-            return int(digest(opened.readall())[:16], 16)
+        return int(digest(content_of(file))[:16], 16)
     except OSError:
         return None  # of no image
-
-
-def _is_younger(file: str, since: float) -> bool:
-    """Whether a file was written, copied or moved after this time."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return True
-    return max(status.st_mtime, status.st_ctime) >= since

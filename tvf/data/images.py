@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tvf.data.encoded import AnyPath, ImageFile, content_of, name_of, openable
 from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 NAMED = 10  # files that cannot be read, in one message
-AnyPath = str | os.PathLike[str]
 DEFAULT_RULES = ReadingRules()
 
 
@@ -40,17 +40,17 @@ class BadImageError(InputError):
 
     def __init__(
         self,
-        path: AnyPath,
+        file: ImageFile,
         reason: str,
         verdict: str = "cannot be read as an image: ",
         remedy: str = "Repair or remove it.",
     ) -> None:
-        super().__init__(f"{printable(path)} {verdict}{reason}. {remedy}")
-        self.path, self.reason = str(path), reason
+        super().__init__(f"{printable(name_of(file))} {verdict}{reason}. {remedy}")
+        self.path, self.reason = name_of(file), reason
 
 
 def read_images(
-    paths: Sequence[AnyPath],
+    files: Sequence[ImageFile],
     image_size: int,
     *,
     max_megapixels: float = 100.0,
@@ -65,7 +65,7 @@ def read_images(
     Raises InputError that names the first files that cannot be read or have more than
     `max_megapixels` (checked before they are decoded), and says how many there are.
     """
-    reader = _Reader(paths, image_size, max_megapixels, white_point, rules)
+    reader = _Reader(files, image_size, max_megapixels, white_point, rules)
     try:
         return reader.read("reading images" if progress else None, store)
     except BadImageError as error:
@@ -73,7 +73,7 @@ def read_images(
 
 
 def read_image(
-    path: AnyPath,
+    file: ImageFile,
     image_size: int,
     max_megapixels: float = 100.0,
     white_point: int | None = None,
@@ -86,13 +86,12 @@ def read_image(
     above 255 is for images of 16 bits alone. Raises InputError that names the file, whatever Pillow
     raises for it.
     """
-    return _read_with_range(path, image_size, max_megapixels, white_point, rules)[0]
+    return _read_with_range(file, image_size, max_megapixels, white_point, rules)[0]
 
 
 def digest_file(path: AnyPath) -> bytes:
     """A digest of a file's content, as `Pixels.digests` holds it. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        return digest(file.readall())
+    return digest(content_of(path))
 
 
 def convert_image(
@@ -132,7 +131,7 @@ def check_memory(count: int, image_size: int) -> None:
 class _Reader:
     """Reads these files, in threads."""
 
-    paths: Sequence[AnyPath]
+    files: Sequence[ImageFile]
     image_size: int
     max_megapixels: float
     white_point: int | None
@@ -140,11 +139,11 @@ class _Reader:
 
     def read(self, label: str | None, store: Store | None) -> Pixels:
         """All images, from the store if it has them; BadImageError for the first bad file."""
-        files, count = self._digest_files(), len(self.paths)
+        digests, count = self._digest_files(), len(self.files)
         if store is not None:
             versions = [PIL.__version__, DECODER_VERSION]
             how = [self.image_size, self.white_point, *versions, *self.rules.key]
-            content = fingerprint([files, *how])
+            content = fingerprint([digests, *how])
             about = f"{count} images of {self.image_size}x{self.image_size} pixels"
             columns = [
                 ArraySpec((3, self.image_size, self.image_size), torch.uint8),
@@ -155,7 +154,7 @@ class _Reader:
                 table = store.entry("pixels", [content], {"about": about}).table(
                     "images", count, columns, lambda rows, wait: self._read_rows(rows), label
                 )
-                return _as_pixels(files, table.tensors())
+                return _as_pixels(digests, table.tensors())
             except StoreError as error:
                 log.warning("store: decoded images are not cached: %s.", error)
         check_memory(count, self.image_size)
@@ -164,12 +163,12 @@ class _Reader:
             for rows in np.split(np.arange(count), range(CHUNK_SIZE, count, CHUNK_SIZE)):
                 chunks.append(self._read_rows(rows))
                 advance(len(rows))
-        return _as_pixels(files, [torch.cat(column) for column in zip(*chunks, strict=True)])
+        return _as_pixels(digests, [torch.cat(column) for column in zip(*chunks, strict=True)])
 
     def explain(self, error: BadImageError) -> InputError:
         """The error for all files that cannot be read, after reading all of them."""
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            bad = [found for found in pool.map(self._find_fault, self.paths) if found is not None]
+            bad = [found for found in pool.map(self._find_fault, self.files) if found is not None]
         if len(bad) < 2:
             return error
         folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
@@ -180,45 +179,45 @@ class _Reader:
         named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
         more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
         return InputError(
-            f"{len(bad):,} of {len(self.paths):,} images cannot be read, in {printable(folder)}: "
+            f"{len(bad):,} of {len(self.files):,} images cannot be read, in {printable(folder)}: "
             f"{named}{more}. Repair or remove them."
         )
 
-    def _find_fault(self, path: AnyPath) -> BadImageError | None:
+    def _find_fault(self, file: ImageFile) -> BadImageError | None:
         try:
-            self._read_one(path)
+            self._read_one(file)
         except BadImageError as error:
             return error
         return None
 
-    def _read_one(self, path: AnyPath) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def _read_one(self, file: ImageFile) -> tuple[np.ndarray, tuple[int, int, int]]:
         return _read_with_range(
-            path, self.image_size, self.max_megapixels, self.white_point, self.rules
+            file, self.image_size, self.max_megapixels, self.white_point, self.rules
         )
 
     def _digest_files(self) -> np.ndarray:
         """A digest of each file's content, bytes [N]."""
         digests = []
-        for path in self.paths:
+        for file in self.files:
             try:
-                digests.append(digest_file(path))
+                digests.append(digest(content_of(file)))
             except OSError as error:
-                raise BadImageError(path, str(error.strerror), "cannot be read: ") from error
+                raise BadImageError(file, str(error.strerror), "cannot be read: ") from error
         return np.array(digests, "S32")
 
     def _read_rows(self, rows: np.ndarray) -> list[Tensor]:
         """Images uint8 [B, 3, S, S], digests of their pixels uint8 [B, 32], ranges int32 [B, 3]."""
-        paths = [self.paths[row] for row in rows.tolist()]
+        files = [self.files[row] for row in rows.tolist()]
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            squares, ranges = zip(*pool.map(self._read_one, paths), strict=True)
+            squares, ranges = zip(*pool.map(self._read_one, files), strict=True)
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
         return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
 
 
-def _as_pixels(files: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
-    images, digests, ranges = columns
-    return Pixels(images, files, digests.numpy().view("S32").reshape(-1), ranges.numpy())
+def _as_pixels(digests: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
+    images, by_pixels, ranges = columns
+    return Pixels(images, digests, by_pixels.numpy().view("S32").reshape(-1), ranges.numpy())
 
 
 @contextmanager
@@ -232,7 +231,7 @@ def without_pillow_limit() -> Iterator[None]:
 
 
 def _read_with_range(
-    path: AnyPath,
+    file: ImageFile,
     image_size: int,
     max_megapixels: float,
     white_point: int | None,
@@ -240,15 +239,15 @@ def _read_with_range(
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(openable(file)) as image:
             if (size := image.width * image.height / 1e6) > max_megapixels:
                 raise BadImageError(
-                    path,
+                    file,
                     f"has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}",
                     verdict="",
                     remedy="Raise the limit or shrink the image.",
                 )
-            shown, values = convert_to_8_bits(path, image, white_point, rules.window)
+            shown, values = convert_to_8_bits(file, image, white_point, rules.window)
             shown = turn_upright(shown, image)
         scaled = rules.scale(shown, image_size)
         if values is None:
@@ -256,10 +255,10 @@ def _read_with_range(
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(path, "it is none that Pillow knows") from error
+        raise BadImageError(file, "it is none that Pillow knows") from error
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = str(error).strip() or type(error).__name__
-        raise BadImageError(path, printable(reason)) from error
+        raise BadImageError(file, printable(reason)) from error
     return np.asarray(rules.fill(scaled, image_size)), values
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.data.encoded import ImageFile
 from tvf.data.left_out import LeftOut
 from tvf.errors import InputError
 from tvf.store import Store, fingerprint
@@ -50,7 +51,7 @@ class Catalog:
     the test images validate as well. `weights`, float64 [N], say how much each image counts in the
     training loss. `read(places, progress, store)` reads some of the images.
     `left_out` counts what the data set holds but is not read; `notes` are for its user to read.
-    `files` are the paths of the images if each is a file.
+    `files` are where the images are read from, if they are files or kept in one.
     """
 
     classes: tuple[str, ...]
@@ -64,7 +65,7 @@ class Catalog:
     val_is_test: bool = False
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
-    files: Sequence[str] | None = None
+    files: Sequence[ImageFile] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -216,7 +217,7 @@ def count_images(data: DataSplits) -> dict[str, Any]:
         counts["groups"] = {
             name: len(np.unique(pool.groups[split.places])) for name, split in splits.items()
         }
-    if data.train.weights is not None:
+    if pool.weights is not None and data.train.weights is not None:
         weights = pool.weights[data.train.places]
         counts["weights"] = {
             "low": float(weights.min()),

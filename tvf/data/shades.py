@@ -3,12 +3,11 @@
 A window (low, high) shows low and all below as black, high and all above as white.
 """
 
-import os
-
 import numpy as np
 from PIL import Image, ImageFile
 
 from tvf.data.deep import DeepImage, Window, apply_window, read_deep, tiff_values
+from tvf.data.encoded import ImageFile as AnyImage
 from tvf.data.ranges import DEEP
 
 # From one value to the next of PNGs of 2 and 4 bits, in 8: Pillow scales pixels, but not the value
@@ -17,7 +16,7 @@ STEPS = {"L;2": 85, "L;4": 17}
 
 
 def convert_to_8_bits(
-    path: str | os.PathLike[str],
+    file: AnyImage,
     image: ImageFile.ImageFile,
     white_point: int | None,
     window: Window | None,
@@ -27,7 +26,7 @@ def convert_to_8_bits(
     The range is that of `tvf.data.ranges`, None with a window. Raises ValueError if there is no
     single way to show the image.
     """
-    deep = read_deep(path, image)
+    deep = read_deep(file, image)
     in_8_bits = deep is None or (deep.upper_alone and (white_point or 256) <= 255)
     if deep is not None and (window or not in_8_bits):
         if deep.upper_alone and (window or white_point is not None):

@@ -184,7 +184,9 @@ def _data(job: Row) -> Iterator[str]:
     target = str(data.get("_target_"))
     path, root = data.get("path"), data.get("root")
     source = f"the folder `{_name(Path(str(root)).name)}`" if root else target.split(".")[-1]
-    source = f"the table `{_name(Path(str(path)).name)}`" if path else source
+    if path:
+        kind = "data set" if target.endswith("HfDataset") else "table"
+        source = f"the {kind} `{_name(Path(str(path)).name)}`"
     yield f"Source: {source}. Licence: {LICENCES.get(target, UNKNOWN)}."
     by_class, classes = images.get("by_class") or {}, job["summary"].get("classes") or []
     if not by_class:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvf.data.changes import count_changes
+from tvf.data.encoded import ImageFile
 from tvf.data.images import read_images
 from tvf.data.pool import Pixels
 from tvf.data.rules import ReadingRules
@@ -44,7 +45,7 @@ class FileSource(DataSource):
                     f"window [0,{self.white_point}] shows the same. Remove one of them."
                 )
 
-    def read_files(self, files: Sequence[str], progress: bool, store: Store | None) -> Pixels:
+    def read_files(self, files: Sequence[ImageFile], progress: bool, store: Store | None) -> Pixels:
         """Read images as the options say; InputError names those that cannot be read."""
         return read_images(
             files,

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.files import FileSource
-from tvf.data.table_columns import AUTO, OPTIONAL, USUAL
+from tvf.data.table_columns import AUTO, USUAL, require_column
 from tvf.data.table_file import ENDINGS
 from tvf.data.table_rows import TableImages, TableOptions, list_table
 from tvf.errors import InputError
@@ -56,8 +56,10 @@ class ImageTable(FileSource):
                 f"data.root={printable(self.root)} must be the folder in which the table's paths "
                 "begin; without it, they begin in the table's own."
             )
-        for name in ("ending", *(f"{what}_column" for what in USUAL)):
-            _require_text(name, getattr(self, name))
+        for what in USUAL:
+            require_column(what, getattr(self, f"{what}_column"))
+        if self.ending is not None and not isinstance(self.ending, str):
+            raise InputError(f"data.ending={self.ending!r} must be text such as .jpg, or null.")
         require_metric(self.metric, len(self._list().classes))
 
     def catalog(self) -> Catalog:
@@ -84,13 +86,3 @@ class ImageTable(FileSource):
         root = None if self.root is None else os.path.expanduser(self.root)
         path = os.path.expanduser(self.path)
         return list_table(TableOptions(path, root, self.ending or "", tuple(columns.items())))
-
-
-def _require_text(name: str, value: object) -> None:
-    optional = name == "ending" or name.removesuffix("_column") in OPTIONAL
-    if isinstance(value, str) or (value is None and optional):
-        return
-    what = "text such as .jpg" if name == "ending" else "the name of a column, or auto"
-    quoted = f". Quote a number: 'data.{name}=\"{value}\"'" if type(value) in (int, float) else ""
-    null = ", or null" if optional else ""
-    raise InputError(f"data.{name}={value!r} must be {what}{null}{quoted}.")
