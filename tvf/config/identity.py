@@ -281,13 +281,20 @@ def head_phase_config(config: Config) -> dict[str, Any]:
 def frozen_layers_config(config: Config) -> dict[str, Any]:
     """The options that two jobs must share for their frozen layers to compute the same values."""
     options = select_options(config, Affects.FROZEN_LAYERS)
-    if options.get("model.frozen_bn") == "recalibrate":  # statistics of batches of training images
+    # What training images decide: statistics of their batches, percentiles of their values.
+    recalibrated = options.get("model.frozen_bn") == "recalibrate"
+    if recalibrated or has_percentiles(options.get("data.window")):
         data = {f"data.{key}": value for key, value in (config.get("data") or {}).items()}
-        decisive = ("data.batch_size", "data.train_limit")
+        decisive = ("data.train_limit", *(["data.batch_size"] if recalibrated else []))
         for key, value in data.items():
             if key in decisive or Affects.VALIDATION_IMAGES in affects(key):
                 options[key] = value
     return options
+
+
+def has_percentiles(window: Any) -> bool:
+    """Whether the option `data.window` is of percentiles, whose values training images give."""
+    return isinstance(window, list | tuple) and any(isinstance(each, str) for each in window)
 
 
 def select_options(config: Config, effect: Affects) -> dict[str, Any]:

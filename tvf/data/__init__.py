@@ -12,6 +12,7 @@ from tvf.data.entries import is_image, is_system, kind_of_ending
 from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
+from tvf.data.percentiles import parse_percentiles
 from tvf.data.pool import (
     Catalog,
     DataSplits,
@@ -58,6 +59,7 @@ __all__ = [
     "is_system",
     "is_usual",
     "kind_of_ending",
+    "parse_percentiles",
     "read_image",
     "require_plain_variant",
     "sample_order",

@@ -46,16 +46,13 @@ class DeepImage:
 
         The range is that of `tvf.data.ranges`. With a `window`, see `apply_window`.
         """
-        values, alpha = self.values, None
+        values, alpha = self._opaque(), None
         if self.bands[-1] in "Aa":
-            values, alpha = values[..., :-1], _in_8_bits(values[..., -1:], DEEP)
-            if self.bands == "RGBa":
-                opaque = np.maximum(self.values[..., -1:], 1).astype(np.uint32)
-                values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
+            alpha = _in_8_bits(self.values[..., -1:], DEEP)
         elif self.key is not None:
             alpha = np.where((values == self.key).all(-1, keepdims=True), 0, 255).astype(np.uint8)
-        if window and self.bands == "CMYK":  # as 8 bits are: the window is of light, not of inks
-            values = _mix_inks(values)
+        if window:
+            values = self.light()
         found = (int(values.min()), int(values.max()), white)
         shown = apply_window(values, window) if window else _in_8_bits(values, white)
         if alpha is not None:
@@ -64,6 +61,21 @@ class DeepImage:
         mode = {1: "L", 3: "RGB", 4: "CMYK" if self.bands == "CMYK" else "RGBA"}[shown.shape[-1]]
         height, width = shown.shape[:2]
         return Image.frombytes(mode, (width, height), shown.tobytes()), found
+
+    def light(self) -> np.ndarray:
+        """The values to which a window is applied, as 8 bits are: of light, not of inks."""
+        values = self._opaque()
+        return _mix_inks(values) if self.bands == "CMYK" else values
+
+    def _opaque(self) -> np.ndarray:
+        """The values without transparency."""
+        if self.bands[-1] not in "Aa":
+            return self.values
+        values = self.values[..., :-1]
+        if self.bands == "RGBa":
+            opaque = np.maximum(self.values[..., -1:], 1).astype(np.uint32)
+            values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
+        return values
 
 
 def apply_window(values: np.ndarray, window: Window) -> np.ndarray:

@@ -5,7 +5,7 @@ Decoding runs in threads; with a store each set of files is decoded once, for al
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import PIL
 import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile as OpenedImage
 from torch import Tensor
 
 from tvf.data.encoded import AnyPath, ImageFile, content_of, name_of, openable
@@ -69,7 +70,7 @@ def read_images(
     try:
         return reader.read("reading images" if progress else None, store)
     except BadImageError as error:
-        raise reader.explain(error) from error
+        raise explain_bad(files, reader.read_one, error) from error
 
 
 def read_image(
@@ -139,7 +140,7 @@ class _Reader:
 
     def read(self, label: str | None, store: Store | None) -> Pixels:
         """All images, from the store if it has them; BadImageError for the first bad file."""
-        digests, count = self._digest_files(), len(self.files)
+        digests, count = digest_files(self.files), len(self.files)
         if store is not None:
             versions = [PIL.__version__, DECODER_VERSION]
             how = [self.image_size, self.white_point, *versions, *self.rules.key]
@@ -165,54 +166,59 @@ class _Reader:
                 advance(len(rows))
         return _as_pixels(digests, [torch.cat(column) for column in zip(*chunks, strict=True)])
 
-    def explain(self, error: BadImageError) -> InputError:
-        """The error for all files that cannot be read, after reading all of them."""
-        with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            bad = [found for found in pool.map(self._find_fault, self.files) if found is not None]
-        if len(bad) < 2:
-            return error
-        folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
-        by_reason: dict[str, list[str]] = {}
-        for each in bad[:NAMED]:
-            name = printable(os.path.relpath(each.path, folder))
-            by_reason.setdefault(each.reason, []).append(name)
-        named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-        more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        return InputError(
-            f"{len(bad):,} of {len(self.files):,} images cannot be read, in {printable(folder)}: "
-            f"{named}{more}. Repair or remove them."
-        )
-
-    def _find_fault(self, file: ImageFile) -> BadImageError | None:
-        try:
-            self._read_one(file)
-        except BadImageError as error:
-            return error
-        return None
-
-    def _read_one(self, file: ImageFile) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def read_one(self, file: ImageFile) -> tuple[np.ndarray, tuple[int, int, int]]:
         return _read_with_range(
             file, self.image_size, self.max_megapixels, self.white_point, self.rules
         )
-
-    def _digest_files(self) -> np.ndarray:
-        """A digest of each file's content, bytes [N]."""
-        digests = []
-        for file in self.files:
-            try:
-                digests.append(digest(content_of(file)))
-            except OSError as error:
-                raise BadImageError(file, str(error.strerror), "cannot be read: ") from error
-        return np.array(digests, "S32")
 
     def _read_rows(self, rows: np.ndarray) -> list[Tensor]:
         """Images uint8 [B, 3, S, S], digests of their pixels uint8 [B, 32], ranges int32 [B, 3]."""
         files = [self.files[row] for row in rows.tolist()]
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            squares, ranges = zip(*pool.map(self._read_one, files), strict=True)
+            squares, ranges = zip(*pool.map(self.read_one, files), strict=True)
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
         return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
+
+
+def digest_files(files: Sequence[ImageFile]) -> np.ndarray:
+    """A digest of each file's content, bytes [N]. Raises BadImageError."""
+    digests = []
+    for file in files:
+        try:
+            digests.append(digest(content_of(file)))
+        except OSError as error:
+            raise BadImageError(file, str(error.strerror), "cannot be read: ") from error
+    return np.array(digests, "S32")
+
+
+def explain_bad(
+    files: Sequence[ImageFile], read: Callable[[ImageFile], object], error: BadImageError
+) -> InputError:
+    """The error for all files that `read` cannot read, after reading all; `error` is the first."""
+
+    def find_fault(file: ImageFile) -> BadImageError | None:
+        try:
+            read(file)
+        except BadImageError as fault:
+            return fault
+        return None
+
+    with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        bad = [found for found in pool.map(find_fault, files) if found is not None]
+    if len(bad) < 2:
+        return error
+    folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
+    by_reason: dict[str, list[str]] = {}
+    for each in bad[:NAMED]:
+        name = printable(os.path.relpath(each.path, folder))
+        by_reason.setdefault(each.reason, []).append(name)
+    named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
+    more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+    return InputError(
+        f"{len(bad):,} of {len(files):,} images cannot be read, in {printable(folder)}: "
+        f"{named}{more}. Repair or remove them."
+    )
 
 
 def _as_pixels(digests: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
@@ -238,6 +244,17 @@ def _read_with_range(
     rules: ReadingRules,
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
+    with open_image(file, max_megapixels) as image:
+        shown, values = convert_to_8_bits(file, image, white_point, rules.window)
+        scaled = rules.scale(turn_upright(shown, image), image_size)
+        if values is None:
+            values = _shade_range(np.asarray(scaled), rules)
+        return np.asarray(rules.fill(scaled, image_size)), values
+
+
+@contextmanager
+def open_image(file: ImageFile, max_megapixels: float) -> Iterator[OpenedImage]:
+    """The image as Pillow opens it; BadImageError for whatever is raised within the context."""
     try:
         with Image.open(openable(file)) as image:
             if (size := image.width * image.height / 1e6) > max_megapixels:
@@ -247,11 +264,7 @@ def _read_with_range(
                     verdict="",
                     remedy="Raise the limit or shrink the image.",
                 )
-            shown, values = convert_to_8_bits(file, image, white_point, rules.window)
-            shown = turn_upright(shown, image)
-        scaled = rules.scale(shown, image_size)
-        if values is None:
-            values = _shade_range(np.asarray(scaled), rules)
+            yield image
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -259,7 +272,6 @@ def _read_with_range(
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(file, printable(reason)) from error
-    return np.asarray(rules.fill(scaled, image_size)), values
 
 
 def _shade_range(pixels: np.ndarray, rules: ReadingRules) -> tuple[int, int, int]:

@@ -49,9 +49,10 @@ class Catalog:
     of the data source. `strata`, int64 [N], are finer classes whose shares the splits keep; by
     default the labels. Images of one group are never on two sides of a split. With `val_is_test`
     the test images validate as well. `weights`, float64 [N], say how much each image counts in the
-    training loss. `read(places, progress, store)` reads some of the images.
-    `left_out` counts what the data set holds but is not read; `notes` are for its user to read.
-    `files` are where the images are read from, if they are files or kept in one.
+    training loss. `window` holds the values shown as black and white, if the training images have
+    given them. `read(places, progress, store)` reads some of the images. `left_out` counts what the
+    data set holds but is not read; `notes` are for its user to read. `files` are where the images
+    are read from, if they are files or kept in one.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +63,7 @@ class Catalog:
     strata: np.ndarray | None = None
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None
+    window: tuple[float, float] | None = None
     val_is_test: bool = False
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
@@ -87,7 +89,7 @@ class Pool:
     """All images of a data set and their classes, int64 [N].
 
     `names` tell people which image it is; images of one group, int64 [N], belong together. See
-    `Catalog` for `weights`, `left_out` and `notes`.
+    `Catalog` for `weights`, `window`, `left_out` and `notes`.
     """
 
     pixels: Pixels
@@ -95,6 +97,7 @@ class Pool:
     names: Sequence[str]
     groups: np.ndarray | None = None
     weights: np.ndarray | None = None
+    window: tuple[float, float] | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -194,7 +197,8 @@ def count_images(data: DataSplits) -> dict[str, Any]:
 
     `by_class` holds for each split the images of each class, in the order of `data.classes`,
     `groups` the number of its groups if there are any. `weights` has the least and the largest
-    weight of an image to train on, and how many have none, if they are weighted. `digests` has one
+    weight of an image to train on, and how many have none, if they are weighted, `window` the
+    values that are black and white, if training images have given them. `digests` has one
     of the images and labels of each split, and of the weights to train with, whatever their names
     and order. `left_out` is what was not read, and why.
     """
@@ -224,6 +228,8 @@ def count_images(data: DataSplits) -> dict[str, Any]:
             "high": float(weights.max()),
             "zero": int((weights == 0).sum()),
         }
+    if pool.window is not None:
+        counts["window"] = list(pool.window)
     return counts
 
 

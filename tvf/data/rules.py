@@ -120,5 +120,6 @@ def _check_window(window: object) -> tuple[float, float]:
             return low, high
     raise InputError(
         f"data.window={window} must be [low,high]: the value that is shown as black, and a higher "
-        "one that is shown as white, such as [0,4095]."
+        "one that is shown as white, such as [0,4095]; or [1%,99%], percentiles of the values of "
+        "the training images."
     )

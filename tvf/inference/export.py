@@ -27,6 +27,7 @@ from tvf.inference.exported import (
 from tvf.inference.images import Reading
 from tvf.inference.model import Model
 from tvf.inference.trust import open_source
+from tvf.records import recorded_data
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def _real_images(model: Model, trust_code: bool) -> tuple[np.ndarray, str]:
     """Some images of the job's data, uint8 [N, S, S, 3], or noise if it is not here; in words."""
     try:
         config = read_json(Path(model.source) / "config.json")
+        config = config | {"data": recorded_data(config, model.summary)}
         catalog = open_source(config, trust_code).catalog()
         places = np.linspace(0, len(catalog) - 1, min(CHECKED, len(catalog))).astype(np.int64)
         images = catalog.read(places, False, None).images.permute(0, 2, 3, 1).numpy()

@@ -26,6 +26,8 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     if (classes := describe_classes(counts, data.classes)) is not None:
         log.info("%s %s", tag, classes)
     pool = data.train.pool
+    if window := counts.get("window"):
+        log.info("%s values from %g to %g are shown as black to white.", tag, *window)
     if weights := counts.get("weights"):
         none = f"; {weights['zero']:,} count for nothing" if weights["zero"] else ""
         log.info(

@@ -30,6 +30,7 @@ from tvf.records.predictions import (
     read_trained_on,
     write_predictions,
 )
+from tvf.records.reading import recorded_data
 from tvf.records.rows import (
     COLUMNS,
     DROPPED,
@@ -103,6 +104,7 @@ __all__ = [
     "note_rung",
     "note_summary",
     "predictions_of",
+    "recorded_data",
     "read_commands",
     "read_config",
     "read_configs",

@@ -174,7 +174,8 @@ def _resizing(job: Row) -> str:
     }.get(str(data.get("resize")), "become their central square of")
     method = data.get("interpolation", "bilinear")
     by = "" if method == "bilinear" else f", by {_name(method)} interpolation"
-    if isinstance(window := data.get("window"), list):
+    window = (job["summary"].get("images") or {}).get("window") or data.get("window")
+    if isinstance(window, list):
         by += f", with values from {' to '.join(map(_name, window))} as black to white"
     return f"{how} {data.get('image_size')}×{data.get('image_size')} pixels{by}"
 
