@@ -120,15 +120,19 @@ def test_splits_have_their_usual_names_and_missing_ones_are_held_out(tmp_path: P
         ({"train": _dataset, "val": _dataset, "valid": _dataset}, "several splits for val"),
         (
             {"train": _dataset, "test": lambda: _dataset("abab", datasets.Value("string"))},
-            "column label is int64, but split test has string there",
+            "column label is ClassLabel, but split test has string there",
         ),
         (
             {"train": lambda: _dataset([0, 0]), "test": _dataset},
             r"classes without images to train on: dogs \(test\[2\]",
         ),
         (lambda: _dataset([0, 0]), r"has 1 classes with images \(cats\), but must have 2"),
+        ({"train": _dataset, "test": lambda: _dataset().select([])}, "of its splits has no rows"),
         (lambda: _dataset([-1, None]), "has 0 classes with images, but must have 2"),
-        (lambda: _dataset().remove_columns("image"), "no column of type Image, but label .int64"),
+        (
+            lambda: _dataset().remove_columns("image"),
+            "no column of type Image, but label .ClassLabel",
+        ),
         (lambda: _dataset().remove_columns("label"), "no column of type ClassLabel, or text"),
         (lambda: _dataset([0.5, 1.5], datasets.Value("float32")), "no column of type ClassLabel"),
         (
@@ -159,7 +163,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, found: Any, message: str) -> Non
     ("options", "message"),
     [
         ({"image_column": "x"}, "data.image_column=x must be a column of .*: image, label"),
-        ({"image_column": "label"}, "must be a column of images, but .* has int64 there"),
+        ({"image_column": "label"}, "must be a column of images, but .* has ClassLabel there"),
         ({"label_column": "image"}, "must hold ClassLabel, text or whole numbers"),
         ({"label_column": 3}, "must be the name of a column, or auto. Quote a number"),
         ({"group_column": "x"}, "data.group_column=x must be a column"),
@@ -190,6 +194,8 @@ def test_what_is_no_saved_data_set_is_refused(tmp_path: Path) -> None:
         "a/b/c": "is neither",
         ".": "is neither|without dataset_dict.json",
         "": "must be a folder, or a name",
+        "a" * 5000: "is neither",
+        "a\0b": "is neither",
     }.items():
         with pytest.raises(InputError, match=message):
             HfDataset(path=path, image_size=32)

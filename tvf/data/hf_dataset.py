@@ -57,7 +57,7 @@ def open_splits(path: str, config_name: str | None, revision: str | None) -> HfS
     not changed is not opened again by the same process.
     """
     folder = Path(os.path.expanduser(path))
-    if folder.is_dir():
+    if os.path.isdir(folder):
         for name, value in (("config_name", config_name), ("revision", revision)):
             if value is not None:
                 raise InputError(
@@ -73,9 +73,9 @@ def open_splits(path: str, config_name: str | None, revision: str | None) -> HfS
         files = sorted(each for each in folder.glob("**/*") if each.suffix in (".arrow", ".json"))
         status = [(str(each), each.stat().st_mtime_ns, each.stat().st_size) for each in files]
         return _open(str(folder), None, None, tuple(status))
-    if folder.exists() or not _HUB_NAME.fullmatch(path) or path in (".", ".."):
-        what = "a file" if folder.exists() else "neither"
-        hint = " For a table: data=table." if folder.exists() else ""
+    if os.path.exists(folder) or not _HUB_NAME.fullmatch(path) or path in (".", ".."):
+        what = "a file" if os.path.exists(folder) else "neither"
+        hint = " For a table: data=table." if os.path.exists(folder) else ""
         raise InputError(
             f"data.path={printable(path)} is {what}: it must be a folder that save_to_disk of "
             f"Hugging Face datasets has written, or a name on their hub (owner/name).{hint}"
@@ -93,6 +93,8 @@ def _open(path: str, config_name: str | None, revision: str | None, _status: Any
             found = datasets.load_dataset(path, config_name, revision=revision)
     except Exception as error:  # its own kinds, those of pyarrow, of the network, of the disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, IndexError):
+            reason = "one of its splits has no rows, which the library cannot read"
         if _status is not None:
             raise InputError(
                 f"data.path={printable(path)} cannot be read as a data set: {printable(reason)}. "

@@ -81,7 +81,8 @@ def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> H
     places = {label: number for number, label in enumerate(classes)}
     parts = np.array([row.part for row in rows])
     names = tuple(printable(label) for label in classes)
-    notes += note_missing("label", names) + note_equal_numbers(names)
+    if all(isinstance(row.label, str) for row in rows):
+        notes += note_missing("label", names) + note_equal_numbers(names)
     notes += note_alike(names, f"{path} has labels", "Give their images one label")
     return HfImages(
         classes=names,
@@ -149,7 +150,8 @@ def _one(
 
 
 def _type(feature: Any) -> str:
-    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+    kind = type(feature).__name__
+    return str(feature.dtype) if kind == "Value" else kind
 
 
 def _is_text(feature: Any) -> bool:
@@ -222,6 +224,8 @@ def _load(files: Any, image: str, row: int) -> bytes:
         raise OSError(errno.ENODATA, "it has no image")
     if cell["bytes"] is not None:
         return cell["bytes"]
+    if not os.path.isfile(cell["path"]):  # nothing is downloaded
+        raise OSError(errno.ENOENT, f"its image is in {printable(cell['path'])}, which is no file")
     with open(cell["path"], "rb") as file:
         return file.read()
 
