@@ -109,6 +109,7 @@ OPTIONS: dict[str, Affects] = {
     "data.max_megapixels": PIXELS,
     "data.white_point": PIXELS,
     "data.window": PIXELS,
+    "data.channels": PIXELS,
     "data.batch_size": TRAINING,
     "data.class_weights": TRAINING,
     "data.download": NOTHING,
@@ -231,10 +232,11 @@ LATER_FOLDER_DEFAULTS: dict[str, Any] = {
     "data.pad_color": "black",
     "data.white_point": None,
     "data.window": None,
+    "data.channels": "auto",
 }
 
 # And for tables. Weights that are not as they were are found by the images' digests.
-LATER_TABLE_DEFAULTS: dict[str, Any] = {"data.weight_column": "auto"}
+LATER_TABLE_DEFAULTS: dict[str, Any] = {"data.weight_column": "auto", "data.channels": "auto"}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")

@@ -7,9 +7,10 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
+from tvf.data.bad_images import without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.entries import is_image, is_system, kind_of_ending
-from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
+from tvf.data.images import convert_image, digest_file, read_image
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.percentiles import parse_percentiles

@@ -5,7 +5,7 @@ Decoding runs in threads; with a store each set of files is decoded once, for al
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.ImageFile import ImageFile as OpenedImage
 from torch import Tensor
 
-from tvf.data.encoded import AnyPath, ImageFile, content_of, name_of, openable
+from tvf.data.bad_images import BadImageError, explain_bad, naming, without_pillow_limit
+from tvf.data.bands import TooLargeError, read_bands, require_numbers, show_bands
+from tvf.data.encoded import AnyPath, ImageFile, content_of, openable
 from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
-from tvf.data.shades import convert_to_8_bits, show_in_8_bits
+from tvf.data.shades import convert_to_8_bits, read_values, show_in_8_bits
 from tvf.errors import InputError
-from tvf.files import printable
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
@@ -32,22 +33,7 @@ log = logging.getLogger(__name__)
 
 DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
-NAMED = 10  # files that cannot be read, in one message
 DEFAULT_RULES = ReadingRules()
-
-
-class BadImageError(InputError):
-    """A file that cannot be read as an image, for this `reason`."""
-
-    def __init__(
-        self,
-        file: ImageFile,
-        reason: str,
-        verdict: str = "cannot be read as an image: ",
-        remedy: str = "Repair or remove it.",
-    ) -> None:
-        super().__init__(f"{printable(name_of(file))} {verdict}{reason}. {remedy}")
-        self.path, self.reason = name_of(file), reason
 
 
 def read_images(
@@ -108,6 +94,11 @@ def convert_image(
     name, unread = getattr(image, "filename", ""), getattr(image, "tile", [])
     if name and unread and os.path.isfile(name):
         return read_image(name, image_size, white_point=white_point, rules=rules)
+    if rules.bands:
+        raise InputError(
+            f"the image cannot be used: bands {list(rules.bands)} are read from TIFF files, by "
+            "their paths."
+        )
     try:
         image.load()
         shown = show_in_8_bits(image, white_point, rules.window)
@@ -192,48 +183,9 @@ def digest_files(files: Sequence[ImageFile]) -> np.ndarray:
     return np.array(digests, "S32")
 
 
-def explain_bad(
-    files: Sequence[ImageFile], read: Callable[[ImageFile], object], error: BadImageError
-) -> InputError:
-    """The error for all files that `read` cannot read, after reading all; `error` is the first."""
-
-    def find_fault(file: ImageFile) -> BadImageError | None:
-        try:
-            read(file)
-        except BadImageError as fault:
-            return fault
-        return None
-
-    with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        bad = [found for found in pool.map(find_fault, files) if found is not None]
-    if len(bad) < 2:
-        return error
-    folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
-    by_reason: dict[str, list[str]] = {}
-    for each in bad[:NAMED]:
-        name = printable(os.path.relpath(each.path, folder))
-        by_reason.setdefault(each.reason, []).append(name)
-    named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-    more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-    return InputError(
-        f"{len(bad):,} of {len(files):,} images cannot be read, in {printable(folder)}: "
-        f"{named}{more}. Repair or remove them."
-    )
-
-
 def _as_pixels(digests: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
     images, by_pixels, ranges = columns
     return Pixels(images, digests, by_pixels.numpy().view("S32").reshape(-1), ranges.numpy())
-
-
-@contextmanager
-def without_pillow_limit() -> Iterator[None]:
-    """Disable Pillow's limit of an image's size: ours is checked instead."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _read_with_range(
@@ -244,34 +196,53 @@ def _read_with_range(
     rules: ReadingRules,
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
+    if rules.bands:
+        with naming(file):
+            bands = _read_bands(file, rules.bands, max_megapixels)
+            shown, values = show_bands(bands, white_point, rules.window)
+            return _make_square(shown, values, image_size, rules)
     with open_image(file, max_megapixels) as image:
         shown, values = convert_to_8_bits(file, image, white_point, rules.window)
-        scaled = rules.scale(turn_upright(shown, image), image_size)
-        if values is None:
-            values = _shade_range(np.asarray(scaled), rules)
-        return np.asarray(rules.fill(scaled, image_size)), values
+        return _make_square(turn_upright(shown, image), values, image_size, rules)
+
+
+def _make_square(
+    shown: Image.Image, values: tuple[int, int, int] | None, image_size: int, rules: ReadingRules
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    scaled = rules.scale(shown, image_size)
+    if values is None:
+        values = _shade_range(np.asarray(scaled), rules)
+    return np.asarray(rules.fill(scaled, image_size)), values
+
+
+def values_of(file: ImageFile, max_megapixels: float, bands: Sequence[int] = ()) -> np.ndarray:
+    """The values to which a window would be applied, [H, W] or [H, W, C]. Raises BadImageError."""
+    if bands:
+        with naming(file):
+            return require_numbers(_read_bands(file, bands, max_megapixels))
+    with open_image(file, max_megapixels) as image:
+        return read_values(file, image)
+
+
+def _read_bands(file: ImageFile, bands: Sequence[int], max_megapixels: float) -> np.ndarray:
+    try:
+        return read_bands(file, bands, max_megapixels)
+    except TooLargeError as error:
+        raise _too_large(file, error.megapixels, max_megapixels) from error
+
+
+def _too_large(file: ImageFile, size: float, most: float) -> BadImageError:
+    reason = f"has {size:.0f} megapixels, more than data.max_megapixels={most:g}"
+    return BadImageError(file, reason, verdict="", remedy="Raise the limit or shrink the image.")
 
 
 @contextmanager
 def open_image(file: ImageFile, max_megapixels: float) -> Iterator[OpenedImage]:
     """The image as Pillow opens it; BadImageError for whatever is raised within the context."""
-    try:
-        with Image.open(openable(file)) as image:
-            if (size := image.width * image.height / 1e6) > max_megapixels:
-                raise BadImageError(
-                    file,
-                    f"has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}",
-                    verdict="",
-                    remedy="Raise the limit or shrink the image.",
-                )
-            yield image
-    except BadImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImageError(file, "it is none that Pillow knows") from error
-    except Exception as error:  # Pillow raises anything for a damaged file
-        reason = str(error).strip() or type(error).__name__
-        raise BadImageError(file, printable(reason)) from error
+    with naming(file), Image.open(openable(file)) as image:
+        if (size := image.width * image.height / 1e6) > max_megapixels:
+            raise _too_large(file, size, max_megapixels)
+        yield image
 
 
 def _shade_range(pixels: np.ndarray, rules: ReadingRules) -> tuple[int, int, int]:

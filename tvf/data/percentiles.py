@@ -7,7 +7,7 @@ images that validate or test.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,17 +15,9 @@ import PIL
 import torch
 from torch import Tensor
 
+from tvf.data.bad_images import BadImageError, explain_bad, without_pillow_limit
 from tvf.data.encoded import ImageFile
-from tvf.data.images import (
-    CHUNK_SIZE,
-    DECODER_VERSION,
-    BadImageError,
-    digest_files,
-    explain_bad,
-    open_image,
-    without_pillow_limit,
-)
-from tvf.data.shades import read_values
+from tvf.data.images import CHUNK_SIZE, DECODER_VERSION, digest_files, values_of
 from tvf.errors import InputError
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint
@@ -61,22 +53,23 @@ def find_window(
     files: Sequence[ImageFile],
     percentiles: Percentiles,
     max_megapixels: float,
+    bands: Sequence[int] = (),
     *,
     progress: bool = False,
     store: Store | None = None,
 ) -> tuple[float, float]:
-    """The values at these percentiles of those of the images in `files`.
+    """The values at these percentiles of those of the images in `files`, or of their `bands`.
 
     Raises InputError for images that cannot be read, and if the window would have no width.
     """
+
+    def rank(file: ImageFile) -> np.ndarray:
+        return _rank_values(values_of(file, max_megapixels, bands))
+
     try:
-        ranked = _rank(files, max_megapixels, progress, store)
+        ranked = _rank(files, rank, (RANKS, MOST, *bands), progress, store)
     except BadImageError as error:
-
-        def read(file: ImageFile) -> None:
-            _rank_values(file, max_megapixels)
-
-        raise explain_bad(files, read, error) from error
+        raise explain_bad(files, rank, error) from error
     with np.errstate(invalid="ignore"):  # infinite values
         low, high = map(float, np.percentile(ranked.numpy(), percentiles))
     shown = " and ".join(f"{each:g}%" for each in percentiles)
@@ -95,21 +88,26 @@ def find_window(
 
 
 def _rank(
-    files: Sequence[ImageFile], max_megapixels: float, progress: bool, store: Store | None
+    files: Sequence[ImageFile],
+    rank: Callable[[ImageFile], np.ndarray],
+    how: Sequence[int],
+    progress: bool,
+    store: Store | None,
 ) -> Tensor:
-    """Ranked values of each image, float64 [N, RANKS]; from the store if it has them."""
+    """What `rank` gives for each image, float64 [N, RANKS]; from the store if it has it.
+
+    `how` is what decides it besides the files.
+    """
     label, count = "reading values" if progress else None, len(files)
 
     def fill(rows: np.ndarray) -> list[Tensor]:
         chosen = [files[row] for row in rows.tolist()]
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            ranked = list(pool.map(lambda file: _rank_values(file, max_megapixels), chosen))
+            ranked = list(pool.map(rank, chosen))
         return [torch.from_numpy(np.stack(ranked))]
 
     if store is not None:
-        content = fingerprint(
-            [digest_files(files), [PIL.__version__, DECODER_VERSION, RANKS, MOST]]
-        )
+        content = fingerprint([digest_files(files), [PIL.__version__, DECODER_VERSION, *how]])
         columns = [ArraySpec((RANKS,), torch.float64)]
         about = {"about": f"values of {count} images"}
         try:
@@ -127,11 +125,9 @@ def _rank(
     return torch.cat(chunks)
 
 
-def _rank_values(file: ImageFile, max_megapixels: float) -> np.ndarray:
-    """Evenly ranked values of an image, float64 [RANKS], ascending."""
-    with open_image(file, max_megapixels) as image:
-        values = read_values(file, image)
-        pixels = values.reshape(values.shape[0] * values.shape[1], -1)
-        values = np.sort(pixels[:: -(-pixels.size // MOST)], axis=None)
-        places = (np.arange(RANKS) + 0.5) / RANKS * len(values)
-        return values[places.astype(np.int64)].astype(np.float64)
+def _rank_values(values: np.ndarray) -> np.ndarray:
+    """Evenly ranked ones of an image's values [H, W, ...], float64 [RANKS], ascending."""
+    pixels = values.reshape(values.shape[0] * values.shape[1], -1)
+    values = np.sort(pixels[:: -(-pixels.size // MOST)], axis=None)
+    places = (np.arange(RANKS) + 0.5) / RANKS * len(values)
+    return values[places.astype(np.int64)].astype(np.float64)

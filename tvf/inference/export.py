@@ -17,6 +17,7 @@ from tvf.distributed import library_versions, source_commit
 from tvf.errors import InputError, require_choice
 from tvf.files import printable, read_json
 from tvf.inference.exported import (
+    CHANNELS_VERSION,
     ENDINGS,
     EXTRA,
     FORMAT_VERSION,
@@ -105,8 +106,11 @@ def export_model(
 def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
     versions = model.summary.get("versions") or {}
     rules = model.reading.rules
+    file_format = RULES_VERSION if rules.key else FORMAT_VERSION
+    if rules.channels != "auto":
+        file_format = CHANNELS_VERSION
     facts = {
-        "format": RULES_VERSION if rules.key else FORMAT_VERSION,
+        "format": file_format,
         "version": library_versions().get("tvf"),
         "commit": source_commit(),
         "trained_with": versions | {"commit": model.summary.get("commit")},

@@ -177,6 +177,9 @@ def _resizing(job: Row) -> str:
     window = (job["summary"].get("images") or {}).get("window") or data.get("window")
     if isinstance(window, list):
         by += f", with values from {' to '.join(map(_name, window))} as black to white"
+    if (channels := data.get("channels", "auto")) != "auto":
+        shown = channels if isinstance(channels, str) else ", ".join(map(str, channels))
+        by += f", in {_name(shown)}" if isinstance(channels, str) else f", of bands {_name(shown)}"
     return f"{how} {data.get('image_size')}×{data.get('image_size')} pixels{by}"
 
 

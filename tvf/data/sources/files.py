@@ -21,11 +21,12 @@ from tvf.store import Store
 class FileSource(DataSource):
     """A data source whose images are files that a user may change.
 
-    Images become squares as `resize`, `interpolation` and `pad_color` say: see `ReadingRules`.
-    Those larger than `max_megapixels` are an error. `white_point` is the value that is shown as
-    white; by default the largest that an image's bits can hold. `window` says instead which values
-    are black and white, also of floats, signed values and 32 bits; ["1%", "99%"] are percentiles of
-    the training images' values: see `tvf.data.percentiles`.
+    `channels` says what becomes red, green and blue. Images become squares as `resize`,
+    `interpolation` and `pad_color` say: see `ReadingRules`. Those larger than `max_megapixels` are
+    an error. `white_point` is the value that is shown as white; by default the largest that an
+    image's bits can hold. `window` says instead which values are black and white, also of floats,
+    signed values and 32 bits; ["1%", "99%"] are percentiles of the training images' values: see
+    `tvf.data.percentiles`.
     """
 
     resize: str = ReadingRules.resize
@@ -34,6 +35,7 @@ class FileSource(DataSource):
     max_megapixels: float = 100.0
     white_point: int | None = None
     window: Sequence[float | str] | None = None
+    channels: str | Sequence[int] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +61,7 @@ class FileSource(DataSource):
             [files[place] for place in train],
             percentiles,
             self.max_megapixels,
+            self._rules().bands,
             progress=progress,
             store=store,
         )
