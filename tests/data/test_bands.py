@@ -69,7 +69,7 @@ def test_bands_are_turned_upright(tmp_path: Path, orientation: int) -> None:
     path = _tiff(tmp_path / "x.tif", BANDS[..., :3], extratags=tags)
     exif = Image.Exif()
     exif[274] = orientation
-    (content := BytesIO(), Image.fromarray(BANDS[..., :3]).save(content, "PNG", exif=exif))
+    Image.fromarray(BANDS[..., :3]).save(content := BytesIO(), "PNG", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(content))
     assert np.array_equal(_read(path, [1, 2, 3]), np.asarray(upright))
 
@@ -109,7 +109,7 @@ def test_a_folder_of_bands_is_read_with_its_own_window(tmp_path: Path) -> None:
     how: dict[str, Any] = {"channels": [8, 2, 1], "window": ["1%", "99%"], "image_size": 32}
     data = ImageFolder(root=str(tmp_path / "data"), **how).load()
     assert data.train.pool.window is not None and len(data.train) == 15
-    other = ImageFolder(root=str(tmp_path / "data"), **how | {"channels": [8, 1, 2]}).load()
+    other = ImageFolder(root=str(tmp_path / "data"), **{**how, "channels": [8, 1, 2]}).load()
     assert other.train.pool.fingerprint != data.train.pool.fingerprint
     with pytest.raises(InputError, match="images cannot be read"):
         ImageFolder(root=str(tmp_path / "data"), image_size=32).load()
