@@ -55,10 +55,13 @@ def find_window(
     max_megapixels: float,
     bands: Sequence[int] = (),
     *,
+    train: np.ndarray | None = None,
     progress: bool = False,
     store: Store | None = None,
 ) -> tuple[float, float]:
     """The values at these percentiles of those of the images in `files`, or of their `bands`.
+
+    With `train`, only the images at these places count: the others are read for other divisions.
 
     Raises InputError for images that cannot be read, and if the window would have no width.
     """
@@ -71,7 +74,8 @@ def find_window(
     except BadImageError as error:
         raise explain_bad(files, rank, error) from error
     with np.errstate(invalid="ignore"):  # infinite values
-        low, high = map(float, np.percentile(ranked.numpy(), percentiles))
+        values = ranked.numpy() if train is None else ranked.numpy()[train]
+        low, high = map(float, np.percentile(values, percentiles))
     shown = " and ".join(f"{each:g}%" for each in percentiles)
     if not math.isfinite(low) or not math.isfinite(high):
         raise InputError(

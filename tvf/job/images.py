@@ -69,6 +69,7 @@ def check_same_images(
     if changed:
         now = ", ".join(f"{part} {counts[part]:,}" for part in changed)
         raise InputError(
-            f"the images have changed since the checkpoint in {folder} was written (now: {now}): "
+            f"the images have changed since the checkpoint in {folder} was written (now: {now}), "
+            "or their labels or weights have: "
             "the job cannot resume on others. Restore them, or delete the folder to train it again."
         )

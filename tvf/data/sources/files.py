@@ -58,10 +58,11 @@ class FileSource(DataSource):
         files = catalog.files
         assert files is not None
         window = find_window(
-            [files[place] for place in train],
+            files,
             percentiles,
             self.max_megapixels,
             self._rules().bands,
+            train=train,
             progress=progress,
             store=store,
         )
