@@ -110,6 +110,10 @@ def test_only_tracking_and_the_dashboard_import_wandb() -> None:
     assert _importers("wandb_workspaces") == {"tvf.report.wandb_dashboard"}
 
 
+def test_only_data_sets_of_hugging_face_import_their_library() -> None:
+    assert _importers("datasets") == {"tvf.data.hf_dataset"}
+
+
 SHELLS = ("hydra", "omegaconf", "rich", "joblib", "wandb")
 BELOW_CONFIG = [
     *(f"tvf.{module}" for module in imports.GROUND),
@@ -140,7 +144,7 @@ print("LOADED", json.dumps([loaded, [*sys.modules]]))
     of_rooms, of_job = json.loads(done.partition("LOADED ")[2])
     assert of_rooms == {module: [] for module in BELOW_CONFIG}
     assert "torch" in of_job
-    assert "wandb" not in of_job
+    assert not {"wandb", "datasets"} & {*of_job}
 
 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:

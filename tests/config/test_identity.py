@@ -136,10 +136,14 @@ def test_a_checkpoint_from_before_the_options_for_gpus_is_known_by_those_of_its_
 
 def test_image_folders_of_older_configs_have_no_white_point_and_splits() -> None:
     today = plain_config(*overrides_of("data", "image_folder"), "data.interpolation=bilinear")
-    later = ("white_point", "layout", "resize", "interpolation", "pad_color", "window")
+    later = ("white_point", "layout", "resize", "interpolation", "pad_color", "window", "channels")
     old = today | {"data": {k: v for k, v in today["data"].items() if k not in later}}
     assert result_config(old) == result_config(today)
     # Checkpoints of that time are known by the options as they were written.
     assert "data.white_point" not in earlier_options(old)[0]
+    table = plain_config(*overrides_of("data", "table"))
+    later = ("weight_column", "channels")
+    old = table | {"data": {k: v for k, v in table["data"].items() if k not in later}}
+    assert result_config(old) == result_config(table)
     brighter = today | {"data": today["data"] | {"white_point": 4095}}
     assert result_config(brighter) != result_config(today)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tvf.data.encoded import EncodedImage
 from tvf.data.images import convert_image, read_image
 from tvf.data.rules import ReadingRules
 from tvf.data.sources import ImageFolder
@@ -269,3 +270,16 @@ def test_unsigned_values_of_32_bits_do_not_wrap(tmp_path: Path) -> None:
         loaded = convert_image(image, 32, rules=rules)
     for shown in (read_image(path, 32, rules=rules), loaded):
         assert np.abs(shown[..., 0] - values / 4.2e9 * 255).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [png(COLOURS, 2), png(COLOURS[..., :1], 0), tiff(COLOURS, ">", packed=True), tiff(COLOURS)],
+)
+def test_images_kept_in_another_file_are_read_like_files(tmp_path: Path, content: bytes) -> None:
+    (path := tmp_path / "image").write_bytes(content)
+    for rules in (ReadingRules(), ReadingRules(window=(100, 3000))):
+        encoded = EncodedImage("data/train[0]", lambda: content, 0.0)
+        assert np.array_equal(
+            read_image(encoded, 32, rules=rules), read_image(path, 32, rules=rules)
+        )

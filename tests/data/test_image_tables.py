@@ -127,7 +127,7 @@ def test_images_without_a_split_are_divided_by_group(tmp_path: Path) -> None:
         ("Image Path,category", ["the images are those in column Image Path", "category"]),
         ("image,image_id,class", ["in column image, not in image_id", "column class"]),
         ("image,label,patient_id", ["patient_id may say which images belong together"]),
-        ("file,label,weight", ["column file", "weight is not used"]),
+        ("file,label,weight", ["column file", "by its weight in column weight"]),
         ("image,label,Fold_ID", ["column Fold_ID is not used: data.folds draws"]),
     ],
 )

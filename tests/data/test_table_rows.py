@@ -66,7 +66,7 @@ def test_a_folder_above_is_that_of_the_file_system(linked: Path) -> None:
     path.write_text(PLAIN + "deep/../0.png,dog\n")
     catalog = open_table(path).catalog()
     assert catalog.files is not None and len(catalog) == 7
-    assert os.path.samefile(catalog.files[-1], linked / "real" / "0.png")
+    assert os.path.samefile(str(catalog.files[-1]), linked / "real" / "0.png")
 
 
 SPLITS = ["train", "Train", "test", "val2017", "train", "valid"]

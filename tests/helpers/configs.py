@@ -27,4 +27,5 @@ def overrides_of(group: str, option: str) -> list[str]:
     """What chooses `option` in `group`, and the values that it lacks."""
     prefix = "+" if group == "experiment" else ""
     missing = {"image_folder": ["data.root=."], "table": ["data.path=labels.csv"]}
+    missing["hf"] = ["data.path=owner/name"]
     return [f"{prefix}{group}={option}", *missing.get(option, [])]

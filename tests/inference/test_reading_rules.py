@@ -68,6 +68,28 @@ def test_a_loaded_model_reads_as_its_job_did_without_trust(job: Path, folder: Pa
 
 
 @pytest.mark.slow
+def test_a_loaded_model_has_the_window_that_its_training_images_gave(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = plain_config(
+        *("name=job", "data=image_folder", f"data.root={folder}", "data.image_size=32"),
+        *("data.window=[2%,98%]", "data.batch_size=8", "backbone=resnet18"),
+        *("backbone.weights=null", "epochs=1", "model=transfer", "tracker=none", "store.mode=off"),
+    )
+    choices = {"model": "transfer", "backbone": "resnet18", "data": "image_folder"}
+    run_job(config, JobContext(tmp_path, None, parallel=True, choices=choices))
+    model, found = tvf.load(tmp_path), json.loads((tmp_path / "summary.json").read_text())
+    assert model.reading.rules.window == tuple(found["images"]["window"])
+    recorded = read_predictions(tmp_path)["test"]
+    table = model.predict([folder / str(name) for name in recorded.names])
+    assert np.array_equal(table.probabilities, softmax(recorded.logits, model.temperature))
+    assert "as black to white" in model.card and "2%" not in model.card
+    done = export_model(model, "torch_export", tmp_path / "model.pt2")
+    assert done.checked_on == "48 images of its data"
+    assert tvf.load(done.path, trust_code=True).reading == model.reading
+
+
+@pytest.mark.slow
 def test_exported_files_keep_the_rule(job: Path, folder: Path, tmp_path: Path) -> None:
     model = tvf.load(job)
     done = export_model(model, "torch_export", tmp_path / "model.pt2")
@@ -119,7 +141,7 @@ def test_options_of_ones_own_data_source_are_taken_if_they_are_rules(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = {"data": {"_target_": target, **options}}
-    assert read_rules(config) == rules
+    assert read_rules(config, {}) == rules
     warn_of_own_source(config, Path("job"))
     assert (said in caplog.text) if said else not caplog.records
     assert ("do not know resize=[224]" in caplog.text) == (said == "224")

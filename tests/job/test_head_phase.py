@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,12 @@ def test_everything_the_head_depends_on_changes_its_fingerprint(
         training, "DATA", replace(DATA, val=training.whole_pool(images, DATA.val.labels))
     )
     assert _fingerprint(tmp_path) not in (own, None)
+    for last, same in ((1.0, True), (2.0, False)):  # equal weights are none
+        weights = np.ones(len(DATA.train))
+        weights[-1] = last
+        weighted = replace(DATA.train, pool=replace(DATA.train.pool, weights=weights))
+        monkeypatch.setattr(training, "DATA", replace(DATA, train=weighted))
+        assert (_fingerprint(tmp_path) == own) == same
 
 
 def test_a_users_own_code_counts_by_its_file(

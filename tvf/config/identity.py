@@ -93,10 +93,13 @@ OPTIONS: dict[str, Affects] = {
     "data.layout": IMAGES,
     "data.path": IMAGES,
     "data.ending": IMAGES,
+    "data.config_name": IMAGES,
+    "data.revision": IMAGES,
     "data.image_column": IMAGES,
     "data.label_column": IMAGES,
     "data.split_column": DIVISION,
     "data.group_column": DIVISION,
+    "data.weight_column": TRAINING,
     "data.task": IMAGES,
     "data.limit": IMAGES,
     "data.train_limit": TRAINING,
@@ -119,6 +122,7 @@ OPTIONS: dict[str, Affects] = {
     "data.max_megapixels": PIXELS,
     "data.white_point": PIXELS,
     "data.window": PIXELS,
+    "data.channels": PIXELS,
     "data.batch_size": TRAINING,
     "data.class_weights": TRAINING,
     "data.download": NOTHING,
@@ -248,7 +252,11 @@ LATER_FOLDER_DEFAULTS: dict[str, Any] = {
     "data.pad_color": "black",
     "data.white_point": None,
     "data.window": None,
+    "data.channels": "auto",
 }
+
+# And for tables. Weights that are not as they were are found by the images' digests.
+LATER_TABLE_DEFAULTS: dict[str, Any] = {"data.weight_column": "auto", "data.channels": "auto"}
 
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
@@ -291,13 +299,20 @@ def head_phase_config(config: Config) -> dict[str, Any]:
 def frozen_layers_config(config: Config) -> dict[str, Any]:
     """The options that two jobs must share for their frozen layers to compute the same values."""
     options = select_options(config, Affects.FROZEN_LAYERS)
-    if options.get("model.frozen_bn") == "recalibrate":  # statistics of batches of training images
+    # What training images decide: statistics of their batches, percentiles of their values.
+    recalibrated = options.get("model.frozen_bn") == "recalibrate"
+    if recalibrated or has_percentiles(options.get("data.window")):
         data = {f"data.{key}": value for key, value in (config.get("data") or {}).items()}
-        decisive = ("data.batch_size", "data.train_limit")
+        decisive = ("data.train_limit", *(["data.batch_size"] if recalibrated else []))
         for key, value in data.items():
             if key in decisive or Affects.VALIDATION_IMAGES in affects(key):
                 options[key] = value
     return options
+
+
+def has_percentiles(window: Any) -> bool:
+    """Whether the option `data.window` is of percentiles, whose values training images give."""
+    return isinstance(window, list | tuple) and any(isinstance(each, str) for each in window)
 
 
 def select_options(config: Config, effect: Affects) -> dict[str, Any]:
@@ -306,11 +321,11 @@ def select_options(config: Config, effect: Affects) -> dict[str, Any]:
     Equal numbers and equal places have one form, see `canonical`.
     """
     options = written_options(config, effect)
-    if options.get("data._target_") == "tvf.data.ImageFolder":
-        for key, value in LATER_FOLDER_DEFAULTS.items():
-            if effect in affects(key):
-                options.setdefault(key, value)
-    for key, value in LATER_DEFAULTS.items():
+    later = {
+        "tvf.data.ImageFolder": LATER_FOLDER_DEFAULTS,
+        "tvf.data.ImageTable": LATER_TABLE_DEFAULTS,
+    }.get(str(options.get("data._target_")), {})
+    for key, value in (later | LATER_DEFAULTS).items():
         if effect in affects(key):
             options.setdefault(key, value)
     return {key: canonical(key, value) for key, value in options.items()}

@@ -50,10 +50,10 @@ def absolute_place(key: str, value: Any, base: str) -> Any:
 
     ~ is the user's home, if there is one; symbolic links stay.
     """
-    prefix, path = _split(key, value)
+    prefix, path = _split(key, value, base)
     if path is None:
         return value
-    return prefix + os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+    return prefix + os.path.normpath(_in(base, path))
 
 
 def canonical(key: str, value: Any) -> Any:
@@ -94,14 +94,22 @@ def _places_in(config: Mapping[str, Any]) -> Iterator[tuple[Any, str, str]]:
             yield node, name, key
 
 
-def _split(key: str, value: Any) -> tuple[str, str | None]:
-    """A place as what stands before the path, and the path; None if the value is no place."""
+def _in(base: str, path: str) -> str:
+    return os.path.join(base, os.path.expanduser(path))
+
+
+def _split(key: str, value: Any, base: str = "") -> tuple[str, str | None]:
+    """A place as what stands before the path, and the path; None if the value is no place.
+
+    Relative paths begin in `base`, by default the working directory.
+    """
     if key not in PLACES or not isinstance(value, str) or not value:
         return "", None
     if key == "data.groups":
         return "", value if value.endswith(TABLE) else None
-    if key == "data.path":  # of a table; a data source of the user's own may mean anything
-        return "", value if value.lower().endswith(TABLES) and "://" not in value else None
+    if key == "data.path":  # a table or a folder; a data source of one's own may mean anything
+        table = value.lower().endswith(TABLES) and "://" not in value
+        return "", value if table or os.path.isdir(_in(base, value)) else None
     if key == "backbone.name":
         return (LOCAL, value[len(LOCAL) :]) if value.startswith(LOCAL) else ("", None)
     return "", value

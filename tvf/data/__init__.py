@@ -7,12 +7,14 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
+from tvf.data.bad_images import without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.decoded import ImageFiles
 from tvf.data.entries import is_image, is_system, kind_of_ending
-from tvf.data.images import convert_image, digest_file, read_image, without_pillow_limit
+from tvf.data.images import convert_image, digest_file, read_image
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
+from tvf.data.percentiles import parse_percentiles
 from tvf.data.pool import (
     Catalog,
     DataSplits,
@@ -24,7 +26,7 @@ from tvf.data.pool import (
     describe_images,
 )
 from tvf.data.rules import ReadingRules
-from tvf.data.sources import Cifar10, DataSource, Elpv, ImageFolder, ImageTable
+from tvf.data.sources import Cifar10, DataSource, Elpv, HfDataset, ImageFolder, ImageTable
 from tvf.data.splits import SplitOptions
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "ENDING",
     "Elpv",
     "FlipsAndCrops",
+    "HfDataset",
     "ImageFiles",
     "ImageFolder",
     "ImageTable",
@@ -59,6 +62,7 @@ __all__ = [
     "is_system",
     "is_usual",
     "kind_of_ending",
+    "parse_percentiles",
     "read_image",
     "require_plain_variant",
     "sample_order",

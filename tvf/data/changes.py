@@ -5,27 +5,29 @@ listing.
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tvf.data.encoded import ImageFile, content_of, is_younger
 from tvf.data.pool import Catalog, Pool, digest
 
 # What `describe_pool` records; all have one row per image.
 NAMES, CONTENTS, LABELS = "pool_names", "pool_contents", "pool_labels"
-CHANGES = ("added", "removed", "replaced", "relabelled", "renamed")
+WEIGHTS = "pool_weights"  # if there are any
+CHANGES = ("added", "removed", "replaced", "relabelled", "reweighted", "renamed")
 
 
 def describe_pool(pool: Pool) -> dict[str, np.ndarray]:
-    """What identifies each image of a pool: hashes of its name and its content, and its label."""
-    return {
+    """What identifies each image of a pool: hashes of its name and content, label and weight."""
+    found = {
         NAMES: _hash_names(pool.names),
         CONTENTS: _shorten(pool.pixels.digests),
         LABELS: pool.labels.numpy().astype(np.int32),
     }
+    return found if pool.weights is None else found | {WEIGHTS: pool.weights}
 
 
 def count_changes(
@@ -43,6 +45,7 @@ def count_changes(
     gone = Counter(before[CONTENTS][~np.isin(before[NAMES], names)].tolist())
     labels = dict(zip(before[CONTENTS].tolist(), before[LABELS].tolist(), strict=True))
     counts: Counter[str] = Counter()
+    unweighted = np.ones(len(before[NAMES]))
     for place, file in enumerate(catalog.files):
         label = catalog.classes[catalog.labels[place]]
         if not known[place]:
@@ -55,10 +58,14 @@ def count_changes(
                 counts["added"] += 1
             continue
         row = rows[int(names[place])]
-        if _is_younger(file, since) and _content(file) != before[CONTENTS][row]:
+        if is_younger(file, since) and _content(file) != before[CONTENTS][row]:
             counts["replaced"] += 1
         elif classes[before[LABELS][row]] != label:  # in a table
             counts["relabelled"] += 1
+        elif before.get(WEIGHTS, unweighted)[row] != (
+            1 if catalog.weights is None else catalog.weights[place]
+        ):
+            counts["reweighted"] += 1
     counts["removed"] = gone.total()
     return {what: counts[what] for what in CHANGES if counts[what]}
 
@@ -73,18 +80,8 @@ def _shorten(digests: np.ndarray) -> np.ndarray:
     return np.array([int(text[:16], 16) for text in digests.tolist()], np.uint64)
 
 
-def _content(file: str) -> int | None:
+def _content(file: ImageFile) -> int | None:
     try:
-        with open(file, "rb", buffering=0) as opened:
-            return int(digest(opened.readall())[:16], 16)
+        return int(digest(content_of(file))[:16], 16)
     except OSError:
         return None  # of no image
-
-
-def _is_younger(file: str, since: float) -> bool:
-    """Whether a file was written, copied or moved after this time."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return True
-    return max(status.st_mtime, status.st_ctime) >= since

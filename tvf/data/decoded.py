@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.data.encoded import ImageFile, name_of
 from tvf.errors import InputError
 from tvf.files import printable
 
 
 class ImageFiles:
-    """Images that are decoded from `paths` when they are taken, uint8 [N, 3, S, S].
+    """Images that are decoded from `files` when they are taken, uint8 [N, 3, S, S].
 
     `read(rows)` decodes some of them, as a tensor and the digests of its images, bytes [B].
     `digests` are those of all images, as they were when the job began.
@@ -19,13 +20,13 @@ class ImageFiles:
 
     def __init__(
         self,
-        paths: Sequence[object],
+        files: Sequence[ImageFile],
         image_size: int,
         digests: np.ndarray,
         read: Callable[[np.ndarray], tuple[Tensor, np.ndarray]],
     ) -> None:
-        self.shape = torch.Size((len(paths), 3, image_size, image_size))
-        self._paths, self._digests, self._read = paths, digests, read
+        self.shape = torch.Size((len(files), 3, image_size, image_size))
+        self._files, self._digests, self._read = files, digests, read
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +40,7 @@ class ImageFiles:
         changed = numbers[digests != self._digests[numbers]]
         if len(changed):
             raise InputError(
-                f"{printable(self._paths[changed[0]])} has changed since the job began. Images are "
+                f"{printable(name_of(self._files[changed[0]]))} has changed since the job began. Images are "
                 "read anew in each epoch here: leave them as they are, and train again."
             )
         return images

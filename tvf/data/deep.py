@@ -4,7 +4,6 @@ Pillow unpacks big-endian and little-endian values into their upper bytes. Decod
 other byte order, the same file gives the lower ones.
 """
 
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
+from tvf.data.encoded import ImageFile as AnyImage
+from tvf.data.encoded import content_of, openable
 from tvf.data.ranges import DEEP
 
 UPPER_ALONE = ("JPEG2000", "SGI")  # formats of whose lower bits Pillow gives none
@@ -45,16 +46,13 @@ class DeepImage:
 
         The range is that of `tvf.data.ranges`. With a `window`, see `apply_window`.
         """
-        values, alpha = self.values, None
+        values, alpha = self._opaque(), None
         if self.bands[-1] in "Aa":
-            values, alpha = values[..., :-1], _in_8_bits(values[..., -1:], DEEP)
-            if self.bands == "RGBa":
-                opaque = np.maximum(self.values[..., -1:], 1).astype(np.uint32)
-                values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
+            alpha = _in_8_bits(self.values[..., -1:], DEEP)
         elif self.key is not None:
             alpha = np.where((values == self.key).all(-1, keepdims=True), 0, 255).astype(np.uint8)
-        if window and self.bands == "CMYK":  # as 8 bits are: the window is of light, not of inks
-            values = _mix_inks(values)
+        if window:
+            values = self.light()
         found = (int(values.min()), int(values.max()), white)
         shown = apply_window(values, window) if window else _in_8_bits(values, white)
         if alpha is not None:
@@ -63,6 +61,21 @@ class DeepImage:
         mode = {1: "L", 3: "RGB", 4: "CMYK" if self.bands == "CMYK" else "RGBA"}[shown.shape[-1]]
         height, width = shown.shape[:2]
         return Image.frombytes(mode, (width, height), shown.tobytes()), found
+
+    def light(self) -> np.ndarray:
+        """The values to which a window is applied, as 8 bits are: of light, not of inks."""
+        values = self._opaque()
+        return _mix_inks(values) if self.bands == "CMYK" else values
+
+    def _opaque(self) -> np.ndarray:
+        """The values without transparency."""
+        if self.bands[-1] not in "Aa":
+            return self.values
+        values = self.values[..., :-1]
+        if self.bands == "RGBa":
+            opaque = np.maximum(self.values[..., -1:], 1).astype(np.uint32)
+            values = np.minimum(values.astype(np.uint32) * DEEP // opaque, DEEP)
+        return values
 
 
 def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
@@ -91,8 +104,8 @@ def _in_8_bits(values: np.ndarray, white: int) -> np.ndarray:
     return shown
 
 
-def read_deep(path: str | os.PathLike[str], image: ImageFile.ImageFile) -> DeepImage | None:
-    """The values of the opened `image` in `path` if it has 16 bits per channel, else None.
+def read_deep(file: AnyImage, image: ImageFile.ImageFile) -> DeepImage | None:
+    """The values of the opened `image` in `file` if it has 16 bits per channel, else None.
 
     Loads the image, if it has. Raises ValueError for signed values.
     """
@@ -119,10 +132,10 @@ def read_deep(path: str | os.PathLike[str], image: ImageFile.ImageFile) -> DeepI
         upper = _unpack(image, layout + order).astype(np.uint16)
         if codec == "libtiff" and 2 in tiff_values(image, "PlanarConfiguration"):
             return DeepImage(upper * 257, bands.rstrip("X"), upper_alone=True)
-        with Image.open(path) as other:
+        with Image.open(openable(file)) as other:
             lower = _unpack(other, layout + _OTHER[order])
         return DeepImage(upper << 8 | lower, bands.rstrip("X"), key)
-    if image.format in UPPER_ALONE and _is_deep(path, image, raw):
+    if image.format in UPPER_ALONE and _is_deep(file, image, raw):
         image.load()
         values = np.asarray(image).astype(np.uint16) * 257
         return DeepImage(np.atleast_3d(values), image.mode, upper_alone=True)
@@ -186,12 +199,11 @@ def _tile(*parts: Any) -> Any:
     return getattr(ImageFile, "_Tile", lambda *each: each)(*parts)
 
 
-def _is_deep(path: str | os.PathLike[str], image: ImageFile.ImageFile, raw: str) -> bool:
+def _is_deep(file: AnyImage, image: ImageFile.ImageFile, raw: str) -> bool:
     """Whether an image in one of the formats UPPER_ALONE has more than 8 bits per channel."""
     if image.format == "SGI":
         return image.tile[0][0] == "SGI16" or raw.endswith(";16B")
-    with open(path, "rb") as file:
-        start = file.read(2**16)
+    start = content_of(file)[: 2**16]
     place = start.find(_SIZ)
     return 0 <= place < len(start) - 42 and (start[place + 42] & 0x7F) + 1 > 8
 

@@ -14,16 +14,19 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile as OpenedImage
 from torch import Tensor
 
+from tvf.data.bad_images import BadImageError, explain_bad, naming, without_pillow_limit
+from tvf.data.bands import TooLargeError, read_bands, require_numbers, show_bands
 from tvf.data.decoded import ImageFiles
+from tvf.data.encoded import AnyPath, ImageFile, content_of, openable
 from tvf.data.pool import Pixels, digest, digest_pixels
 from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
-from tvf.data.shades import convert_to_8_bits, show_in_8_bits
+from tvf.data.shades import convert_to_8_bits, read_values, show_in_8_bits
 from tvf.errors import InputError
-from tvf.files import printable
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint, format_bytes
 
@@ -33,27 +36,11 @@ DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 IN_MEMORY = 2**29  # bytes of images that are kept in a job's memory if there is no store
 COLUMNS = {"images": 0, "descriptions": 1}  # of `_read_rows`, from which on
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
-NAMED = 10  # files that cannot be read, in one message
-AnyPath = str | os.PathLike[str]
 DEFAULT_RULES = ReadingRules()
 
 
-class BadImageError(InputError):
-    """A file that cannot be read as an image, for this `reason`."""
-
-    def __init__(
-        self,
-        path: AnyPath,
-        reason: str,
-        verdict: str = "cannot be read as an image: ",
-        remedy: str = "Repair or remove it.",
-    ) -> None:
-        super().__init__(f"{printable(path)} {verdict}{reason}. {remedy}")
-        self.path, self.reason = str(path), reason
-
-
 def read_images(
-    paths: Sequence[AnyPath],
+    files: Sequence[ImageFile],
     image_size: int,
     *,
     max_megapixels: float = 100.0,
@@ -68,15 +55,15 @@ def read_images(
     Raises InputError that names the first files that cannot be read or have more than
     `max_megapixels` (checked before they are decoded), and says how many there are.
     """
-    reader = _Reader(paths, image_size, max_megapixels, white_point, rules)
+    reader = _Reader(files, image_size, max_megapixels, white_point, rules)
     try:
         return reader.read("reading images" if progress else None, store)
     except BadImageError as error:
-        raise reader.explain(error) from error
+        raise explain_bad(files, reader.read_one, error) from error
 
 
 def read_image(
-    path: AnyPath,
+    file: ImageFile,
     image_size: int,
     max_megapixels: float = 100.0,
     white_point: int | None = None,
@@ -89,13 +76,12 @@ def read_image(
     above 255 is for images of 16 bits alone. Raises InputError that names the file, whatever Pillow
     raises for it.
     """
-    return _read_with_range(path, image_size, max_megapixels, white_point, rules)[0]
+    return _read_with_range(file, image_size, max_megapixels, white_point, rules)[0]
 
 
 def digest_file(path: AnyPath) -> bytes:
     """A digest of a file's content, as `Pixels.digests` holds it. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        return digest(file.readall())
+    return digest(content_of(path))
 
 
 def convert_image(
@@ -111,6 +97,11 @@ def convert_image(
     name, unread = getattr(image, "filename", ""), getattr(image, "tile", [])
     if name and unread and os.path.isfile(name):
         return read_image(name, image_size, white_point=white_point, rules=rules)
+    if rules.bands:
+        raise InputError(
+            f"the image cannot be used: bands {list(rules.bands)} are read from TIFF files, by "
+            "their paths."
+        )
     try:
         image.load()
         shown = show_in_8_bits(image, white_point, rules.window)
@@ -135,7 +126,7 @@ def check_memory(count: int, image_size: int) -> None:
 class _Reader:
     """Reads these files, in threads."""
 
-    paths: Sequence[AnyPath]
+    files: Sequence[ImageFile]
     image_size: int
     max_megapixels: float
     white_point: int | None
@@ -143,24 +134,24 @@ class _Reader:
 
     def read(self, label: str | None, store: Store | None) -> Pixels:
         """All images, from the store if it has them; BadImageError for the first bad file."""
-        files = self._digest_files()
-        found = self._read_stored("images", files, label, store)
+        digests = digest_files(self.files)
+        found = self._read_stored("images", digests, label, store)
         if found is not None:
-            return _as_pixels(files, found)
-        size = len(self.paths) * 3 * self.image_size**2
+            return _as_pixels(digests, found)
+        size = len(self.files) * 3 * self.image_size**2
         if size <= min(IN_MEMORY, 0.5 * psutil.virtual_memory().available):
-            return _as_pixels(files, self._read_all("images", label))
+            return _as_pixels(digests, self._read_all("images", label))
         log.warning(
             "data: the images (%s) are decoded again in each epoch, which takes longer: %s, and "
             "they are too many to keep in memory.",
             format_bytes(size),
             "store.mode is off" if store is None else "the store has no room for them",
         )
-        described = self._read_stored("descriptions", files, label, store)
-        return self._read_anew(files, described or self._read_all("descriptions", label))
+        described = self._read_stored("descriptions", digests, label, store)
+        return self._read_anew(digests, described or self._read_all("descriptions", label))
 
     def _read_stored(
-        self, what: str, files: np.ndarray, label: str | None, store: Store | None
+        self, what: str, digests: np.ndarray, label: str | None, store: Store | None
     ) -> list[Tensor] | None:
         """The columns of `_read_rows` from the store, or all but the first; None if it has no room.
 
@@ -170,8 +161,8 @@ class _Reader:
             return None
         versions = [PIL.__version__, DECODER_VERSION]
         how = [self.image_size, self.white_point, *versions, *self.rules.key]
-        content, first = fingerprint([files, *how]), COLUMNS[what]
-        about = f"{len(files)} images of {self.image_size}x{self.image_size} pixels"
+        content, first = fingerprint([digests, *how]), COLUMNS[what]
+        about = f"{len(digests)} images of {self.image_size}x{self.image_size} pixels"
         columns = [
             ArraySpec((3, self.image_size, self.image_size), torch.uint8),
             ArraySpec((32,), torch.uint8),
@@ -180,7 +171,7 @@ class _Reader:
         try:
             table = store.entry("pixels", [content], {"about": about}).table(
                 what,
-                len(files),
+                len(digests),
                 columns[first:],
                 lambda rows, _: self._read_rows(rows)[first:],
                 label,
@@ -192,119 +183,110 @@ class _Reader:
 
     def _read_all(self, what: str, label: str | None) -> list[Tensor]:
         """The same, in memory."""
-        count, chunks, first = len(self.paths), [], COLUMNS[what]
+        count, chunks, first = len(self.files), [], COLUMNS[what]
         with progress_bar(label, count) as advance:
             for rows in np.split(np.arange(count), range(CHUNK_SIZE, count, CHUNK_SIZE)):
                 chunks.append(self._read_rows(rows)[first:])
                 advance(len(rows))
         return [torch.cat(column) for column in zip(*chunks, strict=True)]
 
-    def _read_anew(self, files: np.ndarray, described: Sequence[Tensor]) -> Pixels:
+    def _read_anew(self, digests: np.ndarray, described: Sequence[Tensor]) -> Pixels:
         """Images that are decoded whenever they are read, of which these columns are known."""
-        digests, ranges = described[0].numpy().view("S32").reshape(-1), described[1].numpy()
+        by_pixels, ranges = described[0].numpy().view("S32").reshape(-1), described[1].numpy()
 
         def read(rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
             images, found, _ = self._read_rows(rows)
             return images, found.numpy().view("S32").reshape(-1)
 
-        images = ImageFiles(self.paths, self.image_size, digests, read)
-        return Pixels(images, files, digests, ranges)
+        images = ImageFiles(self.files, self.image_size, by_pixels, read)
+        return Pixels(images, digests, by_pixels, ranges)
 
-    def explain(self, error: BadImageError) -> InputError:
-        """The error for all files that cannot be read, after reading all of them."""
-        with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            bad = [found for found in pool.map(self._find_fault, self.paths) if found is not None]
-        if len(bad) < 2:
-            return error
-        folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
-        by_reason: dict[str, list[str]] = {}
-        for each in bad[:NAMED]:
-            name = printable(os.path.relpath(each.path, folder))
-            by_reason.setdefault(each.reason, []).append(name)
-        named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-        more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        return InputError(
-            f"{len(bad):,} of {len(self.paths):,} images cannot be read, in {printable(folder)}: "
-            f"{named}{more}. Repair or remove them."
-        )
-
-    def _find_fault(self, path: AnyPath) -> BadImageError | None:
-        try:
-            self._read_one(path)
-        except BadImageError as error:
-            return error
-        return None
-
-    def _read_one(self, path: AnyPath) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def read_one(self, file: ImageFile) -> tuple[np.ndarray, tuple[int, int, int]]:
         return _read_with_range(
-            path, self.image_size, self.max_megapixels, self.white_point, self.rules
+            file, self.image_size, self.max_megapixels, self.white_point, self.rules
         )
-
-    def _digest_files(self) -> np.ndarray:
-        """A digest of each file's content, bytes [N]."""
-        digests = []
-        for path in self.paths:
-            try:
-                digests.append(digest_file(path))
-            except OSError as error:
-                raise BadImageError(path, str(error.strerror), "cannot be read: ") from error
-        return np.array(digests, "S32")
 
     def _read_rows(self, rows: np.ndarray) -> list[Tensor]:
         """Images uint8 [B, 3, S, S], digests of their pixels uint8 [B, 32], ranges int32 [B, 3]."""
-        paths = [self.paths[row] for row in rows.tolist()]
+        files = [self.files[row] for row in rows.tolist()]
         with without_pillow_limit(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            squares, ranges = zip(*pool.map(self._read_one, paths), strict=True)
+            squares, ranges = zip(*pool.map(self.read_one, files), strict=True)
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
         return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
 
 
-def _as_pixels(files: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
-    images, digests, ranges = columns
-    return Pixels(images, files, digests.numpy().view("S32").reshape(-1), ranges.numpy())
+def digest_files(files: Sequence[ImageFile]) -> np.ndarray:
+    """A digest of each file's content, bytes [N]. Raises BadImageError."""
+    digests = []
+    for file in files:
+        try:
+            digests.append(digest(content_of(file)))
+        except OSError as error:
+            raise BadImageError(file, str(error.strerror), "cannot be read: ") from error
+    return np.array(digests, "S32")
 
 
-@contextmanager
-def without_pillow_limit() -> Iterator[None]:
-    """Disable Pillow's limit of an image's size: ours is checked instead."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def _as_pixels(digests: np.ndarray, columns: Sequence[Tensor]) -> Pixels:
+    images, by_pixels, ranges = columns
+    return Pixels(images, digests, by_pixels.numpy().view("S32").reshape(-1), ranges.numpy())
 
 
 def _read_with_range(
-    path: AnyPath,
+    file: ImageFile,
     image_size: int,
     max_megapixels: float,
     white_point: int | None,
     rules: ReadingRules,
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The image, uint8 [S, S, 3], and the range of its values as in `describe_lost_range`."""
-    try:
-        with Image.open(path) as image:
-            if (size := image.width * image.height / 1e6) > max_megapixels:
-                raise BadImageError(
-                    path,
-                    f"has {size:.0f} megapixels, more than data.max_megapixels={max_megapixels:g}",
-                    verdict="",
-                    remedy="Raise the limit or shrink the image.",
-                )
-            shown, values = convert_to_8_bits(path, image, white_point, rules.window)
-            shown = turn_upright(shown, image)
-        scaled = rules.scale(shown, image_size)
-        if values is None:
-            values = _shade_range(np.asarray(scaled), rules)
-    except BadImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImageError(path, "it is none that Pillow knows") from error
-    except Exception as error:  # Pillow raises anything for a damaged file
-        reason = str(error).strip() or type(error).__name__
-        raise BadImageError(path, printable(reason)) from error
+    if rules.bands:
+        with naming(file):
+            bands = _read_bands(file, rules.bands, max_megapixels)
+            shown, values = show_bands(bands, white_point, rules.window)
+            return _make_square(shown, values, image_size, rules)
+    with open_image(file, max_megapixels) as image:
+        shown, values = convert_to_8_bits(file, image, white_point, rules.window)
+        return _make_square(turn_upright(shown, image), values, image_size, rules)
+
+
+def _make_square(
+    shown: Image.Image, values: tuple[int, int, int] | None, image_size: int, rules: ReadingRules
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    scaled = rules.scale(shown, image_size)
+    if values is None:
+        values = _shade_range(np.asarray(scaled), rules)
     return np.asarray(rules.fill(scaled, image_size)), values
+
+
+def values_of(file: ImageFile, max_megapixels: float, bands: Sequence[int] = ()) -> np.ndarray:
+    """The values to which a window would be applied, [H, W] or [H, W, C]. Raises BadImageError."""
+    if bands:
+        with naming(file):
+            return require_numbers(_read_bands(file, bands, max_megapixels))
+    with open_image(file, max_megapixels) as image:
+        return read_values(file, image)
+
+
+def _read_bands(file: ImageFile, bands: Sequence[int], max_megapixels: float) -> np.ndarray:
+    try:
+        return read_bands(file, bands, max_megapixels)
+    except TooLargeError as error:
+        raise _too_large(file, error.megapixels, max_megapixels) from error
+
+
+def _too_large(file: ImageFile, size: float, most: float) -> BadImageError:
+    reason = f"has {size:.0f} megapixels, more than data.max_megapixels={most:g}"
+    return BadImageError(file, reason, verdict="", remedy="Raise the limit or shrink the image.")
+
+
+@contextmanager
+def open_image(file: ImageFile, max_megapixels: float) -> Iterator[OpenedImage]:
+    """The image as Pillow opens it; BadImageError for whatever is raised within the context."""
+    with naming(file), Image.open(openable(file)) as image:
+        if (size := image.width * image.height / 1e6) > max_megapixels:
+            raise _too_large(file, size, max_megapixels)
+        yield image
 
 
 def _shade_range(pixels: np.ndarray, rules: ReadingRules) -> tuple[int, int, int]:

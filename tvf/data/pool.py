@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvf.data.encoded import ImageFile
 from tvf.data.left_out import LeftOut
 from tvf.errors import InputError
 from tvf.store import Store, fingerprint
@@ -47,9 +48,11 @@ class Catalog:
     `parts` assigns images to "train", "val" or "test"; images with "" are divided by the options
     of the data source. `strata`, int64 [N], are finer classes whose shares the splits keep; by
     default the labels. Images of one group are never on two sides of a split. With `val_is_test`
-    the test images validate as well. `read(places, progress, store)` reads some of the images.
-    `left_out` counts what the data set holds but is not read; `notes` are for its user to read.
-    `files` are the paths of the images if each is a file.
+    the test images validate as well. `weights`, float64 [N], say how much each image counts in the
+    training loss. `window` holds the values shown as black and white, if the training images have
+    given them. `read(places, progress, store)` reads some of the images. `left_out` counts what the
+    data set holds but is not read; `notes` are for its user to read. `files` are where the images
+    are read from, if they are files or kept in one.
     """
 
     classes: tuple[str, ...]
@@ -59,10 +62,12 @@ class Catalog:
     parts: np.ndarray | None = None
     strata: np.ndarray | None = None
     groups: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    window: tuple[float, float] | None = None
     val_is_test: bool = False
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
-    files: Sequence[str] | None = None
+    files: Sequence[ImageFile] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +76,7 @@ class Catalog:
         """Return the catalog of these images alone."""
         rows = {
             name: None if (values := getattr(self, name)) is None else values[places]
-            for name in ("labels", "parts", "strata", "groups")
+            for name in ("labels", "parts", "strata", "groups", "weights")
         }
         names = [self.names[place] for place in places]
         files = None if self.files is None else [self.files[place] for place in places]
@@ -84,13 +89,15 @@ class Pool:
     """All images of a data set and their classes, int64 [N].
 
     `names` tell people which image it is; images of one group, int64 [N], belong together. See
-    `Catalog` for `left_out` and `notes`.
+    `Catalog` for `weights`, `window`, `left_out` and `notes`.
     """
 
     pixels: Pixels
     labels: Tensor
     names: Sequence[str]
     groups: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    window: tuple[float, float] | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -126,20 +133,30 @@ class Split:
         return self.pool.labels[torch.from_numpy(self.places)]
 
     @cached_property
+    def weights(self) -> Tensor | None:
+        """How much each image counts in a loss, float32 [N] up to 1; None if all count the same."""
+        weights = None if self.pool.weights is None else self.pool.weights[self.places]
+        if weights is None or not len(weights) or (weights == weights[0]).all():
+            return None
+        return torch.from_numpy((weights / weights.max()).astype(np.float32))
+
+    @cached_property
     def fingerprint(self) -> str:
         """Identifies the pixels of the split, in their order."""
         return fingerprint([self.pool.fingerprint, self.places])
 
-    def content(self, classes: Sequence[str]) -> str:
+    def content(self, classes: Sequence[str], weighted: bool = False) -> str:
         """Identifies the images of the split by what they were read from, and their classes.
 
-        Neither names nor order matter.
+        Neither names nor order matter. With `weighted`, their weights count as well.
         """
         digests = self.pool.pixels.digests[self.places].tolist()
         rows = [
             f"{one.decode()} {classes[label]}"
             for one, label in zip(digests, self.labels.tolist(), strict=True)
         ]
+        if weighted and self.weights is not None:
+            rows = [f"{row} {w}" for row, w in zip(rows, self.weights.tolist(), strict=True)]
         return digest("\n".join(sorted(rows)).encode()).decode()
 
     def pixels(self, samples: np.ndarray) -> Tensor:
@@ -161,6 +178,14 @@ class DataSplits:
         """The splits by their names."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Identifies the images of each split and their classes, and the weights to train with."""
+        return {
+            name: split.content(self.classes, weighted=name == "train")
+            for name, split in self.by_name.items()
+        }
+
     def join_val(self) -> "DataSplits":
         """Move the validation images to the images to train on; none validate then."""
         pool, places = self.train.pool, np.union1d(self.train.places, self.val.places)
@@ -171,25 +196,40 @@ def count_images(data: DataSplits) -> dict[str, Any]:
     """How many images the pool and its splits have, and digests of what was read.
 
     `by_class` holds for each split the images of each class, in the order of `data.classes`,
-    `groups` the number of its groups if there are any. `digests` has one of the images and labels
-    of each split, whatever their names and order. `left_out` is what was not read, and why.
+    `groups` the number of its groups if there are any. `weights` has the least and the largest
+    weight of an image to train on, and how many have none, if they are weighted, `window` the
+    values that are black and white, if training images have given them. `digests` has one
+    of the images and labels of each split, and of the weights to train with, whatever their names
+    and order. `left_out` is what was not read, and why.
     """
     pool, splits = data.train.pool, data.by_name
+    identity = [pool.pixels.digests, pool.labels, pool.groups]
+    if pool.weights is not None and (pool.weights != pool.weights[0]).any():
+        identity.append(pool.weights)
     counts: dict[str, Any] = {
         "pool": len(pool),
-        "digest": fingerprint([pool.pixels.digests, pool.labels, pool.groups]),
+        "digest": fingerprint(identity),
         **{name: len(split) for name, split in splits.items()},
         "by_class": {
             name: split.labels.bincount(minlength=len(data.classes)).tolist()
             for name, split in splits.items()
         },
-        "digests": {name: split.content(data.classes) for name, split in splits.items()},
+        "digests": data.digests,
         "left_out": [asdict(entry) for entry in pool.left_out],
     }
     if pool.groups is not None:
         counts["groups"] = {
             name: len(np.unique(pool.groups[split.places])) for name, split in splits.items()
         }
+    if pool.weights is not None and data.train.weights is not None:
+        weights = pool.weights[data.train.places]
+        counts["weights"] = {
+            "low": float(weights.min()),
+            "high": float(weights.max()),
+            "zero": int((weights == 0).sum()),
+        }
+    if pool.window is not None:
+        counts["window"] = list(pool.window)
     return counts
 
 

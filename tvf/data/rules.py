@@ -34,15 +34,19 @@ class ReadingRules:
     "crop" takes the central square, "squash" the whole image, whose shape changes, and "pad" the
     whole image in its shape, with `pad_color` around it: a name such as black, or #rrggbb.
     `interpolation` is one of INTERPOLATIONS. `window` [low, high] shows low and all below as black,
-    high and all above as white. Raises InputError for any other value.
+    high and all above as white. `channels` "grey" takes the lightness of colours; a list of one or
+    three numbers takes these bands of TIFF files, counted from 1, as grey or as red, green and
+    blue; "auto" shows an image as a viewer does. Raises InputError for any other value.
     """
 
     resize: str = CROP
     interpolation: str = "bilinear"
     pad_color: str = "black"
     window: tuple[float, float] | None = None
+    channels: str | tuple[int, ...] = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", _check_channels(self.channels))
         if self.window is not None:
             object.__setattr__(self, "window", _check_window(self.window))
         require_choice("data.resize", self.resize, RESIZE)
@@ -62,7 +66,14 @@ class ReadingRules:
             key += (_parse_color(self.pad_color),)
         elif key == (ReadingRules.resize, ReadingRules.interpolation):
             key = ()
-        return key if self.window is None else (*key, "window", *self.window)
+        if self.window is not None:
+            key = (*key, "window", *self.window)
+        return key if self.channels == "auto" else (*key, "channels", self.channels)
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """The bands to read, from 1; none if they are those of a viewer."""
+        return self.channels if isinstance(self.channels, tuple) else ()
 
     def scale(self, shown: Image.Image, size: int) -> Image.Image:
         """An upright image as RGB of `size` pixels per side; of fewer in one with "pad"."""
@@ -75,6 +86,8 @@ class ReadingRules:
             longest = max(shown.size)
             width, height = (max(1, round(side * size / longest)) for side in shown.size)
             scaled = shown.resize((width, height), method)
+        if self.channels == "grey":
+            scaled = scaled.convert("L")
         return scaled.convert("RGB")
 
     def fill(self, scaled: Image.Image, size: int) -> Image.Image:
@@ -111,6 +124,20 @@ def _parse_color(color: object) -> tuple[int, int, int]:
     return found
 
 
+def _check_channels(channels: object) -> str | tuple[int, ...]:
+    if channels in ("auto", "grey") and isinstance(channels, str):
+        return channels
+    given = list(channels) if isinstance(channels, list | tuple) else []
+    bands = [band for band in given if type(band) is int and band >= 1]
+    if len(bands) == len(given) and len(bands) in (1, 3):
+        return tuple(bands)
+    raise InputError(
+        f"data.channels={channels} must be auto, grey, or a list of one or three bands of TIFF "
+        "files, counted from 1: [4,3,2] shows the fourth as red, the third as green, the second as "
+        "blue."
+    )
+
+
 def _check_window(window: object) -> tuple[float, float]:
     given = list(window) if isinstance(window, Sequence) and not isinstance(window, str) else []
     numbers = [float(n) for n in given if isinstance(n, int | float) and not isinstance(n, bool)]
@@ -120,5 +147,6 @@ def _check_window(window: object) -> tuple[float, float]:
             return low, high
     raise InputError(
         f"data.window={window} must be [low,high]: the value that is shown as black, and a higher "
-        "one that is shown as white, such as [0,4095]."
+        "one that is shown as white, such as [0,4095]; or [1%,99%], percentiles of the values of "
+        "the training images."
     )

@@ -106,6 +106,7 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
     splits = {"train": train, "val": val, "test": test}
     for fold in folds:  # all of them: otherwise a sweep would lose some, one by one
         require_classes({"train": fold[0], "val": fold[1]}, catalog)
+        _require_weights(fold[0], catalog)
     # Splits that the data set brings may lack classes, except the one to train on.
     divided = {
         name: places
@@ -113,6 +114,7 @@ def divide(catalog: Catalog, options: SplitOptions) -> dict[str, np.ndarray]:
         if name == "train" or not len(given[name]) or not np.array_equal(places, given[name])
     }
     require_classes(divided, catalog)
+    _require_weights(splits["train"], catalog)
     _require_whole_groups(splits, catalog)
     return splits
 
@@ -254,6 +256,18 @@ def require_classes(splits: Mapping[str, np.ndarray], catalog: Catalog) -> None:
             f"{pool} cannot be divided so that each split has an image of each class: the {name} "
             f"split ({len(places)} images) has none of class {missing[0]}. Add images, use fewer "
             "folds, or raise data.val_fraction, data.test_fraction or the limits."
+        )
+
+
+def _require_weights(train: np.ndarray, catalog: Catalog) -> None:
+    """Raise InputError if all training images of a class have the weight 0."""
+    if catalog.weights is None:
+        return
+    totals = np.bincount(catalog.labels[train], catalog.weights[train], len(catalog.classes))
+    if not totals.all():
+        raise InputError(
+            f"all training images of class {catalog.classes[int(totals.argmin())]} have the weight "
+            "0, so nothing can be learnt about it: give some of them a weight, or remove the class."
         )
 
 

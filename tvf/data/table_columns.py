@@ -20,6 +20,7 @@ USUAL = {
     ),
     "split": ("split", "set", "subset", "partition", "dataset"),
     "group": ("group", "groups", "groupid"),
+    "weight": ("weight", "weights", "sampleweight", "imageweight"),
 }
 # What groups are usually called by. Only named, as it may also be something else.
 GROUP_LIKE = frozenset(
@@ -28,8 +29,7 @@ GROUP_LIKE = frozenset(
     for end in ("", "s", "id", "no", "number", "name")
 )
 FOLD_LIKE = ("fold", "folds", "foldid", "kfold", "cvfold")
-WEIGHT_LIKE = ("weight", "weights", "sampleweight", "imageweight")
-OPTIONAL = ("split", "group")
+OPTIONAL = ("split", "group", "weight")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
         if wanted != AUTO:
             names[what] = _require(table, header, what, wanted)
             continue
-        meant = [name for name in header if _plain(name) in usual]
-        chosen = [name for name in meant if _plain(name) == what] or meant
+        meant = [name for name in header if plain_name(name) in usual]
+        chosen = [name for name in meant if plain_name(name) == what] or meant
         if len(chosen) > 1:
             raise InputError(
                 f"{table} has several columns that may hold the {what} of an image: "
@@ -63,7 +63,8 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
             )
         if chosen:
             names[what] = chosen[0]
-            if chosen[0] != what or len(meant) > 1:
+            # A weight may also be one in kilograms.
+            if chosen[0] != what or len(meant) > 1 or what == "weight":
                 notes.append(_describe_guess(what, chosen[0], meant))
         elif what not in OPTIONAL:
             raise InputError(
@@ -82,7 +83,18 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
     return Columns(names, (*notes, *_describe_others(header, names, given)))
 
 
-def _plain(name: str) -> str:
+def require_column(what: str, value: object) -> None:
+    """Raise InputError unless `value` can name the column of `what`."""
+    if isinstance(value, str) or (value is None and what in OPTIONAL):
+        return
+    name = f"data.{what}_column"
+    quoted = f". Quote a number: '{name}=\"{value}\"'" if type(value) in (int, float) else ""
+    null = ", or null" if what in OPTIONAL else ""
+    raise InputError(f"{name}={value!r} must be the name of a column, or auto{null}{quoted}.")
+
+
+def plain_name(name: str) -> str:
+    """A column's name in lower case, without spaces, _ and -."""
     return "".join(letter for letter in name.casefold() if letter not in " _-")
 
 
@@ -98,9 +110,12 @@ def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:
     note = f"each image's {what} is in column {printable(chosen)}"
     if what == "image":
         note = f"the images are those in column {printable(chosen)}"
+    if what == "weight":
+        note = f"each image counts in the training loss by its weight in column {printable(chosen)}"
     if others := [name for name in meant if name != chosen]:
         note += f", not in {first_few(others)}"
-    return f"{note} (data.{what}_column)"
+    null = "; null: all count the same" if what == "weight" else ""
+    return f"{note} (data.{what}_column{null})"
 
 
 def _describe_others(
@@ -109,19 +124,14 @@ def _describe_others(
     """Notes about columns that are not read and might matter."""
     unread = [name for name in header if name not in names.values()]
     notes = []
-    alike = [name for name in unread if _plain(name) in GROUP_LIKE]
+    alike = [name for name in unread if plain_name(name) in GROUP_LIKE]
     if alike and "group" not in names and given["group"] is not None:
         notes.append(
             f"column {printable(alike[0])} may say which images belong together: "
             f"data.group_column={printable(alike[0])} keeps them in one split, and "
             "data.group_column=null says that it does not"
         )
-    if weights := [name for name in unread if _plain(name) in WEIGHT_LIKE]:
-        notes.append(
-            f"column {printable(weights[0])} is not used: images cannot be weighted one by one, "
-            "only classes, by data.class_weights=balanced"
-        )
-    if folds := [name for name in unread if _plain(name) in FOLD_LIKE]:
+    if folds := [name for name in unread if plain_name(name) in FOLD_LIKE]:
         notes.append(
             f"column {printable(folds[0])} is not used: data.folds draws folds of its own; for one "
             "division, write train and val into a column split"

@@ -1,6 +1,7 @@
 """The images that a table lists, checked row by row: all mistakes are found before any is read."""
 
 import difflib
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class TableImages:
-    """The images of a table: names as it has them, files, classes, and splits and groups if known.
+    """The images of a table: names as it has them, files, classes, and what else it knows.
 
     There is one of each per image, except `classes`; `notes` are for the user to read.
     """
@@ -44,6 +45,7 @@ class TableImages:
     labels: list[int]
     parts: list[str] | None
     groups: list[int] | None
+    weights: list[float] | None
     notes: tuple[str, ...]
 
 
@@ -125,6 +127,8 @@ class _Reader:
             return
         if "split" in values:
             values["split"] = self._split_of(number, values["split"])
+        if "weight" in values:
+            values["weight"] = self._weight_of(number, values["weight"])
         name = values.pop("image") + self._options.ending
         file = self._find(number, name)
         real = self._resolve(file)
@@ -174,6 +178,7 @@ class _Reader:
                 else None
             ),
             groups=groups,
+            weights=self._weights(images),
             notes=(*self._columns.notes, *self._notes(classes, images)),
         )
 
@@ -185,6 +190,17 @@ class _Reader:
         if value.casefold() != part:
             self._renamed[value] = part
         return part
+
+    def _weight_of(self, number: int, value: str) -> str:
+        """A weight, in one form for equal ones."""
+        try:
+            weight = float("nan" if "_" in value else value)
+        except ValueError:
+            weight = math.nan
+        if math.isfinite(weight) and weight >= 0:
+            return repr(weight + 0.0)  # -0 is 0
+        self._faults.add("weights that are no numbers of at least 0", number, value)
+        return value
 
     def _find(self, number: int, name: str) -> str:
         """The path of an image, which is counted if it is missing."""
@@ -230,6 +246,22 @@ class _Reader:
                 trained.add(label)  # named once
                 self._faults.add("labels without training images", image.number, label)
 
+    def _weights(self, images: Sequence[_Image]) -> list[float] | None:
+        """The weight of each image, if there are any; InputError if none is left to train on."""
+        if "weight" not in self._columns.names:
+            return None
+        weights = [float(image.values["weight"]) for image in images]
+        pairs = zip(images, weights, strict=True)
+        if not any(
+            weight for each, weight in pairs if each.values.get("split", "train") == "train"
+        ):
+            raise InputError(
+                f"{printable(self._options.path)}: all weights of images to train on are 0 in "
+                f"column {printable(self._columns.names['weight'])}, so nothing can be learnt: "
+                "correct them; data.weight_column=null ignores the column."
+            )
+        return weights
+
     def _hints(self, classes: int) -> str:
         hints = []
         if self._missing:
@@ -242,6 +274,8 @@ class _Reader:
                 f"A split must be one of {', '.join(PARTS)}, or of their usual names; "
                 "data.split_column=null ignores the column."
             )
+        if any("weight" in kind for kind in self._faults.counts):
+            hints.append("data.weight_column=null ignores the weights.")
         if self._faults.counts["labels that occur once"] > max(2, classes / 2):
             column = printable(self._columns.names["label"])
             hints.append(f"If column {column} is not the class: data.label_column= names another.")

@@ -207,7 +207,7 @@ class _Combiner:
         self.data: DataSplits = open_source(config, trust_code).load(progress=True)
         recorded = (read_json(best / "summary.json").get("images") or {}).get("digests")
         if recorded is not None:
-            found = {k: split.content(self.data.classes) for k, split in self.data.by_name.items()}
+            found = self.data.digests
             if found != recorded:
                 changed = ", ".join(name for name in found if found[name] != recorded.get(name))
                 raise InputError(

@@ -17,6 +17,7 @@ from tvf.distributed import library_versions, source_commit
 from tvf.errors import InputError, require_choice
 from tvf.files import printable, read_json
 from tvf.inference.exported import (
+    CHANNELS_VERSION,
     ENDINGS,
     EXTRA,
     FORMAT_VERSION,
@@ -27,6 +28,7 @@ from tvf.inference.exported import (
 from tvf.inference.images import Reading
 from tvf.inference.model import Model
 from tvf.inference.trust import open_source
+from tvf.records import recorded_data
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +106,11 @@ def export_model(
 def _metadata(model: Model, layout: str, raw: bool) -> dict[str, str]:
     versions = model.summary.get("versions") or {}
     rules = model.reading.rules
+    file_format = RULES_VERSION if rules.key else FORMAT_VERSION
+    if rules.channels != "auto":
+        file_format = CHANNELS_VERSION
     facts = {
-        "format": RULES_VERSION if rules.key else FORMAT_VERSION,
+        "format": file_format,
         "version": library_versions().get("tvf"),
         "commit": source_commit(),
         "trained_with": versions | {"commit": model.summary.get("commit")},
@@ -175,6 +180,7 @@ def _real_images(model: Model, trust_code: bool) -> tuple[np.ndarray, str]:
     """Some images of the job's data, uint8 [N, S, S, 3], or noise if it is not here; in words."""
     try:
         config = read_json(Path(model.source) / "config.json")
+        config = config | {"data": recorded_data(config, model.summary)}
         catalog = open_source(config, trust_code).catalog()
         places = np.linspace(0, len(catalog) - 1, min(CHECKED, len(catalog))).astype(np.int64)
         images = catalog.read(places, False, None).images.permute(0, 2, 3, 1).numpy()

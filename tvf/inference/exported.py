@@ -22,6 +22,7 @@ from tvf.inference.model import Model
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 FORMAT_VERSION = 1
 RULES_VERSION = 2  # has rules of reading images that readers of version 1 would ignore
+CHANNELS_VERSION = 3  # likewise of version 2
 METADATA = "tvf.json"  # in a .pt2 file
 EXTRA = "pip install 'tvf[export]'"
 
@@ -80,10 +81,10 @@ def _read_facts(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise InputError(
             f"{printable(path)} has no metadata of tvf: it was not written by tvf export."
         ) from None
-    if facts.get("format") not in (FORMAT_VERSION, RULES_VERSION):
+    if facts.get("format") not in (FORMAT_VERSION, RULES_VERSION, CHANNELS_VERSION):
         raise InputError(
             f"{printable(path)} was written by tvf {facts.get('version')}, in format "
-            f"{facts.get('format')}; this one reads {FORMAT_VERSION} and {RULES_VERSION}. Load "
+            f"{facts.get('format')}; this one reads {FORMAT_VERSION} to {CHANNELS_VERSION}. Load "
             "it with that version."
         )
     return facts

@@ -127,7 +127,7 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
         data["image_size"],
         data.get("max_megapixels", 100.0),
         data.get("white_point"),
-        read_rules(config),
+        read_rules(config, summary),
     )
     warn_of_own_source(config, folder)
     temperature = _temperature(folder, summary)
@@ -222,7 +222,7 @@ def _find_fault(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | 
         if not isinstance(value, int) or value < 1:
             return f"config.json does not say data.{key}, a whole number of at least 1"
     try:
-        read_rules(config)
+        read_rules(config, summary)
     except InputError as error:
         return f"config.json: {str(error).rstrip('.')}"
     combination = summary.get("combination", {})

@@ -10,18 +10,20 @@ from tvf.data import ReadingRules
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.inference.trust import DATA
+from tvf.records import recorded_data
 
 log = logging.getLogger(__name__)
 
 RULES = tuple(ReadingRules.__dataclass_fields__)
 
 
-def read_rules(config: Mapping[str, Any]) -> ReadingRules:
+def read_rules(config: Mapping[str, Any], summary: Mapping[str, Any]) -> ReadingRules:
     """The rules that a job's config names. Raises InputError for one that there is not.
 
-    Options of a data source of the user's own may mean anything: those that are rules are taken.
+    The summary has the window of percentiles. Options of a data source of the user's own may mean
+    anything: those that are rules are taken.
     """
-    return ReadingRules.of(_known_options(config))
+    return ReadingRules.of(_known_options({"data": recorded_data(config, summary)}))
 
 
 def warn_of_own_source(config: Mapping[str, Any], folder: Path) -> None:

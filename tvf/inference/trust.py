@@ -12,7 +12,9 @@ from tvf.data import DataSource
 from tvf.errors import InputError
 from tvf.files import printable
 
-DATA = ("tvf.data.Cifar10", "tvf.data.Elpv", "tvf.data.ImageFolder", "tvf.data.ImageTable")
+DATA = tuple(
+    f"tvf.data.{name}" for name in ("Cifar10", "Elpv", "HfDataset", "ImageFolder", "ImageTable")
+)
 
 
 def names_code(options: Any) -> bool:

@@ -26,6 +26,18 @@ def log_images(tag: str, data: DataSplits, counts: Mapping[str, Any]) -> None:
     if (classes := describe_classes(counts, data.classes)) is not None:
         log.info("%s %s", tag, classes)
     pool = data.train.pool
+    if window := counts.get("window"):
+        log.info("%s values from %g to %g are shown as black to white.", tag, *window)
+    if weights := counts.get("weights"):
+        none = f"; {weights['zero']:,} count for nothing" if weights["zero"] else ""
+        log.info(
+            "%s training images count in the loss by weights from %g to %g%s; scores are without "
+            "weights.",
+            tag,
+            weights["low"],
+            weights["high"],
+            none,
+        )
     for split, by_class in counts["by_class"].items():
         missing = [c for c, number in zip(data.classes, by_class, strict=True) if not number]
         if missing and counts[split]:
@@ -57,6 +69,7 @@ def check_same_images(
     if changed:
         now = ", ".join(f"{part} {counts[part]:,}" for part in changed)
         raise InputError(
-            f"the images have changed since the checkpoint in {folder} was written (now: {now}): "
+            f"the images have changed since the checkpoint in {folder} was written (now: {now}), "
+            "or their labels or weights have: "
             "the job cannot resume on others. Restore them, or delete the folder to train it again."
         )

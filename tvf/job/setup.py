@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -206,12 +207,19 @@ def _build_steps(
 ) -> StepOptions:
     weights = None
     if config["data"].get("class_weights"):
-        weights = balanced_weights(data.train.labels, data.classes)
+        weights = balanced_weights(data.train.labels, data.classes, data.train.weights)
     average = build_part(config, "average")
+    loss = build_part(config, "loss", class_weights=weights)
+    if data.train.weights is not None and "weights" not in signature(loss.sum).parameters:
+        raise InputError(
+            f"loss._target_={config['loss']['_target_']!r} cannot weight images: its method sum "
+            "must take weights, as tvf.training.CrossEntropyLoss has it, or set "
+            "data.weight_column=null."
+        )
     return StepOptions(
         batch_size=batch_size,
         seed=config["seed"],
-        loss=build_part(config, "loss", class_weights=weights),
+        loss=loss,
         mix=build_part(config, "mix"),
         clip_norm=config["optimizer"].get("clip_norm"),
         average=average(model) if average else None,
@@ -301,6 +309,8 @@ def _head_phase_fingerprint(config: Config, phases: JobPhases) -> str | None:
     stopping = first.stopping
     schedule = [first.lr, first.epochs, first.length, stopping.patience, stopping.min_delta]
     images = [[split.fingerprint, split.labels] for split in (data.train, data.val)]
+    if data.train.weights is not None:
+        images.append([data.train.weights])
     environment = [
         numeric_environment(phases.fabric, model.module.parameters()),
         torch.get_num_threads(),

@@ -30,6 +30,7 @@ from tvf.records.predictions import (
     read_trained_on,
     write_predictions,
 )
+from tvf.records.reading import recorded_data
 from tvf.records.rows import (
     COLUMNS,
     DROPPED,
@@ -115,6 +116,7 @@ __all__ = [
     "read_status",
     "read_sweep",
     "read_trained_on",
+    "recorded_data",
     "score_calibration",
     "sibling_configs",
     "softmax",

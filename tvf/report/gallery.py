@@ -16,6 +16,7 @@ from PIL import Image
 from tvf.config import build, modern_node
 from tvf.errors import InputError
 from tvf.files import printable
+from tvf.records import recorded_data
 from tvf.report.calibration import SPLITS
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration
@@ -46,7 +47,7 @@ def collect_gallery(
         return None
     lists = [images for each in described.values() for *_, images in each]
     shown = [image for images in lists for image in images.images]
-    pictures, problem = _read_pictures(configuration.done[0]["config"], shown)
+    pictures, problem = _read_pictures(configuration.done[0], shown)
     thumbnails = _encode(pictures, shown, budget)
     classes = configuration.done[0]["summary"].get("classes") or []
     return {
@@ -141,11 +142,11 @@ def _describe_gaps(
 
 
 def _read_pictures(
-    config: Mapping[str, Any], shown: Sequence[JudgedImage]
+    job: Mapping[str, Any], shown: Sequence[JudgedImage]
 ) -> tuple[dict[Key, Image.Image], str]:
     """The images by name and digest, and why there are none at all."""
     try:
-        catalog = _open_data(config["data"])
+        catalog = _open_data(recorded_data(job["config"], job["summary"]))
         places = dict(zip(map(str, catalog.names), range(len(catalog)), strict=True))
     except Exception as error:  # data on another machine, or anything in a user's data source
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

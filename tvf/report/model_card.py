@@ -175,8 +175,12 @@ def _resizing(job: Row) -> str:
     }.get(str(data.get("resize")), "become their central square of")
     method = data.get("interpolation", "bilinear")
     by = "" if method == "bilinear" else f", by {_name(method)} interpolation"
-    if isinstance(window := data.get("window"), list):
+    window = (job["summary"].get("images") or {}).get("window") or data.get("window")
+    if isinstance(window, list):
         by += f", with values from {' to '.join(map(_name, window))} as black to white"
+    if (channels := data.get("channels", "auto")) != "auto":
+        shown = channels if isinstance(channels, str) else ", ".join(map(str, channels))
+        by += f", in {_name(shown)}" if isinstance(channels, str) else f", of bands {_name(shown)}"
     return f"{how} {data.get('image_size')}×{data.get('image_size')} pixels{by}"
 
 
@@ -185,7 +189,9 @@ def _data(job: Row) -> Iterator[str]:
     target = str(data.get("_target_"))
     path, root = data.get("path"), data.get("root")
     source = f"the folder `{_name(Path(str(root)).name)}`" if root else target.split(".")[-1]
-    source = f"the table `{_name(Path(str(path)).name)}`" if path else source
+    if path:
+        kind = "data set" if target.endswith("HfDataset") else "table"
+        source = f"the {kind} `{_name(Path(str(path)).name)}`"
     yield f"Source: {source}. Licence: {LICENCES.get(target, UNKNOWN)}."
     by_class, classes = images.get("by_class") or {}, job["summary"].get("classes") or []
     if not by_class:
@@ -199,6 +205,11 @@ def _data(job: Row) -> Iterator[str]:
     if groups := images.get("groups"):
         each = ", ".join(f"{name} {count}" for name, count in groups.items())
         yield f"Images of a group are on one side of the division. Groups: {each}."
+    if weights := images.get("weights"):
+        yield (
+            f"In training, images counted by weights from {weights['low']:g} to "
+            f"{weights['high']:g}; scores are without weights."
+        )
     if left_out := images.get("left_out"):
         number = sum(entry["count"] for entry in left_out)
         yield f"{number:,} files of the data's folder were not read."

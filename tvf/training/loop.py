@@ -201,8 +201,8 @@ class TrainingLoop:
         left = batches[len(state.losses) :]
         rates = learning_rates(setup.optimizer)
         label = f"epoch {number}" if self._options.show_progress else None
-        labels, mixes = setup.pipeline.data.train.labels, steps.mix is not None
-        feed = read_batches(self._fabric, inputs, labels, left, whole=mixes)
+        train, mixes = setup.pipeline.data.train, steps.mix is not None
+        feed = read_batches(self._fabric, inputs, train.labels, left, mixes, train.weights)
         with progress_bar(label, len(left)) as advance, closing(feed):
             for batch in feed:
                 rates = learning_rates(setup.optimizer)

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy, optionally with label smoothing, class weights, mixed images.
+"""The training loss: cross-entropy, optionally with label smoothing, weights, mixed images.
 
 Validation and test losses are always plain cross-entropy, so that they are comparable across jobs.
 """
@@ -22,7 +22,9 @@ class CrossEntropyLoss:
     """Cross-entropy, summed over images, with label smoothing and class weights.
 
     `label_smoothing` (Szegedy et al. 2016) spreads that share of each label evenly over all
-    classes. `class_weights`, float [classes], weight each class's loss.
+    classes. `class_weights`, float [classes], weight each class's loss. Images can have weights,
+    too: the loss of a batch is the weighted mean over its images, where each counts by the product
+    of its own weight and that of its class.
     """
 
     label_smoothing: float = 0.0
@@ -31,39 +33,69 @@ class CrossEntropyLoss:
     def __post_init__(self) -> None:
         require_number("loss.label_smoothing", self.label_smoothing, 0, 0.9)
 
-    def sum(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Sum over images. `targets` are classes, int64 [N], or shares, float [N, classes]."""
-        weights = (
+    def sum(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum over images, with `weights` float [N] if they have any.
+
+        `targets` are classes, int64 [N], or shares, float [N, classes].
+        """
+        by_class = (
             None if self.class_weights is None else self.class_weights.to(logits, non_blocking=True)
         )
-        return cross_entropy(
-            logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing
+        kind = "sum" if weights is None else "none"
+        losses = cross_entropy(
+            logits, targets, by_class, reduction=kind, label_smoothing=self.label_smoothing
         )
+        return losses if weights is None else (losses * weights).sum()
 
-    def size(self, labels: Tensor) -> float:
+    def size(self, labels: Tensor, weights: Tensor | None = None) -> float:
         """The divisor that makes the sum over images with these labels, int64 [N], their mean.
 
-        It is the number of images or, with class weights, the sum of their weights. The labels are
-        on the CPU.
+        It is the number of images or, with class weights or `weights` float [N], the sum of their
+        weights; 1 if all of these are 0, as the sum is then. Labels and weights are on the CPU.
         """
-        if self.class_weights is None:
+        if self.class_weights is None and weights is None:
             return float(len(labels))
-        # Both are in the host's memory, or the host would wait here for all earlier work.
-        return float(self.class_weights[labels].sum().numpy())
+        # All are in the host's memory, or the host would wait here for all earlier work.
+        each = torch.ones(len(labels)) if weights is None else weights
+        if self.class_weights is not None:
+            each = each * self.class_weights[labels]
+        return float(each.sum().numpy()) or 1.0
 
 
-def balanced_weights(labels: Tensor, classes: Sequence[str]) -> Tensor:
+def balanced_weights(
+    labels: Tensor, classes: Sequence[str], weights: Tensor | None = None
+) -> Tensor:
     """Class weights, float [classes], that give all classes equal weight: N / (classes * images).
 
-    Like scikit-learn's "balanced" (King & Zeng 2001). Raises InputError if a class has no image.
+    Like scikit-learn's "balanced" (King & Zeng 2001). Images with `weights`, float [N], count by
+    them. Raises InputError if a class has no image.
     """
-    counts = labels.bincount(minlength=len(classes))
+    counts = labels.bincount(weights, minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise InputError(
             "data.class_weights=balanced must have training images of every class, but there are "
             f"none of class {', '.join(missing)}. Raise data.limit if it is set."
         )
-    return len(labels) / (len(classes) * counts.float())
+    total = len(labels) if weights is None else float(weights.sum())
+    return total / (len(classes) * counts.float())
+
+
+def share_by_weight(
+    parts: Tensor, labels: Tensor, weights: Tensor, classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The targets of images that are mixed of weighted ones.
+
+    `parts`, float [N, N], says of which images each is mixed; `labels`, int64 [N], and `weights`,
+    float [N], are those of the images. Returns the shares of classes in each image, float
+    [N, classes], the same with each part counting by its weight, and the weights of the images, so
+    that the loss is as if each part had been counted by its own weight.
+    """
+    by_class = one_hot(labels, classes).float()
+    weighted = parts * weights
+    total = weighted.sum(1)
+    shares = parts @ by_class
+    by_weight = (weighted @ by_class) / total.where(total > 0, 1)[:, None]
+    return shares, torch.where(total[:, None] > 0, by_weight, shares), total
 
 
 @dataclass(frozen=True)

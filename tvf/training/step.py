@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tvf.distributed import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.frontier import EpochInputs
 from tvf.training.ema import WeightAverage
-from tvf.training.loss import CrossEntropyLoss, ImageMixing
+from tvf.training.loss import CrossEntropyLoss, ImageMixing, share_by_weight
 from tvf.training.scores import Scores, compute_scores
 from tvf.training.state import PhaseSetup
 
@@ -44,13 +45,15 @@ class Batch:
 
     `inputs` are what the module takes, of the samples `own`: this rank's share or, if images are
     mixed, all of them. `labels`, int64 [N], are those of the global batch, `classes` the same on
-    the host.
+    the host; likewise `weights`, float [N], and `host_weights`, if the images have any.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor
     classes: Tensor
     own: slice
+    weights: Tensor | None = None
+    host_weights: Tensor | None = None
 
 
 def read_batches(
@@ -59,8 +62,9 @@ def read_batches(
     labels: Tensor,
     batches: Sequence[np.ndarray],
     whole: bool = False,
+    weights: Tensor | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches in turn; `labels`, int64, are those of the whole split.
+    """Yield the batches in turn; `labels`, int64, and `weights` are those of the whole split.
 
     With several ranks, `inputs` are read for this rank's share unless `whole`. The labels of all
     batches go to the device in one copy, so that no step waits for one.
@@ -68,11 +72,18 @@ def read_batches(
     shares = [_own_share(fabric, len(samples)) for samples in batches]
     read = batches if whole else [b[own] for b, own in zip(batches, shares, strict=True)]
     sizes = [*map(len, batches)]
-    chosen = labels[torch.from_numpy(np.concatenate([np.empty(0, np.int64), *batches]))]
-    on_device = fabric.to_device(chosen)
+    order = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *batches]))
+
+    def both(values: Tensor | None) -> list[Any]:
+        """The values of each batch on the device, and on the host."""
+        if values is None:
+            return [[None] * len(sizes)] * 2
+        chosen = values[order]
+        return [fabric.to_device(chosen).split(sizes), chosen.split(sizes)]
+
     with closing(inputs.batches(read)) as tensors:
-        split = zip(tensors, on_device.split(sizes), chosen.split(sizes), shares, strict=True)
-        yield from (Batch(*parts) for parts in split)
+        columns = (*both(labels), shares, *both(weights))
+        yield from (Batch(*parts) for parts in zip(tensors, *columns, strict=True))
 
 
 def _own_share(fabric: Fabric, count: int) -> slice:
@@ -95,12 +106,8 @@ def train_step(
     counts as the share of its predicted class. With several ranks, each computes its share. Nothing
     here reads from the device, or the host would wait for all earlier work.
     """
-    inputs, targets = batch.inputs, batch.labels[batch.own]
-    expected = targets
-    if options.mix:  # with neighbours that may be in another rank's share
-        classes = len(setup.pipeline.data.classes)
-        mixed, shares = options.mix(inputs[0], batch.labels, classes, draws)
-        inputs, targets = (mixed[batch.own],), shares[batch.own]
+    classes = len(setup.pipeline.data.classes)
+    inputs, expected, targets, weights = _targets(batch, options.mix, classes, draws)
     if fabric.world_size > 1:  # dropout must differ between ranks
         seeds = np.random.SeedSequence([*draws, fabric.global_rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -108,7 +115,11 @@ def train_step(
     optimizer.zero_grad()
     with global_batchnorm(fabric):
         logits = module(*inputs)
-    loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
+    if weights is None:
+        loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
+    else:
+        size = options.loss.size(batch.classes, batch.host_weights)
+        loss = options.loss.sum(logits, targets, weights) / size
     fabric.backward(loss)
     reduce_gradients(fabric, (p for group in optimizer.param_groups for p in group["params"]))
     if options.clip_norm is not None:
@@ -124,10 +135,28 @@ def train_step(
     if options.average:
         options.average.update()
     predicted = logits.detach().argmax(1)
-    hits = targets.gather(1, predicted[:, None]) if options.mix else predicted == expected
+    hits = expected.gather(1, predicted[:, None]) if options.mix else predicted == expected
     sums = torch.stack([loss.detach() * len(batch.classes), hits.sum()])
     loss_sum, hit_sum = gather(fabric, sums[None]).sum(0)
     return loss_sum, hit_sum
+
+
+def _targets(
+    batch: Batch, mix: ImageMixing | None, classes: int, draws: Sequence[int]
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor | None]:
+    """What this rank trains on: inputs, the labels or shares to expect, targets, weights."""
+    own, labels, weights = batch.own, batch.labels, batch.weights
+    if mix is None:
+        expected = labels[own]
+        return batch.inputs, expected, expected, None if weights is None else weights[own]
+    # With neighbours that may be in another rank's share.
+    if weights is None:
+        mixed, shares = mix(batch.inputs[0], labels, classes, draws)
+        return (mixed[own],), shares[own], shares[own], None
+    numbers = torch.arange(len(labels), device=labels.device)
+    mixed, parts = mix(batch.inputs[0], numbers, len(labels), draws)
+    shares, targets, weights = share_by_weight(parts, labels, weights, classes)
+    return (mixed[own],), shares[own], targets[own], weights[own]
 
 
 def evaluate(

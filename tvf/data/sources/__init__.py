@@ -9,7 +9,8 @@ To add one:
 from tvf.data.sources.base import DataSource
 from tvf.data.sources.cifar10 import Cifar10
 from tvf.data.sources.elpv import Elpv
+from tvf.data.sources.hf import HfDataset
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.sources.image_table import ImageTable
 
-__all__ = ["Cifar10", "DataSource", "Elpv", "ImageFolder", "ImageTable"]
+__all__ = ["Cifar10", "DataSource", "Elpv", "HfDataset", "ImageFolder", "ImageTable"]

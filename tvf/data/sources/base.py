@@ -64,6 +64,7 @@ class DataSource(SplitOptions):
         Raises InputError that names the option, file or folder at fault.
         """
         catalog, places = self._divide()
+        catalog = self.adapt(catalog, places["train"], progress, store)
         pixels = catalog.read(np.arange(len(catalog)), progress, store)
         if note := describe_lost_range(pixels.ranges):
             log.warning("data: %s", note)
@@ -75,11 +76,19 @@ class DataSource(SplitOptions):
             torch.from_numpy(catalog.labels),
             catalog.names,
             catalog.groups,
+            catalog.weights,
+            catalog.window,
             left_out=catalog.left_out,
             notes=catalog.notes,
         )
         train, val, test = (Split(pool, places[name]) for name in PARTS)
         return DataSplits(catalog.classes, train, val, test)
+
+    def adapt(
+        self, catalog: Catalog, train: np.ndarray, progress: bool, store: Store | None
+    ) -> Catalog:
+        """Set what reading the images takes from those to train on, at places `train`: nothing."""
+        return catalog
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Raise InputError if images cannot be read. Does nothing where all are known to be good.

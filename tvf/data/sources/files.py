@@ -1,13 +1,15 @@
 """What data sources of image files share: how files are read, checked and compared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tvf.data.changes import count_changes
+from tvf.data.encoded import ImageFile
 from tvf.data.images import read_images
-from tvf.data.pool import Pixels
+from tvf.data.percentiles import find_window, parse_percentiles
+from tvf.data.pool import Catalog, Pixels
 from tvf.data.rules import ReadingRules
 from tvf.data.sources.base import DataSource
 from tvf.data.splits import limit_pool
@@ -19,10 +21,12 @@ from tvf.store import Store
 class FileSource(DataSource):
     """A data source whose images are files that a user may change.
 
-    Images become squares as `resize`, `interpolation` and `pad_color` say: see `ReadingRules`.
-    Those larger than `max_megapixels` are an error. `white_point` is the value that is shown as
-    white; by default the largest that an image's bits can hold. `window` says instead which values
-    are black and white, also of floats, signed values and 32 bits.
+    `channels` says what becomes red, green and blue. Images become squares as `resize`,
+    `interpolation` and `pad_color` say: see `ReadingRules`. Those larger than `max_megapixels` are
+    an error. `white_point` is the value that is shown as white; by default the largest that an
+    image's bits can hold. `window` says instead which values are black and white, also of floats,
+    signed values and 32 bits; ["1%", "99%"] are percentiles of the training images' values: see
+    `tvf.data.percentiles`.
     """
 
     resize: str = ReadingRules.resize
@@ -30,7 +34,8 @@ class FileSource(DataSource):
     pad_color: str = ReadingRules.pad_color
     max_megapixels: float = 100.0
     white_point: int | None = None
-    window: Sequence[float] | None = None
+    window: Sequence[float | str] | None = None
+    channels: str | Sequence[int] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,24 +49,59 @@ class FileSource(DataSource):
                     f"window [0,{self.white_point}] shows the same. Remove one of them."
                 )
 
-    def read_files(self, files: Sequence[str], progress: bool, store: Store | None) -> Pixels:
-        """Read images as the options say; InputError names those that cannot be read."""
+    def adapt(
+        self, catalog: Catalog, train: np.ndarray, progress: bool, store: Store | None
+    ) -> Catalog:
+        """Find the window at percentiles of the images to train on, if it is one."""
+        if (percentiles := parse_percentiles(self.window)) is None:
+            return catalog
+        files = catalog.files
+        assert files is not None
+        window = find_window(
+            files,
+            percentiles,
+            self.max_megapixels,
+            self._rules().bands,
+            train=train,
+            progress=progress,
+            store=store,
+        )
+
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            return self.read_files([files[place] for place in places], progress, store, window)
+
+        return replace(catalog, read=read, window=window)
+
+    def read_files(
+        self,
+        files: Sequence[ImageFile],
+        progress: bool,
+        store: Store | None,
+        window: tuple[float, float] | None = None,
+    ) -> Pixels:
+        """Read images as the options say; InputError names those that cannot be read.
+
+        `window` is that of percentiles.
+        """
         return read_images(
             files,
             self.image_size,
             max_megapixels=self.max_megapixels,
             white_point=self.white_point,
-            rules=self._rules(),
+            rules=self._rules(window),
             progress=progress,
             store=store,
         )
 
-    def _rules(self) -> ReadingRules:
-        return ReadingRules.of(vars(self))
+    def _rules(self, window: tuple[float, float] | None = None) -> ReadingRules:
+        """The rules by the options; percentiles have the `window` that the images have given."""
+        by_values = parse_percentiles(self.window) is None
+        return ReadingRules.of(vars(self) if by_values else vars(self) | {"window": window})
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Read the images, as any of them may be damaged."""
-        catalog, _ = self._divide()
+        catalog, places = self._divide()
+        catalog = self.adapt(catalog, places["train"], progress, store)
         catalog.read(np.arange(len(catalog)), progress, store)
 
     def count_changes(

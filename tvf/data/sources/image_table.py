@@ -8,7 +8,7 @@ import numpy as np
 
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.files import FileSource
-from tvf.data.table_columns import AUTO, OPTIONAL
+from tvf.data.table_columns import AUTO, USUAL, require_column
 from tvf.data.table_file import ENDINGS
 from tvf.data.table_rows import TableImages, TableOptions, list_table
 from tvf.errors import InputError
@@ -22,10 +22,11 @@ class ImageTable(FileSource):
     """The images that the table `path` lists, with a header in its first line.
 
     Columns hold the path of an image, its label and, if there are such columns, its split (without
-    one for val or test, a part of the training images is split off) and its group: images of a
-    group stay on one side. Columns are named, or "auto" for their usual names; None for no split
-    and no group. Paths begin in `root`, by default the table's folder, and `ending` is added to
-    them. Labels are names: 01 is not 1. See `FileSource` for how images are read.
+    one for val or test, a part of the training images is split off), its group (images of a group
+    stay on one side) and its weight in the training loss: see `CrossEntropyLoss`. Columns are
+    named, or "auto" for their usual names; None for no split, group or weight. Paths begin in
+    `root`, by default the table's folder, and `ending` is added to them. Labels are names: 01 is
+    not 1. See `FileSource` for how images are read.
     """
 
     path: str
@@ -35,6 +36,7 @@ class ImageTable(FileSource):
     label_column: str = AUTO
     split_column: str | None = AUTO
     group_column: str | None = AUTO
+    weight_column: str | None = AUTO
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,8 +56,10 @@ class ImageTable(FileSource):
                 f"data.root={printable(self.root)} must be the folder in which the table's paths "
                 "begin; without it, they begin in the table's own."
             )
-        for name in ("image_column", "label_column", "split_column", "group_column", "ending"):
-            _require_text(name, getattr(self, name))
+        for what in USUAL:
+            require_column(what, getattr(self, f"{what}_column"))
+        if self.ending is not None and not isinstance(self.ending, str):
+            raise InputError(f"data.ending={self.ending!r} must be text such as .jpg, or null.")
         require_metric(self.metric, len(self._list().classes))
 
     def catalog(self) -> Catalog:
@@ -72,27 +76,13 @@ class ImageTable(FileSource):
             read,
             parts=None if found.parts is None else np.array(found.parts),
             groups=None if found.groups is None else np.array(found.groups),
+            weights=None if found.weights is None else np.array(found.weights),
             notes=found.notes,
             files=found.files,
         )
 
     def _list(self) -> TableImages:
-        columns = {
-            "image": self.image_column,
-            "label": self.label_column,
-            "split": self.split_column,
-            "group": self.group_column,
-        }
+        columns = {what: getattr(self, f"{what}_column") for what in USUAL}
         root = None if self.root is None else os.path.expanduser(self.root)
         path = os.path.expanduser(self.path)
         return list_table(TableOptions(path, root, self.ending or "", tuple(columns.items())))
-
-
-def _require_text(name: str, value: object) -> None:
-    optional = name == "ending" or name.removesuffix("_column") in OPTIONAL
-    if isinstance(value, str) or (value is None and optional):
-        return
-    what = "text such as .jpg" if name == "ending" else "the name of a column, or auto"
-    quoted = f". Quote a number: 'data.{name}=\"{value}\"'" if type(value) in (int, float) else ""
-    null = ", or null" if optional else ""
-    raise InputError(f"data.{name}={value!r} must be {what}{null}{quoted}.")

@@ -1,0 +1,73 @@
+"""A data set of Hugging Face `datasets`: a folder that `save_to_disk` wrote, or a hub name."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvf.data.hf_dataset import open_splits
+from tvf.data.hf_rows import HfImages, list_rows
+from tvf.data.pool import Catalog, Pixels
+from tvf.data.sources.files import FileSource
+from tvf.data.table_columns import AUTO, USUAL, require_column
+from tvf.errors import InputError
+from tvf.metrics import require_metric
+from tvf.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfDataset(FileSource):
+    """The images of a data set in the folder `path`, or of that name on the Hugging Face hub.
+
+    Of the hub, `config_name` chooses a configuration and `revision` a commit or tag. Columns are
+    named, or "auto": by their types Image and ClassLabel, else by their usual names; None for no
+    group or weight, see `ImageTable`. Splits are those that the data set has, by their usual names;
+    what is missing is split off as for folders. Rows without a label are left out. Images are read
+    from their encoded bytes by the rules of `FileSource`.
+    """
+
+    path: str
+    config_name: str | None = None
+    revision: str | None = None
+    image_column: str = AUTO
+    label_column: str = AUTO
+    group_column: str | None = AUTO
+    weight_column: str | None = AUTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.path, str) or not self.path:
+            raise InputError(
+                f"data.path={self.path!r} must be a folder, or a name on the Hugging Face hub."
+            )
+        for name in ("config_name", "revision"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InputError(f"data.{name}={value!r} must be text or null. Quote a number.")
+        for what in ("image", "label", "group", "weight"):
+            require_column(what, getattr(self, f"{what}_column"))
+        require_metric(self.metric, len(self._list().classes))
+
+    def catalog(self) -> Catalog:
+        """List the images; InputError names the column, split or rows at fault."""
+        found = self._list()
+
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            return self.read_files([found.files[place] for place in places], progress, store)
+
+        return Catalog(
+            found.classes,
+            found.labels,
+            found.names,
+            read,
+            parts=found.parts,
+            groups=found.groups,
+            weights=found.weights,
+            left_out=found.left_out,
+            notes=found.notes,
+            files=found.files,
+        )
+
+    def _list(self) -> HfImages:
+        columns = {what: getattr(self, f"{what}_column", None) for what in USUAL}
+        splits = open_splits(self.path, self.config_name, self.revision)
+        return list_rows(self.path, splits, columns)
