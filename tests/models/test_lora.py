@@ -24,6 +24,7 @@ from tvf.models import (
     load_weights,
     resnet,
     save_weights,
+    timm_backbone,
 )
 from tvf.models.adapters import Adapter, attach, detach, full_rank, is_adaptable
 from tvf.training import DiscriminativeOptimizer
@@ -270,3 +271,40 @@ def test_layers_are_chosen_by_kind_and_by_name(options: dict[str, Any], names: l
 def test_an_option_out_of_range_raises(wrong: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         LoraModel(small_backbone(), 0.5, **wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("resnet18", {}, 64),
+        ("tf_efficientnet_lite0", {}, 64),
+        ("convnext_atto", {}, 64),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}, 64),
+        ("mixer_s32_224", {"img_size": 64}, 64),
+    ],
+)
+def test_adapted_networks_split_at_the_frontier_and_merge(
+    name: str, options: dict[str, Any], size: int
+) -> None:
+    torch.manual_seed(0)
+    backbone = timm_backbone(name, num_classes=3, pretrained=False, options=options)
+    model = LoraModel(backbone, 0.5, rank=2)
+    model.leave_out_unused(backbone, size)
+    pixels = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    model.eval()
+    with torch.no_grad():
+        plain = model(pixels)
+        for adapter in model.adapters.values():
+            assert isinstance(adapter, Adapter)
+            nn.init.normal_(adapter.up.weight, 0, 0.05)
+        adapted = model(pixels)
+        trace = TracedModel(model.train(), pixels)
+        cut = trace.find_cut()
+        assert cut.weights
+        trace.check(cut, pixels)
+        model.eval().load_plain_state_dict(model.plain_state_dict())
+        merged = model(pixels)
+    scale = float(adapted.abs().max())
+    assert (adapted - plain).abs().max() > 1e-3 * scale
+    assert (adapted - merged).abs().max() <= 1e-5 * scale
