@@ -39,8 +39,9 @@ class ImageFiles:
         images, digests = self._read(numbers)
         changed = numbers[digests != self._digests[numbers]]
         if len(changed):
+            first = printable(name_of(self._files[changed[0]]))
             raise InputError(
-                f"{printable(name_of(self._files[changed[0]]))} has changed since the job began. Images are "
-                "read anew in each epoch here: leave them as they are, and train again."
+                f"{first} has changed since the job began. Images are read anew in each epoch here: "
+                "leave them as they are, and train again."
             )
         return images
