@@ -41,7 +41,7 @@ class ImageFiles:
         if len(changed):
             first = printable(name_of(self._files[changed[0]]))
             raise InputError(
-                f"{first} has changed since the job began. Images are read anew in each epoch here: "
+                f"{first} has changed since the job began. Images are read anew in each epoch: "
                 "leave them as they are, and train again."
             )
         return images
