@@ -217,7 +217,9 @@ libraries are built in the same ways; each is checked before it trains.
 "pixels" is the smallest side tried that the network takes; most are made for 224. A head is one
 layer unless more are new with it. The last column is the share of the parameters that is computed
 once and kept in the store. Where a network's code cannot be traced, it trains all the same, as a
-whole in each step.
+whole in each step. Where little is kept at fraction 0, layers that drop at random (dropout,
+stochastic depth) stand near the pixels: they do so in training whether or not they are frozen. In
+timm, `+backbone.options.drop_path_rate=0` switches stochastic depth off.
 """
 
 
