@@ -26,7 +26,7 @@ def workers(*, _root_: DictConfig) -> int:
 
     per_gpu = option("fabric.jobs_per_gpu", 1)
     if per_gpu == "auto":
-        sizes = option("data.batch_size", 32), option("data.image_size", 224)
+        sizes = option("data.batch_size", 32), option("data.image_size", 224) or 224
         per_gpu = jobs_that_fit(gpu_bytes(), *sizes) if all(map(_is_count, sizes)) else 1
     accelerator, devices = option("fabric.accelerator", "auto"), option("fabric.devices", 1)
     return default_workers(accelerator, devices, per_gpu)
