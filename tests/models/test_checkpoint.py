@@ -38,17 +38,21 @@ def is_loaded(module: nn.Module) -> bool:
     ("content", "said"),
     [
         (STATE, "all 90 tensors of the backbone are from .*; not used: fc.weight, fc.bias"),
-        (prefixed("module."), "begin with module."),
+        (prefixed("module."), r"\(names that begin with module.\)"),
         (prefixed("backbone."), "begin with backbone."),
-        ({"state_dict": STATE, "epoch": 3, "optimizer": {"state": {}}}, ", state_dict"),
-        ({"model": prefixed("module.encoder.")}, "model, where .* begin with module.encoder."),
-        ({"net": {"state_dict": prefixed("_orig_mod.")}}, ", net.state_dict"),
+        ({"state_dict": STATE, "epoch": 3, "optimizer": {"state": {}}}, r"\(state_dict\)"),
+        ({"model": prefixed("module.encoder.")}, "model, names that begin with module.encoder."),
+        ({"net": {"state_dict": prefixed("_orig_mod.")}}, "net.state_dict, names"),
         (prefixed("model.") | {"proj.weight": torch.zeros(3)}, "not used: .*proj.weight"),
         ({n: t for n, t in STATE.items() if "num_batches_tracked" not in n}, "all"),
         ({n: t for n, t in STATE.items() if not n.startswith("fc.")}, "all"),
         (
+            prefixed("student.") | prefixed("teacher."),
+            "begin with student.*not used, but as fitting: names that begin with teacher.",
+        ),
+        (
             {"model_ema": prefixed("m.", {n: t * 2 for n, t in STATE.items()}), "model": STATE},
-            "it also holds model_ema, which is not used",
+            "not used, but as fitting: model_ema, names that begin with m.: to use it, save it",
         ),
     ],
 )
@@ -85,8 +89,12 @@ def without(name: str) -> dict[str, Tensor]:
         ),
         (
             STATE | {"conv1.0.weight": torch.zeros(5, 3, 3, 3)},
-            r"Of other shapes: conv1.0.weight \[5, 3, 3, 3\] instead of",
+            r"Not as they must be: conv1.0.weight \[5, 3, 3, 3\] instead of",
         ),
+        (STATE | {"layer1.7.conv.weight": torch.zeros(2, 2)}, "It has further layers: layer1.7"),
+        (STATE | {"conv1.0.weight": STATE["conv1.0.weight"] * torch.nan}, "with NaN or infinite"),
+        (STATE | {"conv1.0.weight": STATE["conv1.0.weight"].to(torch.int8)}, "weight of int8"),
+        (STATE | {"conv1.0.weight": STATE["conv1.0.weight"].to_sparse()}, "without plain values"),
         ({"epoch": 3}, "holds no table of tensors"),
         ([torch.zeros(2)], "holds no table of tensors"),
         (torch.zeros(2), "holds no table of tensors"),
@@ -103,9 +111,10 @@ def test_what_does_not_fit_is_told(content: Any, message: str, tmp_path: Path) -
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
 
 
+@pytest.mark.parametrize("content", [b"not weights at all", b"abc", b""])
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_a_damaged_file_is_told(ending: str, tmp_path: Path) -> None:
-    (tmp_path / f"w.{ending}").write_bytes(b"not weights at all")
+def test_a_damaged_file_is_told(ending: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / f"w.{ending}").write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as weights|more than tensors"):
         load_checkpoint(small(), HEADS, str(tmp_path / f"w.{ending}"))
 

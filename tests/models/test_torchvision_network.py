@@ -91,6 +91,21 @@ def test_images_are_those_of_the_weights(name: str, size: int, how: str, scale: 
 
 
 @pytest.mark.parametrize(
+    ("weights", "pretrained", "size"),
+    [("IMAGENET1K_SWAG_E2E_V1", False, 384), ("DEFAULT", False, 224), (None, True, 224)],
+)
+def test_a_network_built_without_its_weights_takes_images_of_their_size(
+    weights: str | None, pretrained: bool, size: int
+) -> None:
+    """As it is when a trained model is loaded, or a checkpoint."""
+    with torch.device("meta"):
+        backbone = torchvision_backbone("vit_b_16", 2, weights, pretrained=pretrained)
+    assert backbone.image_size == size
+    node = {"_target_": "tvf.models.torchvision_backbone", "name": "vit_b_16", "weights": weights}
+    assert images_made_for(node)[0] == size
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("mobilenet_v4", {}, "'mobilenet_v4' is not a classifier.*did you mean mobilenet_v"),

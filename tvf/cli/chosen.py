@@ -1,12 +1,14 @@
 """What a sweep has chosen, as overrides that train it again: for `tvf confirm` and `tvf refit`."""
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tvf.cli.launch import compose
-from tvf.config import Affects, affects
+from tvf.config import Affects, absolute_place, affects, flatten
 from tvf.errors import InputError, require_count
 from tvf.records import Row, confirmed_sweep, read_sweep
 from tvf.report import Comparison, Configuration, compare, keys_of_seeds, stated_settings
@@ -90,13 +92,29 @@ def comparison_of(folder: Path, purpose: str) -> Comparison:
 
 
 def overrides_of(group: Configuration, comparison: Comparison) -> dict[str, str]:
-    """The overrides of a configuration's jobs by key, without what differs between them."""
+    """The overrides of a configuration's jobs by key, without what differs between them.
+
+    Relative places are those of the record: the commands of a sweep may be from several folders.
+    """
     job = group.done[0]
+    recorded = flatten(job["config"])
     following = keys_of_seeds(job, comparison.following)
     texts = by_key(job["overrides"])
     left_out = (*VARIED, "stop_after")
     kept = {key: text for key, text in texts.items() if key.lstrip("+") not in left_out}
+    for key, text in kept.items():
+        place, given = recorded.get(key.lstrip("+")), text.partition("=")[2].strip("'\"")
+        if absolute_place(key.lstrip("+"), given, os.sep) not in (given, place):
+            kept[key] = f"{key}={_quoted(str(place))}"
     return kept | {key: f"{key}=${{seed}}" for key in kept if key.lstrip("+") in following}
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra reads it back, whatever characters it has."""
+    if re.fullmatch(r"[\w./:@-]+", value, re.ASCII):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def checked_config(

@@ -10,7 +10,9 @@ from tvf.config.build import (
     build_phases,
     conf_dir,
     explain_error,
+    own_checkpoint,
     resolve_target,
+    starts_at_random,
     target_node,
     to_plain,
 )
@@ -47,7 +49,7 @@ from tvf.config.methods import (
     is_transfer,
     method_of,
 )
-from tvf.config.places import absolute_place, has_relative_places, resolve_places
+from tvf.config.places import absolute_place, backbone_content, has_relative_places, resolve_places
 
 if TYPE_CHECKING:
     from tvf.config.names import environment_value as environment_value
@@ -79,6 +81,7 @@ __all__ = [
     "SAME",
     "absolute_place",
     "affects",
+    "backbone_content",
     "build",
     "build_part",
     "build_phases",
@@ -102,12 +105,14 @@ __all__ = [
     "modern_node",
     "modern_options",
     "name_value",
+    "own_checkpoint",
     "own_folder",
     "resolve_places",
     "resolve_target",
     "result_config",
     "select_options",
     "selection_name",
+    "starts_at_random",
     "target_node",
     "to_plain",
     "validate_config",

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
 # Options in a node that the job handles itself instead of passing them to the node's target.
 JOB_OPTIONS = {
-    "backbone": ("checkpoint",),
     "model": ("init_from",),
     "optimizer": ("clip_norm",),
     "fabric": ("resident", "tf32", "jobs_per_gpu"),
 }
-UNTRAINED = {"pretrained": False, "weights": None}  # of backbones: no weights of a library's
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
 
 
@@ -60,10 +58,37 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
         node = {key: value for key, value in node.items() if key not in unknown}
         if node.get("frozen_bn") == "recalibrate":  # the job sets the statistics before it trains
             node["frozen_bn"] = "eval"
-    if name == "backbone" and config[name].get("checkpoint") is not None and "_target_" in node:
-        taken = inspect.signature(resolve_target(node, name)).parameters
-        node |= {key: value for key, value in UNTRAINED.items() if key in taken}
+    if name == "backbone" and not _reads_checkpoint(node):
+        if node.pop("checkpoint", None) is not None:  # the job loads it: no weights of a library's
+            options = inspect.signature(resolve_target(node, name)).parameters
+            if "pretrained" in options:
+                node["pretrained"] = False
+            elif "weights" in options:
+                node["weights"] = None
     return node
+
+
+def own_checkpoint(config: Config) -> str | None:
+    """The file of weights that a job loads into its backbone; None if there is none.
+
+    A backbone whose function has the option `checkpoint` of its own loads it itself.
+    """
+    node = config["backbone"]
+    return None if _reads_checkpoint(node) else node.get("checkpoint")
+
+
+def starts_at_random(config: Config) -> bool:
+    """Whether a job's network has learnt nothing before, as far as the config says so."""
+    node = config["backbone"]
+    trained = node.get("checkpoint") or config["model"].get("init_from")
+    untrained = node.get("pretrained") is False or node.get("weights", "") is None
+    return untrained and not trained and str(node.get("_target_")).startswith("tvf.")
+
+
+def _reads_checkpoint(node: Config) -> bool:
+    if "checkpoint" not in node or "_target_" not in node:
+        return False
+    return "checkpoint" in inspect.signature(resolve_target(node, "backbone")).parameters
 
 
 def build(node: Config, name: str, **supplied: Any) -> Any:
@@ -187,6 +212,8 @@ def explain_error(error: Exception) -> str:
         if "not in struct" in str(cause):
             parent, dot, _ = (cause.full_key or "").rpartition(".")
             known = map(str, cause.parent_node)
+            if parent.endswith(".options"):
+                return f"{cause.full_key} is not set yet: write +{cause.full_key}=..."
             return str(unknown_key(str(cause.full_key), known, parent + dot))
     if isinstance(error, OverrideParseException):
         reason = next(iter(str(error).splitlines()[1:]), "").strip()

@@ -6,6 +6,7 @@ a job and the job itself see the same path whatever the working directory is by 
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 # Options that name a file or folder. Some do so only if they begin or end with this.
@@ -22,6 +23,7 @@ PLACES = (
     "backbone.options.pretrained_cfg.file",
     "backbone.options.pretrained_cfg_overlay.file",
 )
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
 TABLE, TABLES, LOCAL = ".csv", (".csv", ".tsv", ".parquet"), "local-dir:"
 
 
@@ -73,6 +75,22 @@ def canonical(key: str, value: Any) -> Any:
     if path is None:
         return value
     return prefix + os.path.realpath(os.path.expanduser(path))
+
+
+def backbone_content(backbone: Mapping[str, Any]) -> str | None:
+    """A fingerprint of the local files of weights that a node names; None if there are none."""
+    from tvf.store import fingerprint_files  # with torch
+
+    files = [file for path in local_weights(backbone) for file in _files(path)]
+    return fingerprint_files(files) if files else None
+
+
+def _files(path: str) -> list[Path]:
+    """The file at `path`, or the weights and their config in the folder; none if there are none."""
+    place = Path(path)
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    return [f for f in sorted(place.iterdir()) if f.suffix in WEIGHTS and f.is_file()]
 
 
 def local_weights(backbone: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from tvf.config.build import (
     build_part,
     build_phases,
     check_node,
+    own_checkpoint,
     target_node,
     to_plain,
 )
@@ -30,7 +31,7 @@ from tvf.config.methods import (
     method_of,
     refuses_names,
 )
-from tvf.config.places import local_weights, resolve_places
+from tvf.config.places import backbone_content, resolve_places
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
 from tvf.errors import (
@@ -98,13 +99,9 @@ SUPPLIED_BY_CODE = {
     "checkpoint": ("folder", "configuration"),
     "scheduler": ("optimizer", "epochs", "batches"),
 }
-READ_AS_WEIGHTS: tuple[str, ...] = (
-    "image_size",
-    "interpolation",
-)  # of data; null: as the weights were made for
+# Options of data; null: as the weights of the backbone were made for.
+READ_AS_WEIGHTS: tuple[str, ...] = ("image_size", "interpolation")
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
 
 
 def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[str, Any]:
@@ -121,11 +118,16 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
         supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
         check_node(target_node(config, name), name, supplied, known)
     _normalise_model(config["model"])
+    if config["model"].get("init_from") is not None and own_checkpoint(config) is not None:
+        raise InputError(
+            "model.init_from and backbone.checkpoint cannot be combined: the weights of the first "
+            "would replace those of the second. Leave one out."
+        )
     _follow_weights(config)
     if (origin := config["model"].get("init_from")) is not None:  # the file may change later
         config["init_from_content"] = fingerprint_files([find_weights(origin)])
-    if files := [file for path in local_weights(config["backbone"]) for file in _files(path)]:
-        config["backbone_content"] = fingerprint_files(files)
+    if (content := backbone_content(config["backbone"])) is not None:
+        config["backbone_content"] = content
     _check_parts(config)
     resolve_places(config, command_folder)
     return config
@@ -218,11 +220,12 @@ def _normalise_model(model: dict[str, Any]) -> None:
 def _follow_weights(config: dict[str, Any]) -> None:
     """Set in place what follows from the backbone's weights: how images are read."""
     backbone, data = config["backbone"], config["data"]
-    if (checkpoint := backbone.get("checkpoint")) is not None:
+    if (checkpoint := own_checkpoint(config)) is not None:
         content = fingerprint_files([check_checkpoint(checkpoint)])
         if str(backbone["_target_"]).startswith("tvf."):  # code of others runs in the job alone
             _check_fit(json.dumps(backbone, sort_keys=True), content)
-    unset = [key for key in READ_AS_WEIGHTS if key in data and data[key] is None]
+    ours = str(data["_target_"]).startswith("tvf.")  # in data of the user's own null is their word
+    unset = [key for key in READ_AS_WEIGHTS if ours and key in data and data[key] is None]
     if unset:
         found = dict(zip(READ_AS_WEIGHTS, images_made_for(backbone), strict=True))
         data |= {key: found[key] for key in unset}
@@ -234,14 +237,6 @@ def _check_fit(backbone: str, content: str) -> None:
     node = json.loads(backbone)
     network = build_part({"backbone": node}, "backbone", num_classes=2)
     load_checkpoint(network.module, network.heads, node["checkpoint"])
-
-
-def _files(path: str) -> list[Path]:
-    """The file at `path`, or the weights and their config in the folder; none if there are none."""
-    place = Path(path)
-    if not place.is_dir():
-        return [place] if place.is_file() else []
-    return [f for f in sorted(place.iterdir()) if f.suffix in WEIGHTS and f.is_file()]
 
 
 def _check_selection(model: dict[str, Any]) -> None:

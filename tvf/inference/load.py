@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tvf.config import OWN_MODELS, modern_node
+from tvf.config import OWN_MODELS, backbone_content, modern_node
 from tvf.distributed import library_versions
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
@@ -50,7 +51,7 @@ BACKBONES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tvf.models.efficientnet_lite2": (efficientnet_lite2, {"pretrained": False}),
     "tvf.models.resnet": (resnet, {"weights": None}),
     "tvf.models.timm_backbone": (timm_backbone, {"pretrained": False}),
-    "tvf.models.torchvision_backbone": (torchvision_backbone, {"weights": None}),
+    "tvf.models.torchvision_backbone": (torchvision_backbone, {"pretrained": False}),
 }
 NO_JOB = "Name the folder of a job or of a sweep, or a file that tvf export has written."
 INTERRUPTED = "was interrupted: resume it by running its command again"
@@ -175,6 +176,8 @@ def start_weights(config: Mapping[str, Any], classes: int, trust_code: bool) -> 
     node = modern_node(config["backbone"])
     target = str(node.get("_target_"))
     if (checkpoint := node.get("checkpoint")) is not None:
+        if backbone_content(node) != config.get("backbone_content"):
+            raise InputError(f"backbone.checkpoint={checkpoint} has changed since the training.")
         backbone = _build_backbone(config, classes, Path(), trust_code)
         load_checkpoint(backbone.module, backbone.heads, checkpoint)
         return dict(FineTuneModel(backbone, 0.0).state_dict())
@@ -256,11 +259,13 @@ def _build_backbone(
         except TypeError as error:  # an option that this version does not know
             raise InputError(f"{printable(folder)}: {error}: {_version_hint({})}") from error
     build = import_own(target, "backbone", folder, trust_code)
+    if "checkpoint" in node and "checkpoint" in signature(build).parameters:
+        options["checkpoint"] = node["checkpoint"]
     return build(num_classes=classes, **options)
 
 
 def _options(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """What the function of a backbone takes, of the node in a config."""
+    """What the function of a backbone takes, of the node in a config, but for a checkpoint."""
     return {
         key: value
         for key, value in backbone.items()

@@ -9,7 +9,7 @@ from tvf.config import Affects, Config, select_options
 from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json
-from tvf.models import find_weights, shorten
+from tvf.models import find_weights, is_tvf_file, shorten
 from tvf.records import read_config, read_trained_on
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,12 @@ def check_checkpoint_origin(checkpoint: str, data: DataSplits) -> np.ndarray:
     """
     trained_on = read_trained_on(Path(checkpoint).resolve().parent.parent)
     if trained_on is None:
+        if is_tvf_file(Path(checkpoint)):
+            log.warning(
+                "%s is from tvf and does not record which images it was trained on: do not "
+                "validate or test on them.",
+                checkpoint,
+            )
         return np.empty(0, "S32")
     _check_unseen(f"backbone.checkpoint={checkpoint} does not fit", trained_on, data)
     return trained_on

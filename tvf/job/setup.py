@@ -27,8 +27,10 @@ from tvf.config import (
     is_lora,
     is_transfer,
     name_value,
+    own_checkpoint,
     resolve_target,
     selection_name,
+    starts_at_random,
 )
 from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
@@ -107,6 +109,8 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         facts["pct_unfreeze"] = model.pct_unfreeze
     tag = _tag(config, context, facts)
     log.info("%s %s", tag, _describe_images(backbone, source))
+    if starts_at_random(config):
+        log.warning("%s the backbone's weights are random: frozen layers have learnt nothing.", tag)
     seen = _load_checkpoint(config, backbone, data, tag)
     seen = np.union1d(seen, _load_initial_weights(config, model, facts["backbone"], data, tag))
 
@@ -278,7 +282,7 @@ def _describe_images(backbone: Backbone, source: DataSource) -> str:
 
 def _load_checkpoint(config: Config, backbone: Backbone, data: DataSplits, tag: str) -> np.ndarray:
     """Load the weights of `backbone.checkpoint`; return the ids of images they were trained on."""
-    if (checkpoint := config["backbone"].get("checkpoint")) is None:
+    if (checkpoint := own_checkpoint(config)) is None:
         return np.empty(0, "S32")
     seen = check_checkpoint_origin(checkpoint, data)
     log.info("%s %s.", tag, load_checkpoint(backbone.module, backbone.heads, checkpoint))

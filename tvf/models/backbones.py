@@ -163,15 +163,18 @@ def torchvision_backbone(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     options: dict[str, Any] | None = None,
+    pretrained: bool = True,
 ) -> Backbone:
     """A classification network of torchvision, with a new last layer of the same form.
 
-    `weights` names one of torchvision's, downloaded on first use; None means random weights.
-    `mean` and `std` are those of the weights unless given. Groups of ResNets are those of `resnet`;
-    other networks are divided as `find_groups` does. `options` are passed to
-    `torchvision.models.get_model` (image_size of a ViT, dropout, ...).
+    `weights` names one of torchvision's, downloaded on first use; None means random weights, and so
+    does `pretrained=False`, in the network that `weights` are for. `mean` and `std` are those of
+    the weights unless given. Groups of ResNets are those of `resnet`; other networks are divided as
+    `find_groups` does. `options` are passed to `torchvision.models.get_model` (image_size of a ViT,
+    dropout, ...).
     """
-    module = create_torchvision(name, weights, options or {})
+    require_bool("backbone.pretrained", pretrained)
+    module: Any = create_torchvision(name, weights, options or {}, pretrained)
     images = made_for(name, weights)
     size = getattr(module, "image_size", images.image_size)  # of a ViT for images of another size
     used = use_order(module, torch.zeros(1, 3, size, size))
@@ -182,9 +185,7 @@ def torchvision_backbone(
     else:
         groups = find_groups(module, [head], used)
     mean, std = mean or images.mean, std or images.std
-    return Backbone(
-        name, module, head, groups, mean, std, (), images.image_size, images.interpolation
-    )
+    return Backbone(name, module, head, groups, mean, std, (), size, images.interpolation)
 
 
 def _with_outputs(layer: nn.Module, number: int) -> nn.Module:
@@ -247,8 +248,10 @@ def run_black_images(backbone: Backbone, image_size: int, images: int) -> Any:
 
 def _size_remedy(backbone: Backbone, image_size: int) -> str:
     """What to do about a network that does not accept images of this size."""
-    if backbone.image_size in (None, image_size):
+    if backbone.image_size is None:
         return "(224 suits most networks.)"
+    if backbone.image_size == image_size:
+        return "Its weights were made for this size: leave out options that change it."
     remedy = f"It was made for data.image_size={backbone.image_size}"
     if takes_image_size(backbone.module):
         remedy += f"; +backbone.options.img_size={image_size} adapts it to yours"
@@ -260,7 +263,7 @@ def explain(error: Exception) -> str:
     places = traceback.extract_tb(error.__traceback__)
     passed = (os.path.dirname(nn.__path__[0]), os.path.dirname(__file__))  # torch's code, and ours
     place = [*places, *(each for each in places if not each.filename.startswith(passed))][-1]
-    text = str(error).strip().rstrip(".")
+    text = str(error).strip().rstrip(".!")
     if isinstance(error, AssertionError | RuntimeError | ValueError) and text:
         return f"{text}."
     return f"{type(error).__name__}: {text or 'no message'} ({place.filename}:{place.lineno})."

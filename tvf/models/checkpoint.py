@@ -4,15 +4,15 @@ Nothing in the file is executed: it is safetensors, or tensors that torch unpick
 """
 
 import pickle
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tvf.errors import InputError
@@ -23,26 +23,31 @@ from tvf.models.weights import shorten
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 # What training scripts call the weights in a file with more in it, the likeliest first.
 USUAL = ("state_dict", "model", "model_state_dict", "module", "net", "network", "backbone")
-PICKLED = (
-    "it holds more than tensors, which only its own code can read. Save the weights alone: "
-    "torch.save(network.state_dict(), 'weights.pt')"
-)
+PREFIXES = 3  # that are tried for a table: a file may hold a student and a teacher
 # Numbers that layers count with; they change nothing that a network computes.
 COUNTERS = ("num_batches_tracked",)
+# Tables that earlier versions of networks saved, and that follow from their shapes.
+DERIVED = ("attn_mask", "relative_coords_table", "relative_position_index")
 
 
 @dataclass(frozen=True)
 class _Match:
     """Tensors of a file that a network takes: `where` they are in it, and the prefix of names.
 
-    `other_shapes` describes those of the right name and another shape.
+    `unfit` describes those of the right name that cannot be taken.
     """
 
     where: str
     prefix: str
     tensors: Mapping[str, Tensor]
-    other_shapes: Mapping[str, str]
+    unfit: Mapping[str, str]
     unexpected: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Where its tensors are in the file, in words; empty if they are the whole of it."""
+        names = f"names that begin with {self.prefix}" if self.prefix else ""
+        return ", ".join(part for part in (self.where, names) if part)
 
 
 def check_checkpoint(path: object) -> Path:
@@ -51,9 +56,15 @@ def check_checkpoint(path: object) -> Path:
     if not isinstance(path, str) or not path:
         raise InputError(f"{given} must be the path of a file of weights, or null.")
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise InputError(
+            f"backbone.checkpoint={printable(path)} is a folder: name a file of weights. A job's "
+            "folder goes to model.init_from."
+        )
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise InputError(f"backbone.checkpoint={printable(path)} {what}: name a file of weights.")
+        raise InputError(
+            f"backbone.checkpoint={printable(path)} does not exist: name a file of weights."
+        )
     if file.suffix.lower() not in ENDINGS:
         raise InputError(
             f"backbone.checkpoint={printable(path)} must end with one of {', '.join(ENDINGS)}."
@@ -66,93 +77,132 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
 
     The file may hold the weights under a usual name (state_dict, model, ...), and their names may
     begin with anything (module., backbone., ...). A head in it is ignored. Raises InputError, with
-    the tensors that are missing and those that are left over, unless all others are there.
+    the tensors that are missing and those that are left over, unless all others are there, and if
+    the file has further layers beside them: then it is of a larger network.
     """
     wanted = {
         name: tensor for name, tensor in module.state_dict().items() if not is_below(name, heads)
     }
-    file = check_checkpoint(path)
-    matches = [_match(where, found, wanted) for where, found in _tables(_read(file), "")]
     shown = f"backbone.checkpoint={printable(path)}"
+    tables = _tables(_read(check_checkpoint(path), shown), "", set())
+    matches = [match for where, found in tables for match in _match(where, found, wanted)]
     if not matches:
         raise InputError(f"{shown} holds no table of tensors by name, as state_dict() is.")
     best = max(matches, key=lambda match: len(match.tensors))  # the first of equal ones
     missing = [n for n in wanted if n not in best.tensors and not n.endswith(COUNTERS)]
-    if missing:
-        raise InputError(_explain(shown, best, missing, len(wanted)))
+    further = _further_layers(best, wanted, heads)
+    if missing or further:
+        raise InputError(_explain(shown, best, missing, further, len(wanted)))
     with torch.no_grad():
         for name, tensor in best.tensors.items():
             wanted[name].copy_(tensor)
     said = f"all {len(wanted)} tensors of the backbone are from {printable(path)}"
-    if best.where:
-        said += f", {best.where}"
-    if best.prefix:
-        said += f", where their names begin with {best.prefix}"
-    others = [m.where for m in matches if m is not best and len(m.tensors) == len(best.tensors)]
+    said += f" ({best.place})" if best.place else ""
+    others = [m.place for m in matches if m is not best and len(m.tensors) == len(best.tensors)]
     if others:
-        said += f"; it also holds {shorten(others)}, which is not used"
-    if best.unexpected:
+        said += f"; not used, but as fitting: {'; '.join(others)}: to use it, save it alone"
+    elif best.unexpected:
         said += f"; not used: {shorten([*best.unexpected])}"
     return said
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, shown: str) -> Any:
     """What is in a file of weights, without executing anything; InputError if it cannot be read."""
-    shown = f"backbone.checkpoint={printable(file)}"
     try:
         if file.suffix.lower() == ".safetensors":
             return safetensors.torch.load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{shown}: {PICKLED} ({str(error).splitlines()[0][:120]}).") from error
-    except (OSError, EOFError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        if "TorchScript" in str(error):
-            reason = PICKLED
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        reason = f"it is damaged, or no file of weights ({type(error).__name__})"
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
+            reason = (
+                "it is damaged, or holds more than tensors, which only its own code can read. Save "
+                "the weights alone: torch.save(network.state_dict(), 'weights.pt')"
+            )
         raise InputError(f"{shown} cannot be read as weights: {reason}.") from error
 
 
-def _tables(found: Any, where: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _tables(found: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """The tables of tensors by name in what a file holds, with where each is; usual ones first."""
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or id(found) in seen:
         return
+    seen.add(id(found))
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if tensors:
         yield where, tensors
     inside = [key for key, value in found.items() if isinstance(value, Mapping)]
     for key in sorted(inside, key=lambda k: USUAL.index(k) if k in USUAL else len(USUAL)):
-        yield from _tables(found[key], f"{where}.{key}" if where else str(key))
+        yield from _tables(found[key], f"{where}.{key}" if where else str(key), seen)
 
 
-def _match(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> _Match:
-    """Match names after the prefix that most of the file's names have."""
+def _match(
+    where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> Iterator[_Match]:
+    """Match names after each of the prefixes that most of the table's names have."""
     prefixes = Counter(
         key[: -len(name)]
         for name in wanted
         for key in found
         if key.endswith(name) and key[: -len(name)][-1:] in ("", ".")
     )
-    ((prefix, _),) = prefixes.most_common(1) or [("", 0)]
-    named = {name: found[prefix + name] for name in wanted if prefix + name in found}
-    tensors = {name: value for name, value in named.items() if value.shape == wanted[name].shape}
-    others = {
-        name: f"{name} {[*value.shape]} instead of {[*wanted[name].shape]}"
-        for name, value in named.items()
-        if name not in tensors
-    }
-    unexpected = tuple(key for key in found if key.removeprefix(prefix) not in named)
-    return _Match(where, prefix, tensors, others, unexpected)
+    for prefix, _ in prefixes.most_common(PREFIXES) or [("", 0)]:
+        named = {name: found[prefix + name] for name in wanted if prefix + name in found}
+        unfit = {name: fault for name, t in named.items() if (fault := _fault(t, wanted[name]))}
+        taken = {name: tensor for name, tensor in named.items() if name not in unfit}
+        unexpected = tuple(key for key in found if key.removeprefix(prefix) not in named)
+        described = {name: f"{name} {fault}" for name, fault in unfit.items()}
+        yield _Match(where, prefix, taken, described, unexpected)
 
 
-def _explain(shown: str, best: _Match, missing: list[str], count: int) -> str:
-    lacking = [name for name in missing if name not in best.other_shapes]
+def _fault(tensor: Tensor, own: Tensor) -> str | None:
+    """Why a tensor cannot be taken for `own`; None if it can."""
+    if tensor.shape != own.shape:
+        return f"{[*tensor.shape]} instead of {[*own.shape]}"
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return "without plain values"
+    if tensor.is_floating_point() != own.is_floating_point():
+        return f"of {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return "with NaN or infinite values"
+    return None
+
+
+def _further_layers(best: _Match, wanted: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
+    """The layers that the file has inside modules of this backbone, which has not got them."""
+    tops = {name.partition(".")[0] for name in wanted if "." in name}
+    names = [key[len(best.prefix) :] for key in best.unexpected if key.startswith(best.prefix)]
+    return [
+        name
+        for name in names
+        if name.partition(".")[0] in tops
+        and name.count(".") > 1
+        and not is_below(name, heads)
+        and not is_below(name, {head.rpartition(".")[0] for head in heads} - {""})
+        and not name.endswith((*COUNTERS, *DERIVED))
+    ]
+
+
+def _explain(
+    shown: str, best: _Match, missing: Sequence[str], further: Sequence[str], count: int
+) -> str:
+    """The error for a file that does not fit."""
+    lacking = [name for name in missing if name not in best.unfit]
     parts = [f"Missing: {shorten(lacking)}."] * bool(lacking)
-    if best.other_shapes:
-        parts.append(f"Of other shapes: {shorten([*best.other_shapes.values()])}.")
-    if best.unexpected:
+    if best.unfit:
+        parts.append(f"Not as they must be: {shorten([*best.unfit.values()])}.")
+    if further:
+        parts.append(f"It has further layers: {shorten([*further])}.")
+    elif best.unexpected:
         parts.append(f"Only in the file: {shorten([*best.unexpected])}.")
+    remedy = "Name the backbone that the file was saved from, and its options."
+    if any("pos_embed" in name for name in best.unfit):
+        remedy = (
+            "Position embeddings are for images of one size: set data.image_size to that of the "
+            "checkpoint, and leave out options that change it (img_size)."
+        )
     return (
         f"{shown} does not fit: it has {count - len(missing)} of the {count} tensors of this "
-        f"backbone. {' '.join(parts)} Name the backbone that the file was saved from, and its "
-        "options."
+        f"backbone. {' '.join(parts)} {remedy}"
     )

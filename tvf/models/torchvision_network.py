@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # Classifiers that train beside the main one; as the weights publish them, their outputs come apart.
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
+SIZED = "vit_"  # how the names of networks begin that take images of one size
+FEW = ("resnet50", "convnext_tiny", "efficientnet_b0", "swin_t", "vit_b_16")  # named in an error
 CONVERTING = ("googlenet", "inception_v3")  # they take images normalised as for other networks
 
 
@@ -41,18 +43,27 @@ def check_torchvision(name: str, weights: str | None) -> None:
 
     if name not in torchvision_names():
         near = difflib.get_close_matches(str(name), torchvision_names(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "its names are in docs/backbones.md."
+        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(FEW)} ..."
         raise InputError(f"backbone.name={name!r} is not a classifier of torchvision: {hint}")
     if weights is not None:
         published = tuple(models.get_model_weights(name).__members__)
         require_choice("backbone.weights", weights, published)
 
 
-def create_torchvision(name: str, weights: str | None, options: Mapping[str, Any]) -> nn.Module:
-    """The network, without auxiliary classifiers; InputError if it cannot be created."""
+def create_torchvision(
+    name: str, weights: str | None, options: Mapping[str, Any], pretrained: bool = True
+) -> nn.Module:
+    """The network, without auxiliary classifiers; InputError if it cannot be created.
+
+    Without `pretrained`, the network that has such weights, with random ones.
+    """
     from torchvision import models
 
     check_torchvision(name, weights)
+    if weights is not None and not pretrained:
+        if name.startswith(SIZED):
+            options = {"image_size": made_for(name, weights).image_size, **options}
+        weights = None
     if weights is None and name in CONVERTING:  # said, because torchvision will change its default
         options = {"init_weights": True, **options}
     try:
@@ -78,13 +89,15 @@ def create_torchvision(name: str, weights: str | None, options: Mapping[str, Any
 def made_for(name: str, weights: str | None) -> MadeFor:
     """The images that the weights of a torchvision network were made for.
 
-    Without weights, those that its default weights were made for. InputError for unknown names.
+    Without weights, those that its default weights were made for, or that the network takes.
+    InputError for unknown names.
     """
     from torchvision import models
 
     check_torchvision(name, weights)
     images = models.get_model_weights(name)[weights or "DEFAULT"].transforms()
+    size = 224 if weights is None and name.startswith(SIZED) else images.crop_size[0]
     mean, std = tuple(images.mean), tuple(images.std)
     if name in CONVERTING:
         mean = std = (0.5, 0.5, 0.5)
-    return MadeFor(images.crop_size[0], images.interpolation.value, mean, std)
+    return MadeFor(size, images.interpolation.value, mean, std)

@@ -61,6 +61,14 @@ def is_readable(path: Path) -> bool:
     return True
 
 
+def is_tvf_file(path: Path) -> bool:
+    """Whether a readable file of weights is one that `save_weights` has written."""
+    if path.suffix != ".safetensors":
+        return False
+    with safetensors.safe_open(path, "pt") as file:
+        return {"mean", "std"} < set(file.keys()) and "epoch" in (file.metadata() or {})
+
+
 def find_weights(init_from: object) -> Path:
     """The file that `model.init_from` names: itself, or the best weights of a job's folder.
 

@@ -112,7 +112,8 @@ def _header(job: Row) -> dict[str, Any]:
         "tags": ["image-classification", "transfer-learning", str(summary.get("backbone"))],
     }
     name, from_timm = str(backbone.get("name")), "timm_backbone" in str(backbone.get("_target_"))
-    if from_timm and backbone.get("pretrained", True) and not name.startswith("local-dir:"):
+    published = backbone.get("pretrained", True) and backbone.get("checkpoint") is None
+    if from_timm and published and not name.startswith("local-dir:"):
         header["base_model"] = name.removeprefix("hf-hub:") if ":" in name else f"timm/{name}"
     metrics = [
         {"type": hub, "value": round(summary[key], 4), "name": f"test {word}"}
@@ -219,7 +220,10 @@ def _training(job: Row) -> Iterator[str]:
     summary, config = job["summary"], job["config"]
     backbone = config.get("backbone") or {}
     licence = LICENCES.get(str(backbone.get("_target_")), UNKNOWN)
-    yield f"Backbone: {summary.get('backbone')} (licence of its weights: {licence})."
+    if (checkpoint := backbone.get("checkpoint")) is not None:
+        yield f"Backbone: {summary.get('backbone')}, with the weights in {checkpoint}."
+    else:
+        yield f"Backbone: {summary.get('backbone')} (licence of its weights: {licence})."
     if combination := summary.get("combination"):
         jobs = ", ".join(combination["jobs"])
         yield (

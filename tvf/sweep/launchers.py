@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tvf.errors import InputError
+
 # What fabric.jobs_per_gpu=auto assumes of a job: rough, and on the safe side. A training step of
 # ResNet50 in float32 keeps about 2,000 bytes for each pixel of its batch, ViT-B/16 3,000.
 JOB_BYTES = 2.5e9  # CUDA's context, libraries' workspaces, weights, gradients and optimizer
@@ -26,10 +28,21 @@ def workers(*, _root_: DictConfig) -> int:
 
     per_gpu = option("fabric.jobs_per_gpu", 1)
     if per_gpu == "auto":
-        sizes = option("data.batch_size", 32), option("data.image_size", 224) or 224
+        size = option("data.image_size", None) or _made_for(option("backbone", {}))
+        sizes = option("data.batch_size", 32), size
         per_gpu = jobs_that_fit(gpu_bytes(), *sizes) if all(map(_is_count, sizes)) else 1
     accelerator, devices = option("fabric.accelerator", "auto"), option("fabric.devices", 1)
     return default_workers(accelerator, devices, per_gpu)
+
+
+def _made_for(backbone: dict[str, Any]) -> int:
+    """Pixels per side of the images that a backbone is made for; jobs check its name themselves."""
+    from tvf.models import images_made_for  # with torch
+
+    try:
+        return images_made_for(backbone)[0]
+    except InputError:
+        return 224
 
 
 def default_workers(accelerator: str, devices: Any = 1, jobs_per_gpu: Any = 1) -> int:
