@@ -176,6 +176,27 @@ def test_groups_lists_what_each_fraction_trains(tvf: Tvf, tmp_path: Path) -> Non
         tvf("groups", "--config-dir", str(tmp_path / "nowhere"))
 
 
+def test_groups_counts_for_models_of_the_users_own(tvf: Tvf, tmp_path: Path) -> None:
+    targets = {
+        "backbone/mine": "helpers.small_backbone",
+        "model/made": "made_model.make",
+        "model/adapted": "tvf.models.LoraModel\nrank: 1\npct_unfreeze: 0.5",
+    }
+    for name, target in targets.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(f"_target_: {target}\n")
+    (tmp_path / "made_model.py").write_text("def make(backbone):\n    return backbone.module\n")
+    groups = ("groups", "--config-dir", str(tmp_path), "backbone=mine")
+    made, adapted = tvf(*groups, "model=made"), tvf(*groups, "model=adapted")
+    assert "groups that train, besides the head | parameters |" in made
+    assert "| 0.5 | bn2, conv2 | 312 |" in made
+    assert "groups that train, besides the head | parameters, at most |" in adapted
+    assert "| 0.5 | conv2 | " in adapted
+    (tmp_path / "model" / "made.yaml").write_text("pct_unfreeze: 0.5\n")
+    with pytest.raises(SystemExit, match="error: model has no _target_"):
+        tvf(*groups, "model=made")
+
+
 @pytest.mark.slow
 def test_a_wandb_sweep_passes_its_config_dir_to_every_job(tvf: Tvf, tmp_path: Path) -> None:
     (tmp_path / "backbone").mkdir()

@@ -17,6 +17,7 @@ from tvf.frontier.split import TracedModel
 from tvf.models import (
     Backbone,
     FineTuneModel,
+    Group,
     LoraModel,
     TransferModel,
     describe_model,
@@ -197,6 +198,35 @@ def test_a_sibling_of_another_job_leaves_its_network_alone_and_has_the_same_fron
     assert sibling.fingerprint == lora.fingerprint
 
 
+def _mixed() -> Backbone:
+    """A convolution, 0, and two equal linear layers, 3 and 4."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 8),
+        nn.Linear(8, 8),
+        nn.Linear(8, 3),
+    )
+    return Backbone("mixed", module, "5", group_by_modules(module, [["4"], ["3"], ["0"]]))
+
+
+def test_adapters_of_equal_shape_start_differently_and_as_the_seed_says() -> None:
+    def started(seed: int) -> list[Tensor]:
+        backbone = _mixed()
+        torch.manual_seed(seed)
+        adapters: Any = LoraModel(backbone, 1.0).adapters
+        return [adapters[path].down.weight for path in "34"]
+
+    first, second = started(1)
+    assert first.shape == second.shape and not torch.equal(first, second)
+    assert all(map(torch.equal, started(1), [first, second]))
+    assert not torch.equal(started(2)[0], first)
+
+
+WEIGHTS = ("weight", "bias")
+
+
 class Weighing(nn.Module):
     """Calls one layer, and only uses the weight of another."""
 
@@ -232,6 +262,15 @@ def test_layers_of_which_the_network_uses_only_the_weight_are_left_out_and_named
         LoraModel(backbone := _weighing(), 0.5).leave_out_unused(backbone, 16)
 
 
+def test_what_is_left_out_in_no_layer_is_named_by_its_parameter() -> None:
+    module = Weighing()
+    module.token = nn.Parameter(torch.zeros(1, 8))
+    names = ("token", *(f"{layer}.{name}" for layer in ("weighed", "used") for name in WEIGHTS))
+    backbone = Backbone("tokens", module, "head", (Group("all", names),))
+    model = LoraModel(backbone, 1.0, layers="used")
+    assert model.left_out == ["token", "weighed"]
+
+
 def test_the_projection_in_multihead_attention_is_not_called_and_not_adapted() -> None:
     attention = nn.MultiheadAttention(8, 2)
     assert not is_adaptable(attention.out_proj)
@@ -255,6 +294,19 @@ def test_layers_are_chosen_by_kind_and_by_name(options: dict[str, Any], names: l
 
 
 @pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        (["linear"], ["4", "3"]),
+        (["conv"], ["0"]),
+        (["linear", "conv"], ["4", "3", "0"]),
+        (["conv", "^3$"], ["3", "0"]),
+    ],
+)
+def test_the_two_kinds_are_words_in_a_list_as_well(layers: list[str], names: list[str]) -> None:
+    assert [*LoraModel(_mixed(), 1.0, layers=layers).adapters] == names
+
+
+@pytest.mark.parametrize(
     ("wrong", "text"),
     [
         ({"rank": 0}, "model.rank=0"),
@@ -265,6 +317,7 @@ def test_layers_are_chosen_by_kind_and_by_name(options: dict[str, Any], names: l
         ({"layers": []}, "model.layers=\\[\\]"),
         ({"layers": 3}, "model.layers=3"),
         ({"layers": "absent"}, "model.layers='absent'.*conv2"),
+        ({"layers": ["conv", "linear"]}, "model.layers='linear'.*conv2"),
         ({"groups": ["bn1"]}, "groups bn1 have no such"),
     ],
 )

@@ -14,6 +14,7 @@ from wandb import wandb_agent
 
 from helpers import Outcome
 from tvf import cli
+from tvf.errors import InputError
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
 QUICK = ("epochs=1", "data.limit=32", "data.batch_size=4", "data.image_size=32")
@@ -200,6 +201,35 @@ def test_fractions_only_vary_for_a_model_that_has_them(
 ) -> None:
     parameters = yaml.safe_load(describe([f"model={model}", "seed=1,2"]))["parameters"]
     assert ("model.pct_unfreeze" in parameters) == varied
+
+
+def test_a_model_of_the_users_own_has_no_default_fractions() -> None:
+    assert read_grid(["model=own", "seed=1,2"]) == (["model=own"], {"seed": ["1", "2"]})
+    assert "model.pct_unfreeze" not in read_grid(["model=own,lora"])[1]
+    assert "model.pct_unfreeze" in read_grid(["model=norm,lora"])[1]
+
+
+@pytest.mark.parametrize("model", ["lora", "own", "own,lora"])
+def test_options_of_adapters_vary_for_models_that_may_have_them(model: str) -> None:
+    _, varied = read_grid([f"model={model}", "model.pct_unfreeze=0.5,1", "model.rank=4,8"])
+    assert varied["model.rank"] == ["4", "8"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model=finetune,lora", "model.pct_unfreeze=0.5"], "model=finetune must not be combined"),
+        (["model=own,norm"], "model=norm must not be combined with several values of model.rank"),
+        (["model.pct_unfreeze=0.5"], "Vary them for LoRA alone, at fractions above 0: model=lora"),
+        (["model=lora"], "model.pct_unfreeze=0 must not be combined"),
+        (["model=lora", "model.pct_unfreeze=0.0,1"], "model.pct_unfreeze=0.0 must not be combined"),
+    ],
+)
+def test_options_of_adapters_do_not_vary_for_what_ignores_them(
+    overrides: list[str], told: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        read_grid([*overrides, "model.rank=4,8"])
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ from tvf.config import (
     ADAPTERS,
     build_part,
     explain_error,
-    is_lora,
-    is_transfer,
     resolve_target,
     to_plain,
 )
@@ -242,7 +240,7 @@ def wandb_sweep(overrides: Sequence[str], config_dir: Path | None = None) -> Non
 @_errors_as_messages()
 def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print a Markdown table of what each fraction of the chosen backbone and model trains."""
-    from tvf.models import FineTuneModel, Selection, tabulate_groups
+    from tvf.models import FineTuneModel, LoraModel, Selection, tabulate_groups
 
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
@@ -256,10 +254,17 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
         train=model.get("train"),
     )
     target: Any = resolve_target(model, "model")
-    own = not issubclass(target, FineTuneModel) or is_transfer(model)
-    options = {key: model[key] for key in ADAPTERS} if is_lora(model) else {}
-    sizes = partial((FineTuneModel if own else target).trained_sizes, backbone.module, **options)
-    print(tabulate_groups(backbone.module, backbone.groups, selection, sizes=sizes))
+    if not isinstance(target, type) or not issubclass(target, FineTuneModel):
+        target = FineTuneModel  # for code of the user's own, what it could train
+    options, counted = {}, "parameters"
+    if issubclass(target, LoraModel):
+        options = {key: model[key] for key in ADAPTERS if key in model}
+        counted = "parameters, at most"  # which layers the network calls shows in a job alone
+    sizes = partial(target.trained_sizes, backbone.module, **options)
+    table = tabulate_groups(
+        backbone.module, backbone.groups, selection, sizes=sizes, counted=counted
+    )
+    print(table)
 
 
 @_errors_as_messages()

@@ -110,8 +110,6 @@ def check_node(
 
     `supplied` are arguments that the code passes; `known` are further keys to suggest for a typo.
     """
-    if "_target_" not in node:
-        raise InputError(f"{name} has no _target_: it must name the function or class to build.")
     target = resolve_target(node, name)
     try:
         parameters = inspect.signature(target).parameters
@@ -152,9 +150,11 @@ def _check_required(
 
 
 def resolve_target(node: Config, name: str) -> Callable[..., Any]:
-    """The function or class that `node` names. InputError if it cannot be imported."""
+    """The function or class that `node` names. InputError without one that can be imported."""
     from hydra.utils import get_object
 
+    if "_target_" not in node:
+        raise InputError(f"{name} has no _target_: it must name the function or class to build.")
     path = node["_target_"]
     if path in LEGACY_TARGETS:
         raise InputError(f"{name}._target_={path!r} is now called {LEGACY_TARGETS[path]}.")

@@ -19,8 +19,8 @@ class Adapter(nn.Module):
     """Adds alpha / rank * up(down(dropout(x))) to the output of `layer`; `up` starts at zero.
 
     `down` has the form of the layer with `rank` outputs, in a grouped convolution `rank` for each
-    group, but no more than the layer's weight has singular values; `up` is linear or 1 × 1. torch's
-    random state does not change.
+    group, but no more than the layer's weight has singular values; `up` is linear or 1 × 1. Draws
+    `down` from torch's random state.
     """
 
     def __init__(
@@ -29,15 +29,14 @@ class Adapter(nn.Module):
         super().__init__()
         self.scale, self.rate = alpha / rank, dropout
         rank = min(rank, full_rank(layer))
-        with torch.random.fork_rng(devices=[]):
-            if isinstance(layer, nn.Linear):
-                self.down: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, rank, bias=False)
-                self.up: nn.Linear | nn.Conv2d = nn.Linear(rank, layer.out_features, bias=False)
-            else:
-                self.down = _narrowed(layer, rank)
-                wide = rank * layer.groups
-                self.up = nn.Conv2d(wide, layer.out_channels, 1, groups=layer.groups, bias=False)
-            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        if isinstance(layer, nn.Linear):
+            self.down: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, rank, bias=False)
+            self.up: nn.Linear | nn.Conv2d = nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            self.down = _narrowed(layer, rank)
+            wide = rank * layer.groups
+            self.up = nn.Conv2d(wide, layer.out_channels, 1, groups=layer.groups, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.up.weight)
         self.to(layer.weight.device, layer.weight.dtype)
 

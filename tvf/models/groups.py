@@ -285,11 +285,13 @@ def tabulate_groups(
     selection: Selection,
     fractions: Iterable[float] = (0, 0.25, 0.5, 0.75, 1.0),
     sizes: Callable[[Sequence[Group]], dict[str, int]] | None = None,
+    counted: str = "parameters",
 ) -> str:
     """A Markdown table: for each fraction the groups that train, and how many parameters they have.
 
     A selection by name gives a single row, with the share of the groups that train. `sizes` maps
-    the groups that are selected to how many parameters train in each; by default all do.
+    the groups that are selected to how many parameters train in each, by default all; `counted` is
+    the heading of that column.
     """
     sizes = sizes or (lambda chosen: {group.name: size_of_group(module, group) for group in chosen})
     if selection.is_named:
@@ -299,7 +301,7 @@ def tabulate_groups(
         unit, direction = selection.unit, selection.direction
         chosen = [(f, select_groups(module, groups, f, unit, direction)) for f in fractions]
     rows = [
-        "| `pct_unfreeze` | groups that train, besides the head | parameters |",
+        f"| `pct_unfreeze` | groups that train, besides the head | {counted} |",
         "|---|---|---|",
     ]
     for fraction, trained in chosen:

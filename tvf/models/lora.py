@@ -25,12 +25,13 @@ class LoraModel(FineTuneModel):
     """A backbone of which the head trains, and low-rank adapters of layers in some groups.
 
     `pct_unfreeze`, `unit`, `direction` and `groups` select the groups as in `FineTuneModel`; their
-    own weights stay frozen. In them, `layers` chooses what is adapted: "linear", "conv", or one or
-    more regular expressions for names of layers; None stands for all linear layers and convolutions
-    of which an adapter of rank 1 is smaller than the weight. A layer's output changes by
+    own weights stay frozen. In them, `layers` chooses what is adapted: "linear", "conv", a regular
+    expression for names of layers, or a list of these. The two words stand for layers of which an
+    adapter of rank 1 is smaller than the weight; None stands for both. A layer's output changes by
     `alpha` / `rank` times that of its adapter, of whose inputs training drops a share of `dropout`.
     BatchNorm is frozen everywhere. Without `adapt` the network is left as it is, and the weights of
-    the layers stand for their adapters. Raises InputError if there is nothing to adapt.
+    the layers stand for their adapters. torch's random state does not change. Raises InputError if
+    there is nothing to adapt.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class LoraModel(FineTuneModel):
         selected = self.trained_groups
         self.rank = rank
         self.trained_groups = _narrow(self.module, selected, layers)
-        _check_found(selected, self.trained_groups, layers)
+        _check_found(self.module, selected, self.trained_groups, layers)
         self.left_out = _weights_without(self.module, selected, self.trained_groups)
         if adapt:
             self.adapters = nn.ModuleDict()
-            for path in self._paths():
-                layer: Any = self.module.get_submodule(path)
-                self.adapters[_key(path)] = Adapter(layer, rank, alpha, dropout)
+            with torch.random.fork_rng(devices=[]):
+                for path in self._paths():
+                    layer: Any = self.module.get_submodule(path)
+                    self.adapters[_key(path)] = Adapter(layer, rank, alpha, dropout)
         self.unfreeze()
 
     def unfreeze(self, count: int | None = None) -> None:
@@ -102,7 +104,10 @@ class LoraModel(FineTuneModel):
         layers: str | Sequence[str] | None = None,
         **others: Any,
     ) -> dict[str, int]:
-        """How many values such a model would train in `groups`, by their names."""
+        """How many values such a model would train in `groups`, by their names.
+
+        At most: those that `leave_out_unused` would leave out count as well.
+        """
 
         def size(name: str) -> int:
             layer: Any = module.get_submodule(_layer_of(name))
@@ -192,7 +197,7 @@ def check_lora(rank: object, alpha: object, dropout: object, layers: object) -> 
     require_count("model.rank", rank, 1)
     require_number("model.alpha", alpha, 0, above=True)
     check_dropout(dropout, "dropout", "inputs of the adapters")
-    if layers is None or layers in [*KINDS]:
+    if layers is None:
         return
     patterns: list[Any] = [*layers] if isinstance(layers, list | tuple) else [layers]
     for pattern in patterns or [layers]:
@@ -220,12 +225,19 @@ def _narrow(
 
 
 def _check_found(
-    groups: Sequence[Group], kept: Sequence[Group], layers: str | Sequence[str] | None
+    module: nn.Module,
+    groups: Sequence[Group],
+    kept: Sequence[Group],
+    layers: str | Sequence[str] | None,
 ) -> None:
-    """Raise InputError if nothing in `groups` is adapted, or an expression matches no layer."""
-    patterns = [] if layers is None or layers in [*KINDS] else _listed(layers)
+    """Raise InputError if nothing in `groups` is adapted, or an entry of `layers` adds nothing."""
+    entries = [] if layers is None else _listed(layers)
     found = [_layer_of(name) for group in kept for name in group.parameters]
-    missed = [p for p in patterns if not any(re.search(p, path) for path in found)]
+    missed = [
+        entry
+        for entry in entries
+        if not any(_matches(path, module.get_submodule(path), entry) for path in found)
+    ]
     if groups and (missed or not kept):
         names = ", ".join(group.name for group in groups)
         shown = f"model.layers={missed[0] if missed else layers!r}"
@@ -236,11 +248,15 @@ def _check_found(
 
 
 def _is_chosen(path: str, layer: Any, layers: str | Sequence[str] | None) -> bool:
-    if not is_adaptable(layer):
-        return False
-    if layers is not None and layers not in [*KINDS]:
-        return any(re.search(pattern, path) for pattern in _listed(layers))
-    kind: Any = KINDS[layers] if isinstance(layers, str) else (nn.Linear, nn.Conv2d)
+    entries = [*KINDS] if layers is None else _listed(layers)
+    return is_adaptable(layer) and any(_matches(path, layer, entry) for entry in entries)
+
+
+def _matches(path: str, layer: Any, entry: str) -> bool:
+    """Whether `entry`, a kind or a regular expression, chooses this adaptable layer."""
+    if entry not in KINDS:
+        return bool(re.search(entry, path))
+    kind: Any = KINDS[entry]
     return isinstance(layer, kind) and adapter_size(layer, 1) < layer.weight.numel()
 
 
@@ -251,10 +267,13 @@ def _listed(layers: str | Sequence[str]) -> list[str]:
 def _weights_without(
     module: nn.Module, groups: Sequence[Group], adapted: Sequence[Group]
 ) -> list[str]:
-    """The layers in `groups` with a weight matrix or kernel that is not adapted."""
+    """The layers in `groups` with a weight matrix or kernel that is not adapted.
+
+    And other such parameters, such as the position embedding of a transformer.
+    """
     own = {name for group in adapted for name in group.parameters}
     names = [name for group in groups for name in group.parameters if name not in own]
-    return [_layer_of(name) for name in names if module.get_parameter(name).ndim > 1]
+    return [name.removesuffix(".weight") for name in names if module.get_parameter(name).ndim > 1]
 
 
 def _layer_of(name: str) -> str:

@@ -9,8 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tvf.config import ADAPTERS, METHODS
 from tvf.errors import InputError
 
+MODELS = {method.choice for method in METHODS.values()}  # a model of the user's own can be anything
 FRACTION, DEFAULT_FRACTIONS = "model.pct_unfreeze", ["0", "0.25", "0.5", "1.0"]
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # according to W&B's schema of a sweep
 HEADER = """\
@@ -37,7 +39,8 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
     names_what_trains = "model.train" in {*fixed, *varied} or any(
         value not in ("", "null") for value in groups
     )
-    if FRACTION not in {*fixed, *varied} and {*models} - {"transfer"} and not names_what_trains:
+    have_fractions = {*models} <= MODELS and {*models} != {"transfer"}
+    if FRACTION not in {*fixed, *varied} and have_fractions and not names_what_trains:
         varied = {FRACTION: DEFAULT_FRACTIONS} | varied
     if names_what_trains and FRACTION in varied:
         raise InputError(
@@ -50,12 +53,28 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
             "ignores: W&B would train it once for each fraction. Leave model out: "
             f"{FRACTION}=0 trains only the head."
         )
+    _check_adapters(models, varied)
     if not varied:
         raise InputError(
             f"nothing varies: list values, as in {FRACTION}={','.join(DEFAULT_FRACTIONS)} "
             "or seed=1,2,3."
         )
     return list(fixed.values()), varied
+
+
+def _check_adapters(models: Sequence[str], varied: dict[str, list[str]]) -> None:
+    """Raise InputError if options of adapters vary together with what ignores them."""
+    options = [f"model.{key}" for key in ADAPTERS if f"model.{key}" in varied]
+    without = [f"model={model}" for model in models if model in MODELS - {"lora"}]
+    if {*models} <= MODELS:
+        zeros = [value for value in varied.get(FRACTION, []) if _typed(value) == 0]
+        without += [f"{FRACTION}={value}" for value in zeros]
+    if options and without:
+        raise InputError(
+            f"{without[0]} must not be combined with several values of {options[0]}, which it "
+            "ignores: W&B would train it once for each value. Vary them for LoRA alone, at "
+            f"fractions above 0: model=lora {FRACTION}={','.join(DEFAULT_FRACTIONS[1:])}."
+        )
 
 
 def wandb_sweep_yaml(
