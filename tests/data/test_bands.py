@@ -1,5 +1,6 @@
 """Bands of TIFF files by their numbers, and images in grey: what data.channels names."""
 
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,16 @@ def test_a_folder_of_bands_is_read_with_its_own_window(tmp_path: Path) -> None:
     assert other.train.pool.fingerprint != data.train.pool.fingerprint
     with pytest.raises(InputError, match="images cannot be read"):
         ImageFolder(root=str(tmp_path / "data"), image_size=32).load()
+
+
+def test_without_tifffile_bands_are_one_error_before_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_images(tmp_path, each=2)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(InputError, match=r"^the bands of data.channels .*install 'tvf\[tiff\]'"):
+        ImageFolder(root=str(root), image_size=32, channels=[1])
+    ImageFolder(root=str(root), image_size=32, channels="grey")
 
 
 def _damaged(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Data sets of Hugging Face: read like folders of the same images, and what is wrong is named."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image as PillowImage
 
 from helpers.folders import write_images
-from tvf.data import HfDataset, ImageFolder, describe_pool
+from tvf.data import HfDataset, ImageFolder, describe_pool, hf_dataset, hf_rows
 from tvf.errors import InputError
+from tvf.job import changed_images
+from tvf.report import gallery
 
 datasets = pytest.importorskip("datasets")
 BOTH = datasets.ClassLabel(names=["cats", "dogs"])
@@ -47,6 +50,11 @@ def _open(folder: Path, found: Any, **options: Any) -> HfDataset:
     found = datasets.DatasetDict(found) if isinstance(found, Mapping) else found
     found.save_to_disk(folder / "saved")
     return HfDataset(path=str(folder / "saved"), image_size=32, **options)
+
+
+def _parts(source: HfDataset) -> list[str]:
+    parts = source.catalog().parts
+    return [] if parts is None else parts.tolist()
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
@@ -199,6 +207,85 @@ def test_what_is_no_saved_data_set_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             HfDataset(path=path, image_size=32)
+
+
+def test_a_column_says_the_splits_of_a_data_set_without_its_own(tmp_path: Path) -> None:
+    text = datasets.Value("string")
+    given = ["train", "Training", "train", "train", "dev", "test"]
+    expected = ["train"] * 4 + ["val", "test"]
+    found = _dataset(subset=(given, text))
+    for name, each in {"only": {"train": found}, "all": {"all": found}, "one": found}.items():
+        source = _open(tmp_path / name, each)
+        assert _parts(source) == expected
+        assert {
+            "each image's split is in column subset (data.split_column)",
+            "split Training is read as train",
+            "split dev is read as val",
+        } <= {*source.catalog().notes}
+    source = HfDataset(path=str(tmp_path / "one" / "saved"), image_size=32)
+    assert [len(split) for split in source.load().by_name.values()] == [4, 1, 1]
+    without = HfDataset(path=source.path, image_size=32, split_column=None).catalog()
+    assert without.parts is None and without.notes == ()
+    named = datasets.ClassLabel(names=["train", "validation", "test"])
+    numbers = _dataset(split=([0, 0, 0, 0, 1, 2], named)).rename_column("label", "kind")
+    source = _open(tmp_path / "numbers", numbers)
+    assert _parts(source) == expected and source.catalog().notes == ()
+
+
+def test_splits_of_a_column_that_cannot_be_meant_are_errors(tmp_path: Path) -> None:
+    text = datasets.Value("string")
+    found = _dataset(set=(["train", "a", None, "train", "b", "test"], text))
+    message = r"3 rows whose split is none of .*row\[1\]: a, row\[2\]: empty, row\[4\]: b.*=null"
+    with pytest.raises(InputError, match=message):
+        _open(tmp_path / "wrong", found)
+    both = {"train": found, "test": found}
+    source = _open(tmp_path / "both", both)
+    assert _parts(source) == ["train"] * 6 + ["test"] * 6
+    assert source.catalog().notes == (
+        "column set is not used, as the data set has splits of its own",
+    )
+    with pytest.raises(InputError, match="data.split_column=set cannot be used with"):
+        _open(tmp_path / "named", both, split_column="set")
+    assert _open(tmp_path / "null", both, split_column=None).catalog().notes == ()
+
+
+def test_rows_are_listed_once_until_the_data_set_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+    rows_of = hf_rows._rows_of
+    monkeypatch.setattr(hf_rows, "_rows_of", lambda *how: listed.append(how[1]) or rows_of(*how))
+    source = _open(tmp_path, _dataset())
+    first = source.catalog()
+    first.labels[:] = 0  # of this catalog alone
+    again = HfDataset(path=source.path, image_size=32).catalog()
+    assert listed == [""] and again.labels.tolist() == LABELS
+    HfDataset(path=source.path, image_size=32, group_column=None)
+    assert listed == ["", ""]
+    shutil.rmtree(source.path)
+    _dataset([1, *LABELS[1:]], weight=([1] * 6, datasets.Value("int8"))).save_to_disk(source.path)
+    assert source.catalog().labels.tolist() == [1, *LABELS[1:]] and len(listed) == 3
+
+
+def test_what_only_compares_images_asks_nothing_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = datasets.DatasetDict({"train": _dataset(LABELS * 4)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+    options: dict[str, Any] = {"path": f"owner/{tmp_path.name}", "image_size": 32}
+    data = HfDataset(**options).load()
+    before = describe_pool(data.train.pool)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(hf_dataset, "_open", fail)
+    config = {"data": {"_target_": "tvf.data.HfDataset", "download": True, **options}}
+    source = changed_images._open(config)
+    assert source.count_changes(before, data.classes, 0) == {}
+    del config["data"]["download"]  # of a config by hand
+    with pytest.raises(InputError, match="names on the hub are not loaded with data.download=f"):
+        gallery._open_data(config["data"])
 
 
 def test_a_hub_name_without_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

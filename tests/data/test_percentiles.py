@@ -12,7 +12,7 @@ from tvf.config.identity import frozen_layers_config
 from tvf.data import ImageFolder, ReadingRules, count_images
 from tvf.data.encoded import EncodedImage
 from tvf.data.images import read_image
-from tvf.data.percentiles import RANKS, find_window, parse_percentiles
+from tvf.data.percentiles import RANKS, find_window, parse_percentiles, without_copies
 from tvf.data.sources.files import FileSource
 from tvf.errors import InputError
 from tvf.inference.reading_rules import read_rules
@@ -103,6 +103,39 @@ def test_the_window_is_of_the_training_images_of_each_fold(floats: Path, tmp_pat
     with_store.close()
     kept = [path.name for path in (tmp_path / "store" / "values").iterdir()]
     assert len(kept) == 1  # for both folds
+
+
+def test_dropped_duplicates_have_no_say_in_the_window(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(16):
+        name = f"{number % 2}/{number}.tif"
+        for part in ("train", "val", "test"):
+            wide = 50 if part == "test" else 1  # copied into train below
+            values = rng.normal(0, wide, (36, 36)).astype(np.float32)
+            _save(tmp_path / part / name, values)
+    options: dict[str, Any] = {"root": str(tmp_path), "image_size": 32, "window": ["0%", "100%"]}
+    alone = ImageFolder(**options, duplicates="drop").load().train
+    for copied in (tmp_path / "test").rglob("*.tif"):
+        twin = tmp_path / "train" / copied.parent.name / f"copy{copied.name}"
+        twin.write_bytes(copied.read_bytes())
+    dropped = ImageFolder(**options, duplicates="drop").load().train
+    assert len(dropped) == len(alone) == 16 and dropped.pool.window == alone.pool.window
+    warned = ImageFolder(**options).load().train
+    assert warned.pool.window and dropped.pool.window
+    assert warned.pool.window[1] > 50 > dropped.pool.window[1]
+
+
+def test_a_training_split_of_duplicates_alone_is_an_error(tmp_path: Path) -> None:
+    for number in range(8):
+        values = RNG.normal(0, 1, (36, 36)).astype(np.float32)
+        for part in ("train", "val", "test"):
+            _save(tmp_path / part / f"{number % 2}/{number}.tif", values)
+    source = ImageFolder(root=str(tmp_path), image_size=32, window=["1%", "99%"], duplicates="drop")
+    with pytest.raises(InputError, match="data.duplicates=drop would leave a split without"):
+        source.load()
+    places = {"train": np.array([0]), "val": np.array([1])}
+    with pytest.raises(InputError, match="2 of 2 images cannot be read"):
+        without_copies([tmp_path / "a", tmp_path / "b"], places)
 
 
 def test_frozen_layers_are_shared_only_within_a_division() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from tvf.data.deep import DeepImage, Window, apply_window
 from tvf.data.encoded import ImageFile, openable
 from tvf.data.ranges import DEEP
+from tvf.errors import InputError
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how the files begin
 PLAIN = (1, 2)  # photometric interpretations: black is zero, RGB
@@ -36,19 +37,25 @@ class TooLargeError(ValueError):
         self.megapixels = megapixels
 
 
+def import_tifffile() -> Any:
+    """The library that reads bands; InputError if it is missing."""
+    try:
+        import tifffile  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            "the bands of data.channels are read by tifffile, which is not installed: "
+            "pip install 'tvf[tiff]'"
+        ) from error
+    return tifffile
+
+
 def read_bands(file: ImageFile, bands: Sequence[int], max_megapixels: float) -> np.ndarray:
     """The bands with these numbers, from 1, of a TIFF file, upright [H, W, len(bands)].
 
     They are those of its first frame or, if that has one, the frames of its shape. Raises
     ValueError if it does not have them, TooLargeError before it decodes them.
     """
-    try:
-        import tifffile  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            "its bands (data.channels) are read by tifffile, which is not installed: "
-            "pip install 'tvf[tiff]'"
-        ) from error
+    tifffile = import_tifffile()
     try:
         opened = tifffile.TiffFile(openable(file))
     except tifffile.TiffFileError as error:

@@ -24,11 +24,11 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 INSTALL = "pip install 'tvf[hf]'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HfSplits:
     """The data sets to read by their names, "" for one alone, and the split that each becomes.
 
-    A split "" is divided by tvf. `notes` are for the user to read.
+    A split "" is divided by tvf. `notes` are for the user to read. It is equal to itself alone.
     """
 
     datasets: Mapping[str, Any]
@@ -50,8 +50,17 @@ def import_datasets() -> Any:
     return datasets
 
 
-def open_splits(path: str, config_name: str | None, revision: str | None) -> HfSplits:
-    """Open the data set in the folder `path`, or of this name on the hub.
+def on_hub(path: str) -> bool:
+    """Whether `path` is a name on the hub: no file or folder, and with the letters of a name."""
+    if os.path.exists(os.path.expanduser(path)):
+        return False
+    return bool(_HUB_NAME.fullmatch(path)) and path not in (".", "..")
+
+
+def open_splits(
+    path: str, config_name: str | None, revision: str | None, download: bool = True
+) -> HfSplits:
+    """Open the data set in the folder `path`, or of this name on the hub with `download`.
 
     Raises InputError for what is none, and for splits whose meaning is unclear. A data set that has
     not changed is not opened again by the same process.
@@ -73,12 +82,17 @@ def open_splits(path: str, config_name: str | None, revision: str | None) -> HfS
         files = sorted(each for each in folder.glob("**/*") if each.suffix in (".arrow", ".json"))
         status = [(str(each), each.stat().st_mtime_ns, each.stat().st_size) for each in files]
         return _open(str(folder), None, None, tuple(status))
-    if os.path.exists(folder) or not _HUB_NAME.fullmatch(path) or path in (".", ".."):
+    if not on_hub(path):
         what = "a file" if os.path.exists(folder) else "neither"
         hint = " For a table: data=table." if os.path.exists(folder) else ""
         raise InputError(
             f"data.path={printable(path)} is {what}: it must be a folder that save_to_disk of "
             f"Hugging Face datasets has written, or a name on their hub (owner/name).{hint}"
+        )
+    if not download:
+        raise InputError(
+            f"data.path={path} is no folder here, and names on the hub are not loaded with "
+            "data.download=false: name the folder that its save_to_disk writes."
         )
     return _open(path, config_name, revision, None)
 

@@ -4,24 +4,25 @@ import errno
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from tvf.data.encoded import EncodedImage
+from tvf.data.hf_columns import choose_hf_columns, type_of
 from tvf.data.hf_dataset import HfSplits, import_datasets
 from tvf.data.left_out import LeftOut, first_few
 from tvf.data.names import note_alike
-from tvf.data.table_columns import AUTO, USUAL, Columns, choose_columns, plain_name
+from tvf.data.pool import PARTS
+from tvf.data.split_names import split_of
+from tvf.data.table_columns import Columns
 from tvf.data.table_notes import note_equal_numbers, note_missing
 from tvf.errors import InputError
 from tvf.files import printable
 
 NO_LABEL = "rows without a label"
-WHOLE = ("int", "uint", "bool")  # how the types of whole numbers begin
-TEXT = ("string", "large_string")
 NAMED = 5  # rows in a message
 
 
@@ -49,22 +50,30 @@ class _Row:
     name: str
     file: EncodedImage
     part: str
+    split: Any
     label: Any
     group: Any
     weight: Any
 
 
 def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> HfImages:
-    """List the images; `given` names the columns as `choose_columns` takes them, without a split.
+    """List the images; `given` names the columns as `choose_columns` takes them.
 
-    Raises InputError that names the column, split or rows at fault.
+    A column of splits is for a single data set. Raises InputError that names the column, split or
+    rows at fault. What `open_splits` has not opened anew is not listed again by the same process.
     """
+    return _list_rows(path, splits, tuple(given.items()))
+
+
+@lru_cache(maxsize=2)
+def _list_rows(path: str, splits: HfSplits, given: tuple[tuple[str, str | None], ...]) -> HfImages:
     path, train = (
         printable(path),
         next(k for k, part in splits.parts.items() if part in ("train", "")),
     )
-    columns = _choose(path, splits.datasets[train], given)
-    kinds = {name: splits.datasets[train].features[name] for name in columns.names.values()}
+    features = splits.datasets[train].features
+    columns = choose_hf_columns(path, features, dict(given), len(splits.datasets) > 1)
+    kinds = {name: features[name] for name in columns.names.values()}
     rows: list[_Row] = []
     left_out, notes = [], [*splits.notes, *columns.notes]
     for name, dataset in splits.datasets.items():
@@ -77,6 +86,8 @@ def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> H
         if listed and not kept and splits.parts[name] not in ("train", ""):
             notes.append(f"no row of {printable(name)} has a label, so it is not used")
         rows += kept
+    if "split" in columns.names:
+        rows = _assign_splits(path, rows, notes)
     classes = _classes(path, kinds[columns.names["label"]], rows, notes)
     places = {label: number for number, label in enumerate(classes)}
     parts = np.array([row.part for row in rows])
@@ -97,78 +108,14 @@ def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> H
     )
 
 
-def _choose(path: str, dataset: Any, given: Mapping[str, str | None]) -> Columns:
-    """The columns of the image and the label by their types, of the others by their names."""
-    kinds = import_datasets()
-    features = dataset.features
-    images = [name for name, kind in features.items() if isinstance(kind, kinds.Image)]
-    labels = [name for name, kind in features.items() if isinstance(kind, kinds.ClassLabel)]
-    if not labels:  # with a usual name
-        usual = [name for name in features if plain_name(name) in USUAL["label"]]
-        labels = [name for name in usual if _is_text(features[name])]
-    chosen = {
-        "image": _one(path, "image", images, given["image"], features),
-        "label": _one(path, "label", labels, given["label"], features),
-    }
-    if not isinstance(features[chosen["image"]], kinds.Image):
-        raise InputError(
-            f"data.image_column={chosen['image']} must be a column of images, but {path} has "
-            f"{_type(features[chosen['image']])} there: cast it to datasets.Image() and save it."
-        )
-    label = features[chosen["label"]]
-    if not isinstance(label, kinds.ClassLabel) and not _is_text(label):
-        raise InputError(
-            f"data.label_column={chosen['label']} must hold ClassLabel, text or whole numbers, but "
-            f"{path} has {_type(label)} there."
-        )
-    return choose_columns(path, [*features], {**given, **chosen, "split": None})
-
-
-def _one(
-    path: str, what: str, found: Sequence[str], given: str | None, features: Mapping[str, Any]
-) -> str:
-    if given != AUTO and given is not None:
-        if given not in features:
-            raise InputError(
-                f"data.{what}_column={given} must be a column of {path}: {first_few([*features])}."
-            )
-        return given
-    chosen = [name for name in found if plain_name(name) == what] or list(found)
-    if len(chosen) == 1:
-        return chosen[0]
-    if chosen:
-        raise InputError(
-            f"{path} has several columns that may hold the {what}: {first_few(chosen)}. Choose one "
-            f"with data.{what}_column=."
-        )
-    kind = "Image" if what == "image" else "ClassLabel, or text or numbers called label"
-    held = first_few([f"{name} ({_type(feature)})" for name, feature in features.items()])
-    raise InputError(
-        f"{path} has no column of type {kind}, but {held}. Name the column "
-        f"with data.{what}_column=, or cast it and save the data set again."
-    )
-
-
-def _type(feature: Any) -> str:
-    kind = type(feature).__name__
-    return str(feature.dtype) if kind == "Value" else kind
-
-
-def _is_text(feature: Any) -> bool:
-    """Whether a column holds text or whole numbers."""
-    kind = getattr(feature, "dtype", None)
-    plain = type(feature).__name__ == "Value"
-    return plain and isinstance(kind, str) and (kind in TEXT or kind.startswith(WHOLE))
-
-
 def _require_alike(path: str, name: str, dataset: Any, kinds: Mapping[str, Any]) -> None:
     for column, kind in kinds.items():
         found = dataset.features.get(column)
-        if type(found) is not type(kind) or _type(found) != _type(kind):
-            has = "no such column" if found is None else f"{_type(found)} there"
+        if type(found) is not type(kind) or type_of(found) != type_of(kind):
+            has = "no such column" if found is None else f"{type_of(found)} there"
             raise InputError(
-                f"{path}: column {printable(column)} is {_type(kind)}, but split {printable(name)} "
-                f"has {has}. Save all splits with the same columns."
+                f"{path}: column {printable(column)} is {type_of(kind)}, but split "
+                f"{printable(name)} has {has}. Save all splits with the same columns."
             )
 
 
@@ -182,7 +129,10 @@ def _rows_of(path: str, name: str, dataset: Any, columns: Columns, part: str) ->
     values = dataset.select_columns([*dict.fromkeys(others.values())])[:]
     named = _paths(files, image)
     changed = max((_time_of(each["filename"]) for each in dataset.cache_files), default=math.inf)
-    naming = _labels(path, dataset.features[others["label"]])
+    naming, splitting = (
+        _labels(path, dataset.features[others.get(what, others["label"])])
+        for what in ("label", "split")
+    )
     for row in range(len(dataset)):
         where = f"{printable(name) or 'row'}[{row}]"
         load = partial(_load, files, image, row)
@@ -192,6 +142,7 @@ def _rows_of(path: str, name: str, dataset: Any, columns: Columns, part: str) ->
             name=printable("/".join(filter(None, [name, named[row] if named else str(row)]))),
             file=EncodedImage(f"{path}/{where}", load, changed),
             part=part,
+            split=splitting(cells["split"], where) if "split" in cells else None,
             label=naming(cells["label"], where),
             group=cells.get("group"),
             weight=cells.get("weight"),
@@ -247,6 +198,25 @@ def _labels(path: str, kind: Any) -> Callable[[Any, str], Any]:
         return names[value]
 
     return name_of
+
+
+def _assign_splits(path: str, rows: Sequence[_Row], notes: list[str]) -> list[_Row]:
+    """The rows in the splits that their column says, by the usual names."""
+    names = ["" if row.split is None else str(row.split) for row in rows]
+    parts = {name: split_of(name) for name in dict.fromkeys(names)}
+    pairs = [*zip(rows, names, strict=True)]
+    if unknown := [f"{row.where}: {name or 'empty'}" for row, name in pairs if not parts[name]]:
+        raise InputError(
+            f"{path} has {len(unknown):,} rows whose split is none of {', '.join(PARTS)}, nor a "
+            f"usual name of them ({first_few(unknown, NAMED)}): correct them; "
+            "data.split_column=null ignores the column."
+        )
+    notes += [
+        f"split {printable(name)} is read as {part}"
+        for name, part in parts.items()
+        if name.casefold() not in (part, "validation")
+    ]
+    return [replace(row, part=parts[name]) for row, name in pairs]
 
 
 def _is_missing(label: Any) -> bool:

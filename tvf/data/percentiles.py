@@ -7,7 +7,7 @@ images that validate or test.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -89,6 +89,25 @@ def find_window(
             "data.window=[low,high]."
         )
     return low, high
+
+
+def without_copies(files: Sequence[ImageFile], places: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The places to train on whose files equal none at those of another split; all if none is left.
+
+    Raises InputError for files that cannot be read.
+    """
+
+    def read(file: ImageFile) -> None:
+        digest_files([file])
+
+    try:
+        digests = digest_files(files)
+    except BadImageError as error:
+        raise explain_bad(files, read, error) from error
+    train = places["train"]
+    others = np.concatenate([places[name] for name in places if name != "train"])
+    kept = train[~np.isin(digests[train], digests[others])]
+    return kept if len(kept) else train  # which is an error once duplicates are dropped
 
 
 def _rank(

@@ -26,7 +26,7 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
             alike.setdefault(json.dumps([data, images.get("digest")]), []).append(name)
     texts = []
     for names in alike.values():
-        if found := _describe(folder, build_part(jobs[names[0]], "data"), names):
+        if found := _describe(folder, _open(jobs[names[0]]), names):
             texts.append(found)
     if not texts:
         return None
@@ -35,6 +35,13 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
         "that they read, and are not trained again. To train on the images as they are now, choose "
         "another folder with hydra.sweep.dir= or hydra.run.dir=."
     )
+
+
+def _open(config: Config) -> DataSource:
+    """The data source of a job, which must not download anything for a comparison."""
+    data = config["data"]
+    offline = {**data, "download": False} if "download" in data else data
+    return build_part({**config, "data": offline}, "data")
 
 
 def _describe(folder: Path, source: DataSource, names: list[str]) -> str | None:

@@ -183,7 +183,7 @@ def _open_data(options: Mapping[str, Any]) -> "Catalog":
         raise InputError(
             "a report opens plain data sources only, subclasses of tvf.data.DataSource."
         )
-    if "download" in node:
+    if "download" in {*node, *target.__dataclass_fields__}:
         node["download"] = False
     return build(node, "data").catalog()
 

@@ -64,7 +64,7 @@ class DataSource(SplitOptions):
         Raises InputError that names the option, file or folder at fault.
         """
         catalog, places = self._divide()
-        catalog = self.adapt(catalog, places["train"], progress, store)
+        catalog = self.adapt(catalog, places, progress, store)
         pixels = catalog.read(np.arange(len(catalog)), progress, store)
         if note := describe_lost_range(pixels.ranges):
             log.warning("data: %s", note)
@@ -85,9 +85,13 @@ class DataSource(SplitOptions):
         return DataSplits(catalog.classes, train, val, test)
 
     def adapt(
-        self, catalog: Catalog, train: np.ndarray, progress: bool, store: Store | None
+        self,
+        catalog: Catalog,
+        places: Mapping[str, np.ndarray],
+        progress: bool,
+        store: Store | None,
     ) -> Catalog:
-        """Set what reading the images takes from those to train on, at places `train`: nothing."""
+        """Set what reading the images takes from those to train on, at places["train"]: nothing."""
         return catalog
 
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:

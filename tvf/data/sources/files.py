@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tvf.data.bands import import_tifffile
 from tvf.data.changes import count_changes
 from tvf.data.encoded import ImageFile
 from tvf.data.images import read_images
-from tvf.data.percentiles import find_window, parse_percentiles
+from tvf.data.percentiles import find_window, parse_percentiles, without_copies
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.rules import ReadingRules
 from tvf.data.sources.base import DataSource
@@ -39,7 +40,8 @@ class FileSource(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._rules()  # checks the options
+        if self._rules().bands:  # checks the options
+            import_tifffile()
         require_number("data.max_megapixels", self.max_megapixels, 0, above=True)
         if self.white_point is not None:
             require_count("data.white_point", self.white_point, 1, 65535)
@@ -50,13 +52,20 @@ class FileSource(DataSource):
                 )
 
     def adapt(
-        self, catalog: Catalog, train: np.ndarray, progress: bool, store: Store | None
+        self,
+        catalog: Catalog,
+        places: Mapping[str, np.ndarray],
+        progress: bool,
+        store: Store | None,
     ) -> Catalog:
         """Find the window at percentiles of the images to train on, if it is one."""
         if (percentiles := parse_percentiles(self.window)) is None:
             return catalog
         files = catalog.files
         assert files is not None
+        train = places["train"]
+        if self.duplicates == "drop":  # equal files will be dropped: they have no say
+            train = without_copies(files, places)
         window = find_window(
             files,
             percentiles,
@@ -101,7 +110,7 @@ class FileSource(DataSource):
     def check_images(self, progress: bool = False, store: Store | None = None) -> None:
         """Read the images, as any of them may be damaged."""
         catalog, places = self._divide()
-        catalog = self.adapt(catalog, places["train"], progress, store)
+        catalog = self.adapt(catalog, places, progress, store)
         catalog.read(np.arange(len(catalog)), progress, store)
 
     def count_changes(

@@ -1,15 +1,16 @@
 """A data set of Hugging Face `datasets`: a folder that `save_to_disk` wrote, or a hub name."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tvf.data.hf_dataset import open_splits
+from tvf.data.hf_dataset import on_hub, open_splits
 from tvf.data.hf_rows import HfImages, list_rows
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.sources.files import FileSource
 from tvf.data.table_columns import AUTO, USUAL, require_column
-from tvf.errors import InputError
+from tvf.errors import InputError, require_bool
 from tvf.metrics import require_metric
 from tvf.store import Store
 
@@ -18,18 +19,21 @@ from tvf.store import Store
 class HfDataset(FileSource):
     """The images of a data set in the folder `path`, or of that name on the Hugging Face hub.
 
-    Of the hub, `config_name` chooses a configuration and `revision` a commit or tag. Columns are
-    named, or "auto": by their types Image and ClassLabel, else by their usual names; None for no
-    group or weight, see `ImageTable`. Splits are those that the data set has, by their usual names;
-    what is missing is split off as for folders. Rows without a label are left out. Images are read
+    Of the hub, `config_name` chooses a configuration and `revision` a commit or tag; without
+    `download`, its names are an error. Columns are named, or "auto": by their types Image and
+    ClassLabel, else by their usual names; None for no split, group or weight, see `ImageTable`.
+    Splits are those that the data set has, by their usual names, or those of a column; what is
+    missing is split off as for folders. Rows without a label are left out. Images are read
     from their encoded bytes by the rules of `FileSource`.
     """
 
     path: str
     config_name: str | None = None
     revision: str | None = None
+    download: bool = True
     image_column: str = AUTO
     label_column: str = AUTO
+    split_column: str | None = AUTO
     group_column: str | None = AUTO
     weight_column: str | None = AUTO
 
@@ -43,9 +47,11 @@ class HfDataset(FileSource):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise InputError(f"data.{name}={value!r} must be text or null. Quote a number.")
-        for what in ("image", "label", "group", "weight"):
+        require_bool("data.download", self.download)
+        for what in USUAL:
             require_column(what, getattr(self, f"{what}_column"))
-        require_metric(self.metric, len(self._list().classes))
+        if self.download or not on_hub(self.path):
+            require_metric(self.metric, len(self._list().classes))
 
     def catalog(self) -> Catalog:
         """List the images; InputError names the column, split or rows at fault."""
@@ -56,18 +62,24 @@ class HfDataset(FileSource):
 
         return Catalog(
             found.classes,
-            found.labels,
+            np.array(found.labels),
             found.names,
             read,
-            parts=found.parts,
-            groups=found.groups,
-            weights=found.weights,
+            parts=None if found.parts is None else np.array(found.parts),
+            groups=None if found.groups is None else np.array(found.groups),
+            weights=None if found.weights is None else np.array(found.weights),
             left_out=found.left_out,
             notes=found.notes,
             files=found.files,
         )
 
+    def count_changes(
+        self, before: Mapping[str, np.ndarray], classes: Sequence[str], since: float
+    ) -> dict[str, int]:
+        """As of files; none of a name on the hub, which is not asked for this."""
+        return {} if on_hub(self.path) else super().count_changes(before, classes, since)
+
     def _list(self) -> HfImages:
-        columns = {what: getattr(self, f"{what}_column", None) for what in USUAL}
-        splits = open_splits(self.path, self.config_name, self.revision)
+        columns = {what: getattr(self, f"{what}_column") for what in USUAL}
+        splits = open_splits(self.path, self.config_name, self.revision, self.download)
         return list_rows(self.path, splits, columns)
