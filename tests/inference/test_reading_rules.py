@@ -74,6 +74,7 @@ def test_a_loaded_model_has_the_window_that_its_training_images_gave(
     config = plain_config(
         *("name=job", "data=image_folder", f"data.root={folder}", "data.image_size=32"),
         *("data.window=[2%,98%]", "data.batch_size=8", "backbone=resnet18"),
+        "data.interpolation=bilinear",
         *("backbone.weights=null", "epochs=1", "model=transfer", "tracker=none", "store.mode=off"),
     )
     choices = {"model": "transfer", "backbone": "resnet18", "data": "image_folder"}
