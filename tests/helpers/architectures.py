@@ -197,6 +197,7 @@ def page() -> Iterator[str]:
             faults.append(f"| {name} | {library} | {text[:300]} |")
     tried = len(rows) + len(faults)
     yield from (INTRODUCTION.format(tried=tried, works=len(rows)).splitlines())
+    yield ""
     yield "| network | from | pixels | head | groups, deepest first | in the store at 0 / 0.5 / 1 |"
     yield "|---|---|---|---|---|---|"
     yield from rows
@@ -218,7 +219,9 @@ layer unless more are new with it. The last column is the share of the parameter
 once and kept in the store. Where a network's code cannot be traced, it trains all the same, as a
 whole in each step. Where little is kept at fraction 0, layers that drop at random (dropout,
 stochastic depth) stand near the pixels: they do so in training whether or not they are frozen. In
-timm, `+backbone.options.drop_path_rate=0` switches stochastic depth off.
+timm, `+backbone.options.drop_path_rate=0` switches stochastic depth off; it is also why prefix and
+suffix of some do not reproduce the network. Without it, all of `swin_tiny_patch4_window7_224`,
+`swinv2_tiny_window8_256`, `focalnet_tiny_srf` and `nextvit_small` is kept at fraction 0.
 """
 
 
