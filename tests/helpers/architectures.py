@@ -210,8 +210,8 @@ INTRODUCTION = """# Which networks work
 
 {works} of {tried} networks of torchvision and timm, tried with random weights on three images each,
 at the fractions 0, 0.5 and 1: the head is replaced, the groups are a partition, a training step
-moves the parameters that are to train and nothing else, the two sides of the frontier are the whole
-network, and saved weights give the same logits when they are loaded. Other networks of these
+moves the parameters that are to train and nothing else, prefix and suffix (if there are) are the
+whole network, and saved weights give the same logits when they are loaded. Other networks of these
 libraries are built in the same ways; each is checked before it trains.
 
 "pixels" is the smallest side tried that the network takes; most are made for 224. A head is one
