@@ -255,3 +255,14 @@ def test_the_record_and_the_card_quote_the_sweeps_estimate(sweep: Path) -> None:
     card = (planned.folder / MODEL_CARD).read_text()
     assert "Not measured: it was trained on its validation images too." in card
     assert "chosen by the best epochs of the sweep's jobs (1, 2, 2, 3)" in card
+
+
+def test_relative_places_are_those_of_the_record(tmp_path: Path) -> None:
+    """Commands of one sweep may have been given in several folders."""
+    store = tmp_path / "my store"
+    for fraction, chance in ((0.0, 0.6), (0.5, 0.8)):
+        train(tmp_path / "demo", fraction, chance, changes={"store.dir": str(store)})
+    for overrides in tmp_path.glob("demo/*/.hydra/overrides.yaml"):
+        given = [each for each in yaml.safe_load(overrides.read_text()) if "store" not in each]
+        overrides.write_text(yaml.safe_dump([*given, "store.dir='my store'"]))
+    assert f"store.dir='{store}'" in plan(tmp_path / "demo").arguments

@@ -34,8 +34,8 @@ def test_weights_are_read_from_their_usual_columns_and_said(tmp_path: Path, head
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("-1", "weights that are no numbers of at least 0 .line 4: -1"),
-        ("nan", "weights that are no numbers of at least 0 .line 4: nan"),
+        ("-1", "weights that are not numbers of at least 0 .line 4: -1"),
+        ("nan", "weights that are not numbers of at least 0 .line 4: nan"),
         ("inf", "line 4: inf"),
         ("1e999", "line 4: 1e999"),
         ("heavy", "line 4: heavy.*data.weight_column=null"),

@@ -10,7 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from helpers import small_backbone
 from tvf.errors import InputError
-from tvf.models import BitFitModel, FineTuneModel, NormModel, TransferModel
+from tvf.models import (
+    Backbone,
+    BitFitModel,
+    FineTuneModel,
+    NormModel,
+    TransferModel,
+    group_by_modules,
+)
 from tvf.training import DiscriminativeOptimizer
 
 MODELS = (BitFitModel, NormModel)
@@ -71,6 +78,15 @@ def test_fraction_zero_is_transfer_learning(model: type[FineTuneModel]) -> None:
 def test_groups_without_such_parameters_are_an_error_that_names_them() -> None:
     with pytest.raises(InputError, match="no normalisation layers to train in the groups conv2"):
         NormModel(small_backbone(), None, groups=["conv2"])
+
+
+def test_a_network_without_such_parameters_is_not_told_to_unfreeze_more() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    backbone = Backbone("plain", network, "3", group_by_modules(network, [["0"]]))
+    with pytest.raises(InputError, match="to train in this network: choose model=lora"):
+        NormModel(backbone, 1.0)
 
 
 def test_every_network_has_its_own_names_for_biases_and_normalisation() -> None:

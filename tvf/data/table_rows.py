@@ -199,7 +199,7 @@ class _Reader:
             weight = math.nan
         if math.isfinite(weight) and weight >= 0:
             return repr(weight + 0.0)  # -0 is 0
-        self._faults.add("weights that are no numbers of at least 0", number, value)
+        self._faults.add("weights that are not numbers of at least 0", number, value)
         return value
 
     def _find(self, number: int, name: str) -> str:

@@ -47,10 +47,13 @@ class _PartialModel(FineTuneModel):
         selected = self.trained_groups
         self.trained_groups = keep_parameters(selected, self.choose(self.module))
         if selected and not self.trained_groups:
-            names = ", ".join(group.name for group in selected)
+            where, remedy = "this network", ""
+            if keep_parameters(backbone.groups, self.choose(self.module)):
+                where = f"the groups {', '.join(group.name for group in selected)}"
+                remedy = "raise model.pct_unfreeze, or "
             raise InputError(
-                f"there are no {self.what} to train in the groups {names}: raise "
-                "model.pct_unfreeze, or choose model=lora or model=finetune."
+                f"there are no {self.what} to train in {where}: {remedy}choose model=lora or "
+                "model=finetune."
             )
         self.unfreeze()
 

@@ -240,10 +240,16 @@ def _check_found(
     ]
     if groups and (missed or not kept):
         names = ", ".join(group.name for group in groups)
-        shown = f"model.layers={missed[0] if missed else layers!r}"
+        shown = f"model.layers={missed[0] if missed else layers!r}" if layers else "model=lora"
+        remedy = "Raise model.pct_unfreeze, or choose other layers; model.layers=null adapts all."
+        if layers is None:
+            remedy = (
+                "Depthwise convolutions and layers that standardise their weight get none. Raise "
+                "model.pct_unfreeze, or train the layers themselves: model=finetune."
+            )
         raise InputError(
-            f"{shown}: the groups {names} have no such linear layer or convolution to adapt. Raise "
-            "model.pct_unfreeze, or choose other layers; model.layers=null adapts all."
+            f"{shown}: the groups {names} have no such linear layer or convolution to adapt. "
+            f"{remedy}"
         )
 
 

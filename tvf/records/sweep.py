@@ -15,6 +15,7 @@ from tvf.errors import InputError
 from tvf.files import printable, read_json, write_json
 from tvf.records.job import read_config
 
+FILES_OF = {"backbone_content": "the content of the backbone's weights"}  # keys in words
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
 
 
@@ -183,7 +184,8 @@ def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> Non
             differing = [key for key in differing if key != "backbone_content"]
         if stored and differing:
             changes = [
-                f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]
+                f"{FILES_OF.get(key, key)} was {before.get(key)}, is now {now.get(key)}"
+                for key in differing[:5]
             ]
             raise InputError(
                 f"{folder / name} holds another configuration: {', '.join(changes)} "
