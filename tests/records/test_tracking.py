@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from tvf.errors import InputError
 from tvf.files import write_json, write_whole
 from tvf.records.job import JobRecord, is_done
 from tvf.records.tracking import NoTracker, WandbTracker
+
+
+@pytest.fixture(autouse=True)
+def forgetful_client() -> Iterator[None]:
+    """W&B's client remembers logins and settings as long as its process: not beyond a test."""
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from tvf.config import Config, build_part
+from tvf.config import Config
 from tvf.data import DataSource
 from tvf.errors import InputError
 from tvf.files import read_json
+from tvf.job.resources import open_offline
 from tvf.records import is_done, read_pool, read_status
 
 
@@ -26,7 +27,7 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
             alike.setdefault(json.dumps([data, images.get("digest")]), []).append(name)
     texts = []
     for names in alike.values():
-        if found := _describe(folder, _open(jobs[names[0]]), names):
+        if found := _describe(folder, open_offline(jobs[names[0]]), names):
             texts.append(found)
     if not texts:
         return None
@@ -35,13 +36,6 @@ def describe_changed_images(folder: Path, jobs: Mapping[str, Config]) -> str | N
         "that they read, and are not trained again. To train on the images as they are now, choose "
         "another folder with hydra.sweep.dir= or hydra.run.dir=."
     )
-
-
-def _open(config: Config) -> DataSource:
-    """The data source of a job, which must not download anything for a comparison."""
-    data = config["data"]
-    offline = {**data, "download": False} if "download" in data else data
-    return build_part({**config, "data": offline}, "data")
 
 
 def _describe(folder: Path, source: DataSource, names: list[str]) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from tvf.config import Config, build_part, known_fraction, target_node
+from tvf.data import DataSource
 from tvf.distributed import (
     RankStrategy,
     claim_gpus,
@@ -172,6 +173,13 @@ def import_libraries(backbone: str) -> None:
     # What is imported stays: without it, the garbage of each job is collected sooner and faster.
     gc.collect()
     gc.freeze()
+
+
+def open_offline(config: Config) -> DataSource:
+    """The data source of a job, which must not download anything for a comparison."""
+    data = config["data"]
+    offline = {**data, "download": False} if "download" in data else data
+    return build_part({**config, "data": offline}, "data")
 
 
 def _other_ranks(config: Config, context: JobContext) -> AbstractContextManager[None]:
