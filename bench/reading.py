@@ -3,7 +3,8 @@
 `rate` reads the same JPEG files with torchvision's ImageFolder and a DataLoader of two workers, and
 with tvf: decoded anew, and from the store. `memory` trains a head for one epoch on more and more
 images, which the store has no room for, and polls the memory that belongs to the job alone
-(RssAnon). docs/performance.md has the figures. Nothing is left behind.
+(RssAnon). docs/performance.md has figures. Files are in the system's cache: they have just been
+written. Nothing is left behind.
 """
 
 import argparse
