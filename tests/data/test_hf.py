@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 from helpers.folders import write_images
 from tvf.data import HfDataset, ImageFolder, describe_pool, hf_dataset, hf_rows
 from tvf.errors import InputError
-from tvf.job import changed_images
+from tvf.job import resources
 from tvf.report import gallery
 
 datasets = pytest.importorskip("datasets")
@@ -281,7 +281,7 @@ def test_what_only_compares_images_asks_nothing_of_the_hub(
 
     monkeypatch.setattr(hf_dataset, "_open", fail)
     config = {"data": {"_target_": "tvf.data.HfDataset", "download": True, **options}}
-    source = changed_images._open(config)
+    source = resources.open_offline(config)
     assert source.count_changes(before, data.classes, 0) == {}
     del config["data"]["download"]  # of a config by hand
     with pytest.raises(InputError, match="names on the hub are not loaded with data.download=f"):
