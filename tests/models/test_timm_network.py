@@ -89,12 +89,14 @@ def test_two_heads_of_other_classes_are_named_as_such(tmp_path: Path) -> None:
     ],
 )
 def test_networks_that_timm_does_not_group_are_grouped_by_their_graph(
-    name: str, deepest: str, last: str, count: int
+    name: str, deepest: str, last: str, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The last one has groups in timm, but no coarse ones."""
+    caplog.set_level("INFO")
     with torch.device("meta"):
         groups = timm_backbone(name, 3, pretrained=False).groups
     assert (groups[0].name, groups[-1].name, len(groups)) == (deepest, last, count)
+    assert f"timm does not group the layers of {name} (" in caplog.text
 
 
 @pytest.mark.parametrize(

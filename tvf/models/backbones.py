@@ -226,7 +226,7 @@ def timm_backbone(
     config = module.pretrained_cfg
     size = config.get("input_size", (3, 224, 224))[-1]
     now = (options or {}).get("img_size", size)
-    groups = timm_groups(module, [head, *more_heads], now, coarse)
+    groups = timm_groups(name, module, [head, *more_heads], now, coarse)
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
     return Backbone(
         *(name, module, head, groups, mean, std, more_heads),

@@ -5,6 +5,7 @@ What a library says about a name or its weights comes first in every error, then
 
 import difflib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from tvf.errors import InputError
 from tvf.models.download import LOCAL, LOCAL_HOLDS, download, first_lines
 from tvf.models.found_groups import find_groups, name_groups, use_order
 from tvf.models.groups import Group, is_below
+
+log = logging.getLogger(__name__)
 
 SHOWN = 12  # names in an error
 OWN_WEIGHTS = {"pretrained_cfg", "pretrained_cfg_overlay"}  # options that name other weights
@@ -160,7 +163,9 @@ def takes_image_size(module: nn.Module) -> bool:
     return any("img_size" in inspect.signature(make).parameters for make in makers if make)
 
 
-def timm_groups(module: Any, heads: Sequence[str], size: int, coarse: bool) -> tuple[Group, ...]:
+def timm_groups(
+    name: str, module: Any, heads: Sequence[str], size: int, coarse: bool
+) -> tuple[Group, ...]:
     """The groups of the parameters outside the head, deepest first.
 
     timm's own, or where it has none those that a pass over images of `size` pixels finds.
@@ -168,8 +173,16 @@ def timm_groups(module: Any, heads: Sequence[str], size: int, coarse: bool) -> t
     from timm.models import group_parameters
 
     try:
+        if not hasattr(module, "group_matcher"):
+            raise NotImplementedError("it has no groups")
         layers = group_parameters(module, module.group_matcher(coarse=coarse))
-    except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError):
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        log.info(
+            "timm does not group the layers of %s (%s): its modules are the groups, in the order "
+            "in which they run.",
+            name,
+            first_lines(error),
+        )
         return find_groups(module, heads, use_order(module, torch.zeros(1, 3, size, size)))
     found = [
         [path for path in layers[depth] if not is_below(path, heads)]
