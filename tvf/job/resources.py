@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from tvf.config import Config, build_part, known_fraction, target_node
 from tvf.data import DataSource
@@ -118,12 +119,14 @@ def build_fabric(config: Config, context: JobContext) -> Fabric:
     node = target_node(config, "fabric")
     if context.devices:
         node["devices"] = context.devices
-    strategy: dict[str, Any] = {}
     if count_devices(node["devices"]) > 1:
-        strategy["strategy"] = RankStrategy()
+        supplied: dict[str, Any] = {"strategy": RankStrategy()}
         node.pop("strategy", None)
+    else:
+        # Where SLURM is installed, Fabric would warn, or look for the tasks of a job.
+        supplied = {} if node.get("plugins") else {"plugins": [LightningEnvironment()]}
     try:
-        fabric = build_part({"fabric": node}, "fabric", **strategy)
+        fabric = build_part({"fabric": node}, "fabric", **supplied)
         fabric.launch()
     except InputError:
         raise
