@@ -20,7 +20,6 @@ from tvf.distributed import (
     RankStrategy,
     claim_gpus,
     count_devices,
-    keep_freed_memory,
     memory_errors,
     reset_peak_memory,
     set_arithmetic,
@@ -28,6 +27,7 @@ from tvf.distributed import (
     start_ranks,
 )
 from tvf.errors import InputError
+from tvf.memory import keep_freed_memory
 from tvf.models import import_timm
 from tvf.records import JobRecord, Run, tracker_group
 from tvf.store import Store
