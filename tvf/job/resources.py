@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from tvf.config import Config, build_part, known_fraction, target_node
+from tvf.config import Config, build_part, known_fraction, target_node, trained_label
 from tvf.data import DataSource
 from tvf.distributed import (
     RankStrategy,
@@ -74,7 +74,8 @@ def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator
     """Open the tracker's run of this job and note it in the job's record."""
     tracker = build_part(config, "tracker")
     group = tracker_group(context.sweep) if context.sweep else None
-    values = job_facts(config, context) | {"config": config}
+    trained = {"trained": trained_label(config["model"])}
+    values = job_facts(config, context) | trained | {"config": config}
     with ExitStack() as at_the_end:
         with tracker.start(context.folder, config["name"], group, values, record.run_id) as run:
             record.tracked(run)
