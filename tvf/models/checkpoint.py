@@ -78,7 +78,7 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
     The file may hold the weights under a usual name (state_dict, model, ...), and their names may
     begin with anything (module., backbone., ...). A head in it is ignored. Raises InputError, with
     the tensors that are missing and those that are left over, unless all others are there, and if
-    the file has further layers beside them: then it is of a larger network.
+    the file has further layers inside the modules of the backbone: then it is of a larger network.
     """
     wanted = {
         name: tensor for name, tensor in module.state_dict().items() if not is_below(name, heads)
