@@ -11,18 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers import IMPORTABLE
+from helpers.elsewhere import beating, claim_elsewhere, grow_old
 from tvf import lease as leases
 from tvf import owners
 from tvf.files import write_whole
 from tvf.lease import Lease, LeaseBusy, LeaseLost, lease_holder, remove_leftovers
 from tvf.owners import temporary_beside, this_process
-
-ELSEWHERE = {"host": "n2", "pid": 7, "machine": 16 * "0", "start": 5.0, "token": "theirs"}
 
 
 @pytest.fixture
@@ -35,17 +33,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT", 0.05)
     monkeypatch.setattr(leases, "EXPIRY", 0.6)
-
-
-def _claim_elsewhere(path: Path, age: float = 0.0, **changes: Any) -> None:
-    """Leave the file of a lease that another machine touched `age` seconds ago."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(ELSEWHERE | changes))
-    _touch(path, age)
-
-
-def _touch(path: Path, age: float) -> None:
-    os.utime(path, (time.time() - age, time.time() - age))
 
 
 def _start(code: str, path: Path) -> "subprocess.Popen[str]":
@@ -72,18 +59,6 @@ def _held_by_a_process(path: Path) -> Iterator["subprocess.Popen[str]"]:
         holder.communicate()
 
 
-def _beats(path: Path) -> threading.Event:
-    """Touch the file every 50 ms, as a holder elsewhere does, until the event is set."""
-    end = threading.Event()
-
-    def beat() -> None:
-        while not end.wait(0.05):
-            os.utime(path)
-
-    threading.Thread(target=beat, daemon=True).start()
-    return end
-
-
 def test_one_holds_it_at_a_time_and_the_file_says_who(path: Path) -> None:
     first, second = Lease(path), Lease(path)
     first.acquire()
@@ -104,7 +79,7 @@ def test_one_holds_it_at_a_time_and_the_file_says_who(path: Path) -> None:
 def test_it_waits_for_a_live_process_however_long_that_is_silent(path: Path, quick: None) -> None:
     with _held_by_a_process(path) as holder:
         os.kill(holder.pid, signal.SIGSTOP)
-        _touch(path, 3600)
+        grow_old(path, 3600)
         with pytest.raises(LeaseBusy, match=f"process {holder.pid} on"):
             Lease(path).acquire(timeout=0.1)
         assert lease_holder(path) is not None
@@ -125,17 +100,17 @@ def test_another_process_with_the_number_of_a_dead_one_is_not_the_holder(path: P
     own = this_process()
     assert own.start is not None
     record = {"host": own.host, "pid": own.pid, "machine": own.machine}
-    _claim_elsewhere(path, **record, start=own.start - 1)
+    claim_elsewhere(path, **record, start=own.start - 1)
     assert lease_holder(path) is None
     Lease(path).acquire(timeout=0)
 
 
 def test_a_holder_elsewhere_keeps_it_until_it_has_not_been_touched_for_long(path: Path) -> None:
-    _claim_elsewhere(path, age=leases.EXPIRY - 5)
+    claim_elsewhere(path, age=leases.EXPIRY - 5)
     with pytest.raises(LeaseBusy, match="process 7 on n2"):
         Lease(path).acquire(timeout=0)
     assert lease_holder(path) is not None
-    _touch(path, leases.EXPIRY + 1)
+    grow_old(path, leases.EXPIRY + 1)
     assert lease_holder(path) is None
     lease = Lease(path)
     lease.acquire(timeout=0)
@@ -146,7 +121,7 @@ def test_a_holder_elsewhere_keeps_it_until_it_has_not_been_touched_for_long(path
 def test_clocks_that_differ_do_not_matter(
     path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    _claim_elsewhere(path)
+    claim_elsewhere(path)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
     assert lease_holder(path) is not None
@@ -155,22 +130,28 @@ def test_clocks_that_differ_do_not_matter(
 
 
 def test_waiting_ends_when_the_holder_elsewhere_falls_silent(path: Path, quick: None) -> None:
-    _claim_elsewhere(path)
-    end = _beats(path)
-    threading.Timer(0.8, end.set).start()
-    begun = time.monotonic()
-    Lease(path).acquire()
-    assert 0.8 + 0.5 < time.monotonic() - begun < 5
+    claim_elsewhere(path)
+    ends: list[float] = []
+
+    def wait() -> None:
+        Lease(path).acquire()
+        ends.append(time.monotonic())
+
+    thread = threading.Thread(target=wait)
+    with beating(path):
+        thread.start()
+        time.sleep(0.8)
+        assert not ends
+    silent = time.monotonic()
+    thread.join()
+    assert 0.4 < ends[0] - silent < 5
 
 
 def test_to_be_certain_it_waits_for_a_sign_of_life_from_elsewhere(path: Path, quick: None) -> None:
-    _claim_elsewhere(path)
-    end = _beats(path)
-    with pytest.raises(LeaseBusy):
+    claim_elsewhere(path)
+    with beating(path), pytest.raises(LeaseBusy):
         Lease(path).acquire(timeout=0, certain=True)
-    end.set()
-    time.sleep(0.1)
-    _claim_elsewhere(path, age=0.3)
+    claim_elsewhere(path, age=0.3)
     begun = time.monotonic()
     Lease(path).acquire(timeout=0, certain=True)
     assert 0.2 < time.monotonic() - begun < 0.6
@@ -178,7 +159,7 @@ def test_to_be_certain_it_waits_for_a_sign_of_life_from_elsewhere(path: Path, qu
 
 def test_it_is_touched_while_the_process_computes(path: Path, quick: None) -> None:
     with Lease(path):
-        _touch(path, 3600)
+        grow_old(path, 3600)
         begun = time.monotonic()
         while time.time() - path.stat().st_mtime > 60 and time.monotonic() - begun < 5:
             sum(range(10_000))
@@ -190,7 +171,7 @@ def test_a_holder_that_was_succeeded_notices_and_leaves_the_file_alone(
 ) -> None:
     lease = Lease(path)
     lease.acquire()
-    _claim_elsewhere(path, age=0.3)
+    claim_elsewhere(path, age=0.3)
     with pytest.raises(LeaseLost, match="taken over by process 7 on n2"):
         lease.check()
     before = path.stat().st_mtime_ns
@@ -206,7 +187,7 @@ def test_a_holder_that_was_succeeded_notices_and_leaves_the_file_alone(
 def test_a_holder_that_wakes_up_while_it_is_removed_keeps_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _claim_elsewhere(path, age=3600)
+    claim_elsewhere(path, age=3600)
     rename = Path.rename
 
     def wake_up_first(source: Path, target: Path) -> Path:
@@ -245,13 +226,13 @@ def test_a_file_without_a_record_is_a_claim_until_it_expires(path: Path, content
     path.write_text(content)
     with pytest.raises(LeaseBusy, match="an unknown process"):
         Lease(path).acquire(timeout=0)
-    _touch(path, leases.EXPIRY + 1)
+    grow_old(path, leases.EXPIRY + 1)
     Lease(path).acquire(timeout=0)
 
 
 def test_of_several_processes_one_at_a_time_takes_over_and_goes_on(path: Path) -> None:
     """None of their additions to a number in a file is lost."""
-    _claim_elsewhere(path, age=3600)
+    claim_elsewhere(path, age=3600)
     number = path.with_name("number")
     number.write_text("0")
     add = """
@@ -285,10 +266,10 @@ def test_who_holds_it_is_known_where_nothing_can_be_written(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    _claim_elsewhere(path)
+    claim_elsewhere(path)
     monkeypatch.setattr(Path, "touch", fail)
     assert lease_holder(path) is not None
-    _touch(path, leases.EXPIRY + 1)
+    grow_old(path, leases.EXPIRY + 1)
     assert lease_holder(path) is None
 
 
@@ -308,8 +289,8 @@ def test_temporary_files_of_others_stay_until_they_are_old(
     others = [tmp_path / ".lease", tmp_path / ".hydra", target]
     for file in (ours, ended, fresh, old, *earlier, *others):
         file.write_text("half")
-    _touch(old, leases.EXPIRY + 1)
-    _touch(earlier[1], leases.EXPIRY + 1)
+    grow_old(old, leases.EXPIRY + 1)
+    grow_old(earlier[1], leases.EXPIRY + 1)
     remove_leftovers(tmp_path)
     assert {*tmp_path.iterdir()} == {ours, fresh, earlier[0], *others}
 

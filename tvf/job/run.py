@@ -164,6 +164,7 @@ def train_job(
             _log_epoch(job, epoch)
             checkpoints.save(checkpoint())
             if loop.is_best:  # after the checkpoint, from which these weights can be restored
+                record.check_lease()
                 _save_best(job, loop, best_weights)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)

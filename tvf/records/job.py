@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ class JobRecord:
     def tracked(self, run: Run) -> None:
         """Record the tracker's run, for `wandb sync` and for later attempts to resume."""
         self._status |= {"wandb_run_id": run.id, "wandb_mode": run.mode}
-        self.check_lease()
-        write_json(self.folder / "status.json", self._status)
+        with suppress(LeaseLost):  # what ends the job is its own next step
+            self.check_lease()
+            write_json(self.folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
