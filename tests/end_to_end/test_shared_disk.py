@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers import IMPORTABLE, SMALL, forks
+from tvf.report import print_status
 
 EXPIRY = 3.0
 # What makes a process one of machine N, and a minute pass in three seconds.
@@ -26,7 +27,6 @@ tvf.owners._machine = lambda: name.rjust(16, "0")
 tvf.owners.socket.gethostname = lambda: name
 """
 TRAIN = MACHINE + "from tvf import cli; cli.train()"
-TVF = MACHINE + "from tvf.cli import main; main()"
 QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=4", "tracker=none", SMALL)
 SWEEP = ("-m", *QUICK, "hydra/launcher=basic", "hydra.sweep.dir=sweep")
 
@@ -59,10 +59,11 @@ def _start(machine: str, code: str, *arguments: str, cwd: Path) -> forks.Process
     return forks.python(code, machine, *arguments, cwd=cwd, PYTHONPATH=IMPORTABLE, TVF_STORE=store)
 
 
-def _wait(until: Callable[[], object], process: forks.Process) -> None:
+def _wait(until: Callable[[], object], *processes: forks.Process) -> None:
     deadline = time.monotonic() + 60
     while not until():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        for process in processes:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
 
 
@@ -72,42 +73,40 @@ def _statuses(folder: Path) -> list[tuple[str, int, str]]:
 
 
 @pytest.mark.slow
-def test_two_machines_train_each_job_and_each_head_phase_once(mounts: Mounts) -> None:
-    command = (*SWEEP, "recipe=lp_ft", "epochs=40", "model.pct_unfreeze=0.5,1.0", "store.mode=on")
-    first = _start("n1", TRAIN, *command, cwd=mounts[0])
-    _wait(lambda: list(mounts[0].glob("sweep/*/metrics.jsonl")), first)
-    second = _start("n2", TRAIN, *command, cwd=mounts[1])
-    _wait(lambda: len(_statuses(mounts[1])) == 2, second)
-    status = _start("n3", TVF, "status", "sweep", cwd=mounts[1]).communicate(60)[0]
-    outputs = [process.communicate(120)[0] for process in (first, second)]
-    said = "\n".join([*outputs, status])
-    assert first.returncode == 0 and "Traceback" not in said, said
-    assert re.search(r"running: .*process \d+ on n1\).*process \d+ on n2\)", status), status
-    assert re.search(r"another process is training this job: process \d+ on n1", outputs[1]), said
+def test_two_machines_train_each_job_and_each_head_phase_once(
+    mounts: Mounts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("recipe=lp_ft", "epochs=30", "early_stopping=never", "store.mode=on")
+    command = (*SWEEP, *changes, "model.pct_unfreeze=0.5,1.0")
+    processes = [_start(f"n{n}", TRAIN, *command, cwd=mounts[n - 1]) for n in (1, 2)]
+    _wait(lambda: len(_statuses(mounts[1])) == 2, *processes)
+    print_status(mounts[0] / "sweep")
+    status = capsys.readouterr().out
+    outputs = [process.communicate(120)[0] for process in processes]
+    said = "\n".join(outputs)
+    assert 0 in [process.returncode for process in processes] and "Traceback" not in said, said
+    assert {*re.findall(r"process \d+ on (n\d)", status.partition("running: ")[2])} == {"n1", "n2"}
+    assert re.search(r"another process is training this job: process \d+ on n[12]", said), said
     assert sorted(_statuses(mounts[0])) == [("done", 1, "n1"), ("done", 1, "n2")]
-    assert re.search(r"waits for another job .*: process \d+ on n1", outputs[1]), said
     assert said.count("takes epochs 1 to") == 1
-    assert said.count("test_loss") == 2
+    assert said.count("(weights of epoch") == 2
 
 
 @pytest.mark.slow
 def test_a_machine_that_dies_is_succeeded_after_the_expiry(mounts: Mounts) -> None:
-    command = (*SWEEP, "epochs=300", "model.pct_unfreeze=1.0", "store.mode=off")
+    command = (*SWEEP, "epochs=40", "model.pct_unfreeze=1.0", "store.mode=off")
     first = _start("n1", TRAIN, *command, cwd=mounts[0])
     _wait(lambda: list(mounts[1].glob("sweep/*/checkpoints/last.pt")), first)
     first.send_signal(9)  # which also ends its jobs
     died = time.monotonic()
-    first.wait(10)
-    (metrics,) = mounts[1].glob("sweep/*/metrics.jsonl")
-    known = len(metrics.read_text().splitlines())
-    second = _start("n2", TRAIN, *command[:-2], "epochs=300", *command[-2:], cwd=mounts[1])
+    first.communicate(10)
+    second = _start("n2", TRAIN, *command, cwd=mounts[1])
     _wait(lambda: ("running", 2, "n2") in _statuses(mounts[1]), second)
     seconds = time.monotonic() - died
     output = second.communicate(120)[0]
     assert second.returncode == 0 and "Traceback" not in output, output
-    assert re.search(r"claimed by process \d+ on n1: waiting", output), output
     assert _statuses(mounts[0]) == [("done", 2, "n2")]
-    assert re.search(rf"resumes after epoch {known}\b", output) and 1 < seconds < EXPIRY + 10
+    assert re.search(r"resumes after epoch \d", output) and EXPIRY / 2 < seconds < EXPIRY + 30
 
 
 # A table of the store, of which a process computes the rows slowly and says which.
@@ -141,6 +140,7 @@ def test_two_machines_divide_a_table_and_finish_what_a_dead_one_left(mounts: Mou
     others = [_start(f"n{n}", TABLE, "0.2", cwd=mounts[n - 2]) for n in (2, 3)]
     time.sleep(0.5)
     dead.send_signal(9)
+    dead.communicate(10)
     outputs = [process.communicate(60)[0] for process in others]
     assert [process.returncode for process in others] == [0, 0], outputs
     computed = [
