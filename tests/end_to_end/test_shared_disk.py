@@ -72,29 +72,51 @@ def _statuses(folder: Path) -> list[tuple[str, int, str]]:
     return [(status["state"], status["attempt"], status["host"]) for status in found]
 
 
+# A backbone whose head does not train before the file `open` exists.
+GATED = """
+import os, time
+from helpers import small_backbone
+
+def make(num_classes):
+    backbone = small_backbone(num_classes)
+
+    def wait(head, inputs):
+        checked = len(inputs[0]) == 2  # by the check of the network
+        while head.training and not checked and not os.path.exists("open"):
+            time.sleep(0.02)
+
+    backbone.module.head.register_forward_pre_hook(wait)
+    return backbone
+"""
+
+
 @pytest.mark.slow
 def test_two_machines_train_each_job_and_each_head_phase_once(
     mounts: Mounts, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = ("recipe=lp_ft", "epochs=30", "early_stopping=never", "store.mode=on")
-    command = (*SWEEP, *changes, "model.pct_unfreeze=0.5,1.0")
+    (mounts[0] / "gated.py").write_text(GATED)
+    command = [*SWEEP, "recipe=lp_ft", "epochs=4", "store.mode=on", "model.pct_unfreeze=0.5,1.0"]
+    command[command.index(SMALL)] = "backbone._target_=gated.make"
     processes = [_start(f"n{n}", TRAIN, *command, cwd=mounts[n - 1]) for n in (1, 2)]
-    _wait(lambda: len(_statuses(mounts[1])) == 2, *processes)
+    logs = mounts[0] / "sweep"
+    _wait(lambda: "waits for" in "".join(p.read_text() for p in logs.glob("*/job.log")), *processes)
     print_status(mounts[0] / "sweep")
     status = capsys.readouterr().out
+    (mounts[0] / "open").touch()
     outputs = [process.communicate(120)[0] for process in processes]
     said = "\n".join(outputs)
     assert 0 in [process.returncode for process in processes] and "Traceback" not in said, said
     assert {*re.findall(r"process \d+ on (n\d)", status.partition("running: ")[2])} == {"n1", "n2"}
     assert re.search(r"another process is training this job: process \d+ on n[12]", said), said
     assert sorted(_statuses(mounts[0])) == [("done", 1, "n1"), ("done", 1, "n2")]
-    assert said.count("takes epochs 1 to") == 1
+    assert re.search(r"waits for another job to finish the head phase: process \d+ on n[12]", said)
+    assert said.count("takes epochs 1 to 2 from another job") == 1
     assert said.count("(weights of epoch") == 2
 
 
 @pytest.mark.slow
 def test_a_machine_that_dies_is_succeeded_after_the_expiry(mounts: Mounts) -> None:
-    command = (*SWEEP, "epochs=40", "model.pct_unfreeze=1.0", "store.mode=off")
+    command = (*SWEEP, "epochs=30", "model.pct_unfreeze=1.0", "store.mode=off")
     first = _start("n1", TRAIN, *command, cwd=mounts[0])
     _wait(lambda: list(mounts[1].glob("sweep/*/checkpoints/last.pt")), first)
     first.send_signal(9)  # which also ends its jobs
