@@ -80,13 +80,14 @@ def _owner(pid: int) -> Owner:
 @cache
 def _machine() -> str:
     """Sixteen hex digits for what shares process ids with this process."""
-    parts = [socket.gethostname(), f"{uuid.getnode():x}"]
-    if sys.platform == "linux":
-        with suppress(OSError):
-            parts[:] = [Path("/proc/sys/kernel/random/boot_id").read_text()]
-        with suppress(OSError):
-            parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
-    return blake2b(" ".join(parts).encode(), digest_size=8).hexdigest()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # not on Linux
+        boot = f"{socket.gethostname()} {uuid.getnode():x}"
+    container = 0
+    with suppress(OSError):
+        container = os.stat("/proc/self/ns/pid").st_ino
+    return blake2b(f"{boot} {container}".encode(), digest_size=8).hexdigest()
 
 
 def _start_of(pid: int) -> float | None:
