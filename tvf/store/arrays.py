@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tvf.lease import Lease, LeaseBusy
+from tvf.memory import return_freed_memory
 from tvf.progress import progress_bar
 from tvf.store.row_file import (
     ABSENT,
@@ -135,6 +136,7 @@ class ArrayTable:
                 except ChunkBusy:
                     return chunks
                 self._file.write(missing, [value.cpu().contiguous() for value in values])
+                return_freed_memory()
         return busy
 
     def _claim(self, rows: np.ndarray) -> None:
