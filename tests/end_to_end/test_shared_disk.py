@@ -51,7 +51,8 @@ def mounts(tmp_path: Path) -> Iterator[Mounts]:
         yield sides
     finally:
         for side in mounted:
-            subprocess.run(["fusermount", "-uz", side], check=True)
+            program = shutil.which("fusermount3") or "fusermount"
+            subprocess.run([program, "-uz", side], check=True)
 
 
 def _start(machine: str, code: str, *arguments: str, cwd: Path) -> forks.Process:
