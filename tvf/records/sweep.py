@@ -75,7 +75,9 @@ def write_manifest(
             manifest[SAME] = kept | dict(same or {})
         if is_halving(folder):  # a job that is launched again is no longer dropped
             dropped = {
-                name: epochs for name, epochs in read_dropped(folder).items() if name not in configs
+                name: epochs
+                for name, epochs in _dropped_by_halving(folder).items()
+                if name not in configs
             }
             manifest["halving"] |= {"dropped": dropped}
         write_json(path, manifest)
@@ -84,7 +86,8 @@ def write_manifest(
 def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
     """Record that the sweep in `folder` uses successive halving, with rungs ending at `budgets`."""
     with FileLock(folder / ".lock"):
-        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
+        dropped = _dropped_by_halving(folder)
+        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": dropped}
         write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
 
 
@@ -98,13 +101,45 @@ def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
         write_json(folder / "sweep.json", manifest)
 
 
+def note_search(folder: Path, search: dict[str, Any]) -> None:
+    """Record the search of hydra/sweeper=optuna: its settings, and its `trials` so far.
+
+    Each trial has a `state` (running, complete, pruned, failed), a `score`, its `values`, the
+    folders of its `jobs`, and, if it was pruned, the `epochs` that it was trained for.
+    """
+    with FileLock(folder / ".lock"):
+        manifest = read_json(folder / "sweep.json")
+        write_json(folder / "sweep.json", manifest | {"search": search})
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """Return the trials of the search in `folder`, as noted; none if there was no search."""
+    search = read_json(folder / "sweep.json").get("search")
+    trials = search.get("trials") if isinstance(search, dict) else None
+    if not isinstance(trials, list):
+        return []
+    return [
+        trial for trial in trials if isinstance(trial, dict) and isinstance(trial.get("jobs"), list)
+    ]
+
+
 def is_halving(folder: Path) -> bool:
     """Return whether the sweep in `folder` uses successive halving."""
     return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
 
 
 def read_dropped(folder: Path) -> dict[str, int]:
-    """Map the folders of the jobs that successive halving dropped to the epoch of the drop."""
+    """Map the folders of the jobs that halving or a search dropped to the epoch of the drop."""
+    pruned = {
+        name: trial["epochs"]
+        for trial in read_trials(folder)
+        if isinstance(trial.get("epochs"), int)
+        for name in trial["jobs"]
+    }
+    return pruned | _dropped_by_halving(folder)
+
+
+def _dropped_by_halving(folder: Path) -> dict[str, int]:
     halving = read_json(folder / "sweep.json").get("halving")
     dropped = halving.get("dropped") if isinstance(halving, dict) else None
     if not isinstance(dropped, dict):
