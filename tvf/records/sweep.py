@@ -4,7 +4,7 @@ Each job reads the other jobs' configs from it, to know which shared results the
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,24 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def trials_by_job(trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Map the folders of jobs to their trial; of several, to a complete one, or else the last."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        for name in trial["jobs"]:
+            if name not in found or found[name].get("state") != "complete":
+                found[name] = trial
+    return found
+
+
+def count_trials_left(folder: Path) -> int:
+    """Return how many trials the search in `folder` has not ended; 0 if there was no search."""
+    search = read_json(folder / "sweep.json").get("search")
+    number = search.get("n_trials") if isinstance(search, dict) else 0
+    ended = sum(trial.get("state") != "running" for trial in read_trials(folder))
+    return max(number - ended, 0) if isinstance(number, int) else 0
+
+
 def is_halving(folder: Path) -> bool:
     """Return whether the sweep in `folder` uses successive halving."""
     return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
@@ -132,9 +150,8 @@ def read_dropped(folder: Path) -> dict[str, int]:
     """Map the folders of the jobs that halving or a search dropped to the epoch of the drop."""
     pruned = {
         name: trial["epochs"]
-        for trial in read_trials(folder)
+        for name, trial in trials_by_job(read_trials(folder)).items()
         if isinstance(trial.get("epochs"), int)
-        for name in trial["jobs"]
     }
     return pruned | _dropped_by_halving(folder)
 

@@ -4,7 +4,7 @@ A grid is checked as a whole. Sweepers that decide on the way check each batch.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,7 @@ def check_jobs(folder: Path, jobs: Jobs, images: bool = True) -> None:
 
     `images` says whether to read the images of those that are not done.
     """
-    if any(job["refit_epochs"] is not None for job in jobs.values()):
-        raise InputError(
-            "refit_epochs must be null in a sweep, which compares its jobs by their validation "
-            "images. Set it for a single job, or use tvf refit."
-        )
+    refuse_refits(jobs.values())
     for name in jobs:
         job = folder / name
         if job.exists() and not (job.is_dir() and os.access(job, os.W_OK)):
@@ -146,6 +142,15 @@ def check_jobs(folder: Path, jobs: Jobs, images: bool = True) -> None:
     check_same_configuration(folder, jobs)
     if images and can_fork():
         check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
+
+
+def refuse_refits(configs: Iterable[dict[str, Any]]) -> None:
+    """Raise InputError if a job of a sweep would also train on its validation images."""
+    if any(config["refit_epochs"] is not None for config in configs):
+        raise InputError(
+            "refit_epochs must be null in a sweep, which compares its jobs by their validation "
+            "images. Set it for a single job, or use tvf refit."
+        )
 
 
 def note_jobs(

@@ -29,6 +29,7 @@ from tvf.sweep.composing import (
     expand,
     note_jobs,
     place_jobs,
+    refuse_refits,
     swept_lines,
 )
 from tvf.sweep.search_settings import SearchSettings, read_settings
@@ -71,6 +72,7 @@ def open_search(config: DictConfig) -> "Search":
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     settings, space = read_settings(sweeper), read_space(swept_lines(config))
     configs = _compose_probes(config, space)
+    refuse_refits(configs)
     check_comparable(configs, "optuna")
     rungs = settings.rungs(configs)
     repetitions = len(expand(space.lines(space.probes()[0]), "optuna"))
@@ -161,14 +163,14 @@ class Search:
 
     def note(self) -> None:
         """Write the trials so far to the sweep's manifest."""
-        trials = self._cut_off | {trial.number: trial for trial in self._trials()}
+        numbered = self._cut_off | {trial.number: trial for trial in self._trials()}
         note_search(
             self.folder,
             {
                 "n_trials": self.settings.n_trials,
                 "sampler": self.settings.sampler,
                 "pruner": self.settings.pruner,
-                "trials": [_describe(trial) for trial in trials.values()],
+                "trials": [_describe(trial) for _, trial in sorted(numbered.items())],
             },
         )
 

@@ -34,7 +34,7 @@ class Dimension:
     def round(self, value: Any) -> Any:
         """A drawn value as the job gets it: a float with few digits, inside its interval.
 
-        At least three significant ones, and a thousandth of the interval.
+        The interval has at least a hundred such values; logarithmic ones keep three digits.
         """
         drawn = self.distribution
         if not isinstance(drawn, FloatDistribution):

@@ -52,7 +52,7 @@ class StoredStudy:
                 stored = now | {BATCH_SIZE: batch_size}
                 self._study.set_user_attr(SEARCH, stored)
         except (ImportError, SQLAlchemyError, RuntimeError, ValueError) as error:
-            where = folder / FILE if url is None else url
+            where = folder / FILE if url is None else f"hydra.sweeper.storage={url}"
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"{where} cannot be opened as the search's database: {reason}"
