@@ -50,12 +50,13 @@ if TYPE_CHECKING:
 
     from tvf.sweep.halving import HalvingPlan
 
+GRID = "hydra_plugins.tvf_sweepers.GridSweeper"
 HALVING = "hydra_plugins.tvf_sweepers.HalvingSweeper"
 OPTUNA = "hydra_plugins.tvf_sweepers.OptunaSweeper"
 # Sweepers that launch every combination of the swept values.
 GRIDS = (
+    GRID,
     HALVING,
-    "hydra_plugins.tvf_sweepers.GridSweeper",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 )
 Batches = Callable[[], Iterator[list[list[str]]]]
