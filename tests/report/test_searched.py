@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from helpers.sweeps import add_job, add_training
+from tvf.records.job import best_score
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import note_search
+from tvf.report.charts import score_by_fraction
 from tvf.report.comparison import compare
+from tvf.report.encodings import to_vega_lite
 from tvf.report.formats import render_report
 from tvf.report.terminal import jobs_table, print_result
 
@@ -131,3 +134,16 @@ def test_thirty_configurations_of_one_job_each_fit_a_line(tmp_path: Path) -> Non
     assert comparison.choice.text.count("optimizer.lr") <= 4  # it names few of them
     labels = [group.label for group in comparison.configurations]
     assert len({*labels}) == 30 and max(map(len, labels)) < 60
+    chart = score_by_fraction(comparison, dict.fromkeys((0.25, 0.5, 1.0), "#000"))
+    assert "other settings" not in str(to_vega_lite(chart))
+    (note,) = [note for note in comparison.notes if "Each fraction at its best" in note]
+    assert note.count("(best of 10)") == 3
+
+
+def test_what_a_sweeper_is_told_of_a_job_is_its_score_by_the_metric(tmp_path: Path) -> None:
+    done = add_job(tmp_path, 0.5, 1, (0.6, 0.7))
+    by_auroc = add_job(tmp_path, 0.5, 2, (0.6, 0.7), changes={"data.metric": "auroc"})
+    broken = add_job(tmp_path, 0.5, 3, (0.6, 0.7), val_acc=float("nan"))
+    paused = add_job(tmp_path, 0.5, 4, (0.6,), state="paused")
+    scores = [best_score(folder) for folder in (done, by_auroc, broken, paused)]
+    assert scores == [0.7, 0.75, None, None]

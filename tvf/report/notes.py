@@ -38,8 +38,9 @@ def about_trials(configurations: Sequence[Configuration]) -> list[str]:
     for group in configurations:
         if group.val is None:
             continue
-        # Equal scores are the same training: the backbone's rate changes nothing at fraction 0.
-        trials.setdefault(group.fraction, set()).add(repr(sorted(group.scores.values())))
+        # The backbone's rate changes nothing at fraction 0: equal scores are the same training.
+        trial = group.label if group.fraction else repr(sorted(group.scores.values()))
+        trials.setdefault(group.fraction, set()).add(trial)
         leader = best.get(group.fraction)
         if leader is None or leader.val is None or group.val.mean > leader.val.mean:
             best[group.fraction] = group
