@@ -1,6 +1,6 @@
 """Many jobs: checked before the first, each run in its own process, compared after the last."""
 
-from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_rungs
+from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_batches
 from tvf.sweep.launchers import workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
@@ -15,7 +15,7 @@ __all__ = [
     "interrupt",
     "interruptible",
     "launched",
-    "planned_rungs",
+    "planned_batches",
     "read_grid",
     "run_in_subprocess",
     "wandb_sweep_yaml",
