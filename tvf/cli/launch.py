@@ -7,7 +7,6 @@ process, so that a crash affects only that job.
 import argparse
 import logging
 import os
-import re
 import select
 import signal
 import sys
@@ -34,6 +33,7 @@ from tvf.config import (
     explain_ignored,
     job_folder,
     job_name,
+    path_override,
     to_plain,
 )
 from tvf.errors import InputError
@@ -141,14 +141,6 @@ def config_dir_among(arguments: Sequence[str]) -> Path | None:
 def sweep_dir_override(folder: Path) -> str:
     """Return hydra.sweep.dir=`folder`, quoted for Hydra's grammar."""
     return path_override("hydra.sweep.dir", folder)
-
-
-def path_override(key: str, path: Path) -> str:
-    """Return `key`=`path`, quoted for Hydra's grammar."""
-    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
-        return f"{key}={path}"
-    escaped = str(path).replace("\\", r"\\").replace("'", r"\'")
-    return f"{key}='{escaped}'"
 
 
 def _call_hydra(attempts: int = 3) -> None:
