@@ -50,8 +50,11 @@ from tvf.sweep import (
     finish,
     interrupt,
     interruptible,
+    jobs_at_once,
     launched,
     run_in_subprocess,
+    runs_in_parallel,
+    use_node_store,
     workers,
 )
 
@@ -81,6 +84,7 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
+    use_node_store()
     with settled_surroundings():
         _launch(compare)
 
@@ -190,13 +194,12 @@ def _job_context() -> "JobContext":
     from tvf.job import JobContext
 
     settings = HydraConfig.get()
-    in_sweep, jobs = settings.mode == RunMode.MULTIRUN, settings.launcher.get("n_jobs", 1)
-    cores = os.cpu_count() or 1
+    in_sweep = settings.mode == RunMode.MULTIRUN
     return JobContext(
         folder=Path(settings.runtime.output_dir),
         sweep=Path(settings.runtime.cwd, settings.sweep.dir) if in_sweep else None,
-        parallel=in_sweep and jobs != 1,
-        workers=(jobs if jobs > 0 else max(1, cores + 1 + jobs)) if in_sweep else 1,
+        parallel=in_sweep and runs_in_parallel(settings.launcher),
+        workers=jobs_at_once(settings.launcher) if in_sweep else 1,
         choices=dict(settings.runtime.choices),
     )
 

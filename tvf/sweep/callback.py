@@ -29,11 +29,13 @@ from tvf.records import (
     mark_failed,
     note_group,
     note_halving,
+    read_configs,
     read_status,
     write_manifest,
 )
 from tvf.report import print_result, watch_status
 from tvf.sweep.check_images import check_images
+from tvf.sweep.launchers import runs_in_parallel
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 from tvf.sweep.same_jobs import describe_same_jobs, find_same_jobs
 
@@ -107,10 +109,29 @@ def planned_rungs() -> Iterator[list[list[str]]]:
     return rungs(_launched.plan)
 
 
-def interrupt() -> None:
-    """Interrupt the jobs of the sweep that this process launched, and wait for them to end."""
+def interrupt() -> bool:
+    """Interrupt the jobs of the sweep that this process launched, and wait for them to end.
+
+    Returns whether it launched one: if not, it may run a single job of another's.
+    """
     if _launched and can_fork():
         stop_jobs(_launched.folder)
+        return True
+    return False
+
+
+def leave(message: str) -> None:
+    """Print `message` and leave the jobs that this process launched to others, which report."""
+    global _launched
+    if _launched and _launched.live:
+        _launched.live.stop()
+    _launched = None
+    print(message)
+
+
+def report_sweep(folder: str) -> None:
+    """Print and compare the jobs of a sweep, which other processes have run."""
+    print_result(Path(folder), frozenset(read_configs(Path(folder))), track=True)
 
 
 def finish(track: bool = True, compare: bool = True) -> bool:
@@ -141,13 +162,7 @@ def _check_sweep(
 
     Returns its folder, the configs of its jobs by folder name, and the plan of successive halving.
     """
-    workers = config.hydra.launcher.get("n_jobs", 1)
-    if workers == 0:
-        raise InputError(
-            "hydra.launcher.n_jobs=0 must be the number of jobs to run at once: at least 1, or -1 "
-            "for one per core."
-        )
-    if workers != 1:
+    if runs_in_parallel(config.hydra.launcher):
         config.hydra.overrides.task = _longest_first(config)
     overrides, folder = _expand(config), Path(config.hydra.sweep.dir)
     composed = _compose_jobs(config, overrides)
