@@ -12,6 +12,7 @@ import torch
 from helpers import ROOT, forks
 from tvf.distributed import devices
 from tvf.errors import InputError
+from tvf.memory import keep_freed_memory
 from tvf.sweep.launchers import default_workers
 
 
@@ -119,7 +120,7 @@ def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_peak_memory_counts_from_the_reset() -> None:
     cpu = torch.device("cpu")
-    devices.keep_freed_memory()
+    keep_freed_memory()
     block = np.ones(2**25)  # 256 MiB
     high = devices.peak_memory_mb(cpu)
     del block

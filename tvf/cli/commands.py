@@ -29,6 +29,8 @@ from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
 
+WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}  # options of tvf's backbones
+
 if TYPE_CHECKING:
     from tvf.cli.predict import PredictOptions
     from tvf.store import StoreOptions
@@ -245,7 +247,10 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
     cfg = compose(overrides, config_dir)
-    backbone = build_part({"backbone": to_plain(cfg.backbone)}, "backbone", num_classes=1)
+    node = to_plain(cfg.backbone)
+    if str(node.get("_target_")).startswith("tvf."):  # groups are the same without a download
+        node |= {key: value for key, value in WITHOUT_WEIGHTS.items() if key in node}
+    backbone = build_part({"backbone": node}, "backbone", num_classes=1)
     model = to_plain(cfg.model)
     selection = Selection(
         unit=model.get("unit") or "groups",

@@ -38,6 +38,7 @@ from tvf.config.identity import (
     result_config,
     select_options,
     selection_name,
+    trained_label,
     written_options,
 )
 from tvf.config.methods import (
@@ -121,6 +122,7 @@ __all__ = [
     "selection_name",
     "starts_at_random",
     "target_node",
+    "trained_label",
     "to_plain",
     "validate_config",
     "written_options",
