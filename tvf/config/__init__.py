@@ -122,8 +122,8 @@ __all__ = [
     "selection_name",
     "starts_at_random",
     "target_node",
-    "trained_label",
     "to_plain",
+    "trained_label",
     "validate_config",
     "written_options",
 ]
