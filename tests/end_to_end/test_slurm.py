@@ -213,6 +213,7 @@ def test_halving_runs_its_rungs_as_arrays(start: Path) -> None:
         (("hydra.launcher.cpus=2",), "Requested node configuration is not available"),
         (("fabric.devices=2",), "its devices are on one node"),
         (("hydra.launcher.sbatch=['--nodes=2']",), "all its devices are on one node"),
+        (("hydra/sweeper=halving", "hydra.launcher.detach=true"), "the command has to stay"),
     ],
 )
 def test_what_the_cluster_lacks_is_said_before_anything_runs(
