@@ -1,6 +1,7 @@
 """Claiming GPUs, counting devices, threads and peak memory."""
 
 import getpass
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from helpers import ROOT, forks
 from tvf.distributed import devices
 from tvf.errors import InputError
+from tvf.memory import keep_freed_memory
 from tvf.sweep.launchers import default_workers
 
 
@@ -91,6 +93,13 @@ def test_ranks_divide_a_jobs_threads(
         torch.set_num_threads(before)
 
 
+def test_a_job_has_the_cores_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert devices.available_cores() == 3
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert devices.available_cores() == os.cpu_count()
+
+
 def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,7 +120,7 @@ def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_peak_memory_counts_from_the_reset() -> None:
     cpu = torch.device("cpu")
-    devices.keep_freed_memory()
+    keep_freed_memory()
     block = np.ones(2**25)  # 256 MiB
     high = devices.peak_memory_mb(cpu)
     del block

@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.functional import batch_norm
 
 from helpers import ROOT, forks
+from helpers.devices import fabric_on
 from tvf.distributed import collectives
 from tvf.distributed.collectives import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.distributed.ranks import start_ranks
@@ -46,7 +46,7 @@ def test_shares_divide_a_batch_evenly(count: int, world: int) -> None:
 
 
 def test_one_rank_changes_nothing() -> None:
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = fabric_on("cpu")
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = gradient = torch.ones(2)
     reduce_gradients(fabric, [parameter])

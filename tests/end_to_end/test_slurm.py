@@ -29,12 +29,22 @@ from helpers import small_backbone
 
 def linger(module, inputs):
     if module.training and len(inputs[0]) > 2 and not os.path.exists("hurry"):
-        time.sleep(0.5)
+        time.sleep(0.3)
 
 def make(num_classes):
     backbone = small_backbone(num_classes)
     backbone.module.register_forward_pre_hook(linger)
     return backbone
+"""
+# An experiment as a user writes it: it sweeps.
+EXPERIMENT = """
+# @package _global_
+backbone:
+  _target_: slow_backbone.make
+hydra:
+  sweeper:
+    params:
+      model.pct_unfreeze: 0.5,1.0
 """
 SLOW_BACKBONE = "backbone._target_=slow_backbone.make"
 
@@ -54,12 +64,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+def start(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder in which commands are started, which talk to the cluster."""
     (tmp_path / "slow_backbone.py").write_text(SLOW)
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
-    return tmp_path
+    yield tmp_path
+    cluster.run("scancel", "--user=root")
+    wait_for(lambda: cluster.run("squeue", "-h") == "", 30)
 
 
 def launch(start: Path, *arguments: str) -> forks.Process:
@@ -73,13 +85,18 @@ def ended(process: forks.Process, code: int = 0) -> str:
     return output
 
 
+def folders(sweep: Path) -> dict[float, Path]:
+    """The folder of each job that has begun, by its fraction."""
+    configs = {path.parent: json.loads(path.read_text()) for path in sweep.glob("*/config.json")}
+    return {config["model"]["pct_unfreeze"]: folder for folder, config in configs.items()}
+
+
 def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
-    """The status of each job, by its fraction."""
-    found = {}
-    for path in sweep.glob("*/status.json"):
-        config = json.loads((path.parent / "config.json").read_text())
-        found[config["model"]["pct_unfreeze"]] = json.loads(path.read_text())
-    return found
+    """The status of each job that has begun, by its fraction."""
+    return {
+        fraction: json.loads((folder / "status.json").read_text())
+        for fraction, folder in folders(sweep).items()
+    }
 
 
 def records(sweep: Path) -> dict[str, Any]:
@@ -95,63 +112,69 @@ def records(sweep: Path) -> dict[str, Any]:
 
 def task_of(sweep: Path, fraction: float) -> str:
     """The id of the task that trains this fraction."""
-    (commands,) = sweep.glob("slurm/commands-*.json")
     (array,) = sweep.glob("slurm/array-*.json")
-    for task, name in json.loads(array.read_text()).items():
-        if f"fine-tuning-{fraction}-" in name:
-            return f"{array.stem.removeprefix('array-')}_{task}"
-    raise AssertionError(f"{commands} has no job with {fraction}")
+    names = json.loads(array.read_text())
+    (task,) = (task for task, name in names.items() if name == folders(sweep)[fraction].name)
+    return f"{array.stem.removeprefix('array-')}_{task}"
 
 
 def has_trained(sweep: Path, fraction: float, attempt: int = 1) -> bool:
-    """Whether this attempt at a job has got to an epoch of its own."""
-    (folder,) = [*sweep.glob(f"fine-tuning-{fraction}-*")] or [sweep]
-    status = statuses(sweep).get(fraction, {})
-    log = (folder / "job.log").read_text() if status else ""
-    return status.get("attempt") == attempt and "epoch" in log.rpartition(" trains ")[2]
+    """Whether this attempt at a job has trained an epoch."""
+    if statuses(sweep).get(fraction, {}).get("attempt") != attempt:
+        return False
+    log = (folders(sweep)[fraction] / "job.log").read_text()
+    return " epoch " in log.rpartition(" trains ")[2].replace("resumes after epoch", "")
 
 
 def test_jobs_that_are_disturbed_end_like_those_of_one_machine(
     start: Path, cluster: Cluster
 ) -> None:
-    """One job meets its time limit twice, one is preempted, and one is on a node that dies."""
+    """One job meets its time limit twice; the other is preempted, then its node dies.
+
+    The sweep is an experiment in a folder of the user's, with code beside it, and a name that needs
+    quotes.
+    """
+    experiment = start / "my conf" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(EXPERIMENT)
+    (start / "slow_backbone.py").rename(start / "my conf" / "slow_backbone.py")
     (start / "hurry").touch()
-    common = ("model.pct_unfreeze=0,0.25,0.5,1.0", "epochs=3")
-    ended(launch(start, *common, "hydra/launcher=basic", "hydra.sweep.dir=here"))
+    common = ("--config-dir", "my conf", "+experiment=mine", "epochs=25")
+    common += ("name='a, \\'b\\' ${model.pct_unfreeze}'",)
+
+    def begin(launcher: str, folder: str) -> forks.Process:
+        arguments = (*common, *QUICK, f"hydra/launcher={launcher}", f"hydra.sweep.dir='{folder}'")
+        return forks.train("-m", *arguments, cwd=start)
+
+    ended(begin("basic", "on this machine"))
     (start / "hurry").unlink()
-    process = launch(start, *common, "hydra/launcher=slurm", "hydra.sweep.dir=there")
-    sweep = start / "there"
-    # The longest jobs begin first, on the two nodes.
+    process, sweep = begin("slurm", "on a cluster"), start / "on a cluster"
     wait_for(lambda: has_trained(sweep, 1.0) and has_trained(sweep, 0.5), 60)
-    limited = task_of(sweep, 1.0)
-    cluster.run("scancel", "--signal=USR1", "--batch", limited)  # what SLURM does before the limit
-    high = ("sbatch", "-p", "high", "--parsable", "-o", "/dev/null", "--wrap", "sleep 1")
-    nodes = [cluster.run("squeue", "-h", "-j", task_of(sweep, 0.5), "-o", "%N")]
-    cluster.run(*high, "-w", *nodes)
-    wait_for(lambda: has_trained(sweep, 1.0, attempt=2), 90)
+    limited, preempted = task_of(sweep, 1.0), task_of(sweep, 0.5)
+    cluster.run("scancel", "--signal=USR1", "--batch", limited)  # as SLURM does before the limit
+    node = cluster.run("squeue", "-h", "-j", preempted, "-o", "%N")
+    cluster.run("sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: has_trained(sweep, 1.0, 2) and has_trained(sweep, 0.5, 2), 90)
     cluster.run("scancel", "--signal=USR1", "--batch", limited)
-    wait_for(lambda: has_trained(sweep, 0.25) or has_trained(sweep, 0), 60)
-    dying = 0.25 if has_trained(sweep, 0.25) else 0
-    node = cluster.run("squeue", "-h", "-j", task_of(sweep, dying), "-o", "%N")
-    cluster.kill_node(node, statuses(sweep)[dying]["pid"])
+    node = cluster.run("squeue", "-h", "-j", preempted, "-o", "%N")
+    cluster.kill_node(node, statuses(sweep)[0.5]["pid"])
     (start / "hurry").touch()
     wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", node, "-o", "%T"), 60)
     cluster.start_node(node)
     output = ended(process)
-    assert records(sweep) == records(start / "here") and len(records(sweep)) == 4
+    assert records(sweep) == records(start / "on this machine") and len(records(sweep)) == 2
     attempts = {fraction: status["attempt"] for fraction, status in statuses(sweep).items()}
-    assert attempts[1.0] == 3 and attempts[0.5] == 2 and attempts[dying] == 2, output
-    logs = [path.read_text() for path in sweep.glob("fine-tuning-1.0-*/job.log")]
-    assert logs[0].count("was asked to stop: its checkpoint is kept") == 2
-    again = launch(start, *common, "hydra/launcher=slurm", "hydra.sweep.dir=there")
-    assert "Submitted" not in ended(again)
+    assert attempts == {0.5: 3, 1.0: 3}, output
+    log = (folders(sweep)[1.0] / "job.log").read_text()
+    assert log.count("was asked to stop: its checkpoint is kept") == 2
+    assert "Submitted" not in ended(begin("slurm", "on a cluster"))
 
 
 def test_a_sweep_is_left_taken_up_again_cancelled_and_resumed(
     start: Path, cluster: Cluster
 ) -> None:
     detached = ("hydra/launcher=slurm", "hydra.launcher.detach=true", "hydra.sweep.dir=sweep")
-    output = ended(launch(start, "model.pct_unfreeze=0.5,1.0", "epochs=3", *detached))
+    output = ended(launch(start, "model.pct_unfreeze=0.5,1.0", "epochs=25", *detached))
     assert "tvf status" in output and "never started" not in output
     sweep = start / "sweep"
     resume = ("resume", "sweep", "hydra/launcher=slurm", "hydra.launcher.detach=false")
@@ -189,7 +212,8 @@ def test_halving_runs_its_rungs_as_arrays(start: Path) -> None:
         (("hydra.launcher.gpus=1",), "Invalid generic resource"),
         (("hydra.launcher.cpus=2",), "Requested node configuration is not available"),
         (("fabric.devices=2",), "its devices are on one node"),
-        (("hydra.launcher.sbatch=[--nodes=2]",), "all its devices are on one node"),
+        (("hydra.launcher.sbatch=['--nodes=2']",), "all its devices are on one node"),
+        (("hydra/sweeper=halving", "hydra.launcher.detach=true"), "the command has to stay"),
     ],
 )
 def test_what_the_cluster_lacks_is_said_before_anything_runs(

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from helpers import SmallNet, small_backbone
+from helpers.devices import fabric_on
 from helpers.training import whole_pool
 from tvf.data.augment import Augmentation, FlipsAndCrops, ViewRows
 from tvf.data.pool import Catalog, DataSplits, Split
@@ -31,7 +32,7 @@ from tvf.records.sweep import sibling_configs, write_manifest
 from tvf.store.disk import Store, list_entries
 from tvf.store.row_file import ArraySpec, StoreError
 
-FABRIC = Fabric(accelerator="cpu", devices=1)
+FABRIC = fabric_on("cpu")
 IMAGES = torch.randint(
     0, 256, (48, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
@@ -197,7 +198,7 @@ class Normed(SmallNet):
 
 
 def test_mixed_precision_rounds_no_more_than_in_the_full_network() -> None:
-    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    fabric = fabric_on("cpu", precision="bf16-mixed")
     network = Normed()
     network.bn2 = nn.Identity()  # type: ignore[assignment]
     groups = group_by_modules(network, [["conv2"], ["bn1"], ["conv1"]])

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torchvision.transforms import v2
 
 from helpers import small_backbone
-from helpers.devices import DEVICES, Apart
+from helpers.devices import DEVICES, Apart, fabric_on
 from helpers.training import DATA
 from tvf.data.augment import Augmentation, FlipsAndCrops, TorchvisionTransforms
 from tvf.frontier.inputs import CachedPipeline, EpochInputs, InputPipeline
@@ -29,10 +28,6 @@ COUNT = len(DATA.train)
 BATCHES = [np.arange(9)[::-1].copy(), np.arange(9, 17), np.arange(17, COUNT)]
 AUGMENT = FlipsAndCrops(horizontal=0.5, vertical=0.3, padding=2, seed=3)
 EPOCHS = range(1, 4)
-
-
-def fabric_on(device: str) -> Fabric:
-    return Fabric(accelerator=device, devices=1)
 
 
 def pipeline_on(

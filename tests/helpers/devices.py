@@ -1,7 +1,11 @@
 """Devices to test on: the CPU, which stands in for a device with memory of its own, and a GPU."""
 
+from typing import Any
+
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from tvf.frontier import Residency
 
@@ -13,6 +17,11 @@ GPU = pytest.param(
     ],
 )
 DEVICES = ["cpu", GPU]
+
+
+def fabric_on(device: str, **options: Any) -> Fabric:
+    """Fabric for one device, as jobs have it: SLURM need not be absent."""
+    return Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()], **options)
 
 
 class Apart(Residency):

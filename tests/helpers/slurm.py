@@ -74,14 +74,14 @@ class Cluster:
 
     def start(self, name: str, *command: str) -> None:
         """Start a process that ends with the cluster, or with this process."""
-        log = self.folder / f"{name}.out"
-        self.processes[name] = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command],
-            env=os.environ | self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log.open("ab"),
-            stderr=subprocess.STDOUT,
-        )
+        with (self.folder / f"{name}.out").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def start_node(self, name: str) -> None:
         """Start a node; n3 does not see the folder `hidden`."""
@@ -92,13 +92,14 @@ class Cluster:
         self.start(name, *command)
 
     def kill_node(self, name: str, job: int) -> None:
-        """Kill a node: its slurmd, and all processes of the job of which `job` is one."""
+        """Kill a node: its slurmd, and its job with process `job`."""
         self.processes[name].kill()
-        for process in [*psutil.Process(job).parents(), psutil.Process(job)]:
-            if process.pid in (1, os.getpid()):
-                continue
-            with suppress(psutil.Error):
-                process.kill()
+        self.processes[name].wait()
+        process: psutil.Process | None = psutil.Process(job)
+        while process and process.pid > 1:
+            parent, last = process.parent(), process.name() == "slurmstepd"
+            process.kill()
+            process = None if last else parent
 
     def stop(self) -> None:
         """Cancel all jobs, and end all processes."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 
+from helpers.devices import fabric_on
 from helpers.sweeps import base_config
 from tvf.data import DataSplits, FlipsAndCrops, Pixels, Pool, Split
 from tvf.frontier import InputPipeline, Residency
@@ -30,7 +30,7 @@ from tvf.training import (
     make_schedule,
 )
 
-FABRIC = Fabric(accelerator="cpu", devices=1)
+FABRIC = fabric_on("cpu")
 
 
 def split(count: int, seed: int) -> Split:

@@ -328,6 +328,13 @@ def test_equal_means_of_single_trainings_share_the_highest(tmp_path: Path) -> No
     )
 
 
+def test_of_equal_means_the_cheapest_is_the_best_so_far(tmp_path: Path) -> None:
+    for fraction, seconds in ((0.25, 60.0), (0.5, 20.0), (1.0, 70.0)):
+        add_job(tmp_path, fraction, 1, [0.7, 0.9], seconds=seconds)
+    best = compared(tmp_path).choice.best
+    assert best is not None and best.fraction == 0.5
+
+
 def test_configurations_without_results_and_missing_seeds_are_named(tmp_path: Path) -> None:
     grid(tmp_path, {0.0: [0.80, 0.81, 0.82], 0.25: [0.90, 0.92]})
     add_job(tmp_path, 0.25, 3, state="failed", epochs=2)

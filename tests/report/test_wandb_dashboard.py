@@ -176,7 +176,7 @@ def test_curves_are_means_and_deviations_over_seeds_by_epoch(service: Service) -
         assert len(lines) == len(keys("val_acc").history) - 1
         for panel in [*lines, *panels(spec, "Bar Chart")]:
             assert (panel["groupBy"], panel["groupAgg"], panel["groupArea"]) == (
-                "pct_unfreeze.value",
+                "trained.value",
                 "mean",
                 "stddev",
             )
@@ -186,7 +186,7 @@ def test_curves_are_means_and_deviations_over_seeds_by_epoch(service: Service) -
 
 def test_the_workspace_groups_its_runs_by_fraction(service: Service) -> None:
     assert find(specs(service)["workspace"], "grouping") == [
-        [{"section": "config", "name": "pct_unfreeze.value"}]
+        [{"section": "config", "name": "trained.value"}]
     ]
 
 

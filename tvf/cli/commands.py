@@ -29,6 +29,8 @@ from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
 
+WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}  # options of tvf's backbones
+
 if TYPE_CHECKING:
     from tvf.cli.predict import PredictOptions
     from tvf.store import StoreOptions
@@ -245,7 +247,10 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     config_dir = config_dir and config_dir.absolute()
     make_importable(config_dir)
     cfg = compose(overrides, config_dir)
-    backbone = build_part({"backbone": to_plain(cfg.backbone)}, "backbone", num_classes=1)
+    node = to_plain(cfg.backbone)
+    if str(node.get("_target_")).startswith("tvf."):  # groups are the same without a download
+        node |= {key: value for key, value in WITHOUT_WEIGHTS.items() if key in node}
+    backbone = build_part({"backbone": node}, "backbone", num_classes=1)
     model = to_plain(cfg.model)
     selection = Selection(
         unit=model.get("unit") or "groups",
@@ -332,7 +337,8 @@ def _enter_folder_of(command: dict[str, Any]) -> None:
     except OSError as error:
         raise InputError(
             f"cannot enter the folder where the sweep was started: {command['folder']} "
-            f"({error.strerror})."
+            f"({error.strerror}). Its paths are relative to it: make it available under this name, "
+            "or rerun the sweep's command from its new place with hydra.sweep.dir=DIR."
         ) from error
 
 

@@ -82,6 +82,8 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     """
     if arguments is not None:
         sys.argv = ["tvf train", *arguments]  # read by Hydra and by the sweep's manifest
+    # Hydra takes no flag between overrides.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
     use_node_store()

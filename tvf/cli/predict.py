@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tvf.distributed import keep_freed_memory
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.inference import (
@@ -22,6 +21,7 @@ from tvf.inference import (
     open_writer,
     rows_of,
 )
+from tvf.memory import keep_freed_memory
 from tvf.metrics import WORDS
 from tvf.progress import progress_bar
 

@@ -38,6 +38,7 @@ from tvf.config.identity import (
     result_config,
     select_options,
     selection_name,
+    trained_label,
     written_options,
 )
 from tvf.config.methods import (
@@ -122,6 +123,7 @@ __all__ = [
     "starts_at_random",
     "target_node",
     "to_plain",
+    "trained_label",
     "validate_config",
     "written_options",
 ]

@@ -443,6 +443,12 @@ def explain_ignored(name: str, model: Config) -> str | None:
     return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."
 
 
+def trained_label(model: Config) -> str:
+    """What the node `model` trains and how: 0.5, 0.5 with LoRA, groups-layer3."""
+    part = selection_name(model) or f"{known_fraction(model) or 0:g}"
+    return f"{part} {method_of(model).label}".strip()
+
+
 def known_fraction(model: Config) -> float | None:
     """The node's pct_unfreeze; None if layers are named, as their share depends on the network."""
     if not is_transfer(model) and "pct_unfreeze" in ignored_options(model):

@@ -12,6 +12,8 @@ from tvf.data.encoded import ImageFile, name_of
 from tvf.errors import InputError
 from tvf.files import printable
 
+UNKNOWN = "it is none that Pillow knows"
+MANY_BANDS = "; data.channels=[1,2,3] reads bands of TIFF files that have more or fewer"
 NAMED = 10  # files that cannot be read, in one message
 
 
@@ -37,7 +39,8 @@ def naming(file: ImageFile) -> Iterator[None]:
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(file, "it is none that Pillow knows") from error
+        is_tiff = name_of(file).lower().endswith((".tif", ".tiff"))
+        raise BadImageError(file, UNKNOWN + MANY_BANDS * is_tiff) from error
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(file, printable(reason)) from error

@@ -14,6 +14,7 @@ from tvf.data.encoded import EncodedImage
 from tvf.data.hf_columns import choose_hf_columns, type_of
 from tvf.data.hf_dataset import HfSplits, import_datasets
 from tvf.data.left_out import LeftOut, first_few
+from tvf.data.listed import ListedImages
 from tvf.data.names import note_alike
 from tvf.data.pool import PARTS
 from tvf.data.split_names import split_of
@@ -24,24 +25,6 @@ from tvf.files import printable
 
 NO_LABEL = "rows without a label"
 NAMED = 5  # rows in a message
-
-
-@dataclass(frozen=True)
-class HfImages:
-    """The images of a data set: names, where they are, classes, and what else is known of them.
-
-    There is one of each per image, except `classes`; `notes` are for the user to read.
-    """
-
-    classes: tuple[str, ...]
-    names: list[str]
-    files: list[EncodedImage]
-    labels: np.ndarray
-    parts: np.ndarray | None
-    groups: np.ndarray | None
-    weights: np.ndarray | None
-    left_out: tuple[LeftOut, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ class _Row:
     weight: Any
 
 
-def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> HfImages:
+def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> ListedImages:
     """List the images; `given` names the columns as `choose_columns` takes them.
 
     A column of splits is for a single data set. Raises InputError that names the column, split or
@@ -66,7 +49,9 @@ def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> H
 
 
 @lru_cache(maxsize=2)
-def _list_rows(path: str, splits: HfSplits, given: tuple[tuple[str, str | None], ...]) -> HfImages:
+def _list_rows(
+    path: str, splits: HfSplits, given: tuple[tuple[str, str | None], ...]
+) -> ListedImages:
     path, train = (
         printable(path),
         next(k for k, part in splits.parts.items() if part in ("train", "")),
@@ -95,7 +80,7 @@ def _list_rows(path: str, splits: HfSplits, given: tuple[tuple[str, str | None],
     if all(isinstance(row.label, str) for row in rows):
         notes += note_missing("label", names) + note_equal_numbers(names)
     notes += note_alike(names, f"{path} has labels", "Give their images one label")
-    return HfImages(
+    return ListedImages(
         classes=names,
         names=[row.name for row in rows],
         files=[row.file for row in rows],

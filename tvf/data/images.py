@@ -27,6 +27,7 @@ from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
 from tvf.data.shades import convert_to_8_bits, read_values, show_in_8_bits
 from tvf.errors import InputError
+from tvf.memory import return_freed_memory
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint, format_bytes
 
@@ -187,6 +188,7 @@ class _Reader:
         with progress_bar(label, count) as advance:
             for rows in np.split(np.arange(count), range(CHUNK_SIZE, count, CHUNK_SIZE)):
                 chunks.append(self._read_rows(rows)[first:])
+                return_freed_memory()
                 advance(len(rows))
         return [torch.cat(column) for column in zip(*chunks, strict=True)]
 

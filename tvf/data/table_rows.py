@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from tvf.data.listed import ListedImages
 from tvf.data.names import note_alike
 from tvf.data.pool import PARTS
 from tvf.data.split_names import split_of
@@ -32,24 +35,7 @@ class TableOptions:
     columns: tuple[tuple[str, str | None], ...]
 
 
-@dataclass(frozen=True)
-class TableImages:
-    """The images of a table: names as it has them, files, classes, and what else it knows.
-
-    There is one of each per image, except `classes`; `notes` are for the user to read.
-    """
-
-    classes: tuple[str, ...]
-    names: list[str]
-    files: list[str]
-    labels: list[int]
-    parts: list[str] | None
-    groups: list[int] | None
-    weights: list[float] | None
-    notes: tuple[str, ...]
-
-
-def list_table(options: TableOptions) -> TableImages:
+def list_table(options: TableOptions) -> ListedImages:
     """List the images of a table. Raises InputError that names its faulty lines, and counts them.
 
     A table that has not changed is not read again by the same process.
@@ -62,7 +48,7 @@ def list_table(options: TableOptions) -> TableImages:
 
 
 @lru_cache(maxsize=2)
-def _list_table(options: TableOptions, _changed: int, _size: int) -> TableImages:
+def _list_table(options: TableOptions, _changed: int, _size: int) -> ListedImages:
     path = Path(options.path)
     columns = choose_columns(printable(path), read_header(path), dict(options.columns))
     reader = _Reader(options, columns)
@@ -143,7 +129,7 @@ class _Reader:
         if name < known.name:  # whichever row is the first
             self._images[real] = _Image(known.number, name, file, values)
 
-    def finish(self) -> TableImages:
+    def finish(self) -> ListedImages:
         """The images, if nothing is wrong with them; InputError otherwise."""
         table = printable(self._options.path)
         if not self._rows:
@@ -166,14 +152,14 @@ class _Reader:
         if "group" in self._columns.names:
             keys = [image.values["group"] for image in images]
             numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            groups = [numbers[key] for key in keys]
-        return TableImages(
+            groups = np.array([numbers[key] for key in keys])
+        return ListedImages(
             classes=tuple(map(printable, classes)),
             names=[printable(image.name) for image in images],
             files=[image.file for image in images],
-            labels=[places[image.values["label"]] for image in images],
+            labels=np.array([places[image.values["label"]] for image in images]),
             parts=(
-                [image.values["split"] for image in images]
+                np.array([image.values["split"] for image in images])
                 if "split" in self._columns.names
                 else None
             ),
@@ -246,11 +232,11 @@ class _Reader:
                 trained.add(label)  # named once
                 self._faults.add("labels without training images", image.number, label)
 
-    def _weights(self, images: Sequence[_Image]) -> list[float] | None:
+    def _weights(self, images: Sequence[_Image]) -> np.ndarray | None:
         """The weight of each image, if there are any; InputError if none is left to train on."""
         if "weight" not in self._columns.names:
             return None
-        weights = [float(image.values["weight"]) for image in images]
+        weights = np.array([float(image.values["weight"]) for image in images])
         pairs = zip(images, weights, strict=True)
         if not any(
             weight for each, weight in pairs if each.values.get("split", "train") == "train"

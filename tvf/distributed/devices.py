@@ -1,6 +1,5 @@
 """A job's share of the machine (GPUs, threads, memory), and a description of the machine."""
 
-import ctypes
 import getpass
 import os
 import platform
@@ -17,9 +16,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from tvf.errors import InputError
+from tvf.memory import return_freed_memory
 
 _claimed: dict[int, FileLock] = {}
-_all_threads = torch.get_num_threads()
+
+
+def available_cores() -> int:
+    """The cores of this process: those that SLURM gave its task, or all of the machine."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
+
+
+_all_threads = min(torch.get_num_threads(), available_cores())
 
 
 def claim_gpus(count: int, sharing: int = 1) -> list[int]:
@@ -101,9 +109,9 @@ def set_threads(
 ) -> None:
     """Set the CPU threads of this process.
 
-    By default a job uses all cores, or one thread if it trains on the CPU in a sweep; the `jobs`
-    that share the machine with GPUs divide its cores. The `ranks` processes of a job divide its
-    threads evenly. Each has at least one.
+    By default a job uses all its cores, or one thread if it trains on the CPU in a sweep; the
+    `jobs` that share the machine with GPUs divide its cores. The `ranks` processes of a job divide
+    its threads evenly. Each has at least one.
 
     Results depend on the number of threads in the last digits, so this default makes a sweep's
     results independent of how many of its jobs run at once.
@@ -121,24 +129,6 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next training step, not return it to the kernel.
-
-    Without this, steps on a CPU spend a tenth of their time on page faults. Values do not change.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def return_freed_memory() -> None:
-    """Return the memory kept by `keep_freed_memory` to the kernel, so that the next job has it."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:

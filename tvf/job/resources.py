@@ -1,7 +1,6 @@
 """The resources of a running job: its tracker's run, devices and ranks, store, and Fabric."""
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,14 +11,15 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from tvf.config import Config, build_part, known_fraction, target_node
+from tvf.config import Config, build_part, known_fraction, target_node, trained_label
 from tvf.data import DataSource
 from tvf.distributed import (
     RankStrategy,
+    available_cores,
     claim_gpus,
     count_devices,
-    keep_freed_memory,
     memory_errors,
     reset_peak_memory,
     set_arithmetic,
@@ -27,6 +27,7 @@ from tvf.distributed import (
     start_ranks,
 )
 from tvf.errors import InputError
+from tvf.memory import keep_freed_memory
 from tvf.models import import_timm
 from tvf.records import JobRecord, Run, tracker_group
 from tvf.store import Store
@@ -73,7 +74,8 @@ def open_run(config: Config, context: JobContext, record: JobRecord) -> Iterator
     """Open the tracker's run of this job and note it in the job's record."""
     tracker = build_part(config, "tracker")
     group = tracker_group(context.sweep) if context.sweep else None
-    values = job_facts(config, context) | {"config": config}
+    trained = {"trained": trained_label(config["model"])}
+    values = job_facts(config, context) | trained | {"config": config}
     with ExitStack() as at_the_end:
         with tracker.start(context.folder, config["name"], group, values, record.run_id) as run:
             record.tracked(run)
@@ -95,12 +97,11 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     Raises InputError if the machine has too few devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
-    count, available = count_devices(config["fabric"]["devices"]), gpus or os.cpu_count() or 1
+    count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
     if count > available:
-        what = "GPUs" if gpus else "cores, and no usable GPU"
+        what = "GPUs" if gpus else "cores, without a usable GPU,"
         raise InputError(
-            f"fabric.devices={count} must be at most {available}: this machine has {available} "
-            f"{what}."
+            f"fabric.devices={count} must be at most {available}: so many {what} a job has here."
         )
     if not context.parallel or not gpus:
         return context
@@ -118,12 +119,14 @@ def build_fabric(config: Config, context: JobContext) -> Fabric:
     node = target_node(config, "fabric")
     if context.devices:
         node["devices"] = context.devices
-    strategy: dict[str, Any] = {}
     if count_devices(node["devices"]) > 1:
-        strategy["strategy"] = RankStrategy()
+        supplied: dict[str, Any] = {"strategy": RankStrategy()}
         node.pop("strategy", None)
+    else:
+        # Where SLURM is installed, Fabric would warn, or look for the tasks of a job.
+        supplied = {} if node.get("plugins") else {"plugins": [LightningEnvironment()]}
     try:
-        fabric = build_part({"fabric": node}, "fabric", **strategy)
+        fabric = build_part({"fabric": node}, "fabric", **supplied)
         fabric.launch()
     except InputError:
         raise

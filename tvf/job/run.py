@@ -20,7 +20,6 @@ from tvf.distributed import (
     library_versions,
     peak_device_memory_mb,
     peak_memory_mb,
-    return_freed_memory,
     source_commit,
 )
 from tvf.errors import InputError
@@ -32,6 +31,7 @@ from tvf.job.images import check_same_images, log_images
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
+from tvf.memory import return_freed_memory
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
     check_not_own_weights,

@@ -28,7 +28,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.scale, self.rate = alpha / rank, dropout
-        rank = min(rank, full_rank(layer))
+        self.rank = rank = min(rank, full_rank(layer))
         if isinstance(layer, nn.Linear):
             self.down: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, rank, bias=False)
             self.up: nn.Linear | nn.Conv2d = nn.Linear(rank, layer.out_features, bias=False)

@@ -181,8 +181,10 @@ class LoraModel(FineTuneModel):
         """What of its groups trains."""
         if not self.trained_groups:
             return ""
-        count = len(self._paths())
-        return f"adapters of rank {self.rank} beside {count} layer{'s' * (count > 1)} in "
+        ranks = [self._adapter(path).rank for path in self._paths()]
+        lower = f" (down to {min(ranks)} in small layers)" if min(ranks) < self.rank else ""
+        layers = f"{len(ranks)} layer{'s' * (len(ranks) > 1)}"
+        return f"adapters of rank {self.rank}{lower} beside {layers} in "
 
     def _paths(self) -> list[str]:
         return [_layer_of(name) for group in self.trained_groups for name in group.parameters]

@@ -14,6 +14,7 @@ from tvf.report.decide import (
     Cost,
     Decision,
     are_same,
+    cheapest,
     decide,
     images_to_decide,
     rounds_to_decide,
@@ -131,7 +132,8 @@ def _decline(
         )
     names = enumerate_words([*map(str, best)])
     text = f"{names} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but {reason}."
-    return Recommendation(" ".join([text, *excluded]), best=best[0])
+    first = best[cheapest(range(len(best)), [Cost(each.seconds, each.parameters) for each in best])]
+    return Recommendation(" ".join([text, *excluded]), best=first)
 
 
 def _apply_rule(

@@ -1,6 +1,7 @@
 """A sweep in W&B's app: a workspace, which is a saved view of its runs, and a report.
 
-Both show the runs of the sweep's group by fraction, as mean and standard deviation over seeds.
+Both show the runs of the sweep's group by what they train (0.5, 0.5 with LoRA), as mean and
+standard deviation over seeds and folds.
 """
 
 import re
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 EPOCH, FRACTION, SECONDS = "epoch", "pct_unfreeze", "train_seconds"
+TRAINED = "trained"  # in a run's config: its fraction and method
 # Sections of a report that show single runs instead of means over seeds.
 SINGLE_RUN_SECTIONS = ("Score and cost", "Jobs")
 FULL_WIDTH = 24  # of a panel grid, in columns
@@ -46,7 +48,7 @@ def keys(metric: str, auroc: bool = False) -> Keys:
     return Keys(
         history=(EPOCH, *curves),
         summary=(metric, test_metric, SECONDS, "trainable_params", "peak_memory_mb"),
-        config=(FRACTION, "seed"),
+        config=(FRACTION, TRAINED, "seed"),
     )
 
 
@@ -72,7 +74,7 @@ def build_workspace(
         name=_title(group),
         sections=[section(name, panels) for name, panels in sections.items()],
         runset_settings=ws.RunsetSettings(
-            filters=_filter_jobs(group), groupby=[ws.Config(FRACTION)]
+            filters=_filter_jobs(group), groupby=[ws.Config(TRAINED)]
         ),
     )
 
@@ -99,7 +101,7 @@ def build_report(
             project=project,
             name=group,
             filters=_filter_jobs(group),
-            groupby=[] if name in SINGLE_RUN_SECTIONS else [f"config.{FRACTION}"],
+            groupby=[] if name in SINGLE_RUN_SECTIONS else [f"config.{TRAINED}"],
         )
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(entity=entity, project=project, title=_title(group), blocks=blocks)
@@ -137,7 +139,11 @@ def _panels(wr: Any, known: Keys) -> dict[str, list[Any]]:
     """The panels of each section; all panels of a section have the same width."""
     metric, *others = known.summary
     score, fraction = wr.SummaryMetric(metric), wr.Config(FRACTION)
-    over_seeds = {"groupby": fraction, "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+    over_seeds = {
+        "groupby": wr.Config(TRAINED),
+        "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "stddev",
+    }
     curves = {
         key: wr.LinePlot(title=key, x=EPOCH, y=[key], **over_seeds)
         for key in known.history
@@ -148,7 +154,14 @@ def _panels(wr: Any, known: Keys) -> dict[str, list[Any]]:
     by_fraction = f"{metric} by {FRACTION}"
     by_seconds = f"{metric} by {SECONDS}"
     return {
-        "Score": [wr.BarPlot(title=by_fraction, metrics=[metric], orientation="v", **over_seeds)],
+        "Score": [
+            wr.BarPlot(
+                title=f"{metric} by what was trained",
+                metrics=[metric],
+                orientation="v",
+                **over_seeds,
+            )
+        ],
         "Score and cost": [
             wr.ScatterPlot(title=by_fraction, x=fraction, y=score),
             wr.ScatterPlot(title=by_seconds, x=wr.SummaryMetric(SECONDS), y=score),

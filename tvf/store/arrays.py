@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tvf.memory import return_freed_memory
 from tvf.progress import progress_bar
 from tvf.store.row_file import (
     ABSENT,
@@ -134,6 +135,7 @@ class ArrayTable:
                 except ChunkBusy:
                     return chunks
                 self._file.write(missing, [value.cpu().contiguous() for value in values])
+                return_freed_memory()
         return busy
 
     def _claim(self, rows: np.ndarray) -> None:

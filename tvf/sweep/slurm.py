@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from tvf.config import Config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
-from tvf.records import is_done, mark_failed, read_status
+from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
 from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
@@ -95,10 +95,10 @@ def _check(jobs: Sequence[RemoteJob], config: DictConfig, slurm: SlurmOptions) -
                 f"fabric.devices={needed} must be at most {available}, which {NODE}.gpus and "
                 f"{NODE}.cpus give to a job: its devices are on one node."
             )
-    if slurm.detach and "halving" in str(config.hydra.sweeper._target_).lower():
+    if slurm.detach and not config.hydra.sweeper._target_.endswith(("GridSweeper", "BasicSweeper")):
         raise InputError(
-            f"{NODE}.detach must be false with hydra/sweeper=halving, which stays to decide which "
-            "jobs continue."
+            f"{NODE}.detach must be false with this hydra/sweeper, whose later jobs depend on the "
+            "results of earlier ones: the command has to stay."
         )
 
 
@@ -214,17 +214,20 @@ def _cancel(arrays: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJob]) -> None:
-    """Say why tasks ended whose jobs have not recorded an end; raise InputError if none began."""
+    """Say why tasks ended whose jobs have not recorded an end."""
     faults = {}
-    for array, names in arrays.items():
-        for task, name in names.items():
-            status = read_status(jobs[name].folder) if name in jobs else {"state": "done"}
-            if status.get("state") in (None, "running"):
-                fault = _fault(f"{array}_{task}", jobs[name].folder.parent)
-                if status:
-                    mark_failed(jobs[name].folder, status["name"], fault)
-                else:
-                    faults[name] = fault
+    tasks = {
+        f"{array}_{task}": name for array, names in arrays.items() for task, name in names.items()
+    }
+    for task, name in tasks.items():
+        if name not in jobs:  # of an earlier launch
+            continue
+        folder = jobs[name].folder
+        status = read_status(folder)
+        if not status:
+            faults[name] = _fault(task, folder.parent)
+        elif status["state"] == "running" and not is_running(folder):
+            mark_failed(folder, status["name"], _fault(task, folder.parent))
     for fault in sorted({*faults.values()}):
         log.error("error: %d jobs did not start: %s", [*faults.values()].count(fault), fault)
 

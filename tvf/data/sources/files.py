@@ -9,6 +9,7 @@ from tvf.data.bands import import_tifffile
 from tvf.data.changes import count_changes
 from tvf.data.encoded import ImageFile
 from tvf.data.images import read_images
+from tvf.data.listed import ListedImages
 from tvf.data.percentiles import find_window, parse_percentiles, without_copies
 from tvf.data.pool import Catalog, Pixels
 from tvf.data.rules import ReadingRules
@@ -50,6 +51,14 @@ class FileSource(DataSource):
                     f"data.white_point={self.white_point} cannot be used with data.window: the "
                     f"window [0,{self.white_point}] shows the same. Remove one of them."
                 )
+
+    def catalog_of(self, listed: ListedImages) -> Catalog:
+        """The catalog of these images, which are read as the options say."""
+
+        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
+            return self.read_files([listed.files[place] for place in places], progress, store)
+
+        return Catalog(**vars(listed), read=read)
 
     def adapt(
         self,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvf.data.hf_dataset import on_hub, open_splits
-from tvf.data.hf_rows import HfImages, list_rows
-from tvf.data.pool import Catalog, Pixels
+from tvf.data.hf_rows import list_rows
+from tvf.data.listed import ListedImages
+from tvf.data.pool import Catalog
 from tvf.data.sources.files import FileSource
 from tvf.data.table_columns import AUTO, USUAL, require_column
 from tvf.errors import InputError, require_bool
 from tvf.metrics import require_metric
-from tvf.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +55,7 @@ class HfDataset(FileSource):
 
     def catalog(self) -> Catalog:
         """List the images; InputError names the column, split or rows at fault."""
-        found = self._list()
-
-        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
-            return self.read_files([found.files[place] for place in places], progress, store)
-
-        return Catalog(
-            found.classes,
-            np.array(found.labels),
-            found.names,
-            read,
-            parts=None if found.parts is None else np.array(found.parts),
-            groups=None if found.groups is None else np.array(found.groups),
-            weights=None if found.weights is None else np.array(found.weights),
-            left_out=found.left_out,
-            notes=found.notes,
-            files=found.files,
-        )
+        return self.catalog_of(self._list())
 
     def count_changes(
         self, before: Mapping[str, np.ndarray], classes: Sequence[str], since: float
@@ -79,7 +63,7 @@ class HfDataset(FileSource):
         """As of files; none of a name on the hub, which is not asked for this."""
         return {} if on_hub(self.path) else super().count_changes(before, classes, since)
 
-    def _list(self) -> HfImages:
+    def _list(self) -> ListedImages:
         columns = {what: getattr(self, f"{what}_column") for what in USUAL}
         splits = open_splits(self.path, self.config_name, self.revision, self.download)
         return list_rows(self.path, splits, columns)

@@ -8,12 +8,12 @@ import numpy as np
 from tvf.data.find_images import find_images
 from tvf.data.folders import AUTO, LAYOUTS, find_layout
 from tvf.data.groups import check_groups, find_groups
-from tvf.data.pool import Catalog, Pixels
+from tvf.data.listed import ListedImages
+from tvf.data.pool import Catalog
 from tvf.data.sources.files import FileSource
 from tvf.errors import InputError, require_choice
 from tvf.files import printable
 from tvf.metrics import require_metric
-from tvf.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +63,16 @@ class ImageFolder(FileSource):
         found = find_images(root, self.layout, self._grouped)
         names = [printable(name) for name in found.names]
         files = [f"{root}/{name}" for name in found.names]
-
-        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
-            return self.read_files([files[place] for place in places], progress, store)
-
         groups = None if self.groups is None else find_groups(names, self.groups, found.flat)
-        return Catalog(
-            found.classes,
-            np.array(found.labels),
-            names,
-            read,
-            parts=np.array(found.parts),
-            groups=groups,
-            left_out=found.left_out,
-            notes=found.notes,
-            files=files,
+        return self.catalog_of(
+            ListedImages(
+                found.classes,
+                names,
+                files,
+                np.array(found.labels),
+                parts=np.array(found.parts),
+                groups=groups,
+                left_out=found.left_out,
+                notes=found.notes,
+            )
         )

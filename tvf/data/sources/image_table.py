@@ -4,17 +4,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from tvf.data.pool import Catalog, Pixels
+from tvf.data.listed import ListedImages
+from tvf.data.pool import Catalog
 from tvf.data.sources.files import FileSource
 from tvf.data.table_columns import AUTO, USUAL, require_column
 from tvf.data.table_file import ENDINGS
-from tvf.data.table_rows import TableImages, TableOptions, list_table
+from tvf.data.table_rows import TableOptions, list_table
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.metrics import require_metric
-from tvf.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +62,9 @@ class ImageTable(FileSource):
 
     def catalog(self) -> Catalog:
         """List the images; InputError names the lines of the table that are at fault."""
-        found = self._list()
+        return self.catalog_of(self._list())
 
-        def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
-            return self.read_files([found.files[place] for place in places], progress, store)
-
-        return Catalog(
-            found.classes,
-            np.array(found.labels),
-            found.names,
-            read,
-            parts=None if found.parts is None else np.array(found.parts),
-            groups=None if found.groups is None else np.array(found.groups),
-            weights=None if found.weights is None else np.array(found.weights),
-            notes=found.notes,
-            files=found.files,
-        )
-
-    def _list(self) -> TableImages:
+    def _list(self) -> ListedImages:
         columns = {what: getattr(self, f"{what}_column") for what in USUAL}
         root = None if self.root is None else os.path.expanduser(self.root)
         path = os.path.expanduser(self.path)
