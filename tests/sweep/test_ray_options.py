@@ -68,7 +68,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_server_that_is_no_ray_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs the extra ray")
-    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 1.0)
+    for name in ("CONNECT_SECONDS", "CLIENT_SECONDS"):
+        monkeypatch.setattr(ray_cluster, name, 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
         for address in (place, f"ray://{place}"):

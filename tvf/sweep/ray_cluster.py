@@ -32,7 +32,8 @@ from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_fo
 log = logging.getLogger(__name__)
 
 CLIENT = "ray://"  # addresses for machines that are not in the cluster themselves
-CONNECT_SECONDS = 7.0  # to find out whether a Ray cluster answers
+CONNECT_SECONDS = 9.0  # to find out whether a Ray cluster answers
+CLIENT_SECONDS = 60.0  # the same for such an address, where Ray starts a process for each client
 CHECK_SECONDS = 120.0  # for the nodes to start a worker and look at the sweep's folder
 
 
@@ -110,12 +111,13 @@ def _check_address(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise _unreachable(address, f"no Ray cluster answers there ({error})") from None
     # Ray itself would try for two minutes, and then end its process.
-    check = ["-m", "ray.scripts.scripts", "health-check", "--address", address]
+    check, seconds = ["-m", "ray.scripts.scripts", "health-check", "--address"], CONNECT_SECONDS
     if address.startswith(CLIENT):
-        check = ["-c", "import ray, sys; ray.init(sys.argv[1], logging_level='error')", address]
-    command = [sys.executable, *check]
+        check = ["-c", "import ray, sys; ray.init(sys.argv[1], logging_level='error')"]
+        seconds = CLIENT_SECONDS
+    command = [sys.executable, *check, address]
     try:
-        checked = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS)
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise _unreachable(address, "no Ray cluster answers there") from error
     if checked.returncode:
