@@ -206,7 +206,7 @@ def test_halving_on_a_ray_of_this_machine(start: Path) -> None:
     pids = {each.pid for each in ours}
     for each in psutil.net_connections("tcp"):
         if each.pid in pids and each.status == psutil.CONN_LISTEN:
-            open_to.add(each.laddr[0])
+            open_to.add(each.laddr.ip)  # type: ignore[union-attr]
     output = ended(process)
     assert open_to and open_to <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert output.count("Starting Ray") == 1
