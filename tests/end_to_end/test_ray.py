@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from helpers import IMPORTABLE, forks
 from helpers.jobs import metrics
 from helpers.ray_cluster import HEAD, PORT, RayCluster, missing_for_a_cluster, ray_cluster
 
-pytest.importorskip("ray", reason="needs the extra ray")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"),
+]
 
 QUICK = (
     "data.limit=40",

@@ -3,6 +3,7 @@
 import socket
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ray_cluster._connect("auto", "")
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 def test_a_server_that_is_no_ray_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
     for name in ("CONNECT_SECONDS", "CLIENT_SECONDS"):
         monkeypatch.setattr(ray_cluster, name, 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
