@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,7 @@ class Cluster:
                 process.wait()
 
 
-def wait_for(condition, seconds: float) -> None:  # noqa: ANN001
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     """Wait until `condition` is true, at most `seconds`; AssertionError after that."""
     deadline = time.monotonic() + seconds
     while not condition():
