@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
@@ -68,3 +69,21 @@ class OptunaSweeper(PlannedSweeper):
     def split_arguments(overrides: list[Any], max_batch_size: int | None) -> list[list[list[str]]]:
         """Return no jobs: the search draws them."""
         return []
+
+
+class OneJobSweeper(BasicSweeper):
+    """Runs the job with the given overrides, here: the command of tvf/sweep/remote.py."""
+
+    def __init__(self, number: int, **ignored: Any) -> None:
+        super().__init__(max_batch_size=None)
+        self.number = number
+
+    def setup(self, **arguments: Any) -> None:
+        """Prepare to run the job in this process, whatever launcher the sweep has."""
+        self.launcher = BasicLauncher()
+        self.launcher.setup(**arguments)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the job. Does not write to the sweep's folder, which has other jobs."""
+        assert self.launcher is not None
+        return [self.launcher.launch([arguments], initial_job_idx=self.number)]

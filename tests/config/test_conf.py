@@ -74,7 +74,7 @@ def test_every_option_opens_with_when_to_choose_it_and_fits_a_screen(path: Path)
     assert len(lines) <= 30 or path.name == "config.yaml"
 
 
-@pytest.mark.parametrize("launcher", ["local", "basic"])
+@pytest.mark.parametrize("launcher", ["local", "basic", "slurm"])
 def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
@@ -83,7 +83,7 @@ def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None
     assert config.hydra.launcher.get("n_jobs", 1) >= 1
 
 
-@pytest.mark.parametrize("sweeper", ["grid", "halving", "optuna"])
+@pytest.mark.parametrize("sweeper", ["grid", "halving", "optuna", "one"])
 def test_sweepers_are_given_what_they_take(sweeper: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)

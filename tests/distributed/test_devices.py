@@ -1,6 +1,7 @@
 """Claiming GPUs, counting devices, threads and peak memory."""
 
 import getpass
+import os
 import sys
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_ranks_divide_a_jobs_threads(
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_job_has_the_cores_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert devices.available_cores() == 3
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert devices.available_cores() == os.cpu_count()
 
 
 def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(

@@ -7,7 +7,6 @@ process, so that a crash affects only that job.
 import argparse
 import logging
 import os
-import re
 import select
 import signal
 import sys
@@ -34,6 +33,7 @@ from tvf.config import (
     explain_ignored,
     job_folder,
     job_name,
+    path_override,
     to_plain,
 )
 from tvf.errors import InputError
@@ -51,8 +51,11 @@ from tvf.sweep import (
     finish,
     interrupt,
     interruptible,
+    jobs_at_once,
     launched,
     run_in_subprocess,
+    runs_in_parallel,
+    use_node_store,
     workers,
 )
 
@@ -84,6 +87,7 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
+    use_node_store()
     with settled_surroundings():
         _launch(compare)
 
@@ -146,14 +150,6 @@ def sweep_dir_override(folder: Path) -> str:
     return path_override("hydra.sweep.dir", folder)
 
 
-def path_override(key: str, path: Path) -> str:
-    """Return `key`=`path`, quoted for Hydra's grammar."""
-    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
-        return f"{key}={path}"
-    escaped = str(path).replace("\\", r"\\").replace("'", r"\'")
-    return f"{key}='{escaped}'"
-
-
 def _call_hydra(attempts: int = 3) -> None:
     """Run the job or sweep that sys.argv names; retry a sweep if one of its workers is killed."""
     try:
@@ -205,13 +201,12 @@ def _job_context() -> "JobContext":
     from tvf.job import JobContext
 
     settings = HydraConfig.get()
-    in_sweep, jobs = settings.mode == RunMode.MULTIRUN, settings.launcher.get("n_jobs", 1)
-    cores = os.cpu_count() or 1
+    in_sweep = settings.mode == RunMode.MULTIRUN
     return JobContext(
         folder=Path(settings.runtime.output_dir),
         sweep=Path(settings.runtime.cwd, settings.sweep.dir) if in_sweep else None,
-        parallel=in_sweep and jobs != 1,
-        workers=(jobs if jobs > 0 else max(1, cores + 1 + jobs)) if in_sweep else 1,
+        parallel=in_sweep and runs_in_parallel(settings.launcher),
+        workers=jobs_at_once(settings.launcher) if in_sweep else 1,
         choices=dict(settings.runtime.choices),
     )
 

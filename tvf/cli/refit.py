@@ -21,8 +21,8 @@ from tvf.cli.chosen import (
     parse_overrides,
     replace_overrides,
 )
-from tvf.cli.launch import compose, config_dir_among, make_importable, path_override
-from tvf.config import build_phases
+from tvf.cli.launch import compose, config_dir_among, make_importable
+from tvf.config import build_phases, path_override
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.metrics import METRICS, WORDS

@@ -50,7 +50,13 @@ from tvf.config.methods import (
     is_transfer,
     method_of,
 )
-from tvf.config.places import absolute_place, backbone_content, has_relative_places, resolve_places
+from tvf.config.places import (
+    absolute_place,
+    backbone_content,
+    has_relative_places,
+    path_override,
+    resolve_places,
+)
 
 if TYPE_CHECKING:
     from tvf.config.names import environment_value as environment_value
@@ -108,6 +114,7 @@ __all__ = [
     "name_value",
     "own_checkpoint",
     "own_folder",
+    "path_override",
     "resolve_places",
     "resolve_target",
     "result_config",

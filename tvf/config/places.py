@@ -5,6 +5,7 @@ a job and the job itself see the same path whatever the working directory is by 
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ PLACES = (
 )
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in timm's form
 TABLE, TABLES, LOCAL = ".csv", (".csv", ".tsv", ".parquet"), "local-dir:"
+
+
+def path_override(key: str, path: Path) -> str:
+    """Return `key`=`path`, quoted for Hydra's grammar."""
+    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return f"{key}={path}"
+    escaped = str(path).replace("\\", r"\\").replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def resolve_places(config: dict[str, Any], base: str, *, needed: bool = False) -> None:

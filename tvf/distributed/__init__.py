@@ -9,6 +9,7 @@ from tvf.distributed.collectives import (
     share_of,
 )
 from tvf.distributed.devices import (
+    available_cores,
     claim_gpus,
     count_devices,
     describe_machine,
@@ -24,6 +25,7 @@ from tvf.distributed.ranks import die_with_parent, start_ranks
 
 __all__ = [
     "RankStrategy",
+    "available_cores",
     "claim_gpus",
     "count_devices",
     "describe_machine",

@@ -19,7 +19,15 @@ from tvf.errors import InputError
 from tvf.memory import return_freed_memory
 
 _claimed: dict[int, FileLock] = {}
-_all_threads = torch.get_num_threads()
+
+
+def available_cores() -> int:
+    """The cores of this process: those that SLURM gave its task, or all of the machine."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
+
+
+_all_threads = min(torch.get_num_threads(), available_cores())
 
 
 def claim_gpus(count: int, sharing: int = 1) -> list[int]:
@@ -101,9 +109,9 @@ def set_threads(
 ) -> None:
     """Set the CPU threads of this process.
 
-    By default a job uses all cores, or one thread if it trains on the CPU in a sweep; the `jobs`
-    that share the machine with GPUs divide its cores. The `ranks` processes of a job divide its
-    threads evenly. Each has at least one.
+    By default a job uses all its cores, or one thread if it trains on the CPU in a sweep; the
+    `jobs` that share the machine with GPUs divide its cores. The `ranks` processes of a job divide
+    its threads evenly. Each has at least one.
 
     Results depend on the number of threads in the last digits, so this default makes a sweep's
     results independent of how many of its jobs run at once.

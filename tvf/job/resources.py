@@ -1,7 +1,6 @@
 """The resources of a running job: its tracker's run, devices and ranks, store, and Fabric."""
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from tvf.config import Config, build_part, known_fraction, target_node, trained_
 from tvf.data import DataSource
 from tvf.distributed import (
     RankStrategy,
+    available_cores,
     claim_gpus,
     count_devices,
     memory_errors,
@@ -97,12 +97,11 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     Raises InputError if the machine has too few devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
-    count, available = count_devices(config["fabric"]["devices"]), gpus or os.cpu_count() or 1
+    count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
     if count > available:
-        what = "GPUs" if gpus else "cores, and no usable GPU"
+        what = "GPUs" if gpus else "cores, without a usable GPU,"
         raise InputError(
-            f"fabric.devices={count} must be at most {available}: this machine has {available} "
-            f"{what}."
+            f"fabric.devices={count} must be at most {available}: so many {what} a job has here."
         )
     if not context.parallel or not gpus:
         return context

@@ -29,6 +29,7 @@ from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
+from tvf.job.stopping import stopped_after_batches
 from tvf.lease import remove_leftovers
 from tvf.memory import return_freed_memory
 from tvf.metrics import METRICS, metric_of
@@ -132,7 +133,7 @@ def train_job(
     _log_start(job, state)
     for row in record.metrics:  # epochs of an earlier attempt, which the tracker may lack
         run.log(row, step=row["epoch"])
-    with _head_phase(job) as head:
+    with _head_phase(job) as head, stopped_after_batches() as stopped:
         state = job.phases.fabric.broadcast(state)
         if head:
             state = _share_head_phase(job, head, record, run, state)
@@ -144,8 +145,14 @@ def train_job(
             return loop.state_dict() | {"spent": job.costs.total(), "images": images["digests"]}
 
         def save_if_due() -> None:
-            if checkpoints.due():
+            if stopped() or checkpoints.due():
                 checkpoints.save(checkpoint())
+            stop_if_asked()
+
+        def stop_if_asked() -> None:
+            if stopped():
+                log.info("%s was asked to stop: its checkpoint is kept.", tag)
+                raise KeyboardInterrupt
 
         loop = TrainingLoop(
             job.phases.fabric,
@@ -168,6 +175,8 @@ def train_job(
                 _save_best(job, loop, best_weights)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
+            if not loop.is_over:
+                stop_if_asked()
     if not loop.is_over:
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)

@@ -69,6 +69,7 @@ from tvf.records.sweep import (
     write_manifest,
 )
 from tvf.records.tracking import (
+    RUN_VARIABLES,
     SUMMARY,
     NoTracker,
     Run,
@@ -87,6 +88,7 @@ __all__ = [
     "NoTracker",
     "PREDICTIONS",
     "Predictions",
+    "RUN_VARIABLES",
     "Row",
     "Run",
     "STOPPED",

@@ -65,7 +65,7 @@ def write_manifest(
     path = folder / "sweep.json"
     with Lease(folder / LEASE):
         commands = read_commands(folder)
-        if command and command not in commands:
+        if command and _what_runs(command) not in map(_what_runs, commands):
             commands = [*commands, command]
         manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
         noted = manifest.get(SAME) or {}
@@ -213,6 +213,13 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(jobs, dict):
         return {}
     return {name: job for name, job in jobs.items() if isinstance(job, dict)}
+
+
+def _what_runs(command: Mapping[str, Any]) -> dict[str, Any]:
+    """A command without the choice of its launcher, which `tvf resume` may replace."""
+    launcher = ("hydra/launcher=", "hydra.launcher.")
+    kept = [text for text in command["arguments"] if not text.lstrip("+").startswith(launcher)]
+    return {"folder": command["folder"], "arguments": kept}
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:

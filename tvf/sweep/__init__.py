@@ -1,9 +1,19 @@
 """Many jobs: checked before the first, each run in its own process, compared after the last."""
 
-from tvf.sweep.callback import SweepCallback, finish, interrupt, launched, planned_batches
-from tvf.sweep.launchers import workers
+from tvf.sweep.callback import (
+    SweepCallback,
+    finish,
+    interrupt,
+    launched,
+    planned_batches,
+    report_sweep,
+)
+from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.ray_cluster import launch_on_ray
+from tvf.sweep.remote import plan_jobs, use_node_store
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
+from tvf.sweep.slurm import launch_on_slurm
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
 __all__ = [
@@ -14,10 +24,17 @@ __all__ = [
     "finish",
     "interrupt",
     "interruptible",
+    "jobs_at_once",
+    "launch_on_ray",
+    "launch_on_slurm",
     "launched",
+    "plan_jobs",
     "planned_batches",
     "read_grid",
+    "report_sweep",
     "run_in_subprocess",
+    "runs_in_parallel",
+    "use_node_store",
     "wandb_sweep_yaml",
     "workers",
 ]

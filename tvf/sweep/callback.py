@@ -29,6 +29,7 @@ from tvf.records import (
     mark_failed,
     note_group,
     note_halving,
+    read_configs,
     read_status,
 )
 from tvf.report import print_result, watch_status
@@ -43,6 +44,7 @@ from tvf.sweep.composing import (
     swept_lines,
     task_overrides,
 )
+from tvf.sweep.launchers import runs_in_parallel
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 
 if TYPE_CHECKING:
@@ -124,10 +126,29 @@ def planned_batches() -> Iterator[list[list[str]]]:
     return _launched.batches()
 
 
-def interrupt() -> None:
-    """Interrupt the jobs of the sweep that this process launched, and wait for them to end."""
+def interrupt() -> bool:
+    """Interrupt the jobs of the sweep that this process launched, and wait for them to end.
+
+    Returns whether it launched one: if not, it may run a single job of another's.
+    """
     if _launched and can_fork():
         stop_jobs(_launched.folder)
+        return True
+    return False
+
+
+def leave(message: str) -> None:
+    """Print `message` and leave the jobs that this process launched to others, which report."""
+    global _launched
+    if _launched and _launched.live:
+        _launched.live.stop()
+    _launched = None
+    print(message)
+
+
+def report_sweep(folder: str) -> None:
+    """Print and compare the jobs of a sweep, which other processes have run."""
+    print_result(Path(folder), frozenset(read_configs(Path(folder))), track=True)
 
 
 def finish(track: bool = True, compare: bool = True) -> bool:
@@ -153,19 +174,14 @@ def finish(track: bool = True, compare: bool = True) -> bool:
 
 def _check_sweep(config: DictConfig) -> LaunchedSweep:
     """Check the sweep and write its manifest."""
-    workers = config.hydra.launcher.get("n_jobs", 1)
-    if workers == 0:
-        raise InputError(
-            "hydra.launcher.n_jobs=0 must be the number of jobs to run at once: at least 1, or -1 "
-            "for one per core."
-        )
+    parallel = runs_in_parallel(config.hydra.launcher)
     folder, target = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("_target_")
     if target == OPTUNA:
         return _check_search(config)
     if target not in GRIDS:  # nobody knows which jobs it will launch
         _note_command(folder, {}, {})
         return LaunchedSweep(folder, set(), done_before=False)
-    if workers != 1:
+    if parallel:
         config.hydra.overrides.task = longest_first(task_overrides(config))
     overrides = expand(swept_lines(config), config.hydra.runtime.choices["hydra/sweeper"])
     names, jobs, same = place_jobs(config, overrides)

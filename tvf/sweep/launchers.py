@@ -16,7 +16,37 @@ from tvf.errors import InputError
 JOB_BYTES = 2.5e9  # CUDA's context, libraries' workspaces, weights, gradients and optimizer
 BYTES_PER_PIXEL = 3000
 STEP_SHARE = 0.45  # of a GPU's memory, for the training steps of all jobs: data take the rest
+# Launchers whose jobs share this machine; a cluster's give each job cores and GPUs of its own.
+HERE = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+)
 MOST_JOBS = 4  # on a GPU: processes take turns on it
+
+
+def runs_in_parallel(launcher: DictConfig) -> bool:
+    """Whether jobs of a sweep run at the same time. Raises InputError for no job at a time."""
+    return _elsewhere(launcher) or jobs_at_once(launcher) != 1
+
+
+def jobs_at_once(launcher: DictConfig) -> int:
+    """How many jobs share this machine: 1 if a scheduler gives each job its part of a machine.
+
+    Raises InputError for no job at a time.
+    """
+    if _elsewhere(launcher):
+        return 1
+    jobs, cores = launcher.get("n_jobs", 1), os.cpu_count() or 1
+    if jobs == 0:
+        raise InputError(
+            "hydra.launcher.n_jobs=0 must be the number of jobs to run at once: at least 1, or -1 "
+            "for one per core."
+        )
+    return jobs if jobs > 0 else max(1, cores + 1 + jobs)
+
+
+def _elsewhere(launcher: DictConfig) -> bool:
+    return launcher._target_ not in HERE
 
 
 def workers(*, _root_: DictConfig) -> int:

@@ -25,6 +25,7 @@ QUIET = (
 )
 ERRORS = "backslashreplace"  # of output streams: names of files may not be UTF-8
 GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the next signal
+CHECKPOINT_SECONDS = 20.0  # and this long to keep a checkpoint after SIGTERM
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
 
 
@@ -50,15 +51,17 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
         _run_and_exit(job, log_file, parent)
     try:
         status = os.waitpid(child, 0)[1]
-    except KeyboardInterrupt:
-        _wait_or_kill(child)
+    except KeyboardInterrupt as interruption:
+        _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
         raise
     return os.waitstatus_to_exitcode(status)
 
 
 @contextmanager
-def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+def interruptible(first: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGINT and SIGTERM in this context, after calling `first`.
+
+    The exception has the signal's number, unless `first` returns that it has interrupted the jobs.
 
     A terminal and a parent process may both send a signal, so signals that arrive within two
     seconds count as one. Python ignores exceptions raised in `__del__`, so a signal that arrives
@@ -72,8 +75,7 @@ def interruptible(first: Callable[[], None] = lambda: None) -> Iterator[None]:
             threading.Timer(0.05, signal.raise_signal, [number]).start()
         elif time.monotonic() - last_raised >= SAME_INTERRUPT_SECONDS:
             last_raised = time.monotonic()
-            first()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(*([] if first() else [number]))
 
     previous = {
         number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
@@ -116,6 +118,9 @@ def stop_jobs(folder: Path) -> None:
 def _run_and_exit(job: Callable[[], int], log_file: Path, parent: int) -> None:
     """Run `job` in the forked process and exit with the code that it returns."""
     code = 1
+    # A cluster's signal is for the process that waits for this one: submitit handles it there.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     try:
         from tvf.distributed import die_with_parent  # imports torch, which a job needs anyway
 
@@ -159,13 +164,17 @@ def _redirect_output(log_file: Path) -> None:
             handler.stream = terminal
 
 
-def _wait_or_kill(child: int) -> None:
+def _wait_or_kill(child: int, gently: bool) -> None:
     """Wait for a job that Ctrl-C has interrupted; if it does not end, interrupt it, then kill it.
 
     A terminal sends Ctrl-C to all its processes, so the job has usually received it already.
+    With `gently`, first let it keep a checkpoint, as on a cluster that takes its node away.
     """
+    if gently:
+        os.kill(child, signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGKILL):
-        deadline = time.monotonic() + GRACE_SECONDS
+        patience = CHECKPOINT_SECONDS if gently and number == signal.SIGINT else GRACE_SECONDS
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):
                 if os.waitpid(child, os.WNOHANG)[0]:

@@ -1,0 +1,44 @@
+"""What signals do to a job in its own process: a cluster's, and SIGTERM while it trains."""
+
+import os
+import signal
+from pathlib import Path
+
+from helpers import forks
+from tvf.job.stopping import stopped_after_batches
+
+# As submitit does: the process that runs jobs handles the signal, which all processes receive.
+HANDLED_ABOVE = """
+import os, pathlib, signal, sys
+from tvf.sweep.processes import run_in_subprocess
+
+def handle(number, frame):
+    pathlib.Path(f"handled-by-{os.getpid()}").touch()
+
+def job():
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+        os.kill(os.getppid(), number)
+    return 7
+
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, handle)
+print(os.getpid(), run_in_subprocess(job, pathlib.Path("job.log")))
+"""
+
+
+def test_signals_for_the_process_above_do_not_run_its_handlers_in_the_job(tmp_path: Path) -> None:
+    output, _ = forks.python(HANDLED_ABOVE, cwd=tmp_path).communicate()
+    above, code = output.split()
+    assert code == "7", output
+    assert [path.name for path in tmp_path.glob("handled-*")] == [f"handled-by-{above}"]
+
+
+def test_sigterm_waits_for_the_batch_while_a_job_trains_and_only_then() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopped_after_batches() as stopped:
+        assert not stopped()
+        for _ in range(2):  # from SLURM, and from the process above
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopped()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,152 @@
+"""What hydra/launcher=slurm asks of SLURM, and what its tasks do when SLURM tells them to stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import ROOT
+from tvf.errors import InputError
+from tvf.records.sweep import read_commands, write_manifest
+from tvf.sweep import launchers, remote, slurm_task
+from tvf.sweep.slurm_options import SlurmOptions, read_options
+
+
+def test_directives_hold_what_was_asked_for_and_no_more() -> None:
+    plain = [*SlurmOptions().directives]
+    assert plain == [
+        "--nodes=1",
+        "--ntasks=1",
+        "--cpus-per-task=1",
+        "--requeue",
+        "--signal=B:USR1@60",
+        "--open-mode=append",
+    ]
+    asked = SlurmOptions(partition="a", memory="8G", gpus="h100:2", sbatch=["--exclude=n7"])
+    added = {"--partition=a", "--mem=8G", "--gres=gpu:h100:2", "--exclude=n7"}
+    assert {*asked.directives} == {*plain} | added
+    assert asked.gpu_count == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cpus": 0}, "hydra.launcher.cpus=0 must be a whole number"),
+        ({"gpus": "all"}, "gpus=all must be a number of GPUs"),
+        ({"store": "mine"}, "store=mine must be one of node, shared"),
+        ({"setup": "module load cuda"}, "setup must be a list of lines"),
+        ({"sbatch": ["-N 2"]}, "all its devices are on one node"),
+        ({"partitoin": "a"}, "did you mean hydra.launcher.partition"),
+    ],
+)
+def test_options_that_break_a_rule_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_options(options)
+
+
+def test_each_node_has_a_store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVF_STORE", "/shared")
+    remote.use_node_store()
+    assert os.environ["TVF_STORE"] == "/shared"
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv(remote.NODE_STORE, remote.remote_environment()[remote.NODE_STORE])
+    remote.use_node_store()
+    assert os.environ["TVF_STORE"] == "/shared/node-n7"
+    assert remote.NODE_STORE not in remote.remote_environment(node_store=False)
+
+
+def test_jobs_share_this_machine_only_under_its_own_launchers() -> None:
+    def jobs(target: str, **options: int) -> tuple[int, bool]:
+        launcher = launchers.OmegaConf.create({"_target_": target, **options})
+        return launchers.jobs_at_once(launcher), launchers.runs_in_parallel(launcher)
+
+    basic, joblib = launchers.HERE
+    assert jobs(basic) == (1, False)
+    assert jobs(joblib, n_jobs=1) == (1, False)
+    assert jobs(joblib, n_jobs=3) == (3, True)
+    assert jobs(joblib, n_jobs=-1) == (os.cpu_count(), True)
+    assert jobs("hydra_plugins.tvf_launchers.SlurmLauncher", n_jobs=3) == (1, True)
+    with pytest.raises(InputError, match="n_jobs=0 must be"):
+        jobs(joblib, n_jobs=0)
+
+
+def test_another_launcher_is_not_another_command(tmp_path: Path) -> None:
+    for more in ([], ["hydra/launcher=slurm", "++hydra.launcher.time=5"], ["seed=2"]):
+        write_manifest(tmp_path, {}, {"folder": "/", "arguments": ["-m", "seed=1", *more]})
+    given = [command["arguments"] for command in read_commands(tmp_path)]
+    assert given == [["-m", "seed=1"], ["-m", "seed=1", "seed=2"]]
+
+
+# A job that keeps a checkpoint when it is told to stop, unless it has just ended.
+JOB = """
+import json, pathlib, signal, sys, time
+folder, state, keeps = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "keeps"
+
+def stop(number, frame):
+    if keeps:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "last.pt").write_text(str(time.time()))
+    status = {"state": state, "error": "interrupted" if state == "failed" else None}
+    (folder / "status.json").write_text(json.dumps(status))
+    sys.exit()
+
+signal.signal(signal.SIGTERM, stop)
+(folder / "began").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "state, keeps, restarts, number, requeued",
+    [
+        ("failed", "keeps", 5, signal.SIGUSR1, True),
+        ("done", "keeps", 0, signal.SIGUSR1, False),
+        ("failed", "loses", 1, signal.SIGUSR1, True),
+        ("failed", "loses", 2, signal.SIGUSR1, False),
+        ("failed", "keeps", 0, signal.SIGTERM, False),  # SLURM requeues it, if at all
+    ],
+)
+def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
+    state: str, keeps: str, restarts: int, number: int, requeued: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/asked"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"folder": str(tmp_path)}
+    job["command"] = [sys.executable, "-c", JOB, str(tmp_path), state, keeps]  # type: ignore[assignment]
+    commands = tmp_path / "commands.json"
+    commands.write_text(json.dumps({"jobs": [None, job], "report": None}))
+    variables = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
+    variables |= {"SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    task = subprocess.Popen(
+        [sys.executable, str(ROOT / "tvf" / "sweep" / "slurm_task.py"), str(commands)],
+        env=os.environ | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    task.send_signal(number)
+    said = task.communicate(timeout=30)[1]
+    assert task.returncode == 0, said
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 9_1\n" if requeued else "")
+    assert ("raise hydra.launcher.time" in said) == (keeps == "loses" and not requeued)
+
+
+def test_the_last_task_to_end_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = tmp_path / "queue"
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\ncat "{queue}"\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
+    commands, spec = tmp_path / "commands.json", {"jobs": [None] * 3}
+    queue.write_text("0\n1\n")  # task 2 was killed
+    assert not slurm_task._is_last(commands, spec, 0)
+    assert slurm_task._is_last(commands, spec, 1)

@@ -1,0 +1,91 @@
+"""The options of hydra/launcher=slurm, checked, and as sbatch takes them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tvf.errors import InputError, require_bool, require_choice, require_count, unknown_key
+
+NODE = "hydra.launcher"
+ONE_NODE = ("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-a", "--array")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """The options of conf/hydra/launcher/slurm.yaml, which says when to choose them."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | int | None = None
+    memory: str | int | None = None
+    constraint: str | None = None
+    cpus: int = 1
+    gpus: str | int | None = None
+    max_running: int | None = None
+    stop_seconds: int = 60
+    setup: Sequence[str] = ()
+    sbatch: Sequence[str] = ()
+    detach: bool = False
+    store: str = "node"
+
+    def __post_init__(self) -> None:
+        require_count(f"{NODE}.cpus", self.cpus, 1)
+        require_count(f"{NODE}.stop_seconds", self.stop_seconds, 1, 65535)
+        if self.max_running is not None:
+            require_count(f"{NODE}.max_running", self.max_running, 1)
+        require_bool(f"{NODE}.detach", self.detach)
+        require_choice(f"{NODE}.store", self.store, ("node", "shared"))
+        for name in ("setup", "sbatch"):
+            if not _is_lines(getattr(self, name)):
+                raise InputError(f"{NODE}.{name} must be a list of lines, as in ['{name} line'].")
+        for line in self.sbatch:
+            if re.split(r"[=\s]", line, maxsplit=1)[0] in ONE_NODE:
+                raise InputError(
+                    f"{NODE}.sbatch has {line}, which tvf sets itself: each job is a task of an "
+                    "array, and all its devices are on one node. Leave it out."
+                )
+        if self.gpus is not None and self.gpu_count is None:
+            raise InputError(
+                f"{NODE}.gpus={self.gpus} must be a number of GPUs, or one with a type, as a100:1."
+            )
+
+    @property
+    def gpu_count(self) -> int | None:
+        """How many GPUs a task has; None if that cannot be read."""
+        count = str(self.gpus or 0).rpartition(":")[2]
+        return int(count) if count.isdecimal() else None
+
+    @property
+    def directives(self) -> Iterator[str]:
+        """The options of sbatch."""
+        asked = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "time": self.time,
+            "mem": self.memory,
+            "constraint": self.constraint,
+            "gres": f"gpu:{self.gpus}" if self.gpus else None,
+        }
+        yield from (f"--{name}={value}" for name, value in asked.items() if value is not None)
+        yield from ("--nodes=1", "--ntasks=1", f"--cpus-per-task={self.cpus}", "--requeue")
+        yield from (f"--signal=B:USR1@{self.stop_seconds}", "--open-mode=append")
+        yield from self.sbatch
+
+
+def read_options(options: Mapping[str, Any]) -> SlurmOptions:
+    """Return the options of the launcher; InputError if one breaks a rule."""
+    given: Any = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
+    known = [field.name for field in fields(SlurmOptions)]
+    for key in given:
+        if key not in known:
+            raise unknown_key(f"{NODE}.{key}", known, f"{NODE}.")
+    return SlurmOptions(**given)
+
+
+def _is_lines(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(line, str) for line in value)

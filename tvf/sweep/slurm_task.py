@@ -1,0 +1,94 @@
+"""What a node runs for each task of a SLURM array: one job of a sweep, by its command.
+
+Run by its path and with the standard library alone, so that it is there before anything can fail.
+SIGUSR1, shortly before the time limit, makes the job keep a checkpoint and the task requeue itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+FRUITLESS = 3  # attempts, after which a job that gets no further is not requeued
+
+
+def main(commands: Path) -> int:
+    """Run the job that the array's task is for, from the file of `tvf.sweep.slurm.submit`."""
+    spec = json.loads(commands.read_text())
+    task = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    job = spec["jobs"][task]
+    task_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    before = _checkpoint_time(job)
+    received = _run(job["command"])
+    if signal.SIGUSR1 in received and not _has_ended(job):
+        if before == _checkpoint_time(job) and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= (
+            FRUITLESS - 1
+        ):
+            print(
+                f"{job['folder']}: no checkpoint before the time limit, after {FRUITLESS} attempts "
+                "or more: raise hydra.launcher.time, or lower checkpoint.every_minutes.",
+                file=sys.stderr,
+            )
+        else:
+            return subprocess.run(["scontrol", "requeue", task_id]).returncode
+    if not received and spec["report"] and _is_last(commands, spec, task):
+        return subprocess.run(spec["report"]).returncode
+    return 0
+
+
+def _run(command: list[str]) -> set[int]:
+    """Run the command; return the signals that asked for its end, which it is told of."""
+    received: set[int] = set()
+    process: subprocess.Popen[bytes] | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.add(number)
+        if process is not None:
+            process.terminate()
+
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, stop)
+    process = subprocess.Popen(command)
+    if received:
+        process.terminate()
+    process.wait()
+    return received
+
+
+def _has_ended(job: dict[str, Any]) -> bool:
+    """Whether the job's record says that it ended by itself."""
+    try:
+        status = json.loads(Path(job["folder"], "status.json").read_text())
+    except (OSError, ValueError):
+        return False
+    interrupted = status["state"] == "running" or status["error"] == "interrupted"
+    return not interrupted
+
+
+def _checkpoint_time(job: dict[str, Any]) -> float | None:
+    try:
+        return Path(job["folder"], "checkpoints", "last.pt").stat().st_mtime
+    except OSError:
+        return None
+
+
+def _is_last(commands: Path, spec: dict[str, Any], task: int) -> bool:
+    """Whether no other task of the array is still to end.
+
+    Each task says so in a file before it looks, so of two that end together, the later one sees
+    both; killed ones are no longer queued.
+    """
+    ended = commands.with_suffix(f".{task}.ended")
+    ended.touch()
+    command = ["squeue", "-h", "-r", "-o", "%K", "-j", os.environ["SLURM_ARRAY_JOB_ID"]]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    queued = listed.stdout.split() if listed.returncode == 0 else map(str, range(len(spec["jobs"])))
+    return all(commands.with_suffix(f".{other}.ended").exists() for other in queued)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
