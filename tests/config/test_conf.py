@@ -18,6 +18,7 @@ from tvf.errors import InputError
 from tvf.sweep.callback import GRID, HALVING, OPTUNA
 
 CONF = ROOT / "conf"
+ONE_JOB = "hydra_plugins.tvf_sweepers.OneJobSweeper"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 
 
@@ -89,8 +90,8 @@ def test_sweepers_are_given_what_they_take(sweeper: str) -> None:
         config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)
     check_node(OmegaConf.to_container(config.hydra.sweeper), "hydra.sweeper")  # type: ignore[arg-type]
     # The callback plans the jobs of these sweepers alone.
-    planned = {"halving": HALVING, "optuna": OPTUNA}
-    assert config.hydra.sweeper._target_ == planned.get(sweeper, GRID)
+    others = {"halving": HALVING, "optuna": OPTUNA, "one": ONE_JOB}
+    assert config.hydra.sweeper._target_ == others.get(sweeper, GRID)
 
 
 def test_an_unknown_key_suggests_the_intended_one() -> None:
