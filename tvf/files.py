@@ -9,7 +9,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from tvf.owners import temporary_beside
 
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
@@ -62,7 +63,7 @@ codecs.register_error("tvf.escape", _escape_unencodable)
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
     """Write `content` to `path`; a reader sees either the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             file.writelines(content)
@@ -74,16 +75,6 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # the error for a full disk has no file name
         raise
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote to `folder`.
-
-    Assumes that no other process is writing there.
-    """
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
-            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

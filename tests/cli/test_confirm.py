@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers.sweeps import add_job, add_training
 from tvf.cli import commands
+from tvf.cli.chosen import overrides_of
 from tvf.cli.confirm import Plan, plan_confirmation
 from tvf.errors import InputError
 from tvf.records import CONFIRMATION
@@ -240,3 +242,18 @@ def test_the_newest_sweep_is_not_a_confirmation(sweep: Path) -> None:
     train(sweep / CONFIRMATION, 0.5, chance=0.8)
     with pytest.raises(SystemExit, match=f"the newest is {sweep}\\."):
         commands.status(sweep.parent)
+
+
+def test_relative_places_are_those_of_the_record() -> None:
+    given = ["data.path=imgs", "data.root=imgs/", "data=hf", "+backbone.name=a/b", "epochs=3"]
+    places = {"path": "/from/here/imgs", "root": "/from/here/imgs"}
+    config = {"data": places, "backbone": {"name": "a/b"}, "epochs": 3, "seed": 1}
+    group: Any = SimpleNamespace(done=[{"config": config, "overrides": given}])
+    comparison: Any = SimpleNamespace(following=())
+    assert [*overrides_of(group, comparison).values()] == [
+        "data.path=/from/here/imgs",
+        "data.root=/from/here/imgs",
+        "data=hf",
+        "+backbone.name=a/b",
+        "epochs=3",
+    ]

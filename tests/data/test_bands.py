@@ -219,3 +219,11 @@ def test_without_the_library_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         InputError, match=r"tifffile, which is not installed: pip install 'tvf.tiff"
     ):
         _read(path, [1])
+
+
+@pytest.mark.parametrize("white_point", [1, 100, 254])
+def test_a_white_point_shows_bands_as_it_shows_colours(tmp_path: Path, white_point: int) -> None:
+    values = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    path = _tiff(tmp_path / "x.tif", values, photometric="rgb")
+    bands = _read(path, [1, 2, 3], white_point=white_point)
+    assert np.array_equal(bands, _read(path, "auto", white_point=white_point))

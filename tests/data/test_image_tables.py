@@ -154,9 +154,9 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         (
             "0.png,cat\n1.png,dog\n",
             {},
-            r"no column for the image .*Its first line.*it has 0.png, c",
+            r"no column for images, .*Its first line.*it has 0.png, c",
         ),
-        ("image\n0.png\n", {}, "no column for the label of an image, such as label or labels"),
+        ("image\n0.png\n", {}, "no column for their labels, such as label or labels"),
         ("image,label,label\n0.png,a,b", {}, "several columns called label: rename"),
         (
             "file,path,label\n0.png,a,b",

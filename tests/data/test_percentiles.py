@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.folders import write_images
 from tvf.config.identity import frozen_layers_config
-from tvf.data import ImageFolder, ReadingRules, count_images
+from tvf.data import ImageFolder, ReadingRules, count_images, percentiles
 from tvf.data.encoded import EncodedImage
 from tvf.data.images import read_image
 from tvf.data.percentiles import RANKS, find_window, parse_percentiles, without_copies
@@ -211,3 +211,24 @@ def test_images_that_give_no_window_are_named(tmp_path: Path) -> None:
 def test_every_source_of_files_finds_its_window() -> None:
     for source in FileSource.__subclasses__():
         assert source.adapt is FileSource.adapt and source.load is FileSource.load
+
+
+def test_of_very_many_images_evenly_spaced_ones_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(percentiles, "IMAGES", 5)
+    monkeypatch.setattr(percentiles, "FEW", 2)
+    files = [
+        _save(tmp_path / f"{number}.tif", np.array([[number, number + 0.5]], np.float32))
+        for number in range(21)
+    ]
+    read: list[Path] = []
+    values_of = percentiles.values_of
+    monkeypatch.setattr(
+        percentiles, "values_of", lambda file, *how: read.append(file) or values_of(file, *how)
+    )
+    assert find_window(files, (0, 100), 1.0) == (0, 20.5)
+    assert sorted(read) == sorted(files[::5])
+    assert find_window(files, (0, 100), 1.0, train=np.arange(4, 12)) == (5, 10.5)
+    # Hardly any of the evenly spaced images are in this split.
+    assert find_window(files, (0, 100), 1.0, train=np.array([1, 2, 3])) == (1, 3.5)

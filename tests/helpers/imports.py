@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "tvf"
-GROUND_ROOM, GROUND = "ground", ("errors", "files", "memory", "metrics", "progress")
+GROUND_ROOM = "ground"
+GROUND = ("errors", "files", "lease", "memory", "metrics", "owners", "progress")
 # From the lowest room up: a room imports from those before it. The ground is modules, not a folder.
 ROOMS: tuple[str, ...] = (
     GROUND_ROOM,

@@ -9,12 +9,12 @@ import torch
 
 import tvf
 from helpers.classifier import train_classifier
-from helpers.configs import compose_once
+from helpers.configs import compose_once, plain_config
 from helpers.folders import write_images
-from tvf.config import validate_config
+from tvf.config import starts_at_random, validate_config
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS
-from tvf.models import timm_backbone
+from tvf.models import images_made_for, timm_backbone
 
 NETWORK = ("backbone=timm", "backbone.name=test_resnet")
 
@@ -99,3 +99,25 @@ def test_images_are_read_as_the_weights_were_made_for_unless_said_otherwise(
     said = ("data.image_size=64", "data.interpolation=box")
     data = validate_config(compose_once(*common, *said))["data"]
     assert (data["image_size"], data["interpolation"]) == (64, "box")
+
+
+def test_a_network_without_published_weights_takes_a_checkpoint() -> None:
+    node = {"_target_": "tvf.models.timm_backbone", "name": "cspresnet50d", "pretrained": True}
+    with pytest.raises(InputError, match="no pretrained weights exist for cspresnet50d"):
+        images_made_for(node)
+    assert images_made_for(node | {"checkpoint": "own.pt"}) == (256, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("given", "random"),
+    [
+        (("backbone.pretrained=false",), True),
+        (("backbone.pretrained=false", "+backbone.options.checkpoint_path=own.pt"), False),
+        (("backbone.pretrained=false", "backbone.checkpoint=own.pt"), False),
+        ((), False),
+    ],
+)
+def test_random_weights_are_those_that_come_from_nowhere(
+    given: tuple[str, ...], random: bool
+) -> None:
+    assert starts_at_random(plain_config("backbone=timm", *given)) is random

@@ -361,3 +361,37 @@ def test_adapted_networks_split_at_the_frontier_and_merge(
     scale = float(adapted.abs().max())
     assert (adapted - plain).abs().max() > 1e-3 * scale
     assert (adapted - merged).abs().max() <= 1e-5 * scale
+
+
+class Sharing(nn.Module):
+    """Layers of which two share a weight, and one is there twice."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.tied = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+        self.same = self.again = nn.Conv2d(6, 6, 1)
+        self.other, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, num_classes)
+        self.other.weight = self.tied.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.other(self.tied(self.first(images)))
+        return self.head(self.again(self.same(values)).mean((2, 3)))
+
+
+def test_weights_that_layers_share_are_not_adapted(tmp_path: Path) -> None:
+    def build(kind: Any) -> Any:
+        torch.manual_seed(0)
+        net = Sharing(3)
+        names = [name for name, _ in net.named_parameters() if not name.startswith("head")]
+        deep = Group("deep", tuple(name for name in names if not name.startswith("first")))
+        first = Group("first", tuple(name for name in names if name.startswith("first")))
+        return kind(Backbone("net", net, head="head", groups=(deep, first)), 1.0)
+
+    model = build(LoraModel)
+    assert [name for group in model.trained_groups for name in group.parameters] == ["first.weight"]
+    assert {"tied", "same"} <= {*model.left_out}
+    _step(model, 3)
+    save_weights(model, tmp_path / "best.safetensors", 1)
+    plain = build(FineTuneModel)
+    load_weights(plain, tmp_path / "best.safetensors", 1)
+    torch.testing.assert_close(plain.eval()(PIXELS), model(PIXELS), atol=1e-5, rtol=0)

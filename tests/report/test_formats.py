@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from helpers import ROOT
 from helpers.sweeps import add_job
 from tvf import cli
-from tvf.records.job import LOCK
+from tvf.lease import Lease
+from tvf.records.job import LEASE
 from tvf.records.rows import read_sweep
 from tvf.report import compare, terminal
 from tvf.report.formats import FORMATS, render_report
@@ -339,7 +339,7 @@ def test_a_failing_tracker_does_not_change_the_exit_code(
 def test_a_running_sweep_has_a_page_of_its_results_so_far(sweep: Path) -> None:
     running = add_job(sweep, 0.5, 7, [0.6, 0.7], state="running", epochs=5)
     add_job(sweep, 1.0, 7, state="waiting", epochs=5)
-    with FileLock(running / LOCK):  # as the process that trains it holds it
+    with Lease(running / LEASE):  # as the process that trains it holds it
         rows = read_sweep(sweep)
     assert sorted(row["state"] for row in rows if row["seed"] == 7) == ["running", "waiting"]
     page = render_report([sweep], rows, "html")["report.html"].decode()

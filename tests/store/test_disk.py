@@ -354,7 +354,9 @@ def test_info_lists_entries_and_clear_removes_the_unused(
 
 
 def test_files_that_are_not_the_stores_are_left_alone(tmp_path: Path) -> None:
-    make_table(Store(tmp_path, 10**9), RecordingFill()).tensors()
+    store = Store(tmp_path, 10**9)
+    make_table(store, RecordingFill()).tensors()
+    store.close()
     foreign = tmp_path / "work" / "sample12"
     foreign.mkdir(parents=True)
     (foreign / "entry.json").write_text('{"kind": "kind"}')

@@ -104,7 +104,8 @@ def overrides_of(group: Configuration, comparison: Comparison) -> dict[str, str]
     kept = {key: text for key, text in texts.items() if key.lstrip("+") not in left_out}
     for key, text in kept.items():
         place, given = recorded.get(key.lstrip("+")), text.partition("=")[2].strip("'\"")
-        if absolute_place(key.lstrip("+"), given, os.sep) not in (given, place):
+        is_path = isinstance(place, str) and os.path.isabs(place) and not os.path.isabs(given)
+        if is_path or absolute_place(key.lstrip("+"), given, os.sep) not in (given, place):
             kept[key] = f"{key}={_quoted(str(place))}"
     return kept | {key: f"{key}=${{seed}}" for key in kept if key.lstrip("+") in following}
 

@@ -80,7 +80,9 @@ def own_checkpoint(config: Config) -> str | None:
 def starts_at_random(config: Config) -> bool:
     """Whether a job's network has learnt nothing before, as far as the config says so."""
     node = config["backbone"]
-    trained = node.get("checkpoint") or config["model"].get("init_from")
+    options = node.get("options") or {}
+    trained = node.get("checkpoint") or options.get("checkpoint_path")
+    trained = trained or config["model"].get("init_from")
     untrained = node.get("pretrained") is False or node.get("weights", "") is None
     return untrained and not trained and str(node.get("_target_")).startswith("tvf.")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tvf.data.deep import DeepImage, Window, apply_window
+from tvf.data.deep import DeepImage, Window, apply_window, shades_up_to
 from tvf.data.encoded import ImageFile, openable
 from tvf.data.ranges import DEEP
 from tvf.errors import InputError
@@ -102,8 +102,7 @@ def show_bands(
     """
     if values.dtype == np.uint8 and window is None:
         if white_point is not None and white_point <= 255:
-            shades = np.minimum(np.arange(256) * (255 / white_point), 255)
-            values = np.rint(shades).astype(np.uint8)[values]
+            values = shades_up_to(white_point)[values]
         return _as_image(values), None
     if values.dtype == np.uint8 and window and (window[0] < 0 or window[1] > 255):
         raise ValueError(

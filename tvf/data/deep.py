@@ -78,6 +78,11 @@ class DeepImage:
         return values
 
 
+def shades_up_to(white_point: int) -> np.ndarray:
+    """What the values 0 to 255 are shown as if `white_point` is white, uint8 [256]."""
+    return np.minimum(np.rint(np.arange(256) * 255 / white_point), 255).astype(np.uint8)
+
+
 def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
     """Values [H, ...] in 8 bits: low and all below as 0, high and all above as 255."""
     low, high = window
@@ -203,7 +208,7 @@ def _is_deep(file: AnyImage, image: ImageFile.ImageFile, raw: str) -> bool:
     """Whether an image in one of the formats UPPER_ALONE has more than 8 bits per channel."""
     if image.format == "SGI":
         return image.tile[0][0] == "SGI16" or raw.endswith(";16B")
-    start = content_of(file)[: 2**16]
+    start = content_of(file, 2**16)
     place = start.find(_SIZ)
     return 0 <= place < len(start) - 42 and (start[place + 42] & 0x7F) + 1 > 8
 

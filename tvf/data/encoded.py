@@ -24,12 +24,12 @@ class EncodedImage:
 ImageFile = AnyPath | EncodedImage
 
 
-def content_of(file: ImageFile) -> bytes:
-    """The encoded bytes of an image. Raises OSError."""
+def content_of(file: ImageFile, size: int | None = None) -> bytes:
+    """The encoded bytes of an image, or at most the first `size`. Raises OSError."""
     if isinstance(file, EncodedImage):
-        return file.load()
+        return file.load()[:size]
     with open(file, "rb", buffering=0) as opened:
-        return opened.readall()
+        return opened.readall() if size is None else opened.read(size)
 
 
 def openable(file: ImageFile) -> AnyPath | BinaryIO:

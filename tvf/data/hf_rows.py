@@ -52,10 +52,8 @@ def list_rows(path: str, splits: HfSplits, given: Mapping[str, str | None]) -> L
 def _list_rows(
     path: str, splits: HfSplits, given: tuple[tuple[str, str | None], ...]
 ) -> ListedImages:
-    path, train = (
-        printable(path),
-        next(k for k, part in splits.parts.items() if part in ("train", "")),
-    )
+    path = printable(path)
+    train = next(name for name, part in splits.parts.items() if part in ("train", ""))
     features = splits.datasets[train].features
     columns = choose_hf_columns(path, features, dict(given), len(splits.datasets) > 1)
     kinds = {name: features[name] for name in columns.names.values()}

@@ -24,6 +24,8 @@ from tvf.store import ArraySpec, Store, StoreError, fingerprint
 
 log = logging.getLogger(__name__)
 
+IMAGES = 2**14  # images that are read, so that memory and time are limited
+FEW = 2**10
 RANKS = 256  # values that are kept of each image
 MOST = 2**20  # values of an image that are ranked, evenly spaced in it
 Percentiles = tuple[float, float]
@@ -62,20 +64,25 @@ def find_window(
     """The values at these percentiles of those of the images in `files`, or of their `bands`.
 
     With `train`, only the images at these places count: the others are read for other divisions.
-
-    Raises InputError for images that cannot be read, and if the window would have no width.
+    Of more than IMAGES, evenly spaced ones are read. Raises InputError for images that cannot be
+    read, and if the window would have no width.
     """
 
     def rank(file: ImageFile) -> np.ndarray:
         return _rank_values(values_of(file, max_megapixels, bands))
 
+    train = np.arange(len(files)) if train is None else train
+    chosen = _evenly(np.arange(len(files)))
+    if np.isin(chosen, train).sum() < min(len(train), FEW):  # the split has hardly any of these
+        chosen = _evenly(train)
+    files = [files[place] for place in chosen]
     try:
         ranked = _rank(files, rank, (RANKS, MOST, *bands), progress, store)
     except BadImageError as error:
         raise explain_bad(files, rank, error) from error
     with np.errstate(invalid="ignore"):  # infinite values
-        values = ranked.numpy() if train is None else ranked.numpy()[train]
-        low, high = map(float, np.percentile(values, percentiles))
+        values = ranked.numpy()[np.isin(chosen, train)]
+        low, high = map(float, np.percentile(values, percentiles, overwrite_input=True))
     shown = " and ".join(f"{each:g}%" for each in percentiles)
     if not math.isfinite(low) or not math.isfinite(high):
         raise InputError(
@@ -89,6 +96,13 @@ def find_window(
             "data.window=[low,high]."
         )
     return low, high
+
+
+def _evenly(places: np.ndarray) -> np.ndarray:
+    """At most IMAGES of the places, evenly spaced."""
+    if len(places) <= IMAGES:
+        return places
+    return places[np.linspace(0, len(places) - 1, IMAGES).astype(np.int64)]
 
 
 def without_copies(files: Sequence[ImageFile], places: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -6,7 +6,14 @@ A window (low, high) shows low and all below as black, high and all above as whi
 import numpy as np
 from PIL import Image, ImageFile
 
-from tvf.data.deep import DeepImage, Window, apply_window, read_deep, tiff_values
+from tvf.data.deep import (
+    DeepImage,
+    Window,
+    apply_window,
+    read_deep,
+    shades_up_to,
+    tiff_values,
+)
 from tvf.data.encoded import ImageFile as AnyImage
 from tvf.data.ranges import DEEP
 
@@ -91,7 +98,7 @@ def show_in_8_bits(
         if window:
             shades = apply_window(np.arange(256)[None], window)[0].tolist()
         else:
-            shades = [min(255, round(value * 255 / (white_point or 255))) for value in range(256)]
+            shades = shades_up_to(white_point or 255).tolist()
         opaque = list(range(256)) if transparent else []
         shown = shown.point(shades * (len(shown.getbands()) - bool(opaque)) + opaque)
     return _lay_on_white(shown)

@@ -68,8 +68,8 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
                 notes.append(_describe_guess(what, chosen[0], meant))
         elif what not in OPTIONAL:
             raise InputError(
-                f"{table} has no column for the {what} of an image, such as "
-                f"{' or '.join(usual[:2])}. Its first line must name the columns; it has "
+                f"{table} has no column for {'images' if what == 'image' else 'their labels'}, "
+                f"such as {' or '.join(usual[:2])}. Its first line must name the columns; it has "
                 f"{first_few(header)}. Name the column with data.{what}_column=."
             )
     taken: dict[str, str] = {}

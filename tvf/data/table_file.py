@@ -128,7 +128,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # it has kinds of its own, and takes Python's for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{printable(path)} cannot be read as Parquet: {printable(reason)}."
         ) from error

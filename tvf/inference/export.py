@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from tvf.inference.exported import (
 from tvf.inference.images import Reading
 from tvf.inference.model import Model
 from tvf.inference.trust import open_source
+from tvf.owners import temporary_beside
 from tvf.records import recorded_data
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def export_model(
     metadata = _metadata(model, layout, raw)
     if path.is_dir() or (path.exists() and not path.is_file()):
         raise InputError(f"{printable(path)} is no file: name one with --output.")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f"{temporary_beside(path).name}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write = _write_onnx if file_format == "onnx" else _write_torch

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tvf.job.checkpoint import Checkpoints
+from tvf.lease import Lease, LeaseBusy, LeaseLost
 from tvf.models import FineTuneModel, is_below, save_weights
 from tvf.store import Store, StoreError
 from tvf.training import STATE_KEYS, STEPS, EpochResult, best_epoch
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class HeadPhase:
     """The store entry of a job's first phase.
 
-    As a context manager it is locked by the job that trains the phase, until `keep`.
+    The job that trains the phase holds its lease until `keep`, or until the end of the context.
     """
 
     def __init__(self, store: Store, fingerprint: str, model: FineTuneModel) -> None:
@@ -33,24 +33,24 @@ class HeadPhase:
         folder = store.entry("head", [fingerprint], about).folder
         self.fingerprint, self.model = fingerprint, model
         self._kept = Checkpoints(folder, configuration=fingerprint)
-        self._lock = FileLock(folder / "trains.lock")
+        self._lease = Lease(folder / "trains.lease")
 
     def __enter__(self) -> "HeadPhase":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.release()
+        self._lease.release()
 
     def hold(self, state: dict[str, Any]) -> None:
-        """Lock the phase if this job resumes within it and no other job is training it."""
+        """Take the lease if this job resumes within the phase and no other job is training it."""
         if state["phase"] == 0:
-            with suppress(Timeout):
-                self._lock.acquire(timeout=0)
+            with suppress(LeaseBusy):
+                self._lease.acquire(timeout=0)
 
     @property
     def holds(self) -> bool:
         """Whether this job trains the phase and will `keep` it."""
-        return self._lock.is_locked
+        return self._lease.held
 
     def take(self, best_weights: Path, metric: str, tag: str = "") -> dict[str, Any] | None:
         """The state at the end of the phase; None if this job has to train it.
@@ -59,14 +59,15 @@ class HeadPhase:
         `best_weights`.
         """
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s waits for another job to finish the head phase.", tag)
-            self._lock.acquire()
+            self._lease.acquire(timeout=0)
+        except LeaseBusy as busy:
+            message = "%s waits for another job to finish the head phase: %s."
+            log.info(message, tag, busy.holder)
+            self._lease.acquire()
         state = self._kept.load()
         if state is None or not STATE_KEYS | {"spent", "weights"} <= state.keys():
             return None
-        self._lock.release()
+        self._lease.release()
         whole = self.model.state_dict()
         best = best_epoch([EpochResult(**row) for row in state["history"]], metric)
         assert best is not None, "a phase has at least one epoch"
@@ -85,13 +86,18 @@ class HeadPhase:
         """Save the state at the end of the phase for other jobs, if this job has trained it."""
         if not self.holds:
             return
+        try:
+            self._lease.check()
+        except LeaseLost as lost:
+            log.warning("store: not caching the head phase: %s.", lost)
+            return
         parts = {part: state[part] for part in ("model", "best", "average")}
         parts["weights"] = load_file(best_weights)
         names = {name for name, _ in self.model.named_buffers()} | _head(self.model)
         names = (names | {STEPS}) - self.model.trained_names()
         small = {part: values and _only(values, names) for part, values in parts.items()}
         self._kept.save(state | small)
-        self._lock.release()
+        self._lease.release()
 
 
 def open_head_phase(

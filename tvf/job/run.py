@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from tvf.config import Config, build_part, earlier_options, result_config
 from tvf.data import count_images, describe_pool
 from tvf.distributed import (
@@ -23,14 +21,16 @@ from tvf.distributed import (
     source_commit,
 )
 from tvf.errors import InputError
-from tvf.files import BEST_WEIGHTS, read_json, remove_leftovers
+from tvf.files import BEST_WEIGHTS, read_json
 from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
+from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
+from tvf.lease import remove_leftovers
 from tvf.memory import return_freed_memory
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
@@ -41,7 +41,6 @@ from tvf.models import (
     save_weights,
 )
 from tvf.records import (
-    LOCK,
     JobRecord,
     Predictions,
     Run,
@@ -66,15 +65,14 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
     """Train and test a job, write its record to its folder, and return its summary.
 
     Returns None if there is nothing to do, if the job pauses at `stop_after`, or if another process
-    of the sweep trains it: jobs that differ only in ignored options share a folder and are trained
-    once. Raises InputError for a mistake that only images or weights reveal, if the folder holds
-    another configuration, or if another process is training in the folder of a single job. Any
-    error is recorded in status.json.
+    of the sweep trains it or has taken it over: jobs that differ only in ignored options share a
+    folder and are trained once. Raises InputError for a mistake that only images or weights reveal,
+    if the folder holds another configuration, or if another process is training in the folder of a
+    single job. Any error is recorded in status.json.
     """
     folder, name, metric = context.folder, config["name"], metric_of(config)
-    with _locked(context) as locked:
-        if not locked:
-            log.info("%s: another process is training this job.", name)
+    with claim_job(context, name) as lease:
+        if lease is None:
             return None
         with _mistakes_recorded(folder, name):
             check_not_own_weights(config["model"].get("init_from"), folder)
@@ -102,7 +100,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
             best_weights = folder / BEST_WEIGHTS
             earlier = {*map(_fingerprint, earlier_options(read_json(folder / "config.json")))}
             state = checkpoints.load_usable(name, metric, best_weights, earlier)
-        record = JobRecord(folder, name, config, state["history"] if state else ())
+        record = JobRecord(folder, name, config, state["history"] if state else (), lease)
         try:
             with record:
                 context = claim_devices(config, context)
@@ -116,6 +114,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
         finally:
             return_freed_memory()
         return summary and summary | {"wandb_mode": run.mode}
+    return None  # another process has taken the job over
 
 
 def _fingerprint(options: dict[str, Any]) -> str:
@@ -142,6 +141,7 @@ def train_job(
             job.costs.add_earlier(state["spent"])
 
         def checkpoint() -> dict[str, Any]:
+            record.check_lease()
             return loop.state_dict() | {"spent": job.costs.total(), "images": images["digests"]}
 
         def save_if_due() -> None:
@@ -171,6 +171,7 @@ def train_job(
             _log_epoch(job, epoch)
             checkpoints.save(checkpoint())
             if loop.is_best:  # after the checkpoint, from which these weights can be restored
+                record.check_lease()
                 _save_best(job, loop, best_weights)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
@@ -182,6 +183,7 @@ def train_job(
         return None
     scores, predictions = score_job(job, loop, best_weights)
     pool = describe_pool(job.phases.data.train.pool)
+    record.check_lease()
     write_predictions(record.folder, predictions, job.trained_on, pool)
     summary = _summarise(job, record, run, scores) | {"images": images}
     if tested := {key: summary[key] for key in TESTED if key in summary}:
@@ -261,25 +263,6 @@ def follow_job(
             pass
         if loop.is_over:
             score_job(job, loop, context.folder / BEST_WEIGHTS)
-
-
-@contextmanager
-def _locked(context: JobContext) -> Iterator[bool]:
-    """Lock the job's folder; yield whether that worked. InputError if not, for a single job."""
-    lock = FileLock(context.folder / LOCK)
-    try:
-        lock.acquire(timeout=1)  # a check of whether it is held holds it briefly
-    except Timeout:
-        if context.sweep is None:
-            raise InputError(
-                f"another process is training in {context.folder}: choose another hydra.run.dir."
-            ) from None
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -27,8 +27,8 @@ class Adapter(nn.Module):
         self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.scale, self.rate = alpha / rank, dropout
         self.rank = rank = min(rank, full_rank(layer))
+        self.scale, self.rate = alpha / rank, dropout
         if isinstance(layer, nn.Linear):
             self.down: nn.Linear | nn.Conv2d = nn.Linear(layer.in_features, rank, bias=False)
             self.up: nn.Linear | nn.Conv2d = nn.Linear(rank, layer.out_features, bias=False)

@@ -23,6 +23,7 @@ from tvf.models.weights import shorten
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 # What training scripts call the weights in a file with more in it, the likeliest first.
 USUAL = ("state_dict", "model", "model_state_dict", "module", "net", "network", "backbone")
+NOT_FINITE = "with NaN or infinite values"
 PREFIXES = 3  # that are tried for a table: a file may hold a student and a teacher
 # Numbers that layers count with; they change nothing that a network computes.
 COUNTERS = ("num_batches_tracked",)
@@ -78,7 +79,7 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
     The file may hold the weights under a usual name (state_dict, model, ...), and their names may
     begin with anything (module., backbone., ...). A head in it is ignored. Raises InputError, with
     the tensors that are missing and those that are left over, unless all others are there, and if
-    the file has further layers beside them: then it is of a larger network.
+    the file has further layers inside the modules of the backbone: then it is of a larger network.
     """
     wanted = {
         name: tensor for name, tensor in module.state_dict().items() if not is_below(name, heads)
@@ -165,7 +166,7 @@ def _fault(tensor: Tensor, own: Tensor) -> str | None:
     if tensor.is_floating_point() != own.is_floating_point():
         return f"of {str(tensor.dtype).removeprefix('torch.')}"
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        return "with NaN or infinite values"
+        return NOT_FINITE
     return None
 
 
@@ -197,6 +198,8 @@ def _explain(
     elif best.unexpected:
         parts.append(f"Only in the file: {shorten([*best.unexpected])}.")
     remedy = "Name the backbone that the file was saved from, and its options."
+    if best.unfit and all(fault.endswith(NOT_FINITE) for fault in best.unfit.values()):
+        remedy = "Training had failed when it was saved: name an earlier file."
     if any("pos_embed" in name for name in best.unfit):
         remedy = (
             "Position embeddings are for images of one size: set data.image_size to that of the "

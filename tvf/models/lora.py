@@ -5,6 +5,7 @@ that are loaded replace both. See `tvf.models.adapters`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -217,11 +218,15 @@ def check_lora(rank: object, alpha: object, dropout: object, layers: object) -> 
 def _narrow(
     module: nn.Module, groups: Sequence[Group], layers: str | Sequence[str] | None
 ) -> tuple[Group, ...]:
-    """`groups` reduced to the weights of the layers that `layers` chooses, see `LoraModel`."""
+    """`groups` reduced to the weights of the layers that `layers` chooses, see `LoraModel`.
+
+    Weights that several layers share are none of them: what one layer learnt would change all.
+    """
+    uses = Counter(id(value) for _, value in module.named_parameters(remove_duplicate=False))
     chosen = {
         f"{path}.weight"
         for path, layer in module.named_modules()
-        if _is_chosen(path, layer, layers)
+        if _is_chosen(path, layer, layers) and uses[id(layer.weight)] == 1
     }
     return keep_parameters(groups, chosen)
 
@@ -246,8 +251,8 @@ def _check_found(
         remedy = "Raise model.pct_unfreeze, or choose other layers; model.layers=null adapts all."
         if layers is None:
             remedy = (
-                "Depthwise convolutions and layers that standardise their weight get none. Raise "
-                "model.pct_unfreeze, or train the layers themselves: model=finetune."
+                "Depthwise convolutions and layers that share or standardise their weight get "
+                "none. Raise model.pct_unfreeze, or train the layers themselves: model=finetune."
             )
         raise InputError(
             f"{shown}: the groups {names} have no such linear layer or convolution to adapt. "

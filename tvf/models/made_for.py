@@ -24,7 +24,8 @@ def images_made_for(backbone: Mapping[str, Any]) -> tuple[int, str]:
         images = made_for(str(name), backbone.get("weights"))
         return options.get("image_size", images.image_size), images.interpolation
     if target == "tvf.models.timm_backbone":
-        config = weights_config(name, bool(backbone.get("pretrained")), options)
+        published = bool(backbone.get("pretrained")) and backbone.get("checkpoint") is None
+        config = weights_config(name, published, options)
         size = config.get("input_size", (3, *UNKNOWN[:1]))[-1]
         return options.get("img_size", size), config.get("interpolation", UNKNOWN[1])
     return UNKNOWN

@@ -75,12 +75,12 @@ def create_torchvision(
             f"backbone.options={dict(options)}: torchvision cannot create {name}: "
             f"{first_lines(error)}. They must be options of this network."
         ) from error
-    if left_out := [path for path in AUXILIARY if getattr(module, path, None) is not None]:
-        for path in left_out:
-            setattr(module, path, None)
-        log.info("%s: its auxiliary classifiers, and their loss, are left out.", name)
     if hasattr(module, "aux_logits"):
         module.aux_logits = False
+        for path in AUXILIARY:
+            if hasattr(module, path):
+                setattr(module, path, None)
+        log.info("%s: its auxiliary classifiers, and their loss, are left out.", name)
     if hasattr(module, "transform_input"):  # the same as the mean and std of `made_for`
         module.transform_input = False
     return module

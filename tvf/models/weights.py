@@ -80,9 +80,10 @@ def find_weights(init_from: object) -> Path:
     path = Path(init_from).expanduser()
     if path.is_dir():
         if not (path / BEST_WEIGHTS).is_file():
-            raise InputError(
-                f"model.init_from={init_from} must be a job's folder: it has no {BEST_WEIGHTS}."
-            )
+            has = f"it has no {BEST_WEIGHTS}"
+            if jobs := sorted(job.parent.parent.name for job in path.glob(f"*/{BEST_WEIGHTS}")):
+                has = f"it is a sweep; name one of its jobs, such as {path / jobs[0]}"
+            raise InputError(f"model.init_from={init_from} must be a job's folder: {has}.")
         if not read_json(path / "summary.json"):
             raise InputError(
                 f"model.init_from={init_from} must be a finished job: the best weights of this one "

@@ -7,15 +7,16 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from tvf.config import Config, has_relative_places, resolve_places, result_config
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json, write_json, write_json_lines
+from tvf.lease import Holder, Lease, LeaseLost, lease_holder
 from tvf.records.predictions import PREDICTIONS
 from tvf.records.tracking import Run
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # The errors in status.json of jobs that were stopped from outside rather than failed.
 STOPPED = ("interrupted", "its process is gone")
-LOCK = ".lock"  # in a job's folder: held by the process that trains it
+LEASE = ".lease"  # in a job's folder, held by the process that trains it; or in a sweep's
 
 
 class JobRecord:
@@ -31,6 +32,7 @@ class JobRecord:
 
     Creating one removes those of an earlier attempt, except for the epochs in `history`, after
     which this attempt resumes. As a context manager it marks the job as failed on an exception.
+    With a `lease`, raises LeaseLost instead of writing to a folder that is another process's now.
     `run_id` is the tracker's run from an earlier attempt at the same configuration, if any.
     """
 
@@ -40,8 +42,9 @@ class JobRecord:
         name: str,
         config: Config,
         history: Sequence[dict[str, Any]] = (),
+        lease: Lease | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._lease = folder, lease
         self.metrics = list(history)
         earlier = read_status(folder)
         resumes = _holds(folder, config) and earlier.get("state") != "done"
@@ -62,21 +65,30 @@ class JobRecord:
     def tracked(self, run: Run) -> None:
         """Record the tracker's run, for `wandb sync` and for later attempts to resume."""
         self._status |= {"wandb_run_id": run.id, "wandb_mode": run.mode}
-        write_json(self.folder / "status.json", self._status)
+        with suppress(LeaseLost):  # what ends the job is its own next step
+            self.check_lease()
+            write_json(self.folder / "status.json", self._status)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""
         self.metrics.append(metrics)
+        self.check_lease()
         write_json_lines(self.folder / "metrics.jsonl", self.metrics)
 
     def done(self, summary: dict[str, Any]) -> None:
         """Write summary.json, then mark the job as done."""
+        self.check_lease()
         write_json(self.folder / "summary.json", summary)
         self._end(state="done")
 
     def paused(self) -> None:
         """Mark the job as paused: it stopped after `stop_after` epochs, and can be resumed."""
         self._end(state="paused")
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if another process has taken the job over."""
+        if self._lease is not None:
+            self._lease.check()
 
     def __enter__(self) -> None:
         """The job has been running since the record was created."""
@@ -86,11 +98,14 @@ class JobRecord:
         if error is not None and self._status["state"] == "running":
             try:
                 self._end(state="failed", error=failure_reason(error))
+            except LeaseLost:
+                pass  # the status is another process's
             except OSError as unwritable:
                 log.error("cannot write %s: %s.", self.folder / "status.json", unwritable.strerror)
 
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}
+        self.check_lease()
         write_json(self.folder / "status.json", self._status)
 
 
@@ -124,14 +139,14 @@ def _command_folder(folder: Path) -> str | None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a job's status is running and a process holds its lock."""
-    if read_status(folder).get("state") != "running":
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
+    """Whether a job's status is running and a process holds its lease."""
+    return job_holder(folder) is not None
+
+
+def job_holder(folder: Path) -> Holder | None:
+    """The process that runs the job in `folder`; None if it is not running."""
+    running = read_status(folder).get("state") == "running"
+    return lease_holder(folder / LEASE) if running else None
 
 
 def is_done(folder: Path, config: Config) -> bool:

@@ -129,6 +129,8 @@ def _read_job(job: Path, status: dict[str, Any]) -> Row:
         "path": str(job),
     }
     if row["state"] == "running" and not is_running(job):
+        if (now := read_status(job)) != status:  # it has ended while its files were read
+            return _read_job(job, now)
         row["error"] = STOPPED[1]
     if row["error"] in STOPPED:
         row["state"] = "interrupted"

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from tvf.config import SAME, Config, frozen_layers_config, result_config
 from tvf.errors import InputError
 from tvf.files import printable, read_json, write_json
-from tvf.records.job import read_config
+from tvf.lease import Lease
+from tvf.records.job import LEASE, read_config
 
 FILES_OF = {"backbone_content": "the content of the backbone's weights"}  # keys in words
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
@@ -44,7 +43,7 @@ def note_group(folder: Path, group: str | None) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         manifest = read_json(path)
         if "group" not in manifest:
             begun = bool(manifest.get("jobs"))  # by an earlier version, which used the name
@@ -64,7 +63,7 @@ def write_manifest(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.json"
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         commands = read_commands(folder)
         if command and _what_runs(command) not in map(_what_runs, commands):
             commands = [*commands, command]
@@ -83,14 +82,14 @@ def write_manifest(
 
 def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
     """Record that the sweep in `folder` uses successive halving, with rungs ending at `budgets`."""
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
         write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
 
 
 def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
     """Record the decision at the end of a rung; `dropped` names the folders of the dropped jobs."""
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         manifest = read_json(folder / "sweep.json")
         halving = manifest["halving"]
         halving["rungs"].append(rung)
@@ -136,7 +135,7 @@ def _update_summary(
 ) -> dict[str, Any]:
     """Update the manifest's entry about the run that compares the jobs, and return the entry."""
     path = folder / "sweep.json"
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         manifest = read_json(path)
         stored = manifest.get("summary")
         summary = (defaults or {}) | (stored if isinstance(stored, dict) else {}) | (changes or {})

@@ -14,7 +14,6 @@ from tvf.report.decide import (
     Cost,
     Decision,
     are_same,
-    cheapest,
     decide,
     images_to_decide,
     rounds_to_decide,
@@ -132,7 +131,8 @@ def _decline(
         )
     names = enumerate_words([*map(str, best)])
     text = f"{names} {verb} the highest validation {WORDS[metric]}, {top:.3f}, but {reason}."
-    first = best[cheapest(range(len(best)), [Cost(each.seconds, each.parameters) for each in best])]
+    # By parameters alone: the seconds of single trainings vary too much.
+    first = min(best, key=lambda group: group.parameters)
     return Recommendation(" ".join([text, *excluded]), best=first)
 
 

@@ -19,6 +19,7 @@ from tvf.records import (
     Row,
     confirmed_sweep,
     is_halving,
+    job_holder,
     read_status,
     read_sweep,
     summary_mode,
@@ -72,8 +73,16 @@ def print_result(
 
 
 def print_status(folder: Path) -> None:
-    """Print the current table of the sweep in `folder`, including jobs that are waiting."""
-    _console().print(status_table(folder))
+    """Print the current table of the sweep in `folder`, including jobs that are waiting.
+
+    Below it, where the running ones run.
+    """
+    rows = read_sweep(folder)
+    _console().print(jobs_table(rows))
+    running = [row for row in rows if row["state"] == "running"]
+    holders = {row["name"]: job_holder(folder / row["folder"]) for row in running}
+    if where := [f"{name} ({holder})" for name, holder in holders.items() if holder]:
+        print(f"running: {', '.join(where)}")
 
 
 def watch_status(folder: Path) -> Live:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from tvf.config import build, modern_node
 from tvf.files import finite
+from tvf.lease import Lease
 from tvf.records import SUMMARY, Run, note_summary, read_sweep, summary_run_id, tracker_group
 from tvf.report import tables
 from tvf.report.comparison import Comparison, compare
@@ -17,10 +16,10 @@ from tvf.report.comparison import Comparison, compare
 def log_summary(folder: Path) -> None:
     """Log tables, statistics and the figure as one run, if any finished job has a run.
 
-    A resumed sweep logs to the same run again. If two processes finish the same sweep, a lock lets
+    A resumed sweep logs to the same run again. If two processes finish the same sweep, a lease lets
     the later one, which sees all jobs, log last.
     """
-    with FileLock(folder / ".summary.lock"):
+    with Lease(folder / ".summary.lease"):
         rows = read_sweep(folder)
         trackers = [
             row["config"]["tracker"]

@@ -1,11 +1,12 @@
 """Tables of the store: rows of one or more tensors in a memory-mapped file, computed when needed.
 
 Rows are computed in chunks, and only those that a job asks for. Processes that need the same rows
-share the work; each chunk has a lock that the system releases when its holder dies. Every row has a
-checksum, which says that it is stored and detects damage.
+share the work: whoever computes a chunk holds its lease. Every row has a checksum, which says that
+it is stored and detects damage.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tvf.lease import Lease, LeaseBusy
 from tvf.memory import return_freed_memory
 from tvf.progress import progress_bar
 from tvf.store.row_file import (
@@ -120,15 +121,15 @@ class ArrayTable:
     def _compute_chunks(self, chunks: list[_Chunk], wait: bool) -> list[_Chunk]:
         """Compute rows of some chunks together; returns the chunks that are busy."""
         busy: list[_Chunk] = []
-        with ExitStack() as locks:
-            locked = [np.empty(0, np.int64)]
+        with ExitStack() as leases:
+            leased = [np.empty(0, np.int64)]
             for number, rows in chunks:
                 try:
-                    locks.enter_context(self._locked_chunk(number, wait))
-                    locked.append(rows)
+                    leases.enter_context(self._leased_chunk(number, wait))
+                    leased.append(rows)
                 except ChunkBusy:
                     busy.append((number, rows))
-            missing = self._file.absent(np.concatenate(locked))
+            missing = self._file.absent(np.concatenate(leased))
             if len(missing):
                 try:
                     values = self.fill(missing, wait)
@@ -164,7 +165,7 @@ class ArrayTable:
             self._verified[unverified] = True
             self._verified[wrong] = False
             for number, chunk in self._by_chunk(wrong):
-                with self._locked_chunk(number, wait=True):
+                with self._leased_chunk(number, wait=True):
                     # Another process may have computed them again.
                     damaged = self._file.find_damaged(tensors, chunk)
                     self._file.set_states(damaged, RESERVED)
@@ -174,20 +175,18 @@ class ArrayTable:
         return None if len(wrong) else tensors
 
     @contextmanager
-    def _locked_chunk(self, number: int, wait: bool) -> Iterator[None]:
-        """Lock a chunk; if another process holds the lock, wait for it or raise ChunkBusy."""
-        folder = self.path.with_suffix(".locks")
-        lock = FileLock(folder / f"{number}.lock")
+    def _leased_chunk(self, number: int, wait: bool) -> Iterator[None]:
+        """Take the lease of a chunk; if another process has it, wait for it or raise ChunkBusy."""
+        lease = Lease(self.path.with_suffix(".leases") / str(number))
         with storage_errors(self.path):
-            folder.mkdir(exist_ok=True)
             try:
-                lock.acquire(timeout=-1 if wait else 0)
-            except Timeout:
+                lease.acquire(math.inf if wait else 0)
+            except LeaseBusy:
                 raise ChunkBusy from None
         try:
             yield
         finally:
-            lock.release()
+            lease.release()
 
     def _batches(self, rows: np.ndarray) -> Iterator[list[_Chunk]]:
         """Yield the rows' chunks, as many together as make up a whole chunk of rows.

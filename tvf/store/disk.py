@@ -14,16 +14,17 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from filelock import FileLock, Timeout
 
 from tvf.errors import require_choice, require_number
 from tvf.files import cache_folder, read_json, write_json
+from tvf.lease import Lease, lease_holder
 from tvf.store.arrays import ArrayTable, Fill
 from tvf.store.row_file import SUFFIX, ArraySpec, StoreError, storage_errors, stored_bytes
 
 log = logging.getLogger(__name__)
 
 REMEDY = "choose another store.dir, or set store.mode=off"
+LEASE = ".lease"  # in the store's folder: held while entries are created or removed
 REMOVED = ".removed"  # in the store's folder: entries being removed
 MODES = ("auto", "on", "off")
 DTYPES = {
@@ -107,7 +108,7 @@ class Store:
     ) -> None:
         self.folder, self.max_bytes, self.must_pay, self.dtype = folder, max_bytes, must_pay, dtype
         folder.mkdir(parents=True, exist_ok=True)
-        self._held: dict[Path, FileLock] = {}
+        self._held: dict[Path, Lease] = {}
         with self._locked():
             pass
 
@@ -120,9 +121,9 @@ class Store:
         with storage_errors(folder), self._locked():
             (folder / "readers").mkdir(parents=True, exist_ok=True)
             if folder not in self._held:
-                lock = FileLock(folder / "readers" / f"{os.getpid()}-{uuid4().hex}.lock")
-                lock.acquire(timeout=0)
-                self._held[folder] = lock
+                lease = Lease(folder / "readers" / f"{uuid4().hex}.lease")
+                lease.acquire()
+                self._held[folder] = lease
             if not read_json(folder / "entry.json"):
                 write_json(folder / "entry.json", {"kind": kind, **about})
             os.utime(folder / "entry.json")  # its last use
@@ -163,16 +164,15 @@ class Store:
 
     def close(self) -> None:
         """Release all entries, so that they can be evicted."""
-        for folder, lock in self._held.items():
-            lock.release()
+        for folder, lease in self._held.items():
+            lease.release()
             with suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
                 os.utime(folder / "entry.json")
         self._held.clear()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with FileLock(self.folder / ".lock"):
+        with Lease(self.folder / LEASE):
             yield
 
 
@@ -231,7 +231,7 @@ def _inspect_entry(path: Path, about: str) -> EntryInfo:
     used = 0.0
     with suppress(FileNotFoundError):
         used = (path / "entry.json").stat().st_mtime
-    in_use = any(map(_is_locked, (path / "readers").glob("*.lock")))
+    in_use = any(map(_is_held, (path / "readers").glob("*.lease")))
     size = sum(_size(Path(root, name)) for root, _, names in os.walk(path) for name in names)
     return EntryInfo(path, about, size, used, in_use)
 
@@ -243,7 +243,7 @@ def clear_store(folder: Path) -> tuple[int, int, int]:
     """
     if not folder.is_dir():
         return 0, 0, 0
-    with FileLock(folder / ".lock"):
+    with Lease(folder / LEASE):
         _tidy(folder)
         entries = list_entries(folder)
         removed = [entry for entry in entries if not entry.in_use and _remove(folder, entry)]
@@ -272,11 +272,11 @@ def _remove(folder: Path, entry: EntryInfo) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Finish removals that were interrupted, and delete the locks of dead readers."""
+    """Finish removals that were interrupted, and delete the leases of dead readers."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
     for entry in list_entries(folder):
-        for reader in (entry.folder / "readers").glob("*.lock"):
-            if not _is_locked(reader):
+        for reader in (entry.folder / "readers").glob("*.lease"):
+            if not _is_held(reader):
                 reader.unlink(missing_ok=True)
 
 
@@ -290,11 +290,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _is_locked(path: Path) -> bool:
+def _is_held(path: Path) -> bool:
     try:
-        with FileLock(path, timeout=0):
-            return False
-    except FileNotFoundError:
-        return False
-    except (Timeout, OSError):  # OSError: the lock of another user
+        return lease_holder(path) is not None
+    except OSError:  # it cannot be read
         return True

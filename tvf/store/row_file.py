@@ -1,7 +1,7 @@
 """The files of a table: rows of one or more tensors, a checksum of each row, and a description.
 
 A row's checksum says that it is stored, and detects damage. Rows are written by whoever holds the
-lock of their chunk (see `arrays`); reading needs no lock.
+lease of their chunk (see `arrays`); reading needs none.
 """
 
 import logging
@@ -142,7 +142,7 @@ class RowFile:
         return self._mapped
 
     def write(self, rows: np.ndarray, values: Sequence[Tensor]) -> None:
-        """Store rows of a chunk whose lock this process holds."""
+        """Store rows of a chunk whose lease this process holds."""
         for column, value in zip(self.columns, values, strict=True):
             assert value.shape == (len(rows), *column.shape)
             assert value.dtype == column.dtype

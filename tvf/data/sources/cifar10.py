@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from tvf.data.images import check_memory
 from tvf.data.pool import Catalog, Pixels, digest_pixels
 from tvf.data.sources.base import DataSource
 from tvf.errors import InputError, require_bool, require_choice
+from tvf.lease import Lease
 from tvf.metrics import require_metric
 from tvf.store import Store
 
@@ -80,7 +80,7 @@ class Cifar10(DataSource):
             if self.download and _find_faults(root):
                 root.mkdir(parents=True, exist_ok=True)
                 # The jobs of a sweep start together: one downloads, the others wait for it.
-                with FileLock(root / ".cifar10.lock"):
+                with Lease(root / ".cifar10.lease"):
                     CIFAR10(root, download=True)
             return CIFAR10(root, train=True), CIFAR10(root, train=False)
         except TORCHVISION_ERRORS as error:
