@@ -178,13 +178,11 @@ def test_jobs_of_a_node_that_dies_end_like_those_of_one_machine(
     process = launch(cluster, start, *common, *ON_RAY, "hydra.sweep.dir=there")
     wait_for(lambda: epochs(sweep, 0.5) > 1 and epochs(sweep, 0.25) > 1)  # one is in a checkpoint
     cluster.kill_node(1)
-    killed = time.monotonic()
-    wait_for(lambda: {status["attempt"] for status in statuses(sweep).values()} == {1, 2})
-    print(f"on another node after {time.monotonic() - killed:.0f} s")
     (start / "hurry").touch()
     ended(process)
     ended(launch(cluster, start, *common, "hydra/launcher=basic", "hydra.sweep.dir=here"))
     assert records(sweep) == records(start / "here") and len(records(sweep)) == 2
+    assert {status["attempt"] for status in statuses(sweep).values()} == {1, 2}
     resumed = [path for path in sweep.glob("*/job.log") if "resumes " in path.read_text()]
     assert len(resumed) == 1
 

@@ -55,6 +55,7 @@ def launch_on_slurm(
     queued = {name for names in arrays.values() for name in names.values()}
     waiting = [job for job in jobs if not is_done(job.folder, job.config)]
     waiting = [job for job in waiting if job.folder.name not in queued]
+    waiting = [*{job.folder: job for job in waiting}.values()]  # equal jobs share a folder
     for first in range(0, len(waiting), LARGEST_ARRAY):
         part = waiting[first : first + LARGEST_ARRAY]
         array = _submit(part, folder, slurm)
@@ -124,8 +125,8 @@ def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str
     if done.returncode:
         commands.unlink()
         raise InputError(
-            f"SLURM does not take the jobs: {done.stderr.strip()}. Nothing was submitted; see the "
-            f"options of hydra.launcher in {_command('train', '--help')}."
+            f"SLURM does not take the jobs: {done.stderr.strip()}. The options of hydra.launcher: "
+            f"{_command('train', '--cfg', 'hydra', '-p', NODE, 'hydra/launcher=slurm')}"
         )
     return done.stdout.strip().partition(";")[0]
 
