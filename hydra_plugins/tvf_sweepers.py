@@ -16,7 +16,35 @@ class GridSweeper(BasicSweeper):
         """Do nothing: composing every job again would delay the first one by 0.1 s per job."""
 
 
-class HalvingSweeper(GridSweeper):
+class PlannedSweeper(GridSweeper):
+    """Launches batch after batch; tvf decides on the next one when the last has ended."""
+
+    def __init__(
+        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self._planned: Iterator[list[list[str]]] | None = None
+        self._batches: list[Any] = []
+
+    def is_done(self) -> bool:
+        """Return whether the last batch has been launched.
+
+        Hydra calls this after each batch, which is when the next one is decided.
+        """
+        from tvf.sweep import planned_batches
+
+        if self._planned is None:
+            self._planned = planned_batches()
+        if not self._batches and (jobs := next(self._planned, None)):
+            self._batches = list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
+        return not self._batches
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """Return the overrides of the next jobs to launch."""
+        return self._batches.pop(0)
+
+
+class HalvingSweeper(PlannedSweeper):
     """A grid sweep by successive halving (see tvf/sweep/halving.py)."""
 
     def __init__(
@@ -28,25 +56,19 @@ class HalvingSweeper(GridSweeper):
     ) -> None:
         super().__init__(max_batch_size, params)
         self.eta, self.min_epochs = eta, min_epochs
-        self._rungs: Iterator[list[list[str]]] | None = None
-        self._batches: list[Any] = []
 
-    def is_done(self) -> bool:
-        """Return whether the last rung has been launched.
 
-        Hydra calls this after each batch, which is when the next rung is decided.
-        """
-        from tvf.sweep import planned_rungs
+class OptunaSweeper(PlannedSweeper):
+    """A search by Optuna (see tvf/sweep/optuna_search.py, which checks the settings)."""
 
-        if self._rungs is None:
-            self._rungs = planned_rungs()
-        if not self._batches and (jobs := next(self._rungs, None)):
-            self._batches = list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
-        return not self._batches
+    def __init__(self, params: dict[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(params=params)
+        self.settings = settings
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """Return the overrides of the next jobs to launch."""
-        return self._batches.pop(0)
+    @staticmethod
+    def split_arguments(overrides: list[Any], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Return no jobs: the search draws them."""
+        return []
 
 
 class OneJobSweeper(BasicSweeper):

@@ -15,7 +15,7 @@ from tvf.config import names
 from tvf.config.build import build, check_node, target_node
 from tvf.config.validate import NODES, SUPPLIED_BY_CODE, VALUES, validate_config
 from tvf.errors import InputError
-from tvf.sweep.callback import HALVING
+from tvf.sweep.callback import GRID, HALVING, OPTUNA
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -83,13 +83,14 @@ def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None
     assert config.hydra.launcher.get("n_jobs", 1) >= 1
 
 
-@pytest.mark.parametrize("sweeper", ["grid", "halving", "one"])
+@pytest.mark.parametrize("sweeper", ["grid", "halving", "optuna", "one"])
 def test_sweepers_are_given_what_they_take(sweeper: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)
     check_node(OmegaConf.to_container(config.hydra.sweeper), "hydra.sweeper")  # type: ignore[arg-type]
-    # The callback plans the rungs of this sweeper alone.
-    assert (config.hydra.sweeper._target_ == HALVING) == (sweeper == "halving")
+    # The callback plans the jobs of these sweepers alone.
+    planned = {"halving": HALVING, "optuna": OPTUNA}
+    assert config.hydra.sweeper._target_ == planned.get(sweeper, GRID)
 
 
 def test_an_unknown_key_suggests_the_intended_one() -> None:

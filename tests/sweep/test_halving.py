@@ -23,16 +23,8 @@ from tvf.report.comparison import compare
 from tvf.report.formats import render_markdown
 from tvf.report.html import render_html
 from tvf.report.terminal import print_result
-from tvf.sweep.halving import (
-    Candidate,
-    HalvingPlan,
-    Standing,
-    make_plan,
-    plan_budgets,
-    read_standing,
-    rungs,
-    split_standings,
-)
+from tvf.sweep.halving import HalvingPlan, make_plan, plan_budgets, rungs, split_standings
+from tvf.sweep.standings import Candidate, Standing, read_standing
 
 
 @pytest.mark.parametrize(
@@ -324,7 +316,9 @@ def test_a_candidate_with_a_failed_job_has_no_score(tmp_path: Path) -> None:
         train_on(
             tmp_path, name, config, 2 if name == "0.25-2" else 3, COURSES[float(name.split("-")[0])]
         )
-    scores = [read_standing(made, candidate, 3).score for candidate in made.candidates]
+    scores = [
+        read_standing(made.folder, made.metric, candidate, 3).score for candidate in made.candidates
+    ]
     assert scores == [0.9, None, 0.8, 0.9]
 
 

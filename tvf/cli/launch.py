@@ -38,6 +38,7 @@ from tvf.config import (
 )
 from tvf.errors import InputError
 from tvf.records import (
+    best_score,
     failure_reason,
     forget_run_variables,
     is_running,
@@ -164,11 +165,14 @@ def _call_hydra(attempts: int = 3) -> None:
         _call_hydra(attempts - 1)
 
 
-def _task(cfg: DictConfig) -> None:
-    """Run one job for Hydra. In a sweep, a failure is recorded and does not stop other jobs."""
+def _task(cfg: DictConfig) -> float | None:
+    """Run one job for Hydra. In a sweep, a failure is recorded and does not stop other jobs.
+
+    Returns the job's validation score; None if the job is not done.
+    """
     global _interrupted
     if _interrupted:  # joblib gives a worker more jobs until the launching process stops it
-        return
+        return None
     context = _job_context()
     if context.sweep is not None:
         forget_run_variables()  # another machine has its own, if a launcher starts jobs there
@@ -189,6 +193,7 @@ def _task(cfg: DictConfig) -> None:
                 raise
     elif _run(cfg, context) == INTERRUPTED:
         raise KeyboardInterrupt
+    return best_score(context.folder)
 
 
 def _job_context() -> "JobContext":

@@ -15,8 +15,16 @@ from typing import Any
 import yaml
 
 from tvf.config import Config, has_relative_places, resolve_places, result_config
-from tvf.files import BEST_WEIGHTS, MODEL_CARD, read_json, write_json, write_json_lines
+from tvf.files import (
+    BEST_WEIGHTS,
+    MODEL_CARD,
+    finite,
+    read_json,
+    write_json,
+    write_json_lines,
+)
 from tvf.lease import Holder, Lease, LeaseLost, lease_holder
+from tvf.metrics import METRICS
 from tvf.records.predictions import PREDICTIONS
 from tvf.records.tracking import Run
 
@@ -153,6 +161,16 @@ def is_done(folder: Path, config: Config) -> bool:
     """Whether this configuration (with any store) was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))
     return done and _holds(folder, config)
+
+
+def best_score(folder: Path) -> float | None:
+    """The validation score of a job that is done, by its `data.metric`; None if it has none."""
+    summary = read_json(folder / "summary.json")
+    metric = summary.get("metric")
+    if read_status(folder).get("state") != "done" or metric not in METRICS:
+        return None
+    score = finite(summary.get(f"val_{METRICS[metric]}"))
+    return score if isinstance(score, float | int) else None
 
 
 def has_reached(folder: Path, config: Config) -> bool:

@@ -19,7 +19,13 @@ from tvf.config import REPETITIONS, ignored_options, known_fraction, method_of
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_config, read_status
-from tvf.records.sweep import read_configs, read_dropped, sweep_name
+from tvf.records.sweep import (
+    read_configs,
+    read_dropped,
+    read_trials,
+    sweep_name,
+    trials_by_job,
+)
 
 Row = dict[str, Any]
 
@@ -65,7 +71,9 @@ COLUMNS = [
 ]
 PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
 FILES = ("config", "history", "summary", "path")  # contents of the job's files, and its folder
-DROPPED = "dropped"  # the epoch after which successive halving dropped the job, else None
+DROPPED = "dropped"  # the epoch after which halving or a search dropped the job, else None
+TRIAL = "trial"  # the state of the search's trial that the job belongs to, else None
+TRIALS = "trials"  # how many trials that search has, else None
 # Overrides that have their own columns in a table.
 SHOWN = ("model", "model.pct_unfreeze", *REPETITIONS, "stop_after")
 
@@ -73,31 +81,45 @@ SHOWN = ("model", "model.pct_unfreeze", *REPETITIONS, "stop_after")
 def read_sweep(folder: Path) -> list[Row]:
     """Return one row per job of the sweep in `folder`; jobs that have not started are waiting."""
     rows = read_jobs(folder)
+    search = _read_search(folder)
     started = {row["folder"] for row in rows}
     for name, config in read_configs(folder).items():
         if name not in started:
             row = _row_before_start(folder, config)
             row |= {"folder": name, "name": config.get("name"), "state": "waiting", "overrides": []}
-            rows.append(row)
+            rows.append(row | search.get(name, {}))
     return rows
 
 
 def read_jobs(folder: Path) -> list[Row]:
     """Return one row per job folder in `folder`, sorted by fraction, then by name.
 
-    A job whose process is gone is interrupted. Numbers that are not finite become None. Folders
-    without a valid record are left out, with a message on stderr.
+    A job whose process is gone is interrupted; one that a search will not resume is pruned. Numbers
+    that are not finite become None. Folders without a valid record are left out, with a message on
+    stderr.
     """
-    dropped = read_dropped(folder)
+    dropped, search = read_dropped(folder), _read_search(folder)
     found = (read_job(path.parent, dropped) for path in folder.glob("*/status.json"))
-    rows = [row for row in found if row is not None]
+    rows = [row | search.get(row["folder"], {}) for row in found if row is not None]
+    for row in rows:
+        if row["state"] == "paused" and row[TRIAL] == "pruned":
+            row["state"] = "pruned"
     return sorted(rows, key=_sort_key)
+
+
+def _read_search(folder: Path) -> dict[str, Row]:
+    """What rows say of the search in `folder`, by its jobs."""
+    trials = read_trials(folder)
+    return {
+        name: {TRIAL: trial.get("state"), TRIALS: len(trials)}
+        for name, trial in trials_by_job(trials).items()
+    }
 
 
 def read_job(job: Path, dropped: Mapping[str, int] | None = None) -> Row | None:
     """Return the row of the job in folder `job`; None, with a message, without a valid record.
 
-    `dropped` are the last epochs of jobs that successive halving dropped, by folder.
+    `dropped` are the last epochs of jobs that halving or a search dropped, by folder.
     """
     status = read_status(job)
     if not status:
@@ -144,7 +166,7 @@ def _is_valid(row: Row) -> bool:
 
 def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
     """Return a row filled from a job's config, for the sweep in `folder`."""
-    row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED])
+    row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED, TRIAL, TRIALS])
     row |= {
         "sweep": sweep_name(folder),
         "config": config,

@@ -4,7 +4,7 @@ Each job reads the other jobs' configs from it, to know which shared results the
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,9 @@ def write_manifest(
             manifest[SAME] = kept | dict(same or {})
         if is_halving(folder):  # a job that is launched again is no longer dropped
             dropped = {
-                name: epochs for name, epochs in read_dropped(folder).items() if name not in configs
+                name: epochs
+                for name, epochs in _dropped_by_halving(folder).items()
+                if name not in configs
             }
             manifest["halving"] |= {"dropped": dropped}
         write_json(path, manifest)
@@ -83,7 +85,8 @@ def write_manifest(
 def note_halving(folder: Path, eta: int, budgets: list[int]) -> None:
     """Record that the sweep in `folder` uses successive halving, with rungs ending at `budgets`."""
     with Lease(folder / LEASE):
-        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": read_dropped(folder)}
+        dropped = _dropped_by_halving(folder)
+        halving = {"eta": eta, "budgets": budgets, "rungs": [], "dropped": dropped}
         write_json(folder / "sweep.json", read_json(folder / "sweep.json") | {"halving": halving})
 
 
@@ -97,13 +100,62 @@ def note_rung(folder: Path, rung: dict[str, Any], dropped: list[str]) -> None:
         write_json(folder / "sweep.json", manifest)
 
 
+def note_search(folder: Path, search: dict[str, Any]) -> None:
+    """Record the search of hydra/sweeper=optuna: its settings, and its `trials` so far.
+
+    Each trial has a `state` (running, complete, pruned, failed), a `score`, its `values`, the
+    folders of its `jobs`, and, if it was pruned, the `epochs` that it was trained for.
+    """
+    with Lease(folder / LEASE):
+        manifest = read_json(folder / "sweep.json")
+        write_json(folder / "sweep.json", manifest | {"search": search})
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """Return the trials of the search in `folder`, as noted; none if there was no search."""
+    search = read_json(folder / "sweep.json").get("search")
+    trials = search.get("trials") if isinstance(search, dict) else None
+    if not isinstance(trials, list):
+        return []
+    return [
+        trial for trial in trials if isinstance(trial, dict) and isinstance(trial.get("jobs"), list)
+    ]
+
+
+def trials_by_job(trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Map the folders of jobs to their trial; of several, to a complete one, or else the last."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        for name in trial["jobs"]:
+            if name not in found or found[name].get("state") != "complete":
+                found[name] = trial
+    return found
+
+
+def count_trials_left(folder: Path) -> int:
+    """Return how many trials the search in `folder` has not ended; 0 if there was no search."""
+    search = read_json(folder / "sweep.json").get("search")
+    number = search.get("n_trials") if isinstance(search, dict) else 0
+    ended = sum(trial.get("state") != "running" for trial in read_trials(folder))
+    return max(number - ended, 0) if isinstance(number, int) else 0
+
+
 def is_halving(folder: Path) -> bool:
     """Return whether the sweep in `folder` uses successive halving."""
     return isinstance(read_json(folder / "sweep.json").get("halving"), dict)
 
 
 def read_dropped(folder: Path) -> dict[str, int]:
-    """Map the folders of the jobs that successive halving dropped to the epoch of the drop."""
+    """Map the folders of the jobs that halving or a search dropped to the epoch of the drop."""
+    pruned = {
+        name: trial["epochs"]
+        for name, trial in trials_by_job(read_trials(folder)).items()
+        if isinstance(trial.get("epochs"), int)
+    }
+    return pruned | _dropped_by_halving(folder)
+
+
+def _dropped_by_halving(folder: Path) -> dict[str, int]:
     halving = read_json(folder / "sweep.json").get("halving")
     dropped = halving.get("dropped") if isinstance(halving, dict) else None
     if not isinstance(dropped, dict):

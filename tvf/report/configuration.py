@@ -11,7 +11,7 @@ from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 from tvf.metrics import METRICS
-from tvf.records import Row
+from tvf.records import DROPPED, TRIAL, Row
 from tvf.report.bootstrap import bootstrap_scores, percentile_interval
 from tvf.report.epoch_choice import estimate_epoch_optimism
 from tvf.report.images import other_images
@@ -104,8 +104,13 @@ class Configuration:
 
     @property
     def dropped(self) -> bool:
-        """Whether successive halving dropped it before its last epoch."""
-        return not self.done and any(job["dropped"] for job in self.jobs)
+        """Whether successive halving or a search dropped it before its last epoch."""
+        return not self.done and any(job[DROPPED] for job in self.jobs)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it was a search that dropped it."""
+        return self.dropped and any(job[TRIAL] == "pruned" for job in self.jobs)
 
     @property
     def parameters(self) -> int:

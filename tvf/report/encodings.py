@@ -19,6 +19,7 @@ from tvf.report.palette import shapes
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
+MOST_SERIES = 12  # with shapes of their own: a longer legend tells nothing, as shapes repeat
 
 
 def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
@@ -125,9 +126,12 @@ def colour(comparison: Comparison, palette: Palette) -> alt.Color:
 
 
 def shape(comparison: Comparison) -> alt.Shape:
-    """Shape by the other settings that vary; if none do, by fraction, like the colour."""
+    """Shape by the other settings that vary; if none or too many do, by fraction, like the colour.
+
+    Tooltips name the settings.
+    """
     series = sorted({series_of(group.label) for group in comparison.configurations})
-    if len(series) > 1:
+    if 1 < len(series) <= MOST_SERIES:
         return alt.Shape(
             "series:N",
             title="other settings",

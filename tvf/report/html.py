@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from tvf.config import result_config
 from tvf.files import cache_folder, write_whole
-from tvf.records import DROPPED, Row, is_halving, sweep_name
+from tvf.records import DROPPED, TRIAL, Row, is_halving, sweep_name
 from tvf.report import tables
 from tvf.report.calibration import SPLITS, mean_calibration
 from tvf.report.charts import page_charts, page_specification
@@ -118,6 +118,8 @@ def _can_resume(row: Row, folder: Path) -> bool:
         return False
     if row["state"] == "paused":
         return not row[DROPPED] and is_halving(folder)
+    if row[TRIAL] == "failed":  # a search is told only once how a trial ended
+        return False
     return row["state"] in ("failed", "interrupted", "waiting")
 
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from tvf.records import Row
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
+from tvf.report.searched import about_pruning
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
 from tvf.report.words import enumerate_words
 
 IMBALANCED = 1.2  # times its equal share: the size of a class from which accuracy misleads
-UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused")
+UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused", "pruned")
 
 
 def collect_notes(
@@ -19,6 +20,7 @@ def collect_notes(
     """All warnings about a comparison; `configs` belong to `configurations`, without seeds."""
     notes = [
         about_halving(configurations),
+        about_pruning(configurations),
         *_count_unfinished([job for group in configurations for job in group.jobs]),
         _about_validation_images(configs),
         _about_majority_class(configurations, metric),
@@ -36,8 +38,9 @@ def about_trials(configurations: Sequence[Configuration]) -> list[str]:
     for group in configurations:
         if group.val is None:
             continue
-        # Equal scores are the same training: the backbone's rate changes nothing at fraction 0.
-        trials.setdefault(group.fraction, set()).add(repr(sorted(group.scores.values())))
+        # The backbone's rate changes nothing at fraction 0: equal scores are the same training.
+        trial = group.label if group.fraction else repr(sorted(group.scores.values()))
+        trials.setdefault(group.fraction, set()).add(trial)
         leader = best.get(group.fraction)
         if leader is None or leader.val is None or group.val.mean > leader.val.mean:
             best[group.fraction] = group
@@ -53,7 +56,7 @@ def about_trials(configurations: Sequence[Configuration]) -> list[str]:
 
 def about_halving(configurations: Sequence[Configuration]) -> str | None:
     """How successive halving limits the statistics; None if it has dropped no configuration."""
-    dropped = [group for group in configurations if group.dropped]
+    dropped = [group for group in configurations if group.dropped and not group.pruned]
     if not dropped:
         return None
     jobs = [job for group in dropped for job in group.jobs]

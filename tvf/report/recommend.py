@@ -21,6 +21,7 @@ from tvf.report.decide import (
 )
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
+from tvf.report.searched import describe_search
 from tvf.report.statistics import ROUNDING
 from tvf.report.words import enumerate_words, percent, signed
 
@@ -64,7 +65,7 @@ def recommend(
         return Recommendation("No job has finished yet: there is nothing to compare.")
     dropped = [group for group in configurations if group.dropped]
     unfinished = [group for group in configurations if not group.val and not group.dropped]
-    excluded = _excluded(unfinished, dropped, evidence)
+    excluded = [*describe_search(configurations), *_excluded(unfinished, dropped, evidence)]
     if len(scored) == 1:
         which = "" if all_sizes else " with the most training images"
         return _describe_only(scored[0], which, dropped, unfinished, metric, excluded)
@@ -83,8 +84,10 @@ def _excluded(
         sentences.append(f"Excluded (no finished job): {_join(unfinished)}.")
     if evidence and evidence.excluded:
         sentences.append(f"Excluded (too few finished jobs): {_join(evidence.excluded)}.")
-    if dropped:
-        sentences.append(f"Dropped by successive halving: {_join(dropped)}.")
+    if halved := [group for group in dropped if not group.pruned]:
+        sentences.append(f"Dropped by successive halving: {_join(halved)}.")
+    if pruned := [group for group in dropped if group.pruned]:
+        sentences.append(f"Pruned by the search: {_join(pruned)}.")
     for group in evidence.configurations if evidence else ():
         if missing := len(group.jobs) - len(group.done):
             jobs = f"{missing} of {len(group.jobs)} jobs"
@@ -102,10 +105,12 @@ def _describe_only(
 ) -> Recommendation:
     score = _describe_score(only, metric)
     if dropped and not unfinished:
+        by = "the search" if dropped[0].pruned else "successive halving"
         text = (
-            f"Train {only}, the only configuration that successive halving kept, with a validation "
+            f"Train {only}, the only configuration that {by} kept, with a validation "
             f"{score}. Dropped after fewer epochs: {_join(dropped)}."
         )
+        text = " ".join([text, *describe_search([only, *dropped])])
         return Recommendation(text, chosen=only, best=only)
     text = f"Only one configuration{which} has finished jobs: {only}, with a validation {score}."
     more = f" and {FOLDS}" if len(only.done) == 1 else ""

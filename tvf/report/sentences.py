@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Training
+from tvf.report.searched import describe_search_errors
 from tvf.report.words import enumerate_words
 
 VIEWS_SEED = "augment.seed"
@@ -36,7 +37,7 @@ def describe_errors(comparison: Comparison) -> str:
         )
     else:
         sentences.append("How scores would differ on other images is not known.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *describe_search_errors(configurations)])
 
 
 def _describe_seeds(comparison: Comparison) -> str:

@@ -16,8 +16,10 @@ from tvf.files import LAST_CHECKPOINT
 from tvf.metrics import METRICS
 from tvf.records import (
     DROPPED,
+    TRIAL,
     Row,
     confirmed_sweep,
+    count_trials_left,
     is_halving,
     job_holder,
     read_status,
@@ -46,7 +48,7 @@ def print_result(
 
     `jobs` are the names of the job folders that should exist. With `track`, the comparison is also
     logged as a separate run; without `compare` there is none. Returns whether any of `jobs` is
-    neither done nor paused.
+    neither done, paused nor pruned.
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] != "waiting"]
@@ -59,15 +61,20 @@ def print_result(
         _compare(folder, rows, track)
     _print_sync_commands(folder, started)
     paused = [row for row in started if row["state"] == "paused"]
-    unfinished = [row for row in started if row["state"] not in ("done", "paused")]
+    pruned = sum(row["state"] == "pruned" for row in started)
+    unfinished = [row for row in started if row["state"] not in ("done", "paused", "pruned")]
     for row in unfinished:
         print(_describe_failure(folder, row))
     if paused:
         print(f"paused: {len(paused)} of {len(rows)} jobs")
+    if pruned:
+        print(f"pruned by the search: {pruned} of {len(rows)} jobs")
     missing = jobs - {row["folder"] for row in started}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
-    if missing or unfinished or (is_halving(folder) and any(not row[DROPPED] for row in paused)):
+    left = [row for row in unfinished if row[TRIAL] != "failed"]  # a search is told only once
+    halted = is_halving(folder) and any(not row[DROPPED] for row in paused)
+    if missing or left or halted or count_trials_left(folder):
         print(f"to finish the sweep: tvf resume {shlex.quote(str(folder))}")
     return bool(missing or any(row["folder"] in jobs for row in unfinished))
 

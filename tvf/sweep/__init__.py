@@ -5,11 +5,12 @@ from tvf.sweep.callback import (
     finish,
     interrupt,
     launched,
-    planned_rungs,
+    planned_batches,
     report_sweep,
 )
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.ray_cluster import launch_on_ray
 from tvf.sweep.remote import plan_jobs, use_node_store
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
 from tvf.sweep.slurm import launch_on_slurm
@@ -24,10 +25,11 @@ __all__ = [
     "interrupt",
     "interruptible",
     "jobs_at_once",
+    "launch_on_ray",
     "launch_on_slurm",
     "launched",
     "plan_jobs",
-    "planned_rungs",
+    "planned_batches",
     "read_grid",
     "report_sweep",
     "run_in_subprocess",

@@ -6,23 +6,23 @@ Hydra calls `SweepCallback` before it launches jobs; tvf's commands call `finish
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf.config import explain_error, own_folder
+from tvf.config import explain_error
 from tvf.errors import InputError
 from tvf.records import (
     STOPPED,
-    check_same_configuration,
     forget_run_variables,
     is_done,
     is_running,
@@ -31,34 +31,53 @@ from tvf.records import (
     note_halving,
     read_configs,
     read_status,
-    write_manifest,
 )
 from tvf.report import print_result, watch_status
-from tvf.sweep.check_images import check_images
+from tvf.sweep.composing import (
+    Jobs,
+    check_jobs,
+    expand,
+    longest_first,
+    note_jobs,
+    place_jobs,
+    require_own_folders,
+    swept_lines,
+    task_overrides,
+)
 from tvf.sweep.launchers import runs_in_parallel
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
-from tvf.sweep.same_jobs import describe_same_jobs, find_same_jobs
 
 if TYPE_CHECKING:
     from rich.live import Live
 
     from tvf.sweep.halving import HalvingPlan
 
+GRID = "hydra_plugins.tvf_sweepers.GridSweeper"
 HALVING = "hydra_plugins.tvf_sweepers.HalvingSweeper"
+OPTUNA = "hydra_plugins.tvf_sweepers.OptunaSweeper"
+# Sweepers that launch every combination of the swept values.
+GRIDS = (
+    GRID,
+    HALVING,
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+)
+Batches = Callable[[], Iterator[list[list[str]]]]
 
 
 @dataclass(frozen=True)
 class LaunchedSweep:
     """The sweep that this process launched: its folder, and the names of its jobs' folders.
 
-    `live` is the table in the terminal, if any; `plan` is set for successive halving.
+    `jobs` grows while a search draws them. `done_before` says that there is nothing to launch.
+    `batches` launches the jobs of a sweeper that decides on the way. `live` is the table in the
+    terminal, if any.
     """
 
     folder: Path
-    jobs: frozenset[str]
+    jobs: set[str]
+    done_before: bool
+    batches: Batches | None = None
     live: "Live | None" = None
-    done_before: bool = False
-    plan: "HalvingPlan | None" = None
 
 
 # Hydra creates the callback and the sweeper itself and returns neither, so the state that they
@@ -76,7 +95,7 @@ class SweepCallback(Callback):
         try:
             if forgotten := forget_run_variables():
                 print(f"{', '.join(forgotten)} ignored: a sweep's jobs are runs of their own.")
-            folder, jobs, plan = _check_sweep(config)
+            checked = _check_sweep(config)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain_error(error)}") from None
         except Exception as error:
@@ -84,13 +103,12 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: the sweep could not be checked: {error}") from None
         if _launched and _launched.live:  # the sweep restarts after a worker was killed
             _launched.live.stop()
-        if all(is_done(folder / name, job) for name, job in jobs.items()):
-            _launched = LaunchedSweep(folder, frozenset(jobs), done_before=True)
+        _launched = checked
+        if checked.done_before:
             raise SystemExit(0)
-        live = watch_status(folder) if sys.stdout.isatty() and can_fork() else None
-        if live:
+        if sys.stdout.isatty() and can_fork():
+            _launched = replace(checked, live=watch_status(checked.folder))
             os.environ[QUIET] = "1"  # inherited by the workers
-        _launched = LaunchedSweep(folder, frozenset(jobs), live, plan=plan)
 
 
 def launched() -> Path | None:
@@ -98,15 +116,14 @@ def launched() -> Path | None:
     return _launched.folder.absolute() if _launched else None
 
 
-def planned_rungs() -> Iterator[list[list[str]]]:
-    """Return the jobs that hydra/sweeper=halving launches, rung by rung, as planned."""
-    from tvf.sweep.halving import rungs
-
-    if _launched is None or _launched.plan is None:
+def planned_batches() -> Iterator[list[list[str]]]:
+    """Return the jobs that hydra/sweeper=halving or optuna launches, batch by batch, as planned."""
+    if _launched is None or _launched.batches is None:
         raise InputError(
-            "hydra/sweeper=halving needs hydra.callbacks.sweep: set it as conf/config.yaml does."
+            "hydra/sweeper=halving and hydra/sweeper=optuna need hydra.callbacks.sweep: set it as "
+            "conf/config.yaml does."
         )
-    return rungs(_launched.plan)
+    return _launched.batches()
 
 
 def interrupt() -> bool:
@@ -152,155 +169,78 @@ def finish(track: bool = True, compare: bool = True) -> bool:
             with suppress(OSError):  # the disk may be full
                 mark_failed(job, name, STOPPED[1])
     track = track and not sweep.done_before
-    return print_result(sweep.folder, sweep.jobs, track, compare)
+    return print_result(sweep.folder, frozenset(sweep.jobs), track, compare)
 
 
-def _check_sweep(
-    config: DictConfig,
-) -> tuple[Path, dict[str, dict[str, Any]], "HalvingPlan | None"]:
-    """Check the sweep and write its manifest.
-
-    Returns its folder, the configs of its jobs by folder name, and the plan of successive halving.
-    """
-    if runs_in_parallel(config.hydra.launcher):
-        config.hydra.overrides.task = _longest_first(config)
-    overrides, folder = _expand(config), Path(config.hydra.sweep.dir)
-    composed = _compose_jobs(config, overrides)
-    same: dict[str, str] = {}
-    if _has_default_folders(config):
-        named = [any(text.startswith("name=") for text in job) for job in overrides]
-        same = find_same_jobs(folder, composed, named)
-        composed = [(same.get(name, name), job) for name, job in composed]
-    jobs = dict(composed)
+def _check_sweep(config: DictConfig) -> LaunchedSweep:
+    """Check the sweep and write its manifest."""
+    parallel = runs_in_parallel(config.hydra.launcher)
+    folder, target = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("_target_")
+    if target == OPTUNA:
+        return _check_search(config)
+    if target not in GRIDS:  # nobody knows which jobs it will launch
+        _note_command(folder, {}, {})
+        return LaunchedSweep(folder, set(), done_before=False)
+    if parallel:
+        config.hydra.overrides.task = longest_first(task_overrides(config))
+    overrides = expand(swept_lines(config), config.hydra.runtime.choices["hydra/sweeper"])
+    names, jobs, same = place_jobs(config, overrides)
     plan = None
-    if config.hydra.sweeper.get("_target_") == HALVING:
+    if target == HALVING:
         by_name: dict[str, list[str]] = {}
-        for (name, _), job_overrides in zip(composed, overrides, strict=True):
+        for name, job_overrides in zip(names, overrides, strict=True):
             by_name.setdefault(name, job_overrides)  # the first of the jobs in a folder runs
         plan = _plan_halving(config, {name: by_name[name] for name in jobs}, jobs)
-    if any(job["refit_epochs"] is not None for job in jobs.values()):
+    check_jobs(folder, jobs)
+    _note_command(folder, jobs, same)
+    _tell_changed_images(folder, jobs)
+    done = all(is_done(folder / name, job) for name, job in jobs.items())
+    if plan is None:
+        return LaunchedSweep(folder, {*jobs}, done)
+    note_halving(folder, plan.eta, plan.budgets)
+    return LaunchedSweep(folder, {*jobs}, done, partial(_halve, plan))
+
+
+def _check_search(config: DictConfig) -> LaunchedSweep:
+    """Check a search, hydra/sweeper=optuna, whose jobs are checked when they are drawn."""
+    if find_spec("optuna") is None:
         raise InputError(
-            "refit_epochs must be null in a sweep, which compares its jobs by their validation "
-            "images. Set it for a single job, or use tvf refit."
+            "hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'tvf[optuna]'."
         )
-    for name in jobs:
-        job = folder / name
-        if job.exists() and not (job.is_dir() and os.access(job, os.W_OK)):
-            raise InputError(f"{job} exists but is not a writable directory.")
-    check_same_configuration(folder, jobs)
-    if can_fork():
-        check_images(job for name, job in jobs.items() if not is_done(folder / name, job))
+    from tvf.sweep.optuna_search import open_search
+
+    require_own_folders(config, "optuna")
+    search = open_search(config)
+    _note_command(search.folder, {}, {})
+    search.note()
+    _tell_changed_images(search.folder, search.decided_jobs())
+    return LaunchedSweep(search.folder, search.jobs, search.is_over, search.batches)
+
+
+def _note_command(folder: Path, jobs: Jobs, same: dict[str, str]) -> None:
     arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
     note_group(folder, os.environ.get("WANDB_RUN_GROUP"))
-    write_manifest(folder, jobs, {"folder": os.getcwd(), "arguments": arguments}, same)
-    if same:
-        print(describe_same_jobs(folder, same))
+    note_jobs(folder, jobs, same, {"folder": os.getcwd(), "arguments": arguments})
+
+
+def _tell_changed_images(folder: Path, jobs: Jobs) -> None:
     from tvf.job import describe_changed_images  # imports torch, which `tvf --help` does not need
 
     if changed := describe_changed_images(folder, jobs):
         print(changed)
-    if plan:
-        note_halving(folder, plan.eta, plan.budgets)
-    return folder, jobs, plan
 
 
-def _has_default_folders(config: DictConfig) -> bool:
-    """Whether jobs are in the folders that conf/ gives them: `tvf.config.job_folder`."""
-    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    return sweep["subdir"] == "${tvf.job_folder:}"
-
-
-def _task_overrides(config: DictConfig) -> list[str]:
-    """Return the overrides as given on the command line; each job resolves their ${...} itself."""
-    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    return overrides
-
-
-def _expand(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job of a grid sweep, spelled as by Hydra's own sweeper."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    swept = config.hydra.sweeper.get("params") or {}
-    lines = [f"{key}={value}" for key, value in swept.items()] + _task_overrides(config)
-    parsed = _parse(lines)
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
-
-
-def _parse(lines: list[str]) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return parser.parse_overrides(lines)
-
-
-def _descending_fraction(value: str) -> float:
-    try:
-        return -float(value)
-    except ValueError:
-        return 0.0  # validation reports it later
-
-
-# For each key, the sort key of its swept values that puts the longest jobs first.
-LONGEST_FIRST = {
-    "model": lambda option: option == "transfer",
-    "model.pct_unfreeze": _descending_fraction,
-}
-
-
-def _longest_first(config: DictConfig) -> list[str]:
-    """Reorder the task's overrides so that large fractions come first.
-
-    Jobs run in parallel, and a long job that starts last would run alone at the end. The set of
-    jobs and their names stay the same.
-    """
-    first: dict[str, str] = {}
-    rest: list[str] = []
-    lines = _task_overrides(config)
-    for line, override in zip(lines, _parse(lines), strict=True):
-        key = override.get_key_element()
-        if key in LONGEST_FIRST and override.is_sweep_override() and override.is_discrete_sweep():
-            values = sorted(override.sweep_string_iterator(), key=LONGEST_FIRST[key])
-            first[key] = f"{key}={','.join(values)}"
-        else:
-            rest.append(line)
-    return [first[key] for key in LONGEST_FIRST if key in first] + rest
-
-
-def _plan_halving(
-    config: DictConfig, overrides: dict[str, list[str]], jobs: dict[str, dict[str, Any]]
-) -> "HalvingPlan":
+def _plan_halving(config: DictConfig, overrides: dict[str, list[str]], jobs: Jobs) -> "HalvingPlan":
     """Return the plan of hydra/sweeper=halving; InputError if these jobs cannot be halved."""
     from tvf.sweep.halving import make_plan
 
-    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    if "hydra.job." in str(sweep["subdir"]):
-        raise InputError(
-            f"hydra.sweep.subdir={sweep['subdir']} must not refer to hydra.job with "
-            "hydra/sweeper=halving, which launches a job several times in the same folder. "
-            "Leave it out."
-        )
+    require_own_folders(config, "halving")
     sweeper = config.hydra.sweeper
     settings = {key: sweeper[key] for key in ("eta", "min_epochs") if key in sweeper}
     return make_plan(Path(config.hydra.sweep.dir), overrides, jobs, **settings)
 
 
-def _compose_jobs(config: DictConfig, jobs: list[list[str]]) -> list[tuple[str, dict[str, Any]]]:
-    """Compose and check each job; return its folder's name and its config.
+def _halve(plan: "HalvingPlan") -> Iterator[list[list[str]]]:
+    from tvf.sweep.halving import rungs
 
-    Raises InputError, or one of Hydra's errors, for a job that is misconfigured.
-    """
-    from tvf.config import validate_config
-
-    configs = []
-    for number, overrides in enumerate(jobs):
-        job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-        with open_dict(job):
-            job.hydra.job.num, job.hydra.job.id = number, str(number)
-            default = _has_default_folders(config)
-            folder = own_folder(job) if default else str(job.hydra.sweep.subdir)
-            if "name" in job:
-                job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
-            del job["hydra"]
-        configs.append((folder, validate_config(job)))
-    return configs
+    return rungs(plan)

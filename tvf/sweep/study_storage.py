@@ -1,0 +1,92 @@
+"""The database that keeps a search's trials, each added when its batch has ended.
+
+It also keeps what was searched and on which settings: trials of another search do not compare.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
+
+from tvf.errors import InputError
+from tvf.records import sweep_name
+
+FILE = "search.db"  # in the sweep's folder
+SEARCH = "search"  # attribute of the study: what was asked
+BATCH_SIZE = "batch_size"
+
+
+class StoredStudy:
+    """The study of the sweep in `folder`, in the database at `url` or in its own file.
+
+    `asked` says what is searched and what is fixed, by dotted key; `batch_size` is that of the
+    command which started the search. Raises InputError if the database cannot be opened, or if it
+    holds a search for something else.
+    """
+
+    def __init__(
+        self, folder: Path, url: str | None, asked: Mapping[str, Any], batch_size: int
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        if url is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._storage = RDBStorage(url or f"sqlite:///{(folder / FILE).absolute()}")
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=sweep_name(folder),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            # Through JSON, as the database will give it back.
+            now = json.loads(json.dumps(asked, default=str))
+            stored = self._study.user_attrs.get(SEARCH)
+            if stored is None:
+                stored = now | {BATCH_SIZE: batch_size}
+                self._study.set_user_attr(SEARCH, stored)
+        except (ImportError, SQLAlchemyError, RuntimeError, ValueError) as error:
+            where = folder / FILE if url is None else f"hydra.sweeper.storage={url}"
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{where} cannot be opened as the search's database: {reason}"
+            ) from error
+        self._close()
+        self.batch_size = int(stored[BATCH_SIZE])
+        before = {key: value for key, value in stored.items() if key != BATCH_SIZE}
+        self._check_same(folder, before, now)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return the trials that have ended, by number."""
+        found = self._study.get_trials(deepcopy=False)
+        self._close()
+        return found
+
+    def add(self, trials: Sequence[FrozenTrial]) -> None:
+        """Add trials, except for those that are there: another process may run the same search."""
+        known = len(self.trials())
+        self._study.add_trials(trial for trial in trials if trial.number >= known)
+        self._close()
+
+    def _close(self) -> None:
+        """Leave no connection open: jobs are forks of this process."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def _check_same(self, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if differing:
+            changes = [
+                f"{key} was {before.get(key)}, is now {now.get(key)}" for key in differing[:5]
+            ]
+            raise InputError(
+                f"{folder} holds another search: {', '.join(changes)} ({len(differing)} in all). "
+                "Its trials do not compare with new ones: choose another folder with "
+                "hydra.sweep.dir=."
+            )
