@@ -53,12 +53,15 @@ class FileSource(DataSource):
                 )
 
     def catalog_of(self, listed: ListedImages) -> Catalog:
-        """The catalog of these images, which are read as the options say."""
+        """A catalog of these images alone, which are read as the options say."""
 
         def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
             return self.read_files([listed.files[place] for place in places], progress, store)
 
-        return Catalog(**vars(listed), read=read)
+        own = {
+            key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in vars(listed).items()
+        }
+        return Catalog(**own, read=read)
 
     def adapt(
         self,
