@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from helpers import forks
 from tvf.job.stopping import stopped_after_batches
 
@@ -27,6 +29,7 @@ print(os.getpid(), run_in_subprocess(job, pathlib.Path("job.log")))
 """
 
 
+@pytest.mark.slow
 def test_signals_for_the_process_above_do_not_run_its_handlers_in_the_job(tmp_path: Path) -> None:
     output, _ = forks.python(HANDLED_ABOVE, cwd=tmp_path).communicate()
     above, code = output.split()

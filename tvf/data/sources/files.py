@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class FileSource(DataSource):
         def read(places: np.ndarray, progress: bool, store: Store | None) -> Pixels:
             return self.read_files([listed.files[place] for place in places], progress, store)
 
-        own = {
+        own: dict[str, Any] = {
             key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in vars(listed).items()
         }
         return Catalog(**own, read=read)
