@@ -12,8 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.devices import fabric_on
 from tvf.data.augment import FlipsAndCrops
-from tvf.store.fingerprint import FingerprintError, fingerprint, fingerprint_layers
+from tvf.store.fingerprint import (
+    FingerprintError,
+    fingerprint,
+    fingerprint_layers,
+    numeric_environment,
+)
 
 
 def scaled(by: float) -> Callable[[float], float]:
@@ -108,3 +114,12 @@ def test_layers_fingerprint_ignores_the_part_left_out() -> None:
         != fingerprint_layers(network(2, 1), without=["1"])
     )
     assert fingerprint_layers(network(1, 1), without=[]) != key
+
+
+def test_processors_of_another_model_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = fabric_on("cpu")
+    before = numeric_environment(fabric, [])
+    assert before == numeric_environment(fabric, [])
+    globals_ = numeric_environment.__globals__  # the module's name is that of a function too
+    monkeypatch.setitem(globals_, "processor_model", lambda: "Another One 9000")
+    assert fingerprint(numeric_environment(fabric, [])) != fingerprint(before)

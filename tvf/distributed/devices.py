@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from tvf.errors import InputError
 from tvf.memory import return_freed_memory
+from tvf.store import processor_model
 
 _claimed: dict[int, FileLock] = {}
 
@@ -166,16 +167,10 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def describe_machine(device: torch.device) -> dict[str, str | int | None]:
     """The machine on which a job's times were measured."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration):  # Linux has a better name here
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "host": platform.node(),
-        "processor": processor,
+        "processor": processor_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,

@@ -8,6 +8,7 @@ from tvf.store.fingerprint import (
     fingerprint_files,
     fingerprint_layers,
     numeric_environment,
+    processor_model,
 )
 from tvf.store.row_file import MORE_ROOM, ArraySpec, StoreError, count_missing
 
@@ -28,4 +29,5 @@ __all__ = [
     "format_bytes",
     "list_entries",
     "numeric_environment",
+    "processor_model",
 ]

@@ -7,9 +7,11 @@ a result stored under the fingerprint of its inputs is valid for every job that 
 import enum
 import hashlib
 import inspect
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
@@ -70,16 +72,30 @@ def fingerprint_layers(module: nn.Module, without: Sequence[str]) -> str:
 def numeric_environment(fabric: Fabric, parameters: Iterable[Tensor]) -> list[Any]:
     """Everything known, besides the layers, that changes the last digits of activations.
 
-    The processor, the precision, the memory format of the network's `parameters`, and the versions
-    of the numeric libraries; for a GPU also its generation, the versions of CUDA and cuDNN, and the
-    switches of both.
+    The model of the processor, the precision, the memory format of the network's `parameters`, and
+    the versions of the numeric libraries; for a GPU also its generation, the versions of CUDA and
+    cuDNN, and the switches of both.
     """
-    processor: Any = torch.backends.cpu.get_cpu_capability()
+    processor: Any = [processor_model(), torch.backends.cpu.get_cpu_capability()]
     if fabric.device.type == "cuda":
         processor = _gpu_environment(fabric.device)
     memory_format = [parameter.is_contiguous() for parameter in parameters]
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
     return [FORMAT, processor, fabric.strategy.precision.precision, memory_format, versions]
+
+
+@cache
+def processor_model() -> str:
+    """The model of this machine's processor, as it calls itself.
+
+    Processors of one instruction set may differ in their caches, after which libraries divide sums.
+    """
+    with suppress(OSError, StopIteration):  # Linux has a better name here
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
+    return platform.processor() or platform.machine()
 
 
 def _gpu_environment(device: torch.device) -> list[Any]:
