@@ -3,7 +3,6 @@
 Each side runs as if on a machine of its own, where no process of the other side can be seen.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers import IMPORTABLE, SMALL, forks
+from tvf.files import read_json
 from tvf.report import print_status
 
 EXPIRY = 3.0
@@ -69,8 +69,9 @@ def _wait(until: Callable[[], object], *processes: forks.Process) -> None:
 
 
 def _statuses(folder: Path) -> list[tuple[str, int, str]]:
-    found = [json.loads(path.read_text()) for path in folder.glob("sweep/*/status.json")]
-    return [(status["state"], status["attempt"], status["host"]) for status in found]
+    found = [read_json(path) for path in folder.glob("sweep/*/status.json")]
+    # A mount may show neither the old nor the new file for a moment.
+    return [(each["state"], each["attempt"], each["host"]) for each in found if each]
 
 
 # A backbone whose head does not train before the file `open` exists.

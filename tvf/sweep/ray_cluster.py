@@ -13,9 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -32,6 +33,7 @@ from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_fo
 log = logging.getLogger(__name__)
 
 CLIENT = "ray://"  # addresses for machines that are not in the cluster themselves
+POLL_SECONDS = 0.5  # at most until an interrupt is seen
 CONNECT_SECONDS = 9.0  # to find out whether a Ray cluster answers
 CLIENT_SECONDS = 60.0  # the same for such an address, where Ray starts a process for each client
 CHECK_SECONDS = 120.0  # for the nodes to start a worker and look at the sweep's folder
@@ -64,8 +66,7 @@ def launch_on_ray(
             _submit(ray, job, needs[folder], asked.max_retries, environment): job
             for folder, job in waiting.items()
         }
-        with interruptible():  # without `stop_jobs`, which looks for children of this process
-            _wait(ray, tasks)
+        _wait(ray, tasks)
     return [job_return(job) for job in jobs]
 
 
@@ -185,17 +186,38 @@ def _submit(
 def _wait(ray: Any, tasks: Mapping[Any, RemoteJob]) -> None:
     """Wait for all tasks to end; on Ctrl-C, interrupt them first."""
     running = [*tasks]
+    with _noted_interrupts() as interrupts:
+        while running and not interrupts:
+            ended, running = ray.wait(running, timeout=POLL_SECONDS)
+            for task in ended:
+                _note_end(ray, task, tasks[task])
+    if running:
+        with interruptible():  # without `stop_jobs`, which looks for children of this process
+            for force in (False, True):  # a second Ctrl-C shortens the wait
+                with suppress(KeyboardInterrupt):
+                    for task in running:
+                        ray.cancel(task, force=force)
+                    ray.wait(running, num_returns=len(running), timeout=GRACE_SECONDS + 3)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """In the context, SIGINT and SIGTERM are only noted in the list.
+
+    Ray's own code, which may run when they arrive, could lose an exception.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while running:
-            (ended,), running = ray.wait(running)
-            _note_end(ray, ended, tasks[ended])
-    except KeyboardInterrupt:
-        for force in (False, True):  # a second Ctrl-C shortens the wait
-            with suppress(KeyboardInterrupt):
-                for task in running:
-                    ray.cancel(task, force=force)
-                ray.wait(running, num_returns=len(running), timeout=GRACE_SECONDS + 3)
-        raise
+        yield noted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _note_end(ray: Any, task: Any, job: RemoteJob) -> None:
