@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tvf.config import explain_error, result_config
 from tvf.errors import InputError
 from tvf.metrics import WORDS, metric_of
-from tvf.records import STOPPED, best_score, is_done, note_search, read_configs, read_status
+from tvf.records import best_score, is_done, note_search, read_configs
 from tvf.sweep.composing import (
     Jobs,
     check_jobs,
@@ -36,6 +36,7 @@ from tvf.sweep.search_settings import SearchSettings, read_settings
 from tvf.sweep.search_space import Space, read_space
 from tvf.sweep.standings import (
     Candidate,
+    are_interrupted,
     check_comparable,
     read_standing,
     unfinished,
@@ -222,7 +223,7 @@ class Search:
                 pause = [] if budget is None else [f"stop_after={budget}"]
                 yield [[*job, *pause] for job in jobs]
             wait_for(self.folder, candidates)
-            if any(self._is_interrupted(name, budget) for each in candidates for name in each.jobs):
+            if are_interrupted(self.folder, candidates, budget):
                 return False
             left = [drawn for drawn in left if not self._ends(drawn, budget)]
         return True
@@ -231,14 +232,6 @@ class Search:
         if not drawn.configs:
             self._tell(drawn, TrialState.FAIL)
         return not drawn.configs
-
-    def _is_interrupted(self, name: str, budget: int | None) -> bool:
-        """Whether a job was kept from getting as far as it should, by no fault of its own."""
-        status = read_status(self.folder / name)
-        if status.get("state") == "paused":
-            return budget is None
-        failed = status.get("state") == "failed" and status["error"] not in STOPPED
-        return not failed and status.get("state") != "done"
 
     def _ends(self, drawn: Drawn, budget: int | None) -> bool:
         """Judge a trial after the rung `budget`, or at its end; return whether it has ended."""
