@@ -1,11 +1,16 @@
 """Searches by Optuna: what is drawn, resumed, pruned and told, with simulated jobs."""
 
+import json
 import math
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import optuna
 import pytest
@@ -21,8 +26,9 @@ from tvf.records.job import mark_failed, read_config
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import read_configs, read_dropped, read_trials
 from tvf.report.terminal import print_result
-from tvf.sweep import callback
+from tvf.sweep import callback, ray_cluster, slurm
 from tvf.sweep.composing import compose_jobs
+from tvf.sweep.remote import RemoteJob
 from tvf.sweep.search_settings import SearchSettings
 from tvf.sweep.search_space import Dimension
 from tvf.sweep.study_storage import StoredStudy
@@ -211,6 +217,47 @@ def test_an_interrupted_job_is_no_failed_trial(
     assert print_result(tmp_path, frozenset(search.jobs))
     assert "to finish the sweep: tvf resume" in capsys.readouterr().out
     assert [trial["state"] for trial in run(tmp_path, course, *asked)] == ["complete"] * 2
+
+
+def lose_on_slurm(job: RemoteJob, why: str) -> None:
+    """End the task of a job as SLURM does, which then says why."""
+    shown = subprocess.CompletedProcess([], 0, f"JobState={why} Reason=None ExitCode=0:0\n")
+    with patch.object(slurm, "_run", lambda command: shown):
+        slurm._explain({"7": {"0": job.folder.name}}, {job.folder.name: job})
+
+
+def lose_on_ray(job: RemoteJob, why: str) -> None:
+    """End the task of a job as Ray does, by an exception."""
+    lost, memory = type("RayError", (Exception,), {}), "OUT_OF_MEMORY"
+    errors = SimpleNamespace(RayError=lost, OutOfMemoryError=type(memory, (lost,), {}))
+    error = (errors.OutOfMemoryError if why == memory else lost)(why)
+    ray_cluster._note_end(SimpleNamespace(exceptions=errors, get=Mock(side_effect=error)), 1, job)
+
+
+@pytest.mark.parametrize("lose", [lose_on_slurm, lose_on_ray])
+@pytest.mark.parametrize(
+    ("why", "states"),
+    [("NODE_FAIL", ["running", "running"]), ("OUT_OF_MEMORY", ["complete", "failed"])],
+)
+def test_a_job_whose_node_was_lost_is_no_failed_trial(
+    tmp_path: Path,
+    lose: Callable[[RemoteJob, str], None],
+    why: str,
+    states: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=2))
+    with opened(tmp_path, *asked) as search:
+        for batch in search.batches():
+            train(search.config, batch[0], course)
+            (name,) = (name for name in search.jobs if not (tmp_path / name).exists())
+            (tmp_path / name).mkdir()
+            status = {"state": "running", "name": name, "error": None}
+            (tmp_path / name / "status.json").write_text(json.dumps(status))
+            lose(RemoteJob(tmp_path / name, batch[1], {"name": name}, []), why)
+    assert [trial["state"] for trial in read_trials(tmp_path)] == states and why in caplog.text
+    again = [trial["state"] for trial in run(tmp_path, course, *asked)]
+    assert again == (["complete"] * 2 if why == "NODE_FAIL" else states)
 
 
 def test_a_combination_that_is_misconfigured_fails_alone(
