@@ -4,9 +4,11 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +130,45 @@ def test_a_batch_that_was_half_recorded_is_completed(
     assert len(stored(tmp_path / "cut")) == 1
     assert run(tmp_path / "cut", course, *asked) == whole
     assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
+
+
+def test_two_commands_that_end_a_batch_together_store_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = StoredStudy.trials
+
+    def read_slowly(stored: StoredStudy) -> list[Any]:
+        found = read(stored)
+        time.sleep(0.3)
+        return found
+
+    batch = optuna.create_study(direction="maximize")
+    batch.add_trials(optuna.create_trial(value=score) for score in (0.1, 0.2))
+    one, two = (StoredStudy(tmp_path / "s", None, {}, 2) for _ in range(2))
+    monkeypatch.setattr(StoredStudy, "trials", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        [*pool.map(lambda stored: stored.add(batch.trials), (one, two))]
+    assert [trial[2] for trial in stored(tmp_path / "s")] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("done", ["read", "written"])
+def test_a_database_that_fails_in_the_middle_of_a_search_is_an_error_without_traceback(
+    tmp_path: Path, done: str
+) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=1))
+    with opened(tmp_path, *asked) as search:
+        with pytest.raises(InputError, match=f"search.db cannot be {done}: .*(table|readonly)"):
+            for batch in search.batches():
+                train(search.config, batch[0], course)
+                with sqlite3.connect(tmp_path / "search.db") as database:
+                    if done == "read":
+                        database.execute("DROP TABLE trials")
+                    else:
+                        database.execute(
+                            "CREATE TRIGGER no BEFORE INSERT ON trials "
+                            "BEGIN SELECT RAISE(ABORT, 'the table is full'); END"
+                        )
+                database.close()
 
 
 def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
