@@ -181,6 +181,24 @@ def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: P
     assert run(tmp_path / "s", course, *more) == whole
 
 
+def test_a_folder_that_has_been_renamed_keeps_its_search(tmp_path: Path) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=1))
+    trials = run(tmp_path / "s", course, *asked)
+    (tmp_path / "s").rename(tmp_path / "renamed")
+    with opened(tmp_path / "renamed", *asked) as search:
+        assert search.is_over
+        search.note()
+    assert read_trials(tmp_path / "renamed") == trials
+
+
+def test_sweeps_share_a_database_under_their_names(tmp_path: Path) -> None:
+    shared = settings(n_trials=1, storage=f"sqlite:///{tmp_path}/all.db")
+    for name, epochs in ("a", 3), ("b", 4):
+        assert len(run(tmp_path / name, course, LR, f"epochs={epochs}", *shared)) == 1
+    with pytest.raises(InputError, match="holds another search: epochs was 4, is now 3"):
+        run(tmp_path / "b", course, LR, "epochs=3", *shared)
+
+
 def test_the_sampler_learns_and_its_seed_decides() -> None:
     dimension = Dimension("lr", "lr", "", FloatDistribution(1e-4, 1e-1, log=True))
     drawn, first, last = set(), 0.0, 0.0

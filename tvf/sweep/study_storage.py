@@ -54,7 +54,7 @@ class StoredStudy:
             self._storage = RDBStorage(url or f"sqlite:///{(folder / FILE).absolute()}")
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name=sweep_name(folder),
+                study_name=self._name(folder, url),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -93,6 +93,14 @@ class StoredStudy:
         except (SQLAlchemyError, OptunaError, *errors) as error:
             reason = str(error.__cause__ or error).partition("\n")[0]
             raise InputError(f"{self._where} cannot be {done}: {reason}") from error
+
+    def _name(self, folder: Path, url: str | None) -> str:
+        """The study's name: at a URL the sweep's, in its own file that of the only one there.
+
+        So that a folder that has been renamed keeps its search.
+        """
+        there = [] if url else self._storage.get_all_studies()
+        return there[0].study_name if there else sweep_name(folder)
 
     def _close(self) -> None:
         """Leave no connection open: jobs are forks of this process."""
