@@ -181,6 +181,29 @@ def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: P
     assert run(tmp_path / "s", course, *more) == whole
 
 
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("hydra/launcher=local hydra.launcher.n_jobs=6", 3),
+        ("hydra/launcher=slurm hydra.launcher.max_running=5", 3),
+        ("hydra/launcher=slurm hydra.launcher.max_running=5 hydra.sweeper.batch_size=7", 7),
+        ("hydra/launcher=ray hydra.sweeper.batch_size=4", 4),
+    ],
+)
+def test_a_batch_keeps_the_launcher_busy(tmp_path: Path, given: str, size: int) -> None:
+    with opened(tmp_path, LR, "seed=1,2", *given.split()) as search:
+        assert len(next(search.batches())) == 2 * size  # two repetitions of each trial
+
+
+def test_a_batch_size_that_is_ignored_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for size, told in (2, False), (2, False), ("null", False), (5, True):
+        with opened(tmp_path, LR, *settings(batch_size=size)) as search:
+            assert search.stored.batch_size == 2
+        assert (f"batch_size={size} is ignored" in caplog.text) == told == bool(caplog.records)
+
+
 def test_a_folder_that_has_been_renamed_keeps_its_search(tmp_path: Path) -> None:
     asked = (*SPACE, *settings(n_trials=2, batch_size=1))
     trials = run(tmp_path / "s", course, *asked)
@@ -382,6 +405,12 @@ def test_pruned_jobs_stay_paused_and_are_told_as_pruned(
         (f"{LR} hydra.sweep.subdir=x${{hydra.job.num}}", "must not refer to hydra.job"),
         (f"{LR} hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0 must be a whole number"),
         (f"{LR} hydra.sweeper.batch_size=0", "hydra.sweeper.batch_size=0 must be"),
+        (
+            f"{LR} hydra/launcher=slurm",
+            "batch_size=null must be a number with a hydra/launcher",
+        ),
+        (f"{LR} hydra/launcher=ray", "batch_size=null must be a number with a hydra/launcher"),
+        (f"{LR} hydra/launcher=slurm hydra.launcher.max_running=0", "max_running=0 must be"),
         (f"{LR} hydra.sweeper.sampler=grid", "must be one of tpe, random"),
         (f"{LR} hydra.sweeper.pruner=asha", "must be one of none, halving, median"),
         (f"{LR} +hydra.sweeper.trials=3", r"did you mean hydra\.sweeper\.n_trials"),
