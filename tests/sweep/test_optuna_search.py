@@ -147,7 +147,7 @@ def test_two_commands_that_end_a_batch_together_store_it_once(
     one, two = (StoredStudy(tmp_path / "s", None, {}, 2) for _ in range(2))
     monkeypatch.setattr(StoredStudy, "trials", read_slowly)
     with ThreadPoolExecutor() as pool:
-        [*pool.map(lambda stored: stored.add(batch.trials), (one, two))]
+        list(pool.map(lambda stored: stored.add(batch.trials), (one, two)))
     assert [trial[2] for trial in stored(tmp_path / "s")] == [0.1, 0.2]
 
 
