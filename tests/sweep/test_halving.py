@@ -16,7 +16,7 @@ from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics
 from helpers.sweeps import add_job, base_config
 from tvf.errors import InputError
-from tvf.records.job import JobRecord, has_reached, mark_paused, read_status
+from tvf.records.job import JobRecord, has_reached, mark_failed, mark_paused, read_status
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import note_halving, note_rung, read_dropped, sibling_configs, write_manifest
 from tvf.report.comparison import compare
@@ -308,6 +308,30 @@ def test_a_resumed_sweep_makes_the_same_decisions_wherever_it_ended(
         "0.5-1": 2,
         "0.5-2": 2,
     }
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "its process is gone", None])
+@pytest.mark.parametrize("rung", [0, 1])
+def test_a_rung_whose_jobs_were_interrupted_or_never_started_is_not_decided(
+    tmp_path: Path, rung: int, reason: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best candidate's job is the one that did not get there."""
+    configs, made = started(tmp_path)
+    trained = 0
+    for number, jobs in enumerate(rungs(made)):
+        assert number <= rung
+        for job in jobs:
+            name = "-".join(override.partition("=")[2] for override in job[:2])
+            if number < rung or name != "0.0-1":
+                train_on(tmp_path, name, configs[name], 2**number, COURSES[float(name[:-2])])
+            elif reason is not None:
+                (tmp_path / name).mkdir(exist_ok=True)
+                mark_failed(tmp_path / name, name, reason)
+            trained += 1
+    assert trained == (8, 12)[rung] and len(read_dropped(tmp_path)) == 4 * rung
+    print_result(tmp_path, frozenset(configs))
+    assert "to finish the sweep: tvf resume" in capsys.readouterr().out
+    assert launch(made, configs)[-1] == RUNGS[-1]
 
 
 def test_a_candidate_with_a_failed_job_has_no_score(tmp_path: Path) -> None:

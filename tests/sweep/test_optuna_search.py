@@ -1,11 +1,18 @@
 """Searches by Optuna: what is drawn, resumed, pruned and told, with simulated jobs."""
 
+import json
 import math
 import os
 import signal
+import sqlite3
+import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import optuna
 import pytest
@@ -21,8 +28,9 @@ from tvf.records.job import mark_failed, read_config
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import read_configs, read_dropped, read_trials
 from tvf.report.terminal import print_result
-from tvf.sweep import callback
+from tvf.sweep import callback, ray_cluster, slurm
 from tvf.sweep.composing import compose_jobs
+from tvf.sweep.remote import RemoteJob
 from tvf.sweep.search_settings import SearchSettings
 from tvf.sweep.search_space import Dimension
 from tvf.sweep.study_storage import StoredStudy
@@ -124,6 +132,45 @@ def test_a_batch_that_was_half_recorded_is_completed(
     assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
 
 
+def test_two_commands_that_end_a_batch_together_store_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = StoredStudy.trials
+
+    def read_slowly(stored: StoredStudy) -> list[Any]:
+        found = read(stored)
+        time.sleep(0.3)
+        return found
+
+    batch = optuna.create_study(direction="maximize")
+    batch.add_trials(optuna.create_trial(value=score) for score in (0.1, 0.2))
+    one, two = (StoredStudy(tmp_path / "s", None, {}, 2) for _ in range(2))
+    monkeypatch.setattr(StoredStudy, "trials", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda stored: stored.add(batch.trials), (one, two)))
+    assert [trial[2] for trial in stored(tmp_path / "s")] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("done", ["read", "written"])
+def test_a_database_that_fails_in_the_middle_of_a_search_is_an_error_without_traceback(
+    tmp_path: Path, done: str
+) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=1))
+    with opened(tmp_path, *asked) as search:
+        with pytest.raises(InputError, match=f"search.db cannot be {done}: .*(table|readonly)"):
+            for batch in search.batches():
+                train(search.config, batch[0], course)
+                with sqlite3.connect(tmp_path / "search.db") as database:
+                    if done == "read":
+                        database.execute("DROP TABLE trials")
+                    else:
+                        database.execute(
+                            "CREATE TRIGGER no BEFORE INSERT ON trials "
+                            "BEGIN SELECT RAISE(ABORT, 'the table is full'); END"
+                        )
+                database.close()
+
+
 def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
     asked = (*SPACE, *settings(batch_size=2))
     whole = run(tmp_path / "whole", course, *asked, "hydra.sweeper.n_trials=6")
@@ -132,6 +179,47 @@ def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: P
     # The batch size is that of the first command: other machines may have other defaults.
     more = [*SPACE, "hydra.sweeper.n_trials=6", "hydra.sweeper.batch_size=5"]
     assert run(tmp_path / "s", course, *more) == whole
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("hydra/launcher=local hydra.launcher.n_jobs=6", 3),
+        ("hydra/launcher=slurm hydra.launcher.max_running=5", 3),
+        ("hydra/launcher=slurm hydra.launcher.max_running=5 hydra.sweeper.batch_size=7", 7),
+        ("hydra/launcher=ray hydra.sweeper.batch_size=4", 4),
+    ],
+)
+def test_a_batch_keeps_the_launcher_busy(tmp_path: Path, given: str, size: int) -> None:
+    with opened(tmp_path, LR, "seed=1,2", *given.split()) as search:
+        assert len(next(search.batches())) == 2 * size  # two repetitions of each trial
+
+
+def test_a_batch_size_that_is_ignored_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for size, told in (2, False), (2, False), ("null", False), (5, True):
+        with opened(tmp_path, LR, *settings(batch_size=size)) as search:
+            assert search.stored.batch_size == 2
+        assert (f"batch_size={size} is ignored" in caplog.text) == told == bool(caplog.records)
+
+
+def test_a_folder_that_has_been_renamed_keeps_its_search(tmp_path: Path) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=1))
+    trials = run(tmp_path / "s", course, *asked)
+    (tmp_path / "s").rename(tmp_path / "renamed")
+    with opened(tmp_path / "renamed", *asked) as search:
+        assert search.is_over
+        search.note()
+    assert read_trials(tmp_path / "renamed") == trials
+
+
+def test_sweeps_share_a_database_under_their_names(tmp_path: Path) -> None:
+    shared = settings(n_trials=1, storage=f"sqlite:///{tmp_path}/all.db")
+    for name, epochs in ("a", 3), ("b", 4):
+        assert len(run(tmp_path / name, course, LR, f"epochs={epochs}", *shared)) == 1
+    with pytest.raises(InputError, match="holds another search: epochs was 4, is now 3"):
+        run(tmp_path / "b", course, LR, "epochs=3", *shared)
 
 
 def test_the_sampler_learns_and_its_seed_decides() -> None:
@@ -213,6 +301,47 @@ def test_an_interrupted_job_is_no_failed_trial(
     assert [trial["state"] for trial in run(tmp_path, course, *asked)] == ["complete"] * 2
 
 
+def lose_on_slurm(job: RemoteJob, why: str) -> None:
+    """End the task of a job as SLURM does, which then says why."""
+    shown = subprocess.CompletedProcess([], 0, f"JobState={why} Reason=None ExitCode=0:0\n")
+    with patch.object(slurm, "_run", lambda command: shown):
+        slurm._explain({"7": {"0": job.folder.name}}, {job.folder.name: job})
+
+
+def lose_on_ray(job: RemoteJob, why: str) -> None:
+    """End the task of a job as Ray does, by an exception."""
+    lost, memory = type("RayError", (Exception,), {}), "OUT_OF_MEMORY"
+    errors = SimpleNamespace(RayError=lost, OutOfMemoryError=type(memory, (lost,), {}))
+    error = (errors.OutOfMemoryError if why == memory else lost)(why)
+    ray_cluster._note_end(SimpleNamespace(exceptions=errors, get=Mock(side_effect=error)), 1, job)
+
+
+@pytest.mark.parametrize("lose", [lose_on_slurm, lose_on_ray])
+@pytest.mark.parametrize(
+    ("why", "states"),
+    [("NODE_FAIL", ["running", "running"]), ("OUT_OF_MEMORY", ["complete", "failed"])],
+)
+def test_a_job_whose_node_was_lost_is_no_failed_trial(
+    tmp_path: Path,
+    lose: Callable[[RemoteJob, str], None],
+    why: str,
+    states: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = (*SPACE, *settings(n_trials=2, batch_size=2))
+    with opened(tmp_path, *asked) as search:
+        for batch in search.batches():
+            train(search.config, batch[0], course)
+            (name,) = (name for name in search.jobs if not (tmp_path / name).exists())
+            (tmp_path / name).mkdir()
+            status = {"state": "running", "name": name, "error": None}
+            (tmp_path / name / "status.json").write_text(json.dumps(status))
+            lose(RemoteJob(tmp_path / name, batch[1], {"name": name}, []), why)
+    assert [trial["state"] for trial in read_trials(tmp_path)] == states and why in caplog.text
+    again = [trial["state"] for trial in run(tmp_path, course, *asked)]
+    assert again == (["complete"] * 2 if why == "NODE_FAIL" else states)
+
+
 def test_a_combination_that_is_misconfigured_fails_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,6 +405,12 @@ def test_pruned_jobs_stay_paused_and_are_told_as_pruned(
         (f"{LR} hydra.sweep.subdir=x${{hydra.job.num}}", "must not refer to hydra.job"),
         (f"{LR} hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0 must be a whole number"),
         (f"{LR} hydra.sweeper.batch_size=0", "hydra.sweeper.batch_size=0 must be"),
+        (
+            f"{LR} hydra/launcher=slurm",
+            "batch_size=null must be a number with a hydra/launcher",
+        ),
+        (f"{LR} hydra/launcher=ray", "batch_size=null must be a number with a hydra/launcher"),
+        (f"{LR} hydra/launcher=slurm hydra.launcher.max_running=0", "max_running=0 must be"),
         (f"{LR} hydra.sweeper.sampler=grid", "must be one of tpe, random"),
         (f"{LR} hydra.sweeper.pruner=asha", "must be one of none, halving, median"),
         (f"{LR} +hydra.sweeper.trials=3", r"did you mean hydra\.sweeper\.n_trials"),

@@ -19,6 +19,7 @@ from tvf.report import without_seeds
 from tvf.sweep.standings import (
     Candidate,
     Standing,
+    are_interrupted,
     check_comparable,
     common_epochs,
     first_decision,
@@ -130,8 +131,8 @@ def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
 def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
     """Yield the overrides of the jobs to launch, rung by rung.
 
-    Each rung is decided when the previous one has ended. Leaves out jobs that an earlier process
-    has already trained far enough.
+    Each rung is decided when the previous one has ended, so there are no more if its jobs were
+    interrupted. Leaves out jobs that an earlier process has already trained far enough.
     """
     candidates = plan.candidates
     log.info(
@@ -143,6 +144,9 @@ def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:
         if jobs := unfinished(plan.folder, plan.configs, candidates, budget):
             yield [[*job, f"stop_after={budget}"] for job in jobs]
         wait_for(plan.folder, candidates)
+        if are_interrupted(plan.folder, candidates, budget):
+            log.error("Jobs of the rung that ends at epoch %d were interrupted.", budget)
+            return
         candidates = _promote(plan, candidates, budget)
     if jobs := unfinished(plan.folder, plan.configs, candidates, plan.budgets[-1]):
         yield jobs

@@ -26,7 +26,7 @@ MOST_JOBS = 4  # on a GPU: processes take turns on it
 
 def runs_in_parallel(launcher: DictConfig) -> bool:
     """Whether jobs of a sweep run at the same time. Raises InputError for no job at a time."""
-    return _elsewhere(launcher) or jobs_at_once(launcher) != 1
+    return runs_elsewhere(launcher) or jobs_at_once(launcher) != 1
 
 
 def jobs_at_once(launcher: DictConfig) -> int:
@@ -34,7 +34,7 @@ def jobs_at_once(launcher: DictConfig) -> int:
 
     Raises InputError for no job at a time.
     """
-    if _elsewhere(launcher):
+    if runs_elsewhere(launcher):
         return 1
     jobs, cores = launcher.get("n_jobs", 1), os.cpu_count() or 1
     if jobs == 0:
@@ -45,7 +45,8 @@ def jobs_at_once(launcher: DictConfig) -> int:
     return jobs if jobs > 0 else max(1, cores + 1 + jobs)
 
 
-def _elsewhere(launcher: DictConfig) -> bool:
+def runs_elsewhere(launcher: DictConfig) -> bool:
+    """Whether a scheduler gives the jobs their parts of machines, and decides how many run."""
     return launcher._target_ not in HERE
 
 

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tvf.config import explain_error, result_config
-from tvf.errors import InputError
+from tvf.errors import InputError, require_count
 from tvf.metrics import WORDS, metric_of
-from tvf.records import STOPPED, best_score, is_done, note_search, read_configs, read_status
+from tvf.records import best_score, is_done, note_search, read_configs
 from tvf.sweep.composing import (
     Jobs,
     check_jobs,
@@ -32,10 +32,12 @@ from tvf.sweep.composing import (
     refuse_refits,
     swept_lines,
 )
+from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
 from tvf.sweep.search_settings import SearchSettings, read_settings
 from tvf.sweep.search_space import Space, read_space
 from tvf.sweep.standings import (
     Candidate,
+    are_interrupted,
     check_comparable,
     read_standing,
     unfinished,
@@ -76,12 +78,17 @@ def open_search(config: DictConfig) -> "Search":
     check_comparable(configs, "optuna")
     rungs = settings.rungs(configs)
     repetitions = len(expand(space.lines(space.probes()[0]), "optuna"))
-    stored = StoredStudy(
-        Path(config.hydra.sweep.dir),
-        settings.storage,
-        _asked(space, configs[0]),
-        settings.batch_size or -(-_workers(config) // repetitions),
-    )
+    size = settings.batch_size or -(-_jobs_at_once(config) // repetitions)
+    folder = Path(config.hydra.sweep.dir)
+    stored = StoredStudy(folder, settings.storage, _asked(space, configs[0]), size)
+    if settings.batch_size not in (None, stored.batch_size):
+        log.warning(
+            "hydra.sweeper.batch_size=%d is ignored: %s holds a search in batches of %d, and keeps "
+            "to them. For other batches choose another folder with hydra.sweep.dir=.",
+            settings.batch_size,
+            folder,
+            stored.batch_size,
+        )
     return Search(config, settings, space, stored, rungs, metric_of(configs[0]))
 
 
@@ -97,14 +104,20 @@ def _asked(space: Space, config: dict[str, Any]) -> dict[str, Any]:
     return result_config(config) | searched | space.repeated
 
 
-def _workers(config: DictConfig) -> int:
-    """How many jobs run at once, by the launcher."""
-    jobs = config.hydra.launcher.get("n_jobs", 1)
-    if jobs > 0:
-        return jobs
-    import joblib
-
-    return max(1, joblib.cpu_count() + 1 + jobs)
+def _jobs_at_once(config: DictConfig) -> int:
+    """How many jobs run at once by the launcher. Raises InputError if it does not say."""
+    launcher = config.hydra.launcher
+    if not runs_elsewhere(launcher):
+        return jobs_at_once(launcher)
+    most = launcher.get("max_running")
+    if most is None:
+        raise InputError(
+            "hydra.sweeper.batch_size=null must be a number with a hydra/launcher for other "
+            "machines, which may run any number of jobs: set it to the trials to train at once, "
+            "as in hydra.sweeper.batch_size=8."
+        )
+    require_count("hydra.launcher.max_running", most, 1)
+    return most
 
 
 class Search:
@@ -222,7 +235,7 @@ class Search:
                 pause = [] if budget is None else [f"stop_after={budget}"]
                 yield [[*job, *pause] for job in jobs]
             wait_for(self.folder, candidates)
-            if any(self._is_interrupted(name, budget) for each in candidates for name in each.jobs):
+            if are_interrupted(self.folder, candidates, budget):
                 return False
             left = [drawn for drawn in left if not self._ends(drawn, budget)]
         return True
@@ -231,14 +244,6 @@ class Search:
         if not drawn.configs:
             self._tell(drawn, TrialState.FAIL)
         return not drawn.configs
-
-    def _is_interrupted(self, name: str, budget: int | None) -> bool:
-        """Whether a job was kept from getting as far as it should, by no fault of its own."""
-        status = read_status(self.folder / name)
-        if status.get("state") == "paused":
-            return budget is None
-        failed = status.get("state") == "failed" and status["error"] not in STOPPED
-        return not failed and status.get("state") != "done"
 
     def _ends(self, drawn: Drawn, budget: int | None) -> bool:
         """Judge a trial after the rung `budget`, or at its end; return whether it has ended."""

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from tvf import __version__
 from tvf.errors import InputError
-from tvf.records import is_done, mark_failed, read_status
+from tvf.records import STOPPED, is_done, mark_failed, read_status
 from tvf.sweep.processes import GRACE_SECONDS, interruptible
 from tvf.sweep.ray_options import NODE, has, needs_of, read_options
 from tvf.sweep.ray_worker import look_around, train_job
@@ -228,8 +228,10 @@ def _note_end(ray: Any, task: Any, job: RemoteJob) -> None:
         log.info("%s: %s on %s.", name, read_status(job.folder).get("state"), node)
     except ray.exceptions.RayError as error:
         log.error("%s: %s", name, _last_line(error))
+        # It was lost, which is not the job's fault, unless it took too much memory.
+        own = isinstance(error, ray.exceptions.OutOfMemoryError)
         with suppress(OSError):  # the disk may be full
-            mark_failed(job.folder, name, _last_line(error))
+            mark_failed(job.folder, name, _last_line(error) if own else STOPPED[1])
 
 
 def _last_line(error: object) -> str:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from tvf.config import Config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
-from tvf.records import is_done, is_running, mark_failed, read_status
+from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
 from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
@@ -228,7 +228,11 @@ def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJ
         if not status:
             faults[name] = _fault(task, folder.parent)
         elif status["state"] == "running" and not is_running(folder):
-            mark_failed(folder, status["name"], _fault(task, folder.parent))
+            fault = _fault(task, folder.parent)
+            log.error("%s: %s", status["name"], fault)
+            # It was lost, which is not the job's fault, unless it took too much memory.
+            own = "OUT_OF_MEMORY" in fault
+            mark_failed(folder, status["name"], fault if own else STOPPED[1])
     for fault in sorted({*faults.values()}):
         log.error("error: %d jobs did not start: %s", [*faults.values()].count(fault), fault)
 

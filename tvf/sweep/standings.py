@@ -10,7 +10,14 @@ from typing import Any
 
 from tvf.errors import InputError
 from tvf.metrics import METRICS, metric_of
-from tvf.records import has_reached, is_done, is_running, read_history, read_status
+from tvf.records import (
+    STOPPED,
+    has_reached,
+    is_done,
+    is_running,
+    read_history,
+    read_status,
+)
 from tvf.report import judged_by, without_seeds
 
 log = logging.getLogger(__name__)
@@ -142,6 +149,22 @@ def read_standing(folder: Path, metric: str, candidate: Candidate, budget: int) 
     # Means of equal scores may differ in the last digit, which must not affect the ranking.
     score = round(fmean(found), 9) if len(found) == len(scores) else None
     return Standing(candidate, score, seconds)
+
+
+def are_interrupted(folder: Path, candidates: Iterable[Candidate], budget: int | None) -> bool:
+    """Whether jobs were kept from reaching `budget` by no fault of their own.
+
+    It is an epoch, or None for the end. Such jobs have not ended, and cannot be judged.
+    """
+
+    def interrupted(job: Path) -> bool:
+        status = read_status(job)
+        if status.get("state") == "paused":  # before `budget`: it was not started again
+            return budget is None or len(read_history(job)) < budget
+        failed = status.get("state") == "failed" and status["error"] not in STOPPED
+        return not failed and status.get("state") != "done"
+
+    return any(interrupted(folder / name) for each in candidates for name in each.jobs)
 
 
 def wait_for(folder: Path, candidates: Sequence[Candidate]) -> None:

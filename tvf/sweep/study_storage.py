@@ -5,17 +5,20 @@ It also keeps what was searched and on which settings: trials of another search 
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from tvf.errors import InputError
-from tvf.records import sweep_name
+from tvf.lease import Lease
+from tvf.records import LEASE, sweep_name
 
 FILE = "search.db"  # in the sweep's folder
 SEARCH = "search"  # attribute of the study: what was asked
@@ -35,44 +38,69 @@ class StoredStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        self._lease = Lease(folder / LEASE)
+        self._where = folder / FILE if url is None else f"hydra.sweeper.storage={url}"
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
-        try:
+        # Through JSON, as the database will give it back.
+        now = json.loads(json.dumps(asked, default=str))
+        with (
+            self._reporting(
+                "opened as the search's database", ImportError, RuntimeError, ValueError
+            ),
+            # A database at a URL is not in the folder, which need not exist yet.
+            self._lease if url is None else nullcontext(),
+        ):
             self._storage = RDBStorage(url or f"sqlite:///{(folder / FILE).absolute()}")
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name=sweep_name(folder),
+                study_name=self._name(folder, url),
                 direction="maximize",
                 load_if_exists=True,
             )
-            # Through JSON, as the database will give it back.
-            now = json.loads(json.dumps(asked, default=str))
             stored = self._study.user_attrs.get(SEARCH)
             if stored is None:
                 stored = now | {BATCH_SIZE: batch_size}
                 self._study.set_user_attr(SEARCH, stored)
-        except (ImportError, SQLAlchemyError, RuntimeError, ValueError) as error:
-            where = folder / FILE if url is None else f"hydra.sweeper.storage={url}"
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"{where} cannot be opened as the search's database: {reason}"
-            ) from error
         self._close()
         self.batch_size = int(stored[BATCH_SIZE])
         before = {key: value for key, value in stored.items() if key != BATCH_SIZE}
         self._check_same(folder, before, now)
 
     def trials(self) -> list[FrozenTrial]:
-        """Return the trials that have ended, by number."""
-        found = self._study.get_trials(deepcopy=False)
-        self._close()
+        """Return the trials that have ended, by number. Raises InputError if it cannot."""
+        with self._reporting("read"):
+            found = self._study.get_trials(deepcopy=False)
+            self._close()
         return found
 
     def add(self, trials: Sequence[FrozenTrial]) -> None:
-        """Add trials, except for those that are there: another process may run the same search."""
-        known = len(self.trials())
-        self._study.add_trials(trial for trial in trials if trial.number >= known)
-        self._close()
+        """Add trials, except for those that are there: another process may run the same search.
+
+        Raises InputError if they cannot be written.
+        """
+        with self._lease:
+            known = len(self.trials())
+            with self._reporting("written"):
+                self._study.add_trials(trial for trial in trials if trial.number >= known)
+                self._close()
+
+    @contextmanager
+    def _reporting(self, done: str, *errors: type[Exception]) -> Iterator[None]:
+        """Raise InputError for the database's errors, and `errors`: it cannot be `done`."""
+        try:
+            yield
+        except (SQLAlchemyError, OptunaError, *errors) as error:
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise InputError(f"{self._where} cannot be {done}: {reason}") from error
+
+    def _name(self, folder: Path, url: str | None) -> str:
+        """The study's name: at a URL the sweep's, in its own file that of the only one there.
+
+        So that a folder that has been renamed keeps its search.
+        """
+        there = [] if url else self._storage.get_all_studies()
+        return there[0].study_name if there else sweep_name(folder)
 
     def _close(self) -> None:
         """Leave no connection open: jobs are forks of this process."""
