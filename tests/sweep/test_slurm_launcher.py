@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT
 from tvf.errors import InputError
 from tvf.records.sweep import read_commands, write_manifest
-from tvf.sweep import launchers, remote, slurm_task
+from tvf.sweep import launchers, processes, remote, slurm, slurm_task
 from tvf.sweep.slurm_options import SlurmOptions, read_options
 
 
@@ -48,6 +48,17 @@ def test_directives_hold_what_was_asked_for_and_no_more() -> None:
 def test_options_that_break_a_rule_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_options(options)
+
+
+def test_a_job_has_as_long_for_its_checkpoint_as_slurm_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho ${processes.PATIENCE}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for given, left in ((600, "590"), (5, "3")):
+        options = SlurmOptions(stop_seconds=given)
+        assert slurm._submit([], tmp_path, options) == left
 
 
 def test_each_node_has_a_store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

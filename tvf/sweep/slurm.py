@@ -25,6 +25,7 @@ from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
+from tvf.sweep.processes import PATIENCE
 from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
 
@@ -120,6 +121,7 @@ def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str
         for key, value in remote_environment(node_store=slurm.store == "node").items()
         if key in KEPT or not key.startswith(("SLURM_", "SBATCH_"))
     }
+    environment[PATIENCE] = str(slurm.checkpoint_seconds)
     script = _script(commands, len(jobs), slurm)
     done = _run(["sbatch", "--parsable"], input=script, env=environment)
     if done.returncode:

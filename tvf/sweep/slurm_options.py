@@ -60,6 +60,11 @@ class SlurmOptions:
         return int(count) if count.isdecimal() else None
 
     @property
+    def checkpoint_seconds(self) -> int:
+        """How long a job that is told to stop may take; the rest is for its end and the requeue."""
+        return max(3, self.stop_seconds - 10)
+
+    @property
     def directives(self) -> Iterator[str]:
         """The options of sbatch."""
         asked = {
