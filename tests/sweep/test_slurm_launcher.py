@@ -13,6 +13,7 @@ import pytest
 
 from helpers import ROOT
 from tvf.errors import InputError
+from tvf.records import mark_failed
 from tvf.records.sweep import read_commands, write_manifest
 from tvf.sweep import launchers, processes, remote, slurm, slurm_task
 from tvf.sweep.slurm_options import SlurmOptions, read_options
@@ -38,6 +39,8 @@ def test_directives_hold_what_was_asked_for_and_no_more() -> None:
     "options, message",
     [
         ({"cpus": 0}, "hydra.launcher.cpus=0 must be a whole number"),
+        ({"time": 1}, "time=1 .* must be longer than hydra.launcher.stop_seconds=60"),
+        ({"time": "2", "stop_seconds": 150}, "time=2 .* must be longer"),
         ({"gpus": "all"}, "gpus=all must be a number of GPUs"),
         ({"store": "mine"}, "store=mine must be one of node, shared"),
         ({"setup": "module load cuda"}, "setup must be a list of lines"),
@@ -114,9 +117,9 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    "state, keeps, restarts, number, requeued",
+    "state, keeps, fruitless, number, requeued",
     [
-        ("failed", "keeps", 5, signal.SIGUSR1, True),
+        ("failed", "keeps", 2, signal.SIGUSR1, True),
         ("done", "keeps", 0, signal.SIGUSR1, False),
         ("failed", "loses", 1, signal.SIGUSR1, True),
         ("failed", "loses", 2, signal.SIGUSR1, False),
@@ -124,7 +127,7 @@ time.sleep(60)
     ],
 )
 def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
-    state: str, keeps: str, restarts: int, number: int, requeued: bool, tmp_path: Path
+    state: str, keeps: str, fruitless: int, number: int, requeued: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/asked"\n')
     (tmp_path / "scontrol").chmod(0o755)
@@ -133,7 +136,8 @@ def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
     commands = tmp_path / "commands.json"
     commands.write_text(json.dumps({"jobs": [None, job], "report": None}))
     variables = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
-    variables |= {"SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    (tmp_path / "commands.1.fruitless").write_text(f"[null, {fruitless}]")
+    variables |= {"SLURM_RESTART_COUNT": "9", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     task = subprocess.Popen(
         [sys.executable, str(ROOT / "tvf" / "sweep" / "slurm_task.py"), str(commands)],
         env=os.environ | variables,
@@ -145,10 +149,33 @@ def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
         time.sleep(0.01)
     task.send_signal(number)
     said = task.communicate(timeout=30)[1]
-    assert task.returncode == 0, said
+    given_up = keeps == "loses" and not requeued
+    assert task.returncode == (slurm_task.TOO_SHORT if given_up else 0), said
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 9_1\n" if requeued else "")
-    assert ("raise hydra.launcher.time" in said) == (keeps == "loses" and not requeued)
+    assert ("raise hydra.launcher.time" in said) == given_up
+
+
+def test_attempts_are_fruitless_only_with_the_checkpoint_they_began_with(tmp_path: Path) -> None:
+    counter = tmp_path / "fruitless"
+    counted = [slurm_task._count(counter, time) for time in (None, None, 7.5, 7.5, 7.5, 8.25)]
+    assert counted == [1, 2, 1, 2, 3, 1]
+
+
+def test_the_command_says_that_the_time_limit_is_too_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "JobState=FAILED ExitCode=9${4#_}:0"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    jobs = {}
+    for name in ("given up", "cancelled"):
+        (tmp_path / name).mkdir()
+        mark_failed(tmp_path / name, name, "interrupted")
+        jobs[name] = remote.RemoteJob(tmp_path / name, [], {}, [])
+    slurm._explain({"": {"0": "cancelled", "3": "given up"}}, jobs)
+    (said,) = caplog.messages
+    assert said.startswith("error: given up: ") and "raise hydra.launcher.time" in said
 
 
 def test_the_last_task_to_end_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,12 @@ from omegaconf import DictConfig
 from tvf.config import Config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
-from tvf.records import is_done, is_running, mark_failed, read_status
+from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
 from tvf.sweep.processes import PATIENCE
 from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
+from tvf.sweep.slurm_task import TOO_SHORT, too_short
 
 log = logging.getLogger(__name__)
 
@@ -217,8 +218,8 @@ def _cancel(arrays: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJob]) -> None:
-    """Say why tasks ended whose jobs have not recorded an end."""
-    faults = {}
+    """Say why tasks ended whose jobs have not recorded an end, or could not get to one."""
+    faults, limited = {}, []
     tasks = {
         f"{array}_{task}": name for array, names in arrays.items() for task, name in names.items()
     }
@@ -231,6 +232,10 @@ def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJ
             faults[name] = _fault(task, folder.parent)
         elif status["state"] == "running" and not is_running(folder):
             mark_failed(folder, status["name"], _fault(task, folder.parent))
+        elif status["error"] == STOPPED[0] and _fault(task, folder.parent) == too_short():
+            limited.append(name)
+    if limited:
+        log.error("error: %s: %s", ", ".join(sorted(limited)), too_short())
     for fault in sorted({*faults.values()}):
         log.error("error: %d jobs did not start: %s", [*faults.values()].count(fault), fault)
 
@@ -248,6 +253,8 @@ def _fault(task: str, sweep: Path) -> str:
         return f"{node} cannot see {os.getcwd()}: start the sweep on a disk that nodes share."
     if code == f"{NO_PYTHON}:0":
         return f"{node} has no {sys.executable}: install tvf on a disk that nodes share."
+    if code == f"{TOO_SHORT}:0":
+        return too_short()
     if not facts:
         return f"SLURM no longer knows how its task ended: {output}"
     return f"its task ended: {facts.get('JobState')} ({facts.get('Reason')}): {output}"

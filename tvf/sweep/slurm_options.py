@@ -35,6 +35,12 @@ class SlurmOptions:
     def __post_init__(self) -> None:
         require_count(f"{NODE}.cpus", self.cpus, 1)
         require_count(f"{NODE}.stop_seconds", self.stop_seconds, 1, 65535)
+        minutes = int(self.time) if str(self.time).isdecimal() else 0  # SLURM's 0 is no limit
+        if minutes and 60 * minutes <= self.stop_seconds:
+            raise InputError(
+                f"{NODE}.time={minutes} (minutes) must be longer than {NODE}.stop_seconds="
+                f"{self.stop_seconds}, or each job would be told to stop as it begins. Raise time."
+            )
         if self.max_running is not None:
             require_count(f"{NODE}.max_running", self.max_running, 1)
         require_bool(f"{NODE}.detach", self.detach)
