@@ -134,7 +134,10 @@ def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
     job = {"folder": str(tmp_path)}
     job["command"] = [sys.executable, "-c", JOB, str(tmp_path), state, keeps]  # type: ignore[assignment]
     commands = tmp_path / "commands.json"
-    commands.write_text(json.dumps({"jobs": [None, job], "report": None}))
+    report = ["touch", str(tmp_path / "report")]
+    commands.write_text(json.dumps({"jobs": [None, job], "report": report}))
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 1\n")
+    (tmp_path / "squeue").chmod(0o755)
     variables = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
     (tmp_path / "commands.1.fruitless").write_text(f"[null, {fruitless}]")
     variables |= {"SLURM_RESTART_COUNT": "9", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -154,6 +157,8 @@ def test_a_task_requeues_itself_before_its_time_limit_if_that_helps(
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 9_1\n" if requeued else "")
     assert ("raise hydra.launcher.time" in said) == given_up
+    ended = number == signal.SIGUSR1 and not requeued
+    assert (tmp_path / "report").exists() == ended
 
 
 def test_attempts_are_fruitless_only_with_the_checkpoint_they_began_with(tmp_path: Path) -> None:

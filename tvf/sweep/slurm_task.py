@@ -18,7 +18,7 @@ TOO_SHORT = 93  # the exit code then; the batch script has others
 
 
 def main(commands: Path) -> int:
-    """Run the job that the array's task is for, from the file of `tvf.sweep.slurm.submit`."""
+    """Run the job that the array's task is for, from the file that `hydra/launcher=slurm` wrote."""
     spec = json.loads(commands.read_text())
     task = int(os.environ["SLURM_ARRAY_TASK_ID"])
     job = spec["jobs"][task]
@@ -32,7 +32,7 @@ def main(commands: Path) -> int:
             return subprocess.run(["scontrol", "requeue", task_id]).returncode
         print(f"{job['folder']}: {too_short()}", file=sys.stderr)
         code = TOO_SHORT
-    if not received and spec["report"] and _is_last(commands, spec, task):
+    if signal.SIGTERM not in received and spec["report"] and _is_last(commands, spec, task):
         return subprocess.run(spec["report"]).returncode or code
     return code
 
