@@ -64,6 +64,46 @@ def test_a_job_has_as_long_for_its_checkpoint_as_slurm_gives_it(
         assert slurm._submit([], tmp_path, options) == left
 
 
+# sbatch takes one array; with the next one something happens. A terminal signals its process group.
+SBATCH = """#!/bin/sh
+cd {folder}
+[ $(cut -d" " -f5 /proc/$$/stat) != {group} ] || exit 9
+if [ ! -e taken ]; then touch taken; echo 7; exit; fi
+{event}
+"""
+
+
+@pytest.mark.parametrize(
+    "event, expected, cancelled",
+    [
+        ("exit 1", InputError, "7"),
+        ("kill -INT $PPID; sleep 0.1; echo 8", KeyboardInterrupt, "7 8"),
+        ("kill -TERM $PPID; sleep 0.1; echo 8", KeyboardInterrupt, "7 8"),
+    ],
+)
+def test_all_jobs_are_submitted_or_none(
+    event: str,
+    expected: type[BaseException],
+    cancelled: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = {
+        "sbatch": SBATCH.format(folder=tmp_path, event=event, group=os.getpgrp()),
+        "squeue": "#!/bin/sh\n",
+        "scancel": f'#!/bin/sh\necho "$@" > {tmp_path}/cancelled\n',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "LARGEST_ARRAY", 1)
+    jobs = [remote.RemoteJob(tmp_path / name, [], {}, []) for name in "abc"]
+    with pytest.raises(expected), processes.interruptible():
+        slurm._submit_all(jobs, tmp_path / "slurm", SlurmOptions())
+    assert (tmp_path / "cancelled").read_text() == f"{cancelled}\n"
+
+
 def test_each_node_has_a_store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVF_STORE", "/shared")
     remote.use_node_store()

@@ -25,7 +25,7 @@ from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
-from tvf.sweep.processes import PATIENCE
+from tvf.sweep.processes import PATIENCE, uninterrupted
 from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
 from tvf.sweep.slurm_task import TOO_SHORT, too_short
@@ -58,18 +58,11 @@ def launch_on_slurm(
     waiting = [job for job in jobs if not is_done(job.folder, job.config)]
     waiting = [job for job in waiting if job.folder.name not in queued]
     waiting = [*{job.folder: job for job in waiting}.values()]  # equal jobs share a folder
-    for first in range(0, len(waiting), LARGEST_ARRAY):
-        part = waiting[first : first + LARGEST_ARRAY]
-        array = _submit(part, folder, slurm)
-        log.info(
-            "Submitted %d jobs as SLURM's array %s; their output: %s", len(part), array, folder
-        )
-        arrays[array] = {str(task): job.folder.name for task, job in enumerate(part)}
-        write_json(folder / f"array-{array}.json", arrays[array])
-    if slurm.detach:
-        leave(f"SLURM runs the jobs. To look at them: {_command('status', folder.parent)}")
-        return [job_return(job) for job in jobs]
     try:
+        arrays |= _submit_all(waiting, folder, slurm)
+        if slurm.detach:
+            leave(f"SLURM runs the jobs. To look at them: {_command('status', folder.parent)}")
+            return [job_return(job) for job in jobs]
         _wait(arrays)
     except KeyboardInterrupt:
         _cancel(arrays)
@@ -110,6 +103,27 @@ def _devices(config: Config) -> int:
     return len(devices) if isinstance(devices, list) else devices
 
 
+def _submit_all(
+    jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions
+) -> dict[str, dict[str, str]]:
+    """Submit and record all jobs, or none: return the folders' names by task and array."""
+    arrays = {}
+    try:
+        for first in range(0, len(jobs), LARGEST_ARRAY):
+            part = jobs[first : first + LARGEST_ARRAY]
+            with uninterrupted():  # or an array would be queued of which nobody knows
+                array = _submit(part, folder, slurm)
+                arrays[array] = {str(task): job.folder.name for task, job in enumerate(part)}
+                write_json(folder / f"array-{array}.json", arrays[array])
+            log.info(
+                "Submitted %d jobs as SLURM's array %s; their output: %s", len(part), array, folder
+            )
+    except BaseException:
+        _cancel(arrays)
+        raise
+    return arrays
+
+
 def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str:
     """Submit an array with a task for each job, and return its id."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +138,8 @@ def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str
     }
     environment[PATIENCE] = str(slurm.checkpoint_seconds)
     script = _script(commands, len(jobs), slurm)
-    done = _run(["sbatch", "--parsable"], input=script, env=environment)
+    options = {"env": environment, "start_new_session": True}  # a terminal's Ctrl-C is not for it
+    done = _run(["sbatch", "--parsable"], input=script, **options)
     if done.returncode:
         commands.unlink()
         raise InputError(
