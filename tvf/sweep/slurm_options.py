@@ -35,7 +35,8 @@ class SlurmOptions:
     def __post_init__(self) -> None:
         require_count(f"{NODE}.cpus", self.cpus, 1)
         require_count(f"{NODE}.stop_seconds", self.stop_seconds, 1, 65535)
-        minutes = int(self.time) if str(self.time).isdecimal() else 0  # SLURM's 0 is no limit
+        time = str(self.time)
+        minutes = int(time) if time.isdecimal() else 0  # SLURM's 0 is no limit
         if minutes and 60 * minutes <= self.stop_seconds:
             raise InputError(
                 f"{NODE}.time={minutes} (minutes) must be longer than {NODE}.stop_seconds="
