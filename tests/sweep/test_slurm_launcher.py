@@ -45,6 +45,8 @@ def test_directives_hold_what_was_asked_for_and_no_more() -> None:
         ({"store": "mine"}, "store=mine must be one of node, shared"),
         ({"setup": "module load cuda"}, "setup must be a list of lines"),
         ({"sbatch": ["-N 2"]}, "all its devices are on one node"),
+        ({"sbatch": ["-N2"]}, "all its devices are on one node"),
+        ({"sbatch": [" --nodes=2"]}, "all its devices are on one node"),
         ({"partitoin": "a"}, "did you mean hydra.launcher.partition"),
     ],
 )

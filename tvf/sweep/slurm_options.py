@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from tvf.errors import InputError, require_bool, require_choice, require_count, unknown_key
 
 NODE = "hydra.launcher"
-ONE_NODE = ("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-a", "--array")
+ONE_NODE = ("--nodes", "--ntasks", "--ntasks-per-node", "--array")
+ONE_NODE_LETTERS = ("-N", "-n", "-a")  # of the same options; their value may follow at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class SlurmOptions:
             if not _is_lines(getattr(self, name)):
                 raise InputError(f"{NODE}.{name} must be a list of lines, as in ['{name} line'].")
         for line in self.sbatch:
-            if re.split(r"[=\s]", line, maxsplit=1)[0] in ONE_NODE:
+            option = re.split(r"[=\s]", line.strip(), maxsplit=1)[0]
+            if option in ONE_NODE or option.startswith(ONE_NODE_LETTERS):
                 raise InputError(
                     f"{NODE}.sbatch has {line}, which tvf sets itself: each job is a task of an "
                     "array, and all its devices are on one node. Leave it out."
