@@ -12,6 +12,7 @@ from typing import Any
 
 from tvf.owners import temporary_beside
 
+NODE_FOLDER = "node-"  # in the store's folder: how the names of the stores of nodes begin
 # Paths inside a job's folder.
 LAST_CHECKPOINT = "checkpoints/last.pt"  # everything needed to resume
 BEST_WEIGHTS = "checkpoints/best.safetensors"  # the weights of the best epoch on validation images

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from helpers import ROOT, forks
 from tvf import cli
+from tvf.cli import commands
 from tvf.errors import InputError
 from tvf.store.arrays import CHUNK, ArrayTable, Fill
 from tvf.store.disk import Store, StoreOptions, clear_store, list_entries
@@ -351,6 +352,21 @@ def test_info_lists_entries_and_clear_removes_the_unused(
     for wrong in ("/", "store.dir="):
         with pytest.raises(SystemExit, match="store.dir"):
             tvf("store", "clear", wrong)
+
+
+def test_info_and_clear_know_the_stores_of_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TVF_STORE", str(tmp_path))
+    for node in ("node-a", "node-b"):
+        store = Store(tmp_path / node, 10**9)
+        make_table(store, RecordingFill()).tensors()
+        store.close()
+    commands.store_info(None)
+    shown = capsys.readouterr().out
+    assert [f"{tmp_path / node}: 1 entries" in shown for node in ("node-a", "node-b")] == [True] * 2
+    commands.store_clear(None)
+    assert not list_entries(tmp_path / "node-a") and not list_entries(tmp_path / "node-b")
 
 
 def test_files_that_are_not_the_stores_are_left_alone(tmp_path: Path) -> None:

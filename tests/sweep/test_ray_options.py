@@ -102,3 +102,21 @@ def test_what_a_node_cannot_see_is_named(tmp_path: Path) -> None:
     assert look_around(probe, [str(tmp_path)], __version__) is None
     assert "/no/folder" in str(look_around(probe, ["/no/folder"], __version__))
     assert "not 0.0.1" in str(look_around(probe, [], "0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("fabric", "nodes", "options", "message"),
+    [
+        ({"accelerator": "cuda"}, [CPUS], {}, "fabric.accelerator=cuda needs a GPU"),
+        ({"accelerator": "gpu"}, [GPUS], {"num_gpus": 0}, "fabric.accelerator=gpu needs a GPU"),
+        ({"accelerator": "cpu", "devices": 4}, [CPUS], {}, "fabric.devices=4 must be at most 1"),
+        ({"devices": [0, 1]}, [GPUS], {"num_gpus": 1}, "fabric.devices=2 must be at most 1"),
+        ({"devices": "auto"}, [CPUS], {}, "fabric.devices=auto must be"),
+    ],
+)
+def test_devices_that_a_job_would_not_have_are_an_error(
+    fabric: dict[str, Any], nodes: list[dict[str, float]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        needs(nodes, fabric, **options)
+    assert needs([CPUS], {"accelerator": "cpu", "devices": 4}, num_cpus=4)["num_cpus"] == 4

@@ -27,7 +27,14 @@ from tvf.config import (
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.records import CONFIRMATION, confirmed_sweep, read_commands, read_sweep, tracker_group
+from tvf.records import (
+    CONFIRMATION,
+    confirmed_sweep,
+    read_commands,
+    read_sweep,
+    tracker_group,
+    without_launcher,
+)
 
 WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}  # options of tvf's backbones
 
@@ -64,10 +71,13 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
             f"resume cannot change settings ({' '.join(settings)}). To add jobs, rerun the sweep "
             f"command with the new values and {shlex.quote(in_folder)}."
         )
+    another = any(override.startswith("hydra/launcher=") for override in overrides)
     failed = False
     for command in _commands_of(folder):
         _enter_folder_of(command)
-        failed |= not _train([*command["arguments"], *overrides, in_folder])
+        arguments = command["arguments"]
+        arguments = without_launcher(arguments) if another else arguments
+        failed |= not _train([*arguments, *overrides, in_folder])
     if failed:
         raise SystemExit(1)
 
@@ -275,32 +285,33 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
 @_errors_as_messages()
 def store_info(store_dir: str | None) -> None:
     """List the store's entries, most recently used first; None means the default store."""
-    from tvf.store import StoreOptions, format_bytes, list_entries
+    from tvf.store import StoreOptions, format_bytes, list_entries, store_folders
 
-    folder = _store_folder(StoreOptions(dir=store_dir))
-    with _store_errors(folder):
-        entries = list_entries(folder)
-    if not folder.is_dir():
-        print(f"{folder} does not exist")
+    root = _store_folder(StoreOptions(dir=store_dir))
+    if not root.is_dir():
+        print(f"{root} does not exist")
         return
-    size = format_bytes(sum(entry.size for entry in entries))
-    print(f"{folder}: {f'{len(entries)} entries, {size}' if entries else 'empty'}")
-    for entry in sorted(entries, key=lambda entry: -entry.used):
-        when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-        in_use = "in use  " if entry.in_use else ""
-        print(f"{format_bytes(entry.size):>8}  {when}  {in_use}{entry.about}")
+    for folder in store_folders(root):
+        with _store_errors(folder):
+            entries = list_entries(folder)
+        size = format_bytes(sum(entry.size for entry in entries))
+        print(f"{folder}: {f'{len(entries)} entries, {size}' if entries else 'empty'}")
+        for entry in sorted(entries, key=lambda entry: -entry.used):
+            when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
+            in_use = "in use  " if entry.in_use else ""
+            print(f"{format_bytes(entry.size):>8}  {when}  {in_use}{entry.about}")
 
 
 @_errors_as_messages()
 def store_clear(store_dir: str | None) -> None:
     """Remove entries that no running job uses from the store; None means the default store."""
-    from tvf.store import StoreOptions, clear_store, format_bytes
+    from tvf.store import StoreOptions, clear_store, format_bytes, store_folders
 
-    folder = _store_folder(StoreOptions(dir=store_dir))
-    with _store_errors(folder):
-        removed, total, size = clear_store(folder)
-    kept = f"; running jobs use the other {total - removed}" if removed < total else ""
-    print(f"removed {removed} of {total} entries ({format_bytes(size)}) from {folder}{kept}")
+    for folder in store_folders(_store_folder(StoreOptions(dir=store_dir))):
+        with _store_errors(folder):
+            removed, total, size = clear_store(folder)
+        kept = f"; running jobs use the other {total - removed}" if removed < total else ""
+        print(f"removed {removed} of {total} entries ({format_bytes(size)}) from {folder}{kept}")
 
 
 def _store_folder(options: "StoreOptions") -> Path:

@@ -99,9 +99,10 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
     count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
     if count > available:
-        what = "GPUs" if gpus else "cores, without a usable GPU,"
+        what = "GPUs" if gpus else "cores and no usable GPU"
         raise InputError(
-            f"fabric.devices={count} must be at most {available}: so many {what} a job has here."
+            f"fabric.devices={count} must be at most {available}: here, a job has {available} "
+            f"{what}."
         )
     if not context.parallel or not gpus:
         return context

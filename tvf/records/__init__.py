@@ -66,6 +66,7 @@ from tvf.records.sweep import (
     summary_run_id,
     sweep_name,
     tracker_group,
+    without_launcher,
     write_manifest,
 )
 from tvf.records.tracking import (
@@ -142,6 +143,7 @@ __all__ = [
     "sync_command",
     "tracker_group",
     "varied_overrides",
+    "without_launcher",
     "write_manifest",
     "write_predictions",
 ]

@@ -215,11 +215,15 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: job for name, job in jobs.items() if isinstance(job, dict)}
 
 
+def without_launcher(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command without its launcher and the options of that."""
+    launcher = ("hydra/launcher=", "hydra.launcher.")
+    return [text for text in arguments if not text.lstrip("+~").startswith(launcher)]
+
+
 def _what_runs(command: Mapping[str, Any]) -> dict[str, Any]:
     """A command without the choice of its launcher, which `tvf resume` may replace."""
-    launcher = ("hydra/launcher=", "hydra.launcher.")
-    kept = [text for text in command["arguments"] if not text.lstrip("+").startswith(launcher)]
-    return {"folder": command["folder"], "arguments": kept}
+    return {"folder": command["folder"], "arguments": without_launcher(command["arguments"])}
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:

@@ -1,7 +1,15 @@
 """Reusable results on disk: fingerprints, memory-mapped tables, and a budget."""
 
 from tvf.store.arrays import ArrayTable
-from tvf.store.disk import Entry, Store, StoreOptions, clear_store, format_bytes, list_entries
+from tvf.store.disk import (
+    Entry,
+    Store,
+    StoreOptions,
+    clear_store,
+    format_bytes,
+    list_entries,
+    store_folders,
+)
 from tvf.store.fingerprint import (
     FingerprintError,
     fingerprint,
@@ -30,4 +38,5 @@ __all__ = [
     "list_entries",
     "numeric_environment",
     "processor_model",
+    "store_folders",
 ]

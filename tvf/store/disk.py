@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 
 from tvf.errors import require_choice, require_number
-from tvf.files import cache_folder, read_json, write_json
+from tvf.files import NODE_FOLDER, cache_folder, read_json, write_json
 from tvf.lease import Lease, lease_holder
 from tvf.store.arrays import ArrayTable, Fill
 from tvf.store.row_file import SUFFIX, ArraySpec, StoreError, storage_errors, stored_bytes
@@ -209,6 +209,11 @@ class EntryInfo:
     size: int
     used: float
     in_use: bool
+
+
+def store_folders(folder: Path) -> list[Path]:
+    """The store in `folder`, and those of a cluster's nodes that are in it."""
+    return [folder, *(path for path in sorted(folder.glob(f"{NODE_FOLDER}*")) if path.is_dir())]
 
 
 def list_entries(folder: Path) -> list[EntryInfo]:

@@ -48,7 +48,8 @@ def launch_on_ray(
     asked = read_options(options)
     waiting = {job.folder: job for job in jobs if not is_done(job.folder, job.config)}
     if waiting:
-        environment = remote_environment(node_store=asked.store == "node")
+        own = asked.store == "node" and asked.address is not None  # there is but one node
+        environment = remote_environment(node_store=own)
         ray = _connect(asked.address, environment["PYTHONPATH"])
         nodes = [node for node in ray.nodes() if node["Alive"]]
         resources = [node["Resources"] for node in nodes]

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from tvf.config import Config
 from tvf.errors import InputError, require_choice, require_count, require_number, unknown_key
+from tvf.sweep.remote import check_devices
 
 NODE = "hydra.launcher"
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # what nodes call them
@@ -60,6 +61,7 @@ def needs_of(
     gpus = options.num_gpus
     if gpus is None:
         gpus = _gpus(config["fabric"]) if any(node.get("GPU") for node in nodes) else 0
+    check_devices(config, f"{NODE}.num_gpus and num_cpus", options.num_cpus, gpus)
     needs = {"num_cpus": options.num_cpus, "num_gpus": gpus, "memory": options.memory}
     if any(has(node, needs) for node in nodes):
         return needs

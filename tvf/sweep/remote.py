@@ -19,7 +19,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvf.config import Config, conf_dir, path_override
-from tvf.files import NO_HOME, cache_folder
+from tvf.errors import InputError
+from tvf.files import NO_HOME, NODE_FOLDER, cache_folder
 from tvf.records import RUN_VARIABLES, best_score
 from tvf.sweep.processes import QUIET
 
@@ -98,6 +99,25 @@ def job_command(config: DictConfig, overrides: Sequence[str], number: int) -> li
     return [*command, *kept, *overrides, *settled]
 
 
+def check_devices(config: Config, node: str, cpus: float, gpus: float) -> None:
+    """Raise InputError if a job asks for more devices than its launcher gives it, on one node.
+
+    `node` has the launcher's option for both: "hydra.launcher.gpus".
+    """
+    from tvf.distributed import count_devices  # with torch
+
+    fabric = config["fabric"]
+    needed, accelerator = count_devices(fabric.get("devices", 1)), fabric.get("accelerator", "auto")
+    if accelerator not in ("cpu", "auto") and not gpus:
+        raise InputError(f"fabric.accelerator={accelerator} needs a GPU: set {node}.")
+    available = cpus if accelerator == "cpu" or not gpus else gpus
+    if needed > max(1, available):
+        raise InputError(
+            f"fabric.devices={needed} must be at most {available:g}: so many does the launcher "
+            f"give to a job ({node}), all of them on one node."
+        )
+
+
 def remote_environment(node_store: bool = True) -> dict[str, str]:
     """Return the environment for such commands: this process's, less what belongs to it alone.
 
@@ -127,7 +147,7 @@ def use_node_store() -> None:
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     with suppress(OSError):  # the user has no home: no store, as on one machine
         os.environ["TVF_STORE"] = str(
-            Path(os.environ.get("TVF_STORE") or cache_folder() / "store", f"node-{node}")
+            Path(os.environ.get("TVF_STORE") or cache_folder() / "store", f"{NODE_FOLDER}{node}")
         )
 
 
