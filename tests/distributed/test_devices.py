@@ -5,15 +5,18 @@ import os
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky.backend import context as loky
+from omegaconf import OmegaConf
 
 from helpers import ROOT, forks
 from tvf.distributed import devices
 from tvf.errors import InputError
 from tvf.memory import keep_freed_memory
-from tvf.sweep.launchers import default_workers
+from tvf.sweep.launchers import HERE, default_workers, jobs_at_once
 
 
 @pytest.mark.slow
@@ -98,6 +101,20 @@ def test_a_job_has_the_cores_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch)
     assert devices.available_cores() == 3
     monkeypatch.delenv("SLURM_CPUS_PER_TASK")
     assert devices.available_cores() == os.cpu_count()
+
+
+def test_a_sweep_inside_an_allocation_runs_a_job_per_core_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loky, "_cpu_count_affinity", lambda count: 8)
+    monkeypatch.setattr(loky, "_cpu_count_cgroup", lambda count: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "8")  # so that what follows is undone
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
+    launcher = OmegaConf.create({"_target_": HERE[1], "n_jobs": -1})
+    assert default_workers("cpu") == jobs_at_once(launcher) == joblib.effective_n_jobs(-1) == 8
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert default_workers("cpu") == jobs_at_once(launcher) == joblib.effective_n_jobs(-1) == 3
 
 
 def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(

@@ -212,7 +212,7 @@ def test_halving_runs_its_rungs_as_arrays(start: Path) -> None:
         (("hydra.launcher.partition=nope",), "invalid partition specified: nope"),
         (("hydra.launcher.gpus=1",), "Invalid generic resource"),
         (("hydra.launcher.cpus=2",), "Requested node configuration is not available"),
-        (("fabric.devices=2",), "its devices are on one node"),
+        (("fabric.devices=2",), "all of them on one node"),
         (("hydra.launcher.sbatch=['--nodes=2']",), "all its devices are on one node"),
         (("hydra/sweeper=halving", "hydra.launcher.detach=true"), "the command has to stay"),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,7 +11,8 @@ from omegaconf import DictConfig, open_dict
 
 from helpers import ROOT
 from tvf.config import conf_dir
-from tvf.sweep.remote import job_command, remote_environment
+from tvf.files import write_json
+from tvf.sweep.remote import RemoteJob, job_command, job_return, remote_environment
 
 
 def sweep_config(*overrides: str) -> DictConfig:
@@ -55,3 +57,13 @@ def test_variables_of_this_process_are_kept_to_it(monkeypatch: pytest.MonkeyPatc
     assert environment["WANDB_PROJECT"] == "kept"
     folders = environment["PYTHONPATH"].split(os.pathsep)
     assert str(ROOT / "tests") in folders and os.path.dirname(pytest.__file__) not in folders
+
+
+@pytest.mark.parametrize("state, score", [("done", 0.75), ("failed", None)])
+def test_only_a_job_that_is_done_has_a_score(
+    state: str, score: float | None, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "status.json", {"state": state, "name": "a", "error": None})
+    write_json(tmp_path / "config.json", {"data": {"metric": "accuracy"}})
+    write_json(tmp_path / "summary.json", {"metric": "accuracy", "val_acc": 0.75})
+    assert job_return(RemoteJob(tmp_path, [], {}, [])).return_value == score

@@ -8,6 +8,7 @@ import pytest
 
 from helpers import forks
 from tvf.job.stopping import stopped_after_batches
+from tvf.sweep.processes import PATIENCE
 
 # As submitit does: the process that runs jobs handles the signal, which all processes receive.
 HANDLED_ABOVE = """
@@ -35,6 +36,38 @@ def test_signals_for_the_process_above_do_not_run_its_handlers_in_the_job(tmp_pa
     above, code = output.split()
     assert code == "7", output
     assert [path.name for path in tmp_path.glob("handled-*")] == [f"handled-by-{above}"]
+
+
+# A job in the middle of a batch that takes a second, when its command is told to stop.
+BATCH = """
+import os, pathlib, signal, time
+from tvf.sweep import processes
+
+def job():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(1)
+    pathlib.Path("checkpoint").touch()
+    return 0
+
+processes.CHECKPOINT_SECONDS = processes.GRACE_SECONDS = 0.1
+try:
+    with processes.interruptible():
+        processes.run_in_subprocess(job, pathlib.Path("job.log"))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", ["0.1", "20"])
+def test_a_cluster_says_how_long_a_job_may_take_for_its_checkpoint(
+    seconds: str, tmp_path: Path
+) -> None:
+    process = forks.python(BATCH, cwd=tmp_path, **{PATIENCE: seconds})
+    assert process.communicate() == ("interrupted\n", None)
+    assert (tmp_path / "checkpoint").exists() == (seconds == "20")
 
 
 def test_sigterm_waits_for_the_batch_while_a_job_trains_and_only_then() -> None:

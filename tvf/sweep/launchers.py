@@ -36,18 +36,30 @@ def jobs_at_once(launcher: DictConfig) -> int:
     """
     if runs_elsewhere(launcher):
         return 1
-    jobs, cores = launcher.get("n_jobs", 1), os.cpu_count() or 1
+    jobs = launcher.get("n_jobs", 1)
     if jobs == 0:
         raise InputError(
             "hydra.launcher.n_jobs=0 must be the number of jobs to run at once: at least 1, or -1 "
             "for one per core."
         )
-    return jobs if jobs > 0 else max(1, cores + 1 + jobs)
+    return jobs if jobs > 0 else max(1, _cores() + 1 + jobs)
 
 
 def runs_elsewhere(launcher: DictConfig) -> bool:
     """Whether a scheduler gives the jobs their parts of machines, and decides how many run."""
     return launcher._target_ not in HERE
+
+
+def _cores() -> int:
+    """The cores for this machine's jobs, as joblib counts them for n_jobs=-1.
+
+    Not every SLURM keeps a task to its cores, so joblib is told of them.
+    """
+    import joblib  # takes 0.3 s, which `tvf --help` need not spend
+
+    if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal() and int(given):
+        os.environ.setdefault("LOKY_MAX_CPU_COUNT", given)
+    return joblib.cpu_count()
 
 
 def workers(*, _root_: DictConfig) -> int:
@@ -82,11 +94,9 @@ def default_workers(accelerator: str, devices: Any = 1, jobs_per_gpu: Any = 1) -
     `devices` is what each job uses: a number of devices or a list of them; jobs that use several
     share none. Other values are not checked here, because each job checks its own config.
     """
-    import joblib  # takes 0.3 s, which `tvf --help` need not spend
-
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
     per_job = len(devices) if several else devices
-    available = joblib.cpu_count()
+    available = _cores()
     if accelerator != "cpu":
         import torch
 

@@ -25,7 +25,8 @@ QUIET = (
 )
 ERRORS = "backslashreplace"  # of output streams: names of files may not be UTF-8
 GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the next signal
-CHECKPOINT_SECONDS = 20.0  # and this long to keep a checkpoint after SIGTERM
+CHECKPOINT_SECONDS = 20.0  # and this long to keep a checkpoint after SIGTERM, unless the cluster
+PATIENCE = "TVF_CHECKPOINT_SECONDS"  # says in this environment variable how long it takes
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
 
 
@@ -85,6 +86,23 @@ def interruptible(first: Callable[[], bool] = lambda: False) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off SIGINT and SIGTERM to the end of this context."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def stop_jobs(folder: Path) -> None:
@@ -172,8 +190,9 @@ def _wait_or_kill(child: int, gently: bool) -> None:
     """
     if gently:
         os.kill(child, signal.SIGTERM)
+    to_checkpoint = float(os.environ.get(PATIENCE, CHECKPOINT_SECONDS))
     for number in (signal.SIGINT, signal.SIGKILL):
-        patience = CHECKPOINT_SECONDS if gently and number == signal.SIGINT else GRACE_SECONDS
+        patience = to_checkpoint if gently and number == signal.SIGINT else GRACE_SECONDS
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):

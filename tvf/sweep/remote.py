@@ -20,9 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvf.config import Config, conf_dir, path_override
 from tvf.errors import InputError
-from tvf.files import NO_HOME, NODE_FOLDER, cache_folder, read_json
-from tvf.metrics import METRICS, metric_of
-from tvf.records import RUN_VARIABLES, read_config
+from tvf.files import NO_HOME, NODE_FOLDER, cache_folder
+from tvf.records import RUN_VARIABLES, best_score
 from tvf.sweep.processes import QUIET
 
 # Hydra's settings that choose the sweep's jobs and where they run, which the command settles.
@@ -155,16 +154,13 @@ def use_node_store() -> None:
 def job_return(job: RemoteJob) -> JobReturn:
     """Return what Hydra's sweepers expect of a job that has ended, with its validation score.
 
-    A failed job has no score; it is recorded and reported by its files.
+    A job that is not done has no score; it is recorded and reported by its files.
     """
-    summary = read_json(job.folder / "summary.json")
-    config = read_config(job.folder)
-    score = summary.get(f"val_{METRICS[metric_of(config)]}") if summary and config else None
     return JobReturn(
         overrides=job.overrides,
         working_dir=str(job.folder),
         status=JobStatus.COMPLETED,
-        _return_value=score,
+        _return_value=best_score(job.folder),
     )
 
 

@@ -20,13 +20,20 @@ from uuid import uuid4
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from tvf.config import Config
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
-from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
+from tvf.sweep.processes import PATIENCE, uninterrupted
+from tvf.sweep.remote import (
+    RemoteJob,
+    check_devices,
+    job_return,
+    remote_environment,
+    sweep_folder,
+)
 from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
+from tvf.sweep.slurm_task import TOO_SHORT, too_short
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +63,11 @@ def launch_on_slurm(
     waiting = [job for job in jobs if not is_done(job.folder, job.config)]
     waiting = [job for job in waiting if job.folder.name not in queued]
     waiting = [*{job.folder: job for job in waiting}.values()]  # equal jobs share a folder
-    for first in range(0, len(waiting), LARGEST_ARRAY):
-        part = waiting[first : first + LARGEST_ARRAY]
-        array = _submit(part, folder, slurm)
-        log.info(
-            "Submitted %d jobs as SLURM's array %s; their output: %s", len(part), array, folder
-        )
-        arrays[array] = {str(task): job.folder.name for task, job in enumerate(part)}
-        write_json(folder / f"array-{array}.json", arrays[array])
-    if slurm.detach:
-        leave(f"SLURM runs the jobs. To look at them: {_command('status', folder.parent)}")
-        return [job_return(job) for job in jobs]
     try:
+        arrays |= _submit_all(waiting, folder, slurm)
+        if slurm.detach:
+            leave(f"SLURM runs the jobs. To look at them: {_command('status', folder.parent)}")
+            return [job_return(job) for job in jobs]
         _wait(arrays)
     except KeyboardInterrupt:
         _cancel(arrays)
@@ -86,16 +86,7 @@ def _check(jobs: Sequence[RemoteJob], config: DictConfig, slurm: SlurmOptions) -
             "PATH. Start the sweep on a login node of the cluster."
         )
     for job in jobs:
-        needed, given = _devices(job.config), slurm.gpu_count or 0
-        accelerator = job.config["fabric"].get("accelerator")
-        available = slurm.cpus if accelerator == "cpu" or not given else given
-        if accelerator not in ("cpu", "auto") and not given:
-            raise InputError(f"fabric.accelerator={accelerator} needs {NODE}.gpus=1 or more.")
-        if needed > available:
-            raise InputError(
-                f"fabric.devices={needed} must be at most {available}, which {NODE}.gpus and "
-                f"{NODE}.cpus give to a job: its devices are on one node."
-            )
+        check_devices(job.config, f"{NODE}.gpus and cpus", slurm.cpus, slurm.gpu_count or 0)
     if slurm.detach and not config.hydra.sweeper._target_.endswith(("GridSweeper", "BasicSweeper")):
         raise InputError(
             f"{NODE}.detach must be false with this hydra/sweeper, whose later jobs depend on the "
@@ -103,9 +94,25 @@ def _check(jobs: Sequence[RemoteJob], config: DictConfig, slurm: SlurmOptions) -
         )
 
 
-def _devices(config: Config) -> int:
-    devices = config["fabric"].get("devices", 1)
-    return len(devices) if isinstance(devices, list) else devices
+def _submit_all(
+    jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions
+) -> dict[str, dict[str, str]]:
+    """Submit and record all jobs, or none: return the folders' names by task and array."""
+    arrays = {}
+    try:
+        for first in range(0, len(jobs), LARGEST_ARRAY):
+            part = jobs[first : first + LARGEST_ARRAY]
+            with uninterrupted():  # or an array would be queued of which nobody knows
+                array = _submit(part, folder, slurm)
+                arrays[array] = {str(task): job.folder.name for task, job in enumerate(part)}
+                write_json(folder / f"array-{array}.json", arrays[array])
+            log.info(
+                "Submitted %d jobs as SLURM's array %s; their output: %s", len(part), array, folder
+            )
+    except BaseException:
+        _cancel(arrays)
+        raise
+    return arrays
 
 
 def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str:
@@ -120,8 +127,10 @@ def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str
         for key, value in remote_environment(node_store=slurm.store == "node").items()
         if key in KEPT or not key.startswith(("SLURM_", "SBATCH_"))
     }
+    environment[PATIENCE] = str(slurm.checkpoint_seconds)
     script = _script(commands, len(jobs), slurm)
-    done = _run(["sbatch", "--parsable"], input=script, env=environment)
+    options = {"env": environment, "start_new_session": True}  # a terminal's Ctrl-C is not for it
+    done = _run(["sbatch", "--parsable"], input=script, **options)
     if done.returncode:
         commands.unlink()
         raise InputError(
@@ -215,8 +224,8 @@ def _cancel(arrays: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJob]) -> None:
-    """Say why tasks ended whose jobs have not recorded an end."""
-    faults = {}
+    """Say why tasks ended whose jobs have not recorded an end, or could not get to one."""
+    faults, limited = {}, []
     tasks = {
         f"{array}_{task}": name for array, names in arrays.items() for task, name in names.items()
     }
@@ -233,6 +242,10 @@ def _explain(arrays: Mapping[str, Mapping[str, str]], jobs: Mapping[str, RemoteJ
             # It was lost, which is not the job's fault, unless it took too much memory.
             own = "OUT_OF_MEMORY" in fault
             mark_failed(folder, status["name"], fault if own else STOPPED[1])
+        elif status["error"] == STOPPED[0] and _fault(task, folder.parent) == too_short():
+            limited.append(name)
+    if limited:
+        log.error("error: %s: %s", ", ".join(sorted(limited)), too_short())
     for fault in sorted({*faults.values()}):
         log.error("error: %d jobs did not start: %s", [*faults.values()].count(fault), fault)
 
@@ -250,6 +263,8 @@ def _fault(task: str, sweep: Path) -> str:
         return f"{node} cannot see {os.getcwd()}: start the sweep on a disk that nodes share."
     if code == f"{NO_PYTHON}:0":
         return f"{node} has no {sys.executable}: install tvf on a disk that nodes share."
+    if code == f"{TOO_SHORT}:0":
+        return too_short()
     if not facts:
         return f"SLURM no longer knows how its task ended: {output}"
     return f"its task ended: {facts.get('JobState')} ({facts.get('Reason')}): {output}"

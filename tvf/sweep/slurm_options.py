@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from tvf.errors import InputError, require_bool, require_choice, require_count, unknown_key
 
 NODE = "hydra.launcher"
-ONE_NODE = ("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-a", "--array")
+ONE_NODE = ("--nodes", "--ntasks", "--ntasks-per-node", "--array")
+ONE_NODE_LETTERS = ("-N", "-n", "-a")  # of the same options; their value may follow at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,13 @@ class SlurmOptions:
     def __post_init__(self) -> None:
         require_count(f"{NODE}.cpus", self.cpus, 1)
         require_count(f"{NODE}.stop_seconds", self.stop_seconds, 1, 65535)
+        time = str(self.time)
+        minutes = int(time) if time.isdecimal() else 0  # SLURM's 0 is no limit
+        if minutes and 60 * minutes <= self.stop_seconds:
+            raise InputError(
+                f"{NODE}.time={minutes} (minutes) must be longer than {NODE}.stop_seconds="
+                f"{self.stop_seconds}, or each job would be told to stop as it begins. Raise time."
+            )
         if self.max_running is not None:
             require_count(f"{NODE}.max_running", self.max_running, 1)
         require_bool(f"{NODE}.detach", self.detach)
@@ -43,7 +51,8 @@ class SlurmOptions:
             if not _is_lines(getattr(self, name)):
                 raise InputError(f"{NODE}.{name} must be a list of lines, as in ['{name} line'].")
         for line in self.sbatch:
-            if re.split(r"[=\s]", line, maxsplit=1)[0] in ONE_NODE:
+            option = re.split(r"[=\s]", line.strip(), maxsplit=1)[0]
+            if option in ONE_NODE or option.startswith(ONE_NODE_LETTERS):
                 raise InputError(
                     f"{NODE}.sbatch has {line}, which tvf sets itself: each job is a task of an "
                     "array, and all its devices are on one node. Leave it out."
@@ -58,6 +67,11 @@ class SlurmOptions:
         """How many GPUs a task has; None if that cannot be read."""
         count = str(self.gpus or 0).rpartition(":")[2]
         return int(count) if count.isdecimal() else None
+
+    @property
+    def checkpoint_seconds(self) -> int:
+        """How long a job that is told to stop may take; the rest is for its end and the requeue."""
+        return max(3, self.stop_seconds - 10)
 
     @property
     def directives(self) -> Iterator[str]:

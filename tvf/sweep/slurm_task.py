@@ -13,31 +13,47 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-FRUITLESS = 3  # attempts, after which a job that gets no further is not requeued
+FRUITLESS = 3  # attempts at the time limit, after which a job that got no further is not requeued
+TOO_SHORT = 93  # the exit code then; the batch script has others
 
 
 def main(commands: Path) -> int:
-    """Run the job that the array's task is for, from the file of `tvf.sweep.slurm.submit`."""
+    """Run the job that the array's task is for, from the file that `hydra/launcher=slurm` wrote."""
     spec = json.loads(commands.read_text())
     task = int(os.environ["SLURM_ARRAY_TASK_ID"])
     job = spec["jobs"][task]
     task_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
     before = _checkpoint_time(job)
     received = _run(job["command"])
+    code = 0
     if signal.SIGUSR1 in received and not _has_ended(job):
-        if before == _checkpoint_time(job) and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= (
-            FRUITLESS - 1
-        ):
-            print(
-                f"{job['folder']}: no checkpoint before the time limit, after {FRUITLESS} attempts "
-                "or more: raise hydra.launcher.time, or lower checkpoint.every_minutes.",
-                file=sys.stderr,
-            )
-        else:
+        counter = commands.with_suffix(f".{task}.fruitless")
+        if before != _checkpoint_time(job) or _count(counter, before) < FRUITLESS:
             return subprocess.run(["scontrol", "requeue", task_id]).returncode
-    if not received and spec["report"] and _is_last(commands, spec, task):
-        return subprocess.run(spec["report"]).returncode
-    return 0
+        print(f"{job['folder']}: {too_short()}", file=sys.stderr)
+        code = TOO_SHORT
+    if signal.SIGTERM not in received and spec["report"] and _is_last(commands, spec, task):
+        return subprocess.run(spec["report"]).returncode or code
+    return code
+
+
+def too_short() -> str:
+    """Why a job was not requeued, and what helps."""
+    return (
+        f"no checkpoint before the time limit in {FRUITLESS} attempts: raise hydra.launcher.time, "
+        "or hydra.launcher.stop_seconds if a batch takes longer than that."
+    )
+
+
+def _count(counter: Path, checkpoint: float | None) -> int:
+    """Count one more attempt that met its time limit with only the checkpoint it began with."""
+    try:
+        known, attempts = json.loads(counter.read_text())
+    except (OSError, ValueError):
+        known, attempts = checkpoint, 0
+    attempts = attempts + 1 if known == checkpoint else 1
+    counter.write_text(json.dumps([checkpoint, attempts]))
+    return attempts
 
 
 def _run(command: list[str]) -> set[int]:
