@@ -123,7 +123,8 @@ def has_trained(sweep: Path, fraction: float, attempt: int = 1) -> bool:
     if statuses(sweep).get(fraction, {}).get("attempt") != attempt:
         return False
     log = (folders(sweep)[fraction] / "job.log").read_text()
-    return " epoch " in log.rpartition(" trains ")[2].replace("resumes after epoch", "")
+    _, *attempts = log.split(" trains ")  # the status comes before the log
+    return len(attempts) == attempt and " epoch " in attempts[-1].replace("resumes after epoch", "")
 
 
 def test_jobs_that_are_disturbed_end_like_those_of_one_machine(

@@ -1,6 +1,8 @@
 """What a worker of a Ray cluster does for hydra/launcher=ray: looks around, and runs jobs."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,9 @@ def train_job(
     import ray
 
     global _server
+    if threading.current_thread() is threading.main_thread():
+        # Ray interrupts tasks by it, but a Ray that was started in the background ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     variables = {key: environment[key] for key in environment if key.startswith(OF_THE_COMMAND)}
     # The node knows best where its programs, libraries and temporary files are.
     environment = {**environment, **os.environ, **variables}
