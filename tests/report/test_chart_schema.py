@@ -22,6 +22,7 @@ def compared(sweep: Path) -> Comparison:
     return comparison
 
 
+@pytest.mark.slow
 def test_every_chart_keeps_to_the_schema(tmp_path: Path) -> None:
     curves, judged = tmp_path / "curves", tmp_path / "judged"
     laws = {0.0: lambda n: 0.6 + n / 1e4, 1.0: lambda n: 0.5 + n / 5e3}

@@ -97,6 +97,7 @@ def test_the_value_in_the_study_is_the_value_in_the_config_and_in_the_override(
     assert name == trials[0]["jobs"][0]  # the name that a grid sweep would give
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["none", "halving", "median"])
 def test_a_search_that_is_interrupted_anywhere_ends_as_one_that_is_not(
     tmp_path: Path, pruner: str
@@ -367,6 +368,7 @@ def test_a_combination_that_is_misconfigured_fails_alone(
     assert [len(trial["jobs"]) for trial in trials] == [0 if each else 1 for each in bad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["halving", "median"])
 def test_pruned_jobs_stay_paused_and_are_told_as_pruned(
     tmp_path: Path, pruner: str, capsys: pytest.CaptureFixture[str]
