@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tvf.distributed import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.frontier import EpochInputs
+from tvf.training.convolutions import FastConvolutions
 from tvf.training.ema import WeightAverage
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, share_by_weight
 from tvf.training.scores import Scores, compute_scores
@@ -113,7 +114,7 @@ def train_step(
         torch.manual_seed(int(seeds.generate_state(1)[0]))
     optimizer = setup.optimizer
     optimizer.zero_grad()
-    with global_batchnorm(fabric):
+    with global_batchnorm(fabric), FastConvolutions():
         logits = module(*inputs)
     if weights is None:
         loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
