@@ -17,6 +17,7 @@ from tvf.data.pool import PARTS
 from tvf.data.split_names import SPLIT_NAMES, split_of
 from tvf.errors import InputError
 from tvf.files import printable
+from tvf.hub import cache_alone_if_offline
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes for several and for one
 OLDEST = 4  # version of the library
@@ -104,7 +105,8 @@ def _open(path: str, config_name: str | None, revision: str | None, _status: Any
         if _status is not None:
             found = datasets.load_from_disk(path)
         else:
-            found = datasets.load_dataset(path, config_name, revision=revision)
+            with cache_alone_if_offline():
+                found = datasets.load_dataset(path, config_name, revision=revision)
     except Exception as error:  # its own kinds, those of pyarrow, of the network, of the disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if isinstance(error, IndexError):

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from tvf.errors import InputError
+from tvf.hub import cache_alone_if_offline
 
 OFFLINE = "backbone=efficientnet_lite0 needs no download"
 LOCAL = "local-dir:"
@@ -20,7 +21,8 @@ def download(name: str, create: Callable[[], Any]) -> Any:
     Without a network, or for a truncated file, libraries raise different errors.
     """
     try:
-        return create()
+        with cache_alone_if_offline():
+            return create()
     except RuntimeError as error:
         raise InputError(_explain_weights(name, error)) from error
     except (OSError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
