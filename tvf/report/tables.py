@@ -86,8 +86,9 @@ DIFFERENCES = (
 
 
 def overview_columns(comparison: Comparison) -> list[Column]:
-    """Columns of the table of configurations."""
-    return [
+    """Columns of the table of configurations, without those that are empty."""
+    rows = overview(comparison)
+    columns = [
         Column("label", "pct_unfreeze", "", "fraction of the layer groups that trains"),
         Column("n", "trainings"),
         Column("val", f"validation {comparison.word}", ".3f", "mean over trainings"),
@@ -112,6 +113,7 @@ def overview_columns(comparison: Comparison) -> list[Column]:
         Column("gap", "overfitting", "+.3f", "training minus validation accuracy, last epoch"),
         Column("loss_gap", "loss gap", "+.3f", "validation minus training loss, last epoch"),
     ]
+    return [column for column in columns if any(map(column.text, rows))]
 
 
 def overview(comparison: Comparison) -> list[dict[str, Any]]:
