@@ -286,8 +286,11 @@ def test_ctrl_c_stops_at_once_and_the_sweep_can_be_resumed_and_extended(tmp_path
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_command_alone_also_stops_its_jobs(tmp_path: Path) -> None:
-    sweep = ("hydra.sweep.dir='sweep \\'a, é'", "hydra/launcher=basic")
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_sigterm_to_the_command_alone_lets_its_jobs_keep_a_checkpoint(
+    launcher: str, tmp_path: Path
+) -> None:
+    sweep = ("hydra.sweep.dir='sweep \\'a, é'", f"hydra/launcher={launcher}")
     process = start("-m", *QUICK, "epochs=8", "model.pct_unfreeze=0.5,1.0", *sweep, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("sweep*/*/metrics.jsonl")) and time.monotonic() < deadline:
@@ -295,7 +298,10 @@ def test_a_signal_to_the_command_alone_also_stops_its_jobs(tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in output, output
-    assert "0.5 interrupted" in output and "never started: fine-tuning-1.0" in output
+    if launcher == "basic":
+        assert "0.5 interrupted" in output and "never started: fine-tuning-1.0" in output
+    logs = [path.read_text() for path in tmp_path.glob("sweep*/*/job.log")]
+    assert any("its checkpoint is kept" in log for log in logs), logs
     command = re.search(r"tvf (resume .*)", output)
     assert command, output
     code, output = tvf(*shlex.split(command[1]), cwd=tmp_path)

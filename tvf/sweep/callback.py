@@ -126,13 +126,13 @@ def planned_batches() -> Iterator[list[list[str]]]:
     return _launched.batches()
 
 
-def interrupt() -> bool:
-    """Interrupt the jobs of the sweep that this process launched, and wait for them to end.
+def interrupt(number: int) -> bool:
+    """Pass a signal to the jobs of the sweep that this process launched, and wait for their end.
 
     Returns whether it launched one: if not, it may run a single job of another's.
     """
     if _launched and can_fork():
-        stop_jobs(_launched.folder)
+        stop_jobs(_launched.folder, number)
         return True
     return False
 

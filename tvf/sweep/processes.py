@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -43,7 +44,8 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
 
     Returns what `job` returns, or minus the number of the signal that killed it. The job's output
     goes to `log_file`; its log lines also go to the terminal, unless a live table is shown there.
-    Ctrl-C reaches the job too: KeyboardInterrupt is raised here after the job has ended.
+    Ctrl-C reaches the job too, and SIGTERM is passed on: KeyboardInterrupt is raised here after the
+    job has ended.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -51,7 +53,8 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     if child == 0:
         _run_and_exit(job, log_file, parent)
     try:
-        status = os.waitpid(child, 0)[1]
+        with _terminable():
+            status = os.waitpid(child, 0)[1]
     except KeyboardInterrupt as interruption:
         _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
         raise
@@ -59,8 +62,8 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
 
 
 @contextmanager
-def interruptible(first: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGINT and SIGTERM in this context, after calling `first`.
+def interruptible(first: Callable[[int], bool] = lambda number: False) -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM in this context, after calling `first` with it.
 
     The exception has the signal's number, unless `first` returns that it has interrupted the jobs.
 
@@ -76,7 +79,7 @@ def interruptible(first: Callable[[], bool] = lambda: False) -> Iterator[None]:
             threading.Timer(0.05, signal.raise_signal, [number]).start()
         elif time.monotonic() - last_raised >= SAME_INTERRUPT_SECONDS:
             last_raised = time.monotonic()
-            raise KeyboardInterrupt(*([] if first() else [number]))
+            raise KeyboardInterrupt(*([] if first(number) else [number]))
 
     previous = {
         number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
@@ -86,6 +89,24 @@ def interruptible(first: Callable[[], bool] = lambda: False) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, which would end a launcher's worker without its job."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -105,21 +126,25 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(received[0])
 
 
-def stop_jobs(folder: Path) -> None:
-    """Interrupt the running jobs of the sweep in `folder` that are descendants of this process.
+def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
+    """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
-    Returns when they have recorded their end, or after GRACE_SECONDS.
+    SIGTERM lets them keep a checkpoint. Returns when they have recorded their end, or when they
+    have had the time for it.
     """
     import psutil
 
-    signalled, deadline = set(), time.monotonic() + GRACE_SECONDS
+    patience = GRACE_SECONDS + (_seconds_to_checkpoint() if number == signal.SIGTERM else 0)
+    signalled, deadline = set(), time.monotonic() + patience
     while time.monotonic() < deadline:
         ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
         statuses = [read_status(path.parent) for path in folder.glob("*/status.json")]
         running = {
             ours[status["pid"]]
             for status in statuses
-            if status.get("state") == "running" and status.get("pid") in ours
+            if status.get("state") == "running"
+            and status.get("host") == socket.gethostname()
+            and status.get("pid") in ours
         }
         if not running:
             return
@@ -127,8 +152,8 @@ def stop_jobs(folder: Path) -> None:
             with contextlib.suppress(psutil.Error):
                 worker = job.parent()
                 if worker and worker.pid in ours:
-                    worker.send_signal(signal.SIGINT)  # so that it starts no further job
-                job.send_signal(signal.SIGINT)
+                    worker.send_signal(number)  # so that it starts no further job
+                job.send_signal(number)
         signalled |= running
         time.sleep(0.05)
 
@@ -190,9 +215,9 @@ def _wait_or_kill(child: int, gently: bool) -> None:
     """
     if gently:
         os.kill(child, signal.SIGTERM)
-    to_checkpoint = float(os.environ.get(PATIENCE, CHECKPOINT_SECONDS))
     for number in (signal.SIGINT, signal.SIGKILL):
-        patience = to_checkpoint if gently and number == signal.SIGINT else GRACE_SECONDS
+        first = number == signal.SIGINT
+        patience = _seconds_to_checkpoint() if gently and first else GRACE_SECONDS
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):
@@ -201,3 +226,7 @@ def _wait_or_kill(child: int, gently: bool) -> None:
                 time.sleep(0.05)
         os.kill(child, number)
     os.waitpid(child, 0)
+
+
+def _seconds_to_checkpoint() -> float:
+    return float(os.environ.get(PATIENCE, CHECKPOINT_SECONDS))
