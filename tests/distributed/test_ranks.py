@@ -184,10 +184,13 @@ with start_ranks(2, "helpers.rank_jobs:sleep", {{"out": out}}):
     killed.communicate(timeout=60)  # returns when the last process that writes there has ended
     assert not psutil.wait_procs([first], timeout=60)[1]
 
-    second.send_signal(signal.SIGTERM)
+    second.send_signal(signal.SIGTERM)  # is for rank 0 alone
+    time.sleep(0.2)
+    assert second.is_running() and unaware.poll() is None
+    second.send_signal(signal.SIGKILL)
     printed = unaware.communicate(timeout=60)[0]
     assert unaware.wait() == 1
-    assert "rank 1 of the job was killed by SIGTERM. Ending the job." in printed
+    assert "rank 1 of the job was killed by SIGKILL" in printed and "Ending the job." in printed
 
 
 def _rank(folder: Path) -> psutil.Process:

@@ -94,6 +94,8 @@ def serve() -> None:
     """Run this process as a rank: read a function's name from standard input, call it, exit."""
     message = json.loads(sys.stdin.readline())
     _end_with_rank_0(message["parent"])
+    # A scheduler sends it to all processes of a job: rank 0 keeps a checkpoint, and ends the others.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.disable(logging.WARNING)  # rank 0 reports on the job
     warnings.simplefilter("ignore")
@@ -214,15 +216,11 @@ def _await_end(ranks: Ranks) -> None:
 
 
 def _stop(ranks: Ranks) -> None:
-    """End all ranks that are still running."""
+    """End all ranks that are still running; they write no files."""
     for process in ranks.values():
-        process.terminate()
+        process.kill()
     for process in ranks.values():
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()
         assert process.stdin
         with suppress(BrokenPipeError):
             process.stdin.close()
