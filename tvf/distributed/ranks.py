@@ -94,7 +94,7 @@ def serve() -> None:
     """Run this process as a rank: read a function's name from standard input, call it, exit."""
     message = json.loads(sys.stdin.readline())
     _end_with_rank_0(message["parent"])
-    # A scheduler sends it to all processes of a job: rank 0 keeps a checkpoint, and ends the others.
+    # A scheduler sends it to all processes of a job; rank 0 keeps a checkpoint and ends the others.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.disable(logging.WARNING)  # rank 0 reports on the job
