@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from helpers import IMPORTABLE, ROOT, SMALL, forks
+from helpers.folders import write_images
 from tvf import cli
 
 QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=none")
@@ -307,6 +308,30 @@ def test_sigterm_to_the_command_alone_lets_its_jobs_keep_a_checkpoint(
     code, output = tvf(*shlex.split(command[1]), cwd=tmp_path)
     assert code == 0, output
     assert set(states(tmp_path / "sweep 'a, é").values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_moved_goes_on_once_its_folder_can_be_reached(tmp_path: Path) -> None:
+    """From another folder, and with a link to where the images and the sweep are now."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write_images(here / "photos")
+    options = ("data=image_folder", "data.root=photos", "data.batch_size=8", "data.image_size=32")
+    command = ("-m", *options, "model.pct_unfreeze=0.5", "epochs=3", "hydra.sweep.dir=sweep")
+    process = start(*command, "stop_after=1", "tracker=none", cwd=here)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    manifest = here / "sweep" / "sweep.json"
+    manifest.write_text(manifest.read_text().replace('"stop_after=1"', '"epochs=3"'))
+    here.rename(there)
+    code, output = tvf("resume", "there/sweep", cwd=tmp_path)
+    assert code == 1 and f"the folder where the sweep was started: {here}" in output, output
+    here.symlink_to(there)
+    code, output = tvf("resume", "there/sweep", cwd=tmp_path)
+    assert code == 0, output
+    assert [*states(there / "sweep").values()] == ["done"]
+    (log,) = there.glob("sweep/*/job.log")
+    assert "resumes after epoch 1" in log.read_text()
 
 
 @pytest.mark.slow

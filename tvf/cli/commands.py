@@ -348,8 +348,8 @@ def _enter_folder_of(command: dict[str, Any]) -> None:
     except OSError as error:
         raise InputError(
             f"cannot enter the folder where the sweep was started: {command['folder']} "
-            f"({error.strerror}). Its paths are relative to it: make it available under this name, "
-            "or rerun the sweep's command from its new place with hydra.sweep.dir=DIR."
+            f"({error.strerror}). Its paths are relative to it: make it available under this name; "
+            "if it was moved, a link there will do."
         ) from error
 
 

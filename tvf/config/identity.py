@@ -20,7 +20,7 @@ from tvf.config.methods import (
     is_transfer,
     method_of,
 )
-from tvf.config.places import canonical
+from tvf.config.places import PLACES, canonical
 
 
 class Affects(Flag):
@@ -337,14 +337,16 @@ def written_options(config: Config, effect: Affects) -> dict[str, Any]:
 
 
 def earlier_options(config: Config) -> list[dict[str, Any]]:
-    """The options by which earlier versions may have named a checkpoint of a recorded job.
+    """The options by which a checkpoint of a recorded job may be named instead.
 
-    Those that affect its numbers: as they are written; and in one form each, without options that
-    its record lacks because they were added later.
+    Those that affect its numbers: as they are written, by earlier versions; in one form each,
+    without options that its record lacks because they were added later; or with places as they are
+    written, which were moved since then if there are links to them now.
     """
     written = written_options(config, Affects.NUMBERS)
     known = result_config(config)
-    return [written, {key: known[key] for key in known if key in written}]
+    places = {key: written[key] for key in PLACES if key in written}
+    return [written, {key: known[key] for key in known if key in written}, known | places]
 
 
 def modern_options(config: Config) -> dict[str, Any]:

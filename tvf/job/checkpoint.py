@@ -93,7 +93,10 @@ class Checkpoints:
             if held["of"] in earlier and held["of"] != self._configuration:
                 self.save(held["state"])  # as this version will look for it
                 return held["state"]
-            return held["state"] if held["of"] == self._configuration else None
+            if held["of"] == self._configuration:
+                return held["state"]
+            log.warning("%s is of another configuration: the job restarts from scratch.", path)
+            return None
         if damaged:
             log.warning("no checkpoint is intact: the job restarts from scratch.")
         return None
