@@ -106,14 +106,17 @@ def forget_files(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure_memory(numbers: list[int]) -> Iterator[str]:
-    """Peak memory of a job that decodes its images in each epoch, for these numbers of images."""
-    yield f"| images of {SIZE}×{SIZE} | their pixels, GB | seconds | peak memory, MB |"
+def measure_memory(numbers: list[int], side: int) -> Iterator[str]:
+    """Peak memory of a job that decodes its images in each epoch, for these numbers of images.
+
+    They are read at `side` pixels.
+    """
+    yield f"| images of {side}×{side} | their pixels, GB | seconds | peak memory, MB |"
     yield "|---|---|---|---|"
     for number in numbers:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            write_jpegs(folder / "images", number, 128, 128)
+            write_jpegs(folder / "images", number, side // 2, side // 2)
             (folder / "backbone").mkdir()
             (folder / "backbone" / "small.yaml").write_text("_target_: small_network.make\n")
             (folder / "small_network.py").write_text(NETWORK)
@@ -121,11 +124,11 @@ def measure_memory(numbers: list[int]) -> Iterator[str]:
             peak = peak_memory(
                 [sys.executable, str(ROOT / "train.py"), "--config-dir", str(folder), *COMMAND]
                 + [f"data.root={folder / 'images'}", f"store.dir={folder / 'store'}"]
-                + [f"hydra.run.dir={folder / 'job'}"]
+                + [f"hydra.run.dir={folder / 'job'}", f"data.image_size={side}"]
             )
             seconds = time.perf_counter() - start
             assert (folder / "job" / "summary.json").is_file(), "the job has failed"
-        size = number * 3 * SIZE**2 / 1e9
+        size = number * 3 * side**2 / 1e9
         yield f"| {number:,} | {size:.2f} | {seconds:.0f} | {peak / 2**20:,.0f} |"
 
 
@@ -143,7 +146,6 @@ def make(num_classes):
 COMMAND = (
     "data=image_folder",
     "data.layout=flat",
-    f"data.image_size={SIZE}",
     "data.duplicates=warn",
     "backbone=small",
     "model=transfer",
@@ -180,13 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("rate", "memory"))
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--pixels", type=int, default=SIZE, help="per side, for memory")
     parser.add_argument("--repetitions", type=int, default=5)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if given.what == "rate":
         lines = measure_rate(given.images[0], given.repetitions)
     else:
-        lines = measure_memory(given.images)
+        lines = measure_memory(given.images, given.pixels)
     for line in lines:
         print(line, flush=True)
 
