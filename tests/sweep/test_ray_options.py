@@ -2,8 +2,7 @@
 
 import socket
 import sys
-import time
-from importlib.util import find_spec
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 
 from tvf.errors import InputError
 from tvf.sweep import ray_cluster
-from tvf.sweep.ray_options import RayOptions, needs_of, read_options
+from tvf.sweep.ray_options import RayOptions, needs_of
 from tvf.sweep.ray_worker import look_around
+from tvf.sweep.remote import read_options
 
 CPUS = {"CPU": 4.0, "memory": 8e9}
 GPUS = {"CPU": 8.0, "GPU": 2.0, "memory": 16e9}
@@ -38,7 +38,7 @@ def needs(nodes: list[dict[str, float]], fabric: dict[str, Any], **options: Any)
 def test_options_that_break_a_rule_are_named(option: dict[str, Any]) -> None:
     (name,) = option
     with pytest.raises(InputError, match=rf"^hydra\.launcher\.{name}"):
-        read_options(option)
+        read_options(RayOptions, option)
 
 
 def test_a_job_needs_the_gpus_that_it_trains_on() -> None:
@@ -67,18 +67,29 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ray_cluster._connect("auto", "")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
-def test_a_server_that_is_no_ray_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONNECT_SECONDS", "CLIENT_SECONDS"):
-        monkeypatch.setattr(ray_cluster, name, 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        place = f"127.0.0.1:{silent.getsockname()[1]}"
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_no_ray_is_an_error_at_once(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 0.1)
+
+    def serve(server: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = server.accept()
+            connection.sendall(said)
+            connections.append(connection)
+
+    connections: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        place = f"127.0.0.1:{server.getsockname()[1]}"
         for address in (place, f"ray://{place}"):
-            began = time.monotonic()
             with pytest.raises(InputError, match=f"address={address}: no Ray cluster answers"):
                 ray_cluster._check_address(address)
-            assert time.monotonic() - began < 3
+        thread.join()
+    for connection in connections:
+        connection.close()
 
 
 def test_ray_of_another_version_is_named_in_its_words(

@@ -16,7 +16,8 @@ from tvf.errors import InputError
 from tvf.records import mark_failed
 from tvf.records.sweep import read_commands, write_manifest
 from tvf.sweep import launchers, processes, remote, slurm, slurm_task
-from tvf.sweep.slurm_options import SlurmOptions, read_options
+from tvf.sweep.remote import read_options
+from tvf.sweep.slurm_options import SlurmOptions
 
 
 def test_directives_hold_what_was_asked_for_and_no_more() -> None:
@@ -47,12 +48,13 @@ def test_directives_hold_what_was_asked_for_and_no_more() -> None:
         ({"sbatch": ["-N 2"]}, "all its devices are on one node"),
         ({"sbatch": ["-N2"]}, "all its devices are on one node"),
         ({"sbatch": [" --nodes=2"]}, "all its devices are on one node"),
+        ({"sbatch": ["--arr=0-3"]}, "all its devices are on one node"),
         ({"partitoin": "a"}, "did you mean hydra.launcher.partition"),
     ],
 )
 def test_options_that_break_a_rule_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_options(options)
+        read_options(SlurmOptions, options)
 
 
 def test_a_job_has_as_long_for_its_checkpoint_as_slurm_gives_it(

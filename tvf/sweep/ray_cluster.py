@@ -26,15 +26,24 @@ from tvf import __version__
 from tvf.errors import InputError
 from tvf.records import STOPPED, is_done, mark_failed, read_status
 from tvf.sweep.processes import GRACE_SECONDS, interruptible
-from tvf.sweep.ray_options import NODE, has, needs_of, read_options
+from tvf.sweep.ray_options import RayOptions, has, needs_of
 from tvf.sweep.ray_worker import look_around, train_job
-from tvf.sweep.remote import RemoteJob, job_return, remote_environment, sweep_folder
+from tvf.sweep.remote import (
+    NODE,
+    RemoteJob,
+    job_return,
+    read_options,
+    remote_environment,
+    sweep_folder,
+)
 
 log = logging.getLogger(__name__)
 
 CLIENT = "ray://"  # addresses for machines that are not in the cluster themselves
 POLL_SECONDS = 0.5  # at most until an interrupt is seen
 CONNECT_SECONDS = 9.0  # to find out whether a Ray cluster answers
+ANSWER_SECONDS = 5.0  # for the first bytes of its answer
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2's first frame from either side, empty
 CLIENT_SECONDS = 60.0  # the same for such an address, where Ray starts a process for each client
 CHECK_SECONDS = 120.0  # for the nodes to start a worker and look at the sweep's folder
 
@@ -47,7 +56,7 @@ def launch_on_ray(
     `config` is the sweep's, `options` are the launcher's. Raises InputError before the first job
     starts if the cluster cannot run them.
     """
-    asked = read_options(options)
+    asked = read_options(RayOptions, options)
     waiting = {job.folder: job for job in jobs if not is_done(job.folder, job.config)}
     if waiting:
         own = asked.store == "node" and asked.address is not None  # there is but one node
@@ -109,7 +118,7 @@ def _check_address(address: str) -> None:
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     try:
         if host and port.isdecimal():
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            _require_grpc(host, int(port))
     except (OSError, OverflowError) as error:
         raise _unreachable(address, f"no Ray cluster answers there ({error})") from None
     # Ray itself would try for two minutes, and then end its process.
@@ -124,6 +133,17 @@ def _check_address(address: str) -> None:
         raise _unreachable(address, "no Ray cluster answers there") from error
     if checked.returncode:
         raise _unreachable(address, _last_line(checked.stderr))
+
+
+def _require_grpc(host: str, port: int) -> None:
+    """Raise OSError unless a server of Ray's protocol, gRPC over HTTP/2, answers at once."""
+    with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":  # it says nothing without a handshake
+            return
+        connection.settimeout(ANSWER_SECONDS)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+        if connection.recv(len(SETTINGS))[3:4] != SETTINGS[3:4]:
+            raise OSError("another server does")
 
 
 def _unreachable(address: str, problem: str) -> InputError:

@@ -1,16 +1,13 @@
 """The options of hydra/launcher=ray, checked, and what they mean for a job."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from tvf.config import Config
-from tvf.errors import InputError, require_choice, require_count, require_number, unknown_key
-from tvf.sweep.remote import check_devices
+from tvf.errors import InputError, require_choice, require_count, require_number
+from tvf.sweep.remote import NODE, check_devices
 
-NODE = "hydra.launcher"
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # what nodes call them
 
 
@@ -39,16 +36,6 @@ class RayOptions:
                 raise InputError(f"{NODE}.{name}={value} must be a whole number, or below 1.")
         require_count(f"{NODE}.max_retries", self.max_retries, 0)
         require_choice(f"{NODE}.store", self.store, ("node", "shared"))
-
-
-def read_options(options: Mapping[str, Any]) -> RayOptions:
-    """Return the options of the launcher; InputError if one breaks a rule."""
-    given: Any = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
-    known = [field.name for field in fields(RayOptions)]
-    for key in given:
-        if key not in known:
-            raise unknown_key(f"{NODE}.{key}", known, f"{NODE}.")
-    return RayOptions(**given)
 
 
 def needs_of(

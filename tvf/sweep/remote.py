@@ -8,27 +8,39 @@ import os
 import socket
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvf.config import Config, conf_dir, path_override
-from tvf.errors import InputError
+from tvf.errors import InputError, unknown_key
 from tvf.files import NO_HOME, NODE_FOLDER, cache_folder
 from tvf.records import RUN_VARIABLES, best_score
 from tvf.sweep.processes import QUIET
 
+NODE = "hydra.launcher"
+Options = TypeVar("Options")
 # Hydra's settings that choose the sweep's jobs and where they run, which the command settles.
 CALLBACK = "hydra.callbacks.sweep"
 SETTLED = ("hydra/sweeper", "hydra.sweeper", "hydra.sweep.dir", "hydra.mode", CALLBACK)
 NODE_STORE = "TVF_NODE_STORE"  # environment variable: see `use_node_store`
 OF_THIS_PROCESS = (*RUN_VARIABLES, "WANDB_SERVICE")
+
+
+def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """Return a launcher's options as its dataclass `kind`; InputError if one breaks a rule."""
+    given: Any = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            raise unknown_key(f"{NODE}.{key}", known, f"{NODE}.")
+    return kind(**given)
 
 
 @dataclass(frozen=True)

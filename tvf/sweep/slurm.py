@@ -26,13 +26,15 @@ from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
 from tvf.sweep.processes import PATIENCE, uninterrupted
 from tvf.sweep.remote import (
+    NODE,
     RemoteJob,
     check_devices,
     job_return,
+    read_options,
     remote_environment,
     sweep_folder,
 )
-from tvf.sweep.slurm_options import NODE, SlurmOptions, read_options
+from tvf.sweep.slurm_options import SlurmOptions
 from tvf.sweep.slurm_task import TOO_SHORT, too_short
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def launch_on_slurm(
     `config` is the sweep's, `options` are the launcher's. Raises InputError, in SLURM's words, if
     it does not take the jobs.
     """
-    slurm = read_options(options)
+    slurm = read_options(SlurmOptions, options)
     _check(jobs, config, slurm)
     folder = sweep_folder(config) / FOLDER
     arrays = _queued_arrays(folder)

@@ -1,15 +1,12 @@
 """The options of hydra/launcher=slurm, checked, and as sbatch takes them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from omegaconf import OmegaConf
+from tvf.errors import InputError, require_bool, require_choice, require_count
+from tvf.sweep.remote import NODE
 
-from tvf.errors import InputError, require_bool, require_choice, require_count, unknown_key
-
-NODE = "hydra.launcher"
 ONE_NODE = ("--nodes", "--ntasks", "--ntasks-per-node", "--array")
 ONE_NODE_LETTERS = ("-N", "-n", "-a")  # of the same options; their value may follow at once
 
@@ -52,7 +49,9 @@ class SlurmOptions:
                 raise InputError(f"{NODE}.{name} must be a list of lines, as in ['{name} line'].")
         for line in self.sbatch:
             option = re.split(r"[=\s]", line.strip(), maxsplit=1)[0]
-            if option in ONE_NODE or option.startswith(ONE_NODE_LETTERS):
+            # sbatch takes the beginning of an option's name, too.
+            long = len(option) > 3 and any(name.startswith(option) for name in ONE_NODE)
+            if long or option.startswith(ONE_NODE_LETTERS):
                 raise InputError(
                     f"{NODE}.sbatch has {line}, which tvf sets itself: each job is a task of an "
                     "array, and all its devices are on one node. Leave it out."
@@ -89,16 +88,6 @@ class SlurmOptions:
         yield from ("--nodes=1", "--ntasks=1", f"--cpus-per-task={self.cpus}", "--requeue")
         yield from (f"--signal=B:USR1@{self.stop_seconds}", "--open-mode=append")
         yield from self.sbatch
-
-
-def read_options(options: Mapping[str, Any]) -> SlurmOptions:
-    """Return the options of the launcher; InputError if one breaks a rule."""
-    given: Any = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
-    known = [field.name for field in fields(SlurmOptions)]
-    for key in given:
-        if key not in known:
-            raise unknown_key(f"{NODE}.{key}", known, f"{NODE}.")
-    return SlurmOptions(**given)
 
 
 def _is_lines(value: object) -> bool:
