@@ -145,7 +145,7 @@ def test_two_commands_that_end_a_batch_together_store_it_once(
 
     batch = optuna.create_study(direction="maximize")
     batch.add_trials(optuna.create_trial(value=score) for score in (0.1, 0.2))
-    one, two = (StoredStudy(tmp_path / "s", None, {}, 2) for _ in range(2))
+    one, two = (StoredStudy(tmp_path / "s", None, {}, lambda: 2) for _ in range(2))
     monkeypatch.setattr(StoredStudy, "trials", read_slowly)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda stored: stored.add(batch.trials), (one, two)))
@@ -203,6 +203,18 @@ def test_a_batch_size_that_is_ignored_is_told(
         with opened(tmp_path, LR, *settings(batch_size=size)) as search:
             assert search.stored.batch_size == 2
         assert (f"batch_size={size} is ignored" in caplog.text) == told == bool(caplog.records)
+
+
+def test_a_search_keeps_its_batches_under_a_launcher_that_does_not_say_how_many(
+    tmp_path: Path,
+) -> None:
+    slurm = ("hydra/launcher=slurm", *settings(batch_size="null"))
+    with pytest.raises(InputError, match="batch_size=null must be a number"):
+        with opened(tmp_path, LR, *slurm):
+            pass
+    for more in (settings(batch_size=2), slurm):
+        with opened(tmp_path, LR, *more) as search:
+            assert search.stored.batch_size == 2
 
 
 def test_a_folder_that_has_been_renamed_keeps_its_search(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from tvf.sweep.standings import (
     unfinished,
     wait_for,
 )
-from tvf.sweep.study_storage import StoredStudy
+from tvf.sweep.study_storage import FILE, StoredStudy
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,13 @@ def open_search(config: DictConfig) -> "Search":
     check_comparable(configs, "optuna")
     rungs = settings.rungs(configs)
     repetitions = len(expand(space.lines(space.probes()[0]), "optuna"))
-    size = settings.batch_size or -(-_jobs_at_once(config) // repetitions)
+
+    def size() -> int:
+        return settings.batch_size or -(-_jobs_at_once(config) // repetitions)
+
     folder = Path(config.hydra.sweep.dir)
+    if settings.storage is None and not (folder / FILE).exists():
+        size()  # which may be an error, before anything is written
     stored = StoredStudy(folder, settings.storage, _asked(space, configs[0]), size)
     if settings.batch_size not in (None, stored.batch_size):
         log.warning(

@@ -5,7 +5,7 @@ It also keeps what was searched and on which settings: trials of another search 
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,17 @@ BATCH_SIZE = "batch_size"
 class StoredStudy:
     """The study of the sweep in `folder`, in the database at `url` or in its own file.
 
-    `asked` says what is searched and what is fixed, by dotted key; `batch_size` is that of the
-    command which started the search. Raises InputError if the database cannot be opened, or if it
-    holds a search for something else.
+    `asked` says what is searched and what is fixed, by dotted key; `batch_size` is called for a new
+    search alone, which keeps to what it returns. Raises InputError if the database cannot be
+    opened, or if it holds a search for something else.
     """
 
     def __init__(
-        self, folder: Path, url: str | None, asked: Mapping[str, Any], batch_size: int
+        self,
+        folder: Path,
+        url: str | None,
+        asked: Mapping[str, Any],
+        batch_size: Callable[[], int],
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -60,7 +64,7 @@ class StoredStudy:
             )
             stored = self._study.user_attrs.get(SEARCH)
             if stored is None:
-                stored = now | {BATCH_SIZE: batch_size}
+                stored = now | {BATCH_SIZE: batch_size()}
                 self._study.set_user_attr(SEARCH, stored)
         self._close()
         self.batch_size = int(stored[BATCH_SIZE])
