@@ -114,7 +114,8 @@ def train_step(
         torch.manual_seed(int(seeds.generate_state(1)[0]))
     optimizer = setup.optimizer
     optimizer.zero_grad()
-    with global_batchnorm(fabric), FastConvolutions():
+    on_cpu = fabric.device.type == "cpu"
+    with global_batchnorm(fabric), FastConvolutions() if on_cpu else nullcontext():
         logits = module(*inputs)
     if weights is None:
         loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
