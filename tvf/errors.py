@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
 
 # Config keys that Hydra itself reads.
@@ -42,6 +43,14 @@ def require_bool(name: str, value: object) -> None:
     """Raise InputError unless `value` is true or false."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={value!r} must be true or false.")
+
+
+def require_path(name: str, value: object) -> None:
+    """Raise InputError unless `value` can be the path of a file or folder."""
+    if isinstance(value, str | os.PathLike) and value != "":
+        return
+    quoted = f" Quote a number: '{name}=\"{value}\"'." if type(value) in (int, float) else ""
+    raise InputError(f"{name}={value!r} must be a path.{quoted}")
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

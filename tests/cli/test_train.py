@@ -112,6 +112,7 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
         "data.image_size=96",
         "data.limit=68",
         "seed=7",
+        "data.split_seed=${seed}",
         "model.frozen_bn=batch",
         "tracker=none",
         SMALL,
@@ -121,6 +122,8 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
     assert [(row["lr_head"], row["lr_backbone"]) for row in _metrics(folder)] == 2 * [(0.01, 0.001)]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["seed"], summary["epochs"]) == (7, 2)
+    status = json.loads((folder / "status.json").read_text())
+    assert status["name"].endswith("-split7-seed7")
 
 
 def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path: Path) -> None:
@@ -165,6 +168,8 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["backbone=timm", "backbone.name=nope"], r"'nope' is not a timm network"),
         (["data=image_folder", "data.root=/nowhere"], r"data.root=/nowhere must be a folder"),
         (["data=image_folder"], r"data.root has no value"),
+        (["data=image_folder", "data.root=2020"], r"must be a path.*'data.root=\"2020\"'"),
+        (["model.pct_unfreeze=${z}"], r"pct_unfreeze has a broken reference .*'z' not found"),
         (["data.batch_size=0"], r"data.batch_size=0 must be a whole number of at least 1"),
         (["epochs=0"], r"epochs=0 must be a whole number of at least 1"),
         (["data.metric=f1"], r"data.metric='?f1'? must be one of accuracy, macro_f1, auroc"),

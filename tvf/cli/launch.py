@@ -213,7 +213,7 @@ def _job_context() -> "JobContext":
 
 def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
     """Run the job in its own process; if that dies silently, record the reason."""
-    name = str(cfg.get("name"))
+    name = _name_of(cfg, context)
     try:
         code = run_in_subprocess(lambda: _run(cfg, context), context.folder / "job.log")
         reason = f"its process exited with code {code}"
@@ -245,13 +245,13 @@ def _run(cfg: DictConfig, context: "JobContext") -> int:
         if isinstance(error, OSError) and error.errno in DISK_FULL and not _debugging():
             log.error("error: %s", explain_error(error))
         else:
-            log.exception("%s failed", cfg.get("name"))
+            log.exception("%s failed", _name_of(cfg, context))
         return 1
     except KeyboardInterrupt:
-        log.error("%s interrupted", cfg.get("name"))
+        log.error("%s interrupted", _name_of(cfg, context))
         return INTERRUPTED
     except SystemExit as error:
-        log.error("%s called sys.exit(%s)", cfg.get("name"), error.code)
+        log.error("%s called sys.exit(%s)", _name_of(cfg, context), error.code)
         return 1
     if context.sweep is None:
         if summary is not None:
@@ -265,7 +265,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     """The job's config as plain, validated values. Errors are also recorded in the job's status."""
     from tvf.config import validate_config
 
-    name = str(cfg.get("name"))
+    name = _name_of(cfg, context)
     try:
         config = validate_config(cfg, HydraConfig.get().runtime.cwd)
         note = explain_ignored(name, to_plain(cfg.model))
@@ -276,6 +276,14 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     if note:
         log.info("%s", note)
     return config
+
+
+def _name_of(cfg: DictConfig, context: "JobContext") -> str:
+    """The job's name, or its folder's if a reference that the former needs is broken."""
+    try:
+        return str(cfg.get("name"))
+    except OmegaConfBaseException:
+        return context.folder.name
 
 
 def _reader_has_ended() -> bool:

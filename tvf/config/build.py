@@ -198,11 +198,22 @@ def to_plain(node: "DictConfig") -> dict[str, Any]:
 def explain_error(error: Exception) -> str:
     """Explain an error from composing or building a config: what is wrong and what to do."""
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import (
+        InterpolationResolutionError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+    )
 
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: set it with {error.full_key}=..."
+    for broken in (error, cause):
+        if isinstance(broken, InterpolationResolutionError):
+            reason, key = str(broken).splitlines()[0], broken.full_key or "an option"
+            return (
+                f"{key} has a broken reference ({reason}): ${{...}} names another option, such as "
+                "${seed}."
+            )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}. Finished jobs are kept: free some space and rerun the command."
     if isinstance(error, OSError) and not isinstance(error, HydraException):

@@ -121,7 +121,15 @@ def _key(override: str) -> str:
 
 
 def _overrides(root: DictConfig) -> list[str]:
-    """The overrides: from the config while Hydra composes it, from HydraConfig in a running job."""
+    """The overrides: from the config while Hydra composes it, from HydraConfig in a running job.
+
+    They are as they were given: the config that a reference in them names may not be at hand.
+    """
     if "hydra" in root:
-        return list(root.hydra.overrides.task)
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        given = root.hydra.overrides.task
+    elif HydraConfig.initialized():
+        given = HydraConfig.get().overrides.task
+    else:
+        return []
+    overrides: Any = OmegaConf.to_container(given, resolve=False)
+    return overrides

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import torch
 
-from tvf.errors import require_choice, require_number
+from tvf.errors import require_choice, require_number, require_path
 from tvf.files import NODE_FOLDER, cache_folder, read_json, write_json
 from tvf.lease import Lease, lease_holder
 from tvf.store.arrays import ArrayTable, Fill
@@ -53,6 +53,8 @@ class StoreOptions:
     def __post_init__(self) -> None:
         if isinstance(self.mode, bool):  # YAML reads on and off as booleans
             object.__setattr__(self, "mode", "on" if self.mode else "off")
+        if self.dir not in (None, ""):
+            require_path("store.dir", self.dir)
         require_choice("store.mode", self.mode, MODES)
         require_choice("store.dtype", self.dtype, tuple(DTYPES))
         require_number("store.max_gb", self.max_gb, 0, above=True)

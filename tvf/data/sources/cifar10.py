@@ -14,7 +14,7 @@ from torch import Tensor
 from tvf.data.images import check_memory
 from tvf.data.pool import Catalog, Pixels, digest_pixels
 from tvf.data.sources.base import DataSource
-from tvf.errors import InputError, require_bool, require_choice
+from tvf.errors import InputError, require_bool, require_choice, require_path
 from tvf.lease import Lease
 from tvf.metrics import require_metric
 from tvf.store import Store
@@ -42,6 +42,7 @@ class Cifar10(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_path("data.root", self.root)
         require_bool("data.download", self.download)
         require_choice("data.validate_on", self.validate_on, ("split", "test"))
         require_metric(self.metric, 10)

@@ -11,7 +11,7 @@ from tvf.data.groups import check_groups, find_groups
 from tvf.data.listed import ListedImages
 from tvf.data.pool import Catalog
 from tvf.data.sources.files import FileSource
-from tvf.errors import InputError, require_choice
+from tvf.errors import InputError, require_choice, require_path
 from tvf.files import printable
 from tvf.metrics import require_metric
 
@@ -39,6 +39,7 @@ class ImageFolder(FileSource):
         super().__post_init__()
         check_groups(self.groups)
         require_choice("data.layout", self.layout, LAYOUTS)
+        require_path("data.root", self.root)
         root = Path(self.root).expanduser()
         if root.is_file():
             raise InputError(

@@ -10,7 +10,7 @@ from tvf.data.sources.files import FileSource
 from tvf.data.table_columns import AUTO, USUAL, require_column
 from tvf.data.table_file import ENDINGS
 from tvf.data.table_rows import TableOptions, list_table
-from tvf.errors import InputError
+from tvf.errors import InputError, require_path
 from tvf.files import printable
 from tvf.metrics import require_metric
 
@@ -38,6 +38,9 @@ class ImageTable(FileSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_path("data.path", self.path)
+        if self.root is not None:
+            require_path("data.root", self.root)
         path = Path(self.path).expanduser()
         if path.is_dir():
             raise InputError(
