@@ -119,6 +119,23 @@ def test_ctrl_c_interrupts_jobs_of_which_one_has_failed(cluster: RayCluster, sta
     wait_for(lambda: not jobs_on(cluster, 1) and not jobs_on(cluster, 2), 10)
 
 
+def test_sigterm_to_the_command_lets_its_job_keep_a_checkpoint(
+    cluster: RayCluster, start: Path
+) -> None:
+    sweep = start / "s"
+    options = ("model.pct_unfreeze=0.5", "epochs=3", *ON_RAY, "hydra.sweep.dir=s")
+    process = launch(cluster, start, *options)
+    wait_for(lambda: epochs(sweep, 0.5))
+    time.sleep(1)  # into the next epoch, which takes longer
+    process.send_signal(signal.SIGTERM)
+    ended(process, code=1)
+    (log,) = sweep.glob("*/job.log")
+    assert "its checkpoint is kept" in log.read_text()
+    assert statuses(sweep)[0.5]["error"] == "interrupted"
+    assert not [*sweep.glob(".terminated-*")]
+    wait_for(lambda: not jobs_on(cluster, 1) and not jobs_on(cluster, 2), 10)
+
+
 def test_jobs_have_the_gpus_that_ray_gives_them(cluster: RayCluster, start: Path) -> None:
     """Where a node has GPUs, each job is given one; all the same it is on one node."""
     (start / "hurry").touch()

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -128,6 +128,11 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(received[0])
 
 
+def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
+    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM."""
+    return float(environment.get(PATIENCE, CHECKPOINT_SECONDS))
+
+
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
@@ -136,7 +141,7 @@ def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """
     import psutil
 
-    patience = GRACE_SECONDS + (_seconds_to_checkpoint() if number == signal.SIGTERM else 0)
+    patience = GRACE_SECONDS + (seconds_to_checkpoint() if number == signal.SIGTERM else 0)
     signalled, deadline = set(), time.monotonic() + patience
     while time.monotonic() < deadline:
         ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
@@ -219,7 +224,7 @@ def _wait_or_kill(child: int, gently: bool) -> None:
         os.kill(child, signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGKILL):
         first = number == signal.SIGINT
-        patience = _seconds_to_checkpoint() if gently and first else GRACE_SECONDS
+        patience = seconds_to_checkpoint() if gently and first else GRACE_SECONDS
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):
@@ -228,7 +233,3 @@ def _wait_or_kill(child: int, gently: bool) -> None:
                 time.sleep(0.05)
         os.kill(child, number)
     os.waitpid(child, 0)
-
-
-def _seconds_to_checkpoint() -> float:
-    return float(os.environ.get(PATIENCE, CHECKPOINT_SECONDS))
