@@ -1,6 +1,7 @@
 """Sweeps on a real Ray cluster of this machine, and what happens to their jobs there."""
 
 import signal
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
