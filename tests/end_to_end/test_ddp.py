@@ -92,14 +92,14 @@ def test_every_job_of_a_multirun_has_its_ranks_one_record_and_one_wandb_run(tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoint(
+def test_a_job_that_is_told_to_stop_or_loses_a_rank_resumes_from_its_checkpoint(
     tmp_path: Path,
 ) -> None:
     common = (
         *QUICK,
         *DDP,
         "tracker=none",
-        "epochs=6",
+        "epochs=8",
         "model.head_dropout=0.5",
         "average=ema",
         "threads=2",
@@ -107,16 +107,15 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoin
     output, code = _train(*common, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
     assert code == 0, output
     arguments = (*common, f"hydra.run.dir={tmp_path / 'killed'}")
-    process = forks.train(*arguments, cwd=tmp_path, TVF_STORE=str(tmp_path / "store"))
-    file = tmp_path / "killed" / "metrics.jsonl"
-    while not (file.exists() and len(file.read_text().splitlines()) >= 2):
-        time.sleep(0.01)
-    (rank,) = (
-        child
-        for child in psutil.Process(process.pid).children()
-        if "tvf.distributed.ranks" in child.cmdline()
-    )
-    os.kill(rank.pid, signal.SIGKILL)
+
+    process, rank = _start_and_wait(*arguments, epochs=2, cwd=tmp_path)
+    for pid in (rank, process.pid):  # as a scheduler that preempts the job
+        os.kill(pid, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 1 and "its checkpoint is kept" in output, output
+
+    process, rank = _start_and_wait(*arguments, epochs=4, cwd=tmp_path)
+    os.kill(rank, signal.SIGKILL)
     killed = time.monotonic()
     output, _ = process.communicate()
     assert process.returncode == 1 and time.monotonic() - killed < 30
@@ -126,6 +125,22 @@ def test_a_job_that_loses_a_rank_fails_in_seconds_and_resumes_from_its_checkpoin
     output, code = _train(*arguments, cwd=tmp_path)
     assert code == 0 and "resumes after epoch" in output
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def _start_and_wait(*arguments: str, epochs: int, cwd: Path) -> tuple[forks.Process, int]:
+    """Start the job in the folder `killed`; return it and its rank 1 after so many epochs."""
+    process = forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"))
+    file = cwd / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (
+        file.exists() and len(file.read_text().splitlines()) >= epochs
+    ):
+        time.sleep(0.01)
+    (rank,) = (
+        child.pid
+        for child in psutil.Process(process.pid).children()
+        if "tvf.distributed.ranks" in child.cmdline()
+    )
+    return process, rank
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,18 @@
 """Sweeps on a real Ray cluster of this machine, and what happens to their jobs there."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from helpers import IMPORTABLE, forks
-from helpers.jobs import metrics
+from helpers.jobs import metrics, records, statuses
 from helpers.ray_cluster import HEAD, PORT, RayCluster, missing_for_a_cluster, ray_cluster
+from helpers.slurm import wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,33 +82,6 @@ def ended(process: forks.Process, code: int = 0) -> str:
     return output
 
 
-def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
-    """The status of each job, by its fraction."""
-    found = {}
-    for path in sweep.glob("*/status.json"):
-        config = json.loads((path.parent / "config.json").read_text())
-        found[config["model"]["pct_unfreeze"]] = json.loads(path.read_text())
-    return found
-
-
-def records(sweep: Path) -> dict[str, Any]:
-    """The epochs of each job, and its scores, by its folder."""
-    found = {}
-    for path in sweep.glob("*/summary.json"):
-        summary = json.loads(path.read_text())
-        scores = {key: summary[key] for key in summary if key.startswith(("val_", "test_"))}
-        del scores["test_seconds"]
-        found[path.parent.name] = (metrics(path.parent), scores, summary["calibration"])
-    return found
-
-
-def wait_for(condition: Any, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def epochs(sweep: Path, fraction: float) -> int:
     """How many epochs of this fraction are recorded."""
     return sum(len(metrics(path.parent)) for path in sweep.glob(f"*-{fraction}-*/metrics.jsonl"))
@@ -145,6 +117,23 @@ def test_ctrl_c_interrupts_jobs_of_which_one_has_failed(cluster: RayCluster, sta
     assert f"fine-tuning-1.0: failed on {cluster.address(1)}" in output or (
         f"fine-tuning-1.0: failed on {cluster.address(2)}" in output
     )
+    wait_for(lambda: not jobs_on(cluster, 1) and not jobs_on(cluster, 2), 10)
+
+
+def test_sigterm_to_the_command_lets_its_job_keep_a_checkpoint(
+    cluster: RayCluster, start: Path
+) -> None:
+    sweep = start / "s"
+    options = ("model.pct_unfreeze=0.5", "epochs=3", *ON_RAY, "hydra.sweep.dir=s")
+    process = launch(cluster, start, *options)
+    wait_for(lambda: epochs(sweep, 0.5))
+    time.sleep(1)  # into the next epoch, which takes longer
+    process.send_signal(signal.SIGTERM)
+    ended(process, code=1)
+    (log,) = sweep.glob("*/job.log")
+    assert "its checkpoint is kept" in log.read_text()
+    assert statuses(sweep)[0.5]["error"] == "interrupted"
+    assert not [*sweep.glob(".terminated-*")]
     wait_for(lambda: not jobs_on(cluster, 1) and not jobs_on(cluster, 2), 10)
 
 

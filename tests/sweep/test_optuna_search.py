@@ -24,7 +24,7 @@ from helpers import IMPORTABLE, SMALL, forks
 from helpers.jobs import metrics
 from helpers.searches import LR, Interrupted, composed, opened, run, train
 from tvf.errors import InputError
-from tvf.records.job import mark_failed, read_config
+from tvf.records.job import LEASE, mark_failed, read_config
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import read_configs, read_dropped, read_trials
 from tvf.report.terminal import print_result
@@ -233,6 +233,19 @@ def test_sweeps_share_a_database_under_their_names(tmp_path: Path) -> None:
         assert len(run(tmp_path / name, course, LR, f"epochs={epochs}", *shared)) == 1
     with pytest.raises(InputError, match="holds another search: epochs was 4, is now 3"):
         run(tmp_path / "b", course, LR, "epochs=3", *shared)
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/all.db"])
+def test_a_search_is_begun_by_one_process_at_a_time(url: str | None, tmp_path: Path) -> None:
+    held, folder = [], tmp_path / "s"
+
+    def batch_size() -> int:
+        held.append((folder / LEASE).exists())
+        return 1
+
+    for _ in range(2):
+        StoredStudy(folder, url and url.format(tmp_path), {}, batch_size)
+    assert held == [True] and not (folder / LEASE).exists()
 
 
 def test_the_sampler_learns_and_its_seed_decides() -> None:

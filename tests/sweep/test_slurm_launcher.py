@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from helpers import ROOT
 from tvf.errors import InputError
@@ -42,6 +43,7 @@ def test_directives_hold_what_was_asked_for_and_no_more() -> None:
         ({"cpus": 0}, "hydra.launcher.cpus=0 must be a whole number"),
         ({"time": 1}, "time=1 .* must be longer than hydra.launcher.stop_seconds=60"),
         ({"time": "2", "stop_seconds": 150}, "time=2 .* must be longer"),
+        (OmegaConf.create("time: 1:00:00"), "time=3600 .* must be written .* as '2-12:00:00'"),
         ({"gpus": "all"}, "gpus=all must be a number of GPUs"),
         ({"store": "mine"}, "store=mine must be one of node, shared"),
         ({"setup": "module load cuda"}, "setup must be a list of lines"),

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvf.sweep.processes import GRACE_SECONDS
+from tvf.sweep.processes import GRACE_SECONDS, seconds_to_checkpoint
 
 ENTRY = "from tvf.sweep.job_server import serve; serve()"
 POLL_SECONDS = 0.1  # a worker is interrupted between system calls only
@@ -41,11 +41,18 @@ class JobServer:
             start_new_session=True,
         )
 
-    def run(self, command: Sequence[str], backbone: str, environment: Mapping[str, str]) -> int:
+    def run(
+        self,
+        command: Sequence[str],
+        backbone: str,
+        environment: Mapping[str, str],
+        gently: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Run `python -m tvf ARGUMENTS`, the `command`, and return its exit code.
 
         `backbone` is the `_target_` whose library is imported first. KeyboardInterrupt interrupts
-        the command, and is raised when it has ended. Raises RuntimeError if the server is killed.
+        the command, or if `gently` then is true lets its job keep a checkpoint; it is raised when
+        the command has ended. Raises RuntimeError if the server is killed.
         """
         assert self._process.stdin and self._process.stdout
         request = {"arguments": command[3:], "backbone": backbone, "environment": {**environment}}
@@ -58,8 +65,13 @@ class JobServer:
             code = self._process.wait()
             raise RuntimeError(f"the process that forks jobs ended with code {code}") from None
         except KeyboardInterrupt:
-            self._signal(signal.SIGINT)
-            if not self._wait(GRACE_SECONDS + 1):  # the command itself gives its job GRACE_SECONDS
+            patience = GRACE_SECONDS + 1  # the command itself gives its job GRACE_SECONDS
+            if gently():
+                self._terminate_command()
+                patience += seconds_to_checkpoint(environment)
+            else:
+                self._signal(signal.SIGINT)
+            if not self._wait(patience):
                 self._signal(signal.SIGKILL)
             self._process.stdout.readline()
             raise
@@ -71,6 +83,14 @@ class JobServer:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+    def _terminate_command(self) -> None:
+        """Send SIGTERM to the command, which passes it to its job, and not to the server."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                child.terminate()
 
     def _wait(self, seconds: float | None) -> bool:
         """Wait for an answer or the server's end; return whether there is one in `seconds`."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -52,12 +52,13 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     parent, child = os.getpid(), os.fork()
     if child == 0:
         _run_and_exit(job, log_file, parent)
-    try:
-        with _terminable():
+    with _terminable():
+        try:
             status = os.waitpid(child, 0)[1]
-    except KeyboardInterrupt as interruption:
-        _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
-        raise
+        except KeyboardInterrupt as interruption:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+            raise
     return os.waitstatus_to_exitcode(status)
 
 
@@ -93,9 +94,10 @@ def interruptible(first: Callable[[int], bool] = lambda number: False) -> Iterat
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, which would end a launcher's worker without its job."""
+    """Raise KeyboardInterrupt on the first SIGTERM, which would end a launcher's worker at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     main = threading.current_thread() is threading.main_thread()
@@ -126,6 +128,11 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(received[0])
 
 
+def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
+    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM."""
+    return float(environment.get(PATIENCE, CHECKPOINT_SECONDS))
+
+
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
@@ -134,7 +141,7 @@ def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """
     import psutil
 
-    patience = GRACE_SECONDS + (_seconds_to_checkpoint() if number == signal.SIGTERM else 0)
+    patience = GRACE_SECONDS + (seconds_to_checkpoint() if number == signal.SIGTERM else 0)
     signalled, deadline = set(), time.monotonic() + patience
     while time.monotonic() < deadline:
         ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
@@ -217,7 +224,7 @@ def _wait_or_kill(child: int, gently: bool) -> None:
         os.kill(child, signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGKILL):
         first = number == signal.SIGINT
-        patience = _seconds_to_checkpoint() if gently and first else GRACE_SECONDS
+        patience = seconds_to_checkpoint() if gently and first else GRACE_SECONDS
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with contextlib.suppress(KeyboardInterrupt):
@@ -226,7 +233,3 @@ def _wait_or_kill(child: int, gently: bool) -> None:
                 time.sleep(0.05)
         os.kill(child, number)
     os.waitpid(child, 0)
-
-
-def _seconds_to_checkpoint() -> float:
-    return float(os.environ.get(PATIENCE, CHECKPOINT_SECONDS))

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from tvf import __version__
 from tvf.errors import InputError
 from tvf.records import STOPPED, is_done, mark_failed, read_status
-from tvf.sweep.processes import GRACE_SECONDS, interruptible
+from tvf.sweep.processes import GRACE_SECONDS, interruptible, seconds_to_checkpoint
 from tvf.sweep.ray_options import RayOptions, has, needs_of
 from tvf.sweep.ray_worker import look_around, train_job
 from tvf.sweep.remote import (
@@ -70,12 +70,15 @@ def launch_on_ray(
             for node in nodes
             if any(has(node["Resources"], each) for each in needs.values())
         }
-        _check_nodes(ray, able, sweep_folder(config), _folders(config))
+        sweep = sweep_folder(config)
+        _check_nodes(ray, able, sweep, _folders(config))
+        terminated = sweep / f".terminated-{secrets.token_hex(8)}"
+        common = (environment, terminated)
         tasks = {
-            _submit(ray, job, needs[folder], asked.max_retries, environment): job
+            _submit(ray, job, needs[folder], asked.max_retries, common): job
             for folder, job in waiting.items()
         }
-        _wait(ray, tasks)
+        _wait(ray, tasks, terminated)
     return [job_return(job) for job in jobs]
 
 
@@ -136,14 +139,14 @@ def _check_address(address: str) -> None:
 
 
 def _require_grpc(host: str, port: int) -> None:
-    """Raise OSError unless a server of Ray's protocol, gRPC over HTTP/2, answers at once."""
+    """Raise OSError unless a server of Ray's protocol, gRPC over HTTP/2, answers soon."""
     with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
         if os.environ.get("RAY_USE_TLS", "0") != "0":  # it says nothing without a handshake
             return
         connection.settimeout(ANSWER_SECONDS)
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
         if connection.recv(len(SETTINGS))[3:4] != SETTINGS[3:4]:
-            raise OSError("another server does")
+            raise OSError("what answers is no Ray")
 
 
 def _unreachable(address: str, problem: str) -> InputError:
@@ -192,19 +195,29 @@ def _check_nodes(ray: Any, nodes: Mapping[str, str], sweep: Path, folders: Seque
 
 
 def _submit(
-    ray: Any, job: RemoteJob, needs: Mapping[str, Any], retries: int, environment: dict[str, str]
+    ray: Any,
+    job: RemoteJob,
+    needs: Mapping[str, Any],
+    retries: int,
+    common: tuple[dict[str, str], Path],
 ) -> Any:
-    """Submit a job's task, and return what Ray calls it."""
+    """Submit a job's task, and return what Ray calls it.
+
+    `common` are the last arguments of `train_job`, which are the same for all jobs.
+    """
     # Ray would end a worker after a task with a GPU, to free its memory: jobs' processes do end.
     train = ray.remote(max_calls=0)(train_job)
     backbone = str(job.config["backbone"].get("_target_"))
     return train.options(name=job.config["name"], max_retries=retries, **needs).remote(
-        job.command, job.folder, backbone, os.getcwd(), environment
+        job.command, job.folder, backbone, os.getcwd(), *common
     )
 
 
-def _wait(ray: Any, tasks: Mapping[Any, RemoteJob]) -> None:
-    """Wait for all tasks to end; on Ctrl-C, interrupt them first."""
+def _wait(ray: Any, tasks: Mapping[Any, RemoteJob], terminated: Path) -> None:
+    """Wait for all tasks to end; on Ctrl-C or SIGTERM, interrupt them first.
+
+    The file `terminated` tells workers that it was SIGTERM: Ray only interrupts.
+    """
     running = [*tasks]
     with _noted_interrupts() as interrupts:
         while running and not interrupts:
@@ -212,13 +225,26 @@ def _wait(ray: Any, tasks: Mapping[Any, RemoteJob]) -> None:
             for task in ended:
                 _note_end(ray, task, tasks[task])
     if running:
-        with interruptible():  # without `stop_jobs`, which looks for children of this process
-            for force in (False, True):  # a second Ctrl-C shortens the wait
-                with suppress(KeyboardInterrupt):
-                    for task in running:
-                        ray.cancel(task, force=force)
-                    ray.wait(running, num_returns=len(running), timeout=GRACE_SECONDS + 3)
+        patience = GRACE_SECONDS + 3
+        try:
+            if signal.SIGTERM in interrupts:
+                with suppress(OSError):  # the disk may be full
+                    terminated.touch()
+                patience += seconds_to_checkpoint()
+            _cancel(ray, running, patience)
+        finally:
+            terminated.unlink(missing_ok=True)
         raise KeyboardInterrupt
+
+
+def _cancel(ray: Any, tasks: Sequence[Any], patience: float) -> None:
+    """Interrupt tasks, wait at most `patience` seconds for their end, then kill their workers."""
+    with interruptible():  # without `stop_jobs`, which looks for children of this process
+        for force in (False, True):  # a second Ctrl-C shortens the wait
+            with suppress(KeyboardInterrupt):
+                for task in tasks:
+                    ray.cancel(task, force=force)
+                ray.wait(tasks, num_returns=len(tasks), timeout=patience)
 
 
 @contextmanager

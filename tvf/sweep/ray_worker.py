@@ -22,11 +22,13 @@ def train_job(
     backbone: str,
     start: str,
     environment: Mapping[str, str],
+    terminated: Path,
 ) -> str:
     """Run a job's `command` in the folder `start`, and return this node's address.
 
     Returns when the job, in `folder`, has ended, or been trained by another process that held it.
-    If that was on a node that has died, the job is free once its lease has expired.
+    If that was on a node that has died, the job is free once its lease has expired. If the file
+    `terminated` exists when Ray interrupts the task, the job keeps a checkpoint first.
     """
     import ray
 
@@ -40,7 +42,7 @@ def train_job(
     while True:
         if _server is None or not _server.is_alive():
             _server = JobServer(start, environment)
-        _server.run(command, backbone, environment)
+        _server.run(command, backbone, environment, gently=terminated.exists)
         if not is_running(folder):
             return ray.util.get_node_ip_address()
         time.sleep(RETRY_SECONDS)

@@ -8,6 +8,7 @@ from tvf.errors import InputError, require_bool, require_choice, require_count
 from tvf.sweep.remote import NODE
 
 ONE_NODE = ("--nodes", "--ntasks", "--ntasks-per-node", "--array")
+DAY = 24 * 60  # minutes
 ONE_NODE_LETTERS = ("-N", "-n", "-a")  # of the same options; their value may follow at once
 
 
@@ -33,6 +34,12 @@ class SlurmOptions:
     def __post_init__(self) -> None:
         require_count(f"{NODE}.cpus", self.cpus, 1)
         require_count(f"{NODE}.stop_seconds", self.stop_seconds, 1, 65535)
+        if isinstance(self.time, int) and self.time >= DAY:
+            written = f"'{self.time // DAY}-{self.time // 60 % 24:02}:{self.time % 60:02}:00'"
+            raise InputError(
+                f"{NODE}.time={self.time} (minutes) must be written with its days, as {written}, "
+                "if it is a day or more: YAML reads 1:00:00 without quotes as 3600."
+            )
         time = str(self.time)
         minutes = int(time) if time.isdecimal() else 0  # SLURM's 0 is no limit
         if minutes and 60 * minutes <= self.stop_seconds:

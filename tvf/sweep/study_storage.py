@@ -6,7 +6,7 @@ It also keeps what was searched and on which settings: trials of another search 
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +44,25 @@ class StoredStudy:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._lease = Lease(folder / LEASE)
         self._where = folder / FILE if url is None else f"hydra.sweeper.storage={url}"
-        if url is None:
-            folder.mkdir(parents=True, exist_ok=True)
         # Through JSON, as the database will give it back.
         now = json.loads(json.dumps(asked, default=str))
-        with (
-            self._reporting(
-                "opened as the search's database", ImportError, RuntimeError, ValueError
-            ),
-            # A database at a URL is not in the folder, which need not exist yet.
-            self._lease if url is None else nullcontext(),
+        with self._reporting(
+            "opened as the search's database", ImportError, RuntimeError, ValueError
         ):
-            self._storage = RDBStorage(url or f"sqlite:///{(folder / FILE).absolute()}")
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=self._name(folder, url),
-                direction="maximize",
-                load_if_exists=True,
-            )
-            stored = self._study.user_attrs.get(SEARCH)
-            if stored is None:
-                stored = now | {BATCH_SIZE: batch_size()}
-                self._study.set_user_attr(SEARCH, stored)
+            shared = RDBStorage(url) if url else None  # if it can be opened, make the folder
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._lease:
+                self._storage = shared or RDBStorage(f"sqlite:///{(folder / FILE).absolute()}")
+                self._study = optuna.create_study(
+                    storage=self._storage,
+                    study_name=self._name(folder, url),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+                stored = self._study.user_attrs.get(SEARCH)
+                if stored is None:
+                    stored = now | {BATCH_SIZE: batch_size()}
+                    self._study.set_user_attr(SEARCH, stored)
         self._close()
         self.batch_size = int(stored[BATCH_SIZE])
         before = {key: value for key, value in stored.items() if key != BATCH_SIZE}
