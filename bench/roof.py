@@ -123,8 +123,8 @@ def _count(event: Any, outputs: dict[tuple[str, str], Shape]) -> tuple[str, floa
     if event.key in KINDS:
         kind, times = KINDS[event.key]
         return kind, 0, times * math.prod(shapes[0] if shapes else [0])
-    if event.key in ("aten::mm", "aten::addmm", "aten::bmm"):
-        one, other = shapes[-2:] if event.key == "aten::mm" else shapes[:2]
+    if event.key in ("aten::mm", "aten::addmm"):
+        one, other = shapes[:2] if event.key == "aten::mm" else shapes[1:3]
         if len(one) == len(other) == 2:
             numbers = math.prod(one) + math.prod(other) + one[0] * other[1]
             return "matrix products", 2 * math.prod(one) * other[1], numbers

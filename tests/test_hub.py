@@ -14,6 +14,7 @@ def no_network(*arguments: object) -> None:
 
 def test_without_a_network_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("tvf.hub.getproxies", dict)
     before = constants.is_offline_mode()
     with cache_alone_if_offline():
         assert constants.is_offline_mode()
@@ -22,10 +23,11 @@ def test_without_a_network_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch)
 
 def test_with_a_network_or_behind_a_proxy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     before = constants.is_offline_mode()
+    monkeypatch.setattr("tvf.hub.getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: [])
     with cache_alone_if_offline():
         assert constants.is_offline_mode() is before
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.setattr("tvf.hub.getproxies", lambda: {"https": "http://proxy.invalid:3128"})
     with cache_alone_if_offline():
         assert constants.is_offline_mode() is before

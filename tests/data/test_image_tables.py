@@ -168,6 +168,11 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
             {"label_column": "klass"},
             "data.label_column=klass must be a column of .*: image, ",
         ),
+        (
+            "file,Diagnosis\n0.png,cat",
+            {"label_column": "diagnosis"},
+            "must be a column of .*: did you mean Diagnosis. It has file, Diagnosis",
+        ),
         (PLAIN, {"label_column": "image"}, "column image cannot be both the image and the label"),
         (PLAIN, {"label_column": None}, "data.label_column=None must be the name of a column"),
         (

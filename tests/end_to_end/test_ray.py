@@ -1,19 +1,18 @@
 """Sweeps on a real Ray cluster of this machine, and what happens to their jobs there."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from helpers import IMPORTABLE, forks
-from helpers.jobs import metrics
+from helpers.jobs import metrics, records, statuses
 from helpers.ray_cluster import HEAD, PORT, RayCluster, missing_for_a_cluster, ray_cluster
+from helpers.slurm import wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,33 +80,6 @@ def ended(process: forks.Process, code: int = 0) -> str:
     output, _ = process.communicate(timeout=150)
     assert process.returncode == code, output
     return output
-
-
-def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
-    """The status of each job, by its fraction."""
-    found = {}
-    for path in sweep.glob("*/status.json"):
-        config = json.loads((path.parent / "config.json").read_text())
-        found[config["model"]["pct_unfreeze"]] = json.loads(path.read_text())
-    return found
-
-
-def records(sweep: Path) -> dict[str, Any]:
-    """The epochs of each job, and its scores, by its folder."""
-    found = {}
-    for path in sweep.glob("*/summary.json"):
-        summary = json.loads(path.read_text())
-        scores = {key: summary[key] for key in summary if key.startswith(("val_", "test_"))}
-        del scores["test_seconds"]
-        found[path.parent.name] = (metrics(path.parent), scores, summary["calibration"])
-    return found
-
-
-def wait_for(condition: Any, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def epochs(sweep: Path, fraction: float) -> int:

@@ -6,12 +6,11 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers import IMPORTABLE, forks
-from helpers.jobs import metrics
+from helpers.jobs import folders, records, statuses
 from helpers.slurm import PROGRAMS, Cluster, slurm_cluster, wait_for
 
 QUICK = (
@@ -83,31 +82,6 @@ def ended(process: forks.Process, code: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
-
-
-def folders(sweep: Path) -> dict[float, Path]:
-    """The folder of each job that has begun, by its fraction."""
-    configs = {path.parent: json.loads(path.read_text()) for path in sweep.glob("*/config.json")}
-    return {config["model"]["pct_unfreeze"]: folder for folder, config in configs.items()}
-
-
-def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
-    """The status of each job that has begun, by its fraction."""
-    return {
-        fraction: json.loads((folder / "status.json").read_text())
-        for fraction, folder in folders(sweep).items()
-    }
-
-
-def records(sweep: Path) -> dict[str, Any]:
-    """The epochs of each job, and its scores, by its folder."""
-    found = {}
-    for path in sweep.glob("*/summary.json"):
-        summary = json.loads(path.read_text())
-        scores = {key: summary[key] for key in summary if key.startswith(("val_", "test_"))}
-        del scores["test_seconds"]
-        found[path.parent.name] = (metrics(path.parent), scores, summary["calibration"])
-    return found
 
 
 def task_of(sweep: Path, fraction: float) -> str:

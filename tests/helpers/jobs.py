@@ -1,4 +1,4 @@
-"""Read what a job left in its folder."""
+"""Read what jobs left in their folders."""
 
 import json
 from pathlib import Path
@@ -16,3 +16,28 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def summary(folder: Path) -> dict[str, Any]:
     """Return a job's summary."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def folders(sweep: Path) -> dict[float, Path]:
+    """The folder of each job that has begun, by its fraction."""
+    configs = {path.parent: json.loads(path.read_text()) for path in sweep.glob("*/config.json")}
+    return {config["model"]["pct_unfreeze"]: folder for folder, config in configs.items()}
+
+
+def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
+    """The status of each job that has begun, by its fraction."""
+    return {
+        fraction: json.loads((folder / "status.json").read_text())
+        for fraction, folder in folders(sweep).items()
+    }
+
+
+def records(sweep: Path) -> dict[str, Any]:
+    """The epochs of each job that is done, and its scores, by its folder."""
+    found = {}
+    for path in sweep.glob("*/summary.json"):
+        done = json.loads(path.read_text())
+        scores = {key: done[key] for key in done if key.startswith(("val_", "test_"))}
+        del scores["test_seconds"]
+        found[path.parent.name] = (metrics(path.parent), scores, done["calibration"])
+    return found

@@ -117,7 +117,7 @@ class Cluster:
                 process.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
     """Wait until `condition` is true, at most `seconds`; AssertionError after that."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -81,13 +81,13 @@ def test_a_server_that_is_no_ray_is_an_error_at_once(
 
     connections: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve, args=(server,))
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
         place = f"127.0.0.1:{server.getsockname()[1]}"
         for address in (place, f"ray://{place}"):
             with pytest.raises(InputError, match=f"address={address}: no Ray cluster answers"):
                 ray_cluster._check_address(address)
-        thread.join()
+        thread.join(10)
     for connection in connections:
         connection.close()
 

@@ -341,7 +341,7 @@ def earlier_options(config: Config) -> list[dict[str, Any]]:
 
     Those that affect its numbers: as they are written, by earlier versions; in one form each,
     without options that its record lacks because they were added later; or with places as they are
-    written, which were moved since then if there are links to them now.
+    written, since a folder that was moved may be reached by a link now.
     """
     written = written_options(config, Affects.NUMBERS)
     known = result_config(config)

@@ -5,7 +5,14 @@ from typing import Any
 
 from tvf.data.hf_dataset import import_datasets
 from tvf.data.left_out import first_few
-from tvf.data.table_columns import AUTO, USUAL, Columns, choose_columns, plain_name
+from tvf.data.table_columns import (
+    AUTO,
+    USUAL,
+    Columns,
+    choose_columns,
+    plain_name,
+    require_known,
+)
 from tvf.errors import InputError
 from tvf.files import printable
 
@@ -62,11 +69,7 @@ def _one(
     path: str, what: str, found: Sequence[str], given: str | None, features: Mapping[str, Any]
 ) -> str:
     if given != AUTO and given is not None:
-        if given not in features:
-            raise InputError(
-                f"data.{what}_column={given} must be a column of {path}: {first_few([*features])}."
-            )
-        return given
+        return require_known(path, features, what, given)
     chosen = [name for name in found if plain_name(name) == what] or list(found)
     if len(chosen) == 1:
         return chosen[0]

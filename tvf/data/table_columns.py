@@ -1,6 +1,7 @@
 """Which columns of a table hold what: as the options say, or by their usual names."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvf.data.left_out import first_few
@@ -52,7 +53,7 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
         if wanted is None:
             continue
         if wanted != AUTO:
-            names[what] = _require(table, header, what, wanted)
+            names[what] = require_known(table, header, what, wanted)
             continue
         meant = [name for name in header if plain_name(name) in usual]
         chosen = [name for name in meant if plain_name(name) == what] or meant
@@ -93,17 +94,21 @@ def require_column(what: str, value: object) -> None:
     raise InputError(f"{name}={value!r} must be the name of a column, or auto{null}{quoted}.")
 
 
+def require_known(table: str, header: Iterable[str], what: str, wanted: str) -> str:
+    """The column `wanted` for `what`; InputError, with the closest one, unless `header` has it."""
+    if wanted in (names := [*header]):
+        return wanted
+    plain = {plain_name(name): name for name in names}
+    near = difflib.get_close_matches(plain_name(wanted), plain, n=1)
+    hint = f"did you mean {printable(plain[near[0]])}? It has " if near else ""
+    raise InputError(
+        f"data.{what}_column={wanted} must be a column of {table}: {hint}{first_few(names)}."
+    )
+
+
 def plain_name(name: str) -> str:
     """A column's name in lower case, without spaces, _ and -."""
     return "".join(letter for letter in name.casefold() if letter not in " _-")
-
-
-def _require(table: str, header: Sequence[str], what: str, wanted: str) -> str:
-    if wanted not in header:
-        raise InputError(
-            f"data.{what}_column={wanted} must be a column of {table}: {first_few(header)}."
-        )
-    return wanted
 
 
 def _describe_guess(what: str, chosen: str, meant: Sequence[str]) -> str:

@@ -27,9 +27,11 @@ from tvf.errors import InputError
 log = logging.getLogger(__name__)
 
 # A rank imports nothing from tvf before it knows the import path. The module's name is passed as an
-# argument so that it shows in process lists.
+# argument so that it shows in process lists. A scheduler sends SIGTERM to all processes of a job;
+# rank 0 keeps a checkpoint and ends the others.
 ENTRY = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
+    "import json, signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "sys.path[:] = json.loads(sys.stdin.readline()); "
     "from tvf.distributed.ranks import serve; serve()"
 )
 HOST = "127.0.0.1"
@@ -94,8 +96,6 @@ def serve() -> None:
     """Run this process as a rank: read a function's name from standard input, call it, exit."""
     message = json.loads(sys.stdin.readline())
     _end_with_rank_0(message["parent"])
-    # A scheduler sends it to all processes of a job; rank 0 keeps a checkpoint and ends the others.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.disable(logging.WARNING)  # rank 0 reports on the job
     warnings.simplefilter("ignore")

@@ -52,12 +52,13 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     parent, child = os.getpid(), os.fork()
     if child == 0:
         _run_and_exit(job, log_file, parent)
-    try:
-        with _terminable():
+    with _terminable():
+        try:
             status = os.waitpid(child, 0)[1]
-    except KeyboardInterrupt as interruption:
-        _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
-        raise
+        except KeyboardInterrupt as interruption:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+            raise
     return os.waitstatus_to_exitcode(status)
 
 
@@ -93,9 +94,10 @@ def interruptible(first: Callable[[int], bool] = lambda number: False) -> Iterat
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, which would end a launcher's worker without its job."""
+    """Raise KeyboardInterrupt on the first SIGTERM, which would end a launcher's worker at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     main = threading.current_thread() is threading.main_thread()

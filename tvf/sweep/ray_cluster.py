@@ -139,14 +139,14 @@ def _check_address(address: str) -> None:
 
 
 def _require_grpc(host: str, port: int) -> None:
-    """Raise OSError unless a server of Ray's protocol, gRPC over HTTP/2, answers at once."""
+    """Raise OSError unless a server of Ray's protocol, gRPC over HTTP/2, answers soon."""
     with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
         if os.environ.get("RAY_USE_TLS", "0") != "0":  # it says nothing without a handshake
             return
         connection.settimeout(ANSWER_SECONDS)
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
         if connection.recv(len(SETTINGS))[3:4] != SETTINGS[3:4]:
-            raise OSError("another server does")
+            raise OSError("what answers is no Ray")
 
 
 def _unreachable(address: str, problem: str) -> InputError:

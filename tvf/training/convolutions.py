@@ -1,4 +1,4 @@
-"""Faster training of convolutions on small maps, on CPUs without AVX-512.
+"""Faster training of convolutions on small maps, on x86 CPUs with AVX2 but without AVX-512.
 
 Two cases in which oneDNN's kernels are far from what such a CPU can do (bench/roof.py):
 
@@ -10,6 +10,7 @@ EfficientNet, MobileNet, MNASNet and others consist of such layers, ResNets' blo
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-SMALLEST_KERNEL = 5  # of depthwise convolutions, pixels per side: smaller ones are fast
+# Of depthwise convolutions, pixels per side: smaller ones are fast, larger ones were not measured.
+SMALLEST_KERNEL, LARGEST_KERNEL = 5, 7
 LARGEST_MAP = 64  # output pixels: beyond, oneDNN is about as fast
+
+
+def fast_convolutions(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which convolutions train faster, if they can on this device."""
+    able = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return FastConvolutions() if able else nullcontext()
 
 
 class FastConvolutions(TorchFunctionMode):
@@ -46,7 +54,7 @@ def _convolve(
     groups: int = 1,
 ) -> Tensor | None:
     """The output of torch.conv2d with these arguments; None if oneDNN is fast enough."""
-    if isinstance(padding, str) or not _is_trained_on_such_a_cpu(input, weight):
+    if isinstance(padding, str) or not _is_trained(input, weight):
         return None
     stride, padding, kernel = _pair(stride), _pair(padding), (weight.shape[2], weight.shape[3])
     sizes = zip(input.shape[2:], kernel, stride, padding, strict=True)
@@ -55,13 +63,13 @@ def _convolve(
         return None
     if groups == 1 and (kernel, stride, padding) == ((1, 1), (1, 1), (0, 0)):
         return linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-    if groups == len(weight) > 1 == weight.shape[1] and bias is None:
-        if min(kernel) >= SMALLEST_KERNEL:
+    if groups == len(weight) > 1 and weight.shape[1] == 1 and bias is None:
+        if SMALLEST_KERNEL <= min(kernel) and max(kernel) <= LARGEST_KERNEL:
             return _Depthwise.apply(input, weight, stride, padding)
     return None
 
 
-def _is_trained_on_such_a_cpu(input: Tensor, weight: Tensor) -> bool:
+def _is_trained(input: Tensor, weight: Tensor) -> bool:
     return (
         weight.requires_grad
         and torch.is_grad_enabled()
@@ -70,7 +78,8 @@ def _is_trained_on_such_a_cpu(input: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and input.dim() == 4
         and input.is_contiguous(memory_format=torch.channels_last)
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        # What a checkpointed block computes again must save the same tensors, outside this context.
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # type: ignore[attr-defined]
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tvf.distributed import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.frontier import EpochInputs
-from tvf.training.convolutions import FastConvolutions
+from tvf.training.convolutions import fast_convolutions
 from tvf.training.ema import WeightAverage
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, share_by_weight
 from tvf.training.scores import Scores, compute_scores
@@ -114,8 +114,7 @@ def train_step(
         torch.manual_seed(int(seeds.generate_state(1)[0]))
     optimizer = setup.optimizer
     optimizer.zero_grad()
-    on_cpu = fabric.device.type == "cpu"
-    with global_batchnorm(fabric), FastConvolutions() if on_cpu else nullcontext():
+    with global_batchnorm(fabric), fast_convolutions(fabric.device):
         logits = module(*inputs)
     if weights is None:
         loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
