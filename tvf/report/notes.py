@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tvf.records import Row
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
-from tvf.report.searched import about_pruning
+from tvf.report.searched import about_pruning, dropped_after
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
 from tvf.report.words import enumerate_words
@@ -59,15 +59,11 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
     dropped = [group for group in configurations if group.dropped and not group.pruned]
     if not dropped:
         return None
-    jobs = [job for group in dropped for job in group.jobs]
-    rungs = sorted({job["dropped"] for job in jobs if job["dropped"]})
-    after = f"{rungs[0]}{f' to {rungs[-1]}' if len(rungs) > 1 else ''}"
-    epochs = max(job["epochs"] or 0 for job in jobs)
     return (
         f"Successive halving: {len(dropped)} of {len(configurations)} configurations were dropped "
-        f"after {after} of {epochs} epochs, by their validation scores at that point. Intervals, "
-        "differences and the recommendation cover only the configurations that were kept because "
-        "they led. In a full sweep they may differ: a slow starter might have won."
+        f"{dropped_after(dropped)}. Intervals, differences and the recommendation cover only the "
+        "configurations that were kept because they led. In a full sweep they may differ: a slow "
+        "starter might have won."
     )
 
 

@@ -39,14 +39,19 @@ def about_pruning(configurations: Sequence[Configuration]) -> str | None:
     pruned = [group for group in configurations if group.pruned]
     if not pruned:
         return None
-    jobs = [job for group in pruned for job in group.jobs]
+    return (
+        f"The search pruned {len(pruned)} of {len(configurations)} configurations "
+        f"{dropped_after(pruned)}. A slow starter might have won."
+    )
+
+
+def dropped_after(configurations: Sequence[Configuration]) -> str:
+    """When and by what configurations were dropped: "after 2 to 6 of 30 epochs, by ..."."""
+    jobs = [job for group in configurations for job in group.jobs]
     rungs = sorted({job["dropped"] for job in jobs if job["dropped"]})
     after = f"{rungs[0]}{f' to {rungs[-1]}' if len(rungs) > 1 else ''}"
     epochs = max(job["epochs"] or 0 for job in jobs)
-    return (
-        f"The search pruned {len(pruned)} of {len(configurations)} configurations after {after} of "
-        f"{epochs} epochs, by their validation scores at that point. A slow starter might have won."
-    )
+    return f"after {after} of {epochs} epochs, by their validation scores at that point"
 
 
 def _count(trials: int) -> str:

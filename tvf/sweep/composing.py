@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -95,20 +96,40 @@ def compose_jobs(
 
     Raises InputError, or one of Hydra's errors, for a job that is misconfigured.
     """
+    loader = GlobalHydra.instance().config_loader()
+    place = own_folder if _has_default_folders(config) else given_folder
+    return [
+        compose_job(config, loader, overrides, number, place)
+        for number, overrides in enumerate(jobs)
+    ]
+
+
+def compose_job(
+    config: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[str],
+    number: int,
+    place: Callable[[DictConfig], str],
+) -> tuple[str, dict[str, Any]]:
+    """Compose and check job `number` of a sweep; return the name that `place` gives its folder.
+
+    And its config. Raises InputError, or one of Hydra's errors, if it is misconfigured.
+    """
     from tvf.config import validate_config
 
-    configs = []
-    for number, overrides in enumerate(jobs):
-        job = GlobalHydra.instance().config_loader().load_sweep_config(config, [*overrides])
-        with open_dict(job):
-            job.hydra.job.num, job.hydra.job.id = number, str(number)
-            default = _has_default_folders(config)
-            folder = own_folder(job) if default else str(job.hydra.sweep.subdir)
-            if "name" in job:
-                job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
-            del job["hydra"]
-        configs.append((folder, validate_config(job)))
-    return configs
+    job = loader.load_sweep_config(config, [*overrides])
+    with open_dict(job):
+        job.hydra.job.num, job.hydra.job.id = number, str(number)
+        folder = place(job)
+        if "name" in job:
+            job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
+        del job["hydra"]
+    return folder, validate_config(job)
+
+
+def given_folder(job: DictConfig) -> str:
+    """Return the name of a job's folder by its hydra.sweep.subdir."""
+    return str(job.hydra.sweep.subdir)
 
 
 def place_jobs(

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from tvf.config import Config, conf_dir, path_override
 from tvf.errors import InputError, unknown_key
 from tvf.files import NO_HOME, NODE_FOLDER, cache_folder
 from tvf.records import RUN_VARIABLES, best_score
+from tvf.sweep.composing import compose_job, given_folder
 from tvf.sweep.processes import QUIET
 
 NODE = "hydra.launcher"
@@ -65,16 +66,9 @@ def remote_job(
     `config` is the sweep's, `overrides` are the job's, which Hydra's sweeper has split. Raises
     InputError, or one of Hydra's errors, for a job that is misconfigured.
     """
-    from tvf.config import validate_config
-
-    job = loader.load_sweep_config(config, list(overrides))
-    with open_dict(job):
-        job.hydra.job.num, job.hydra.job.id = number, str(number)
-        folder = sweep_folder(config) / str(job.hydra.sweep.subdir)
-        job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
-        del job["hydra"]
+    name, job = compose_job(config, loader, overrides, number, given_folder)
     command = job_command(config, overrides, number)
-    return RemoteJob(folder, list(overrides), validate_config(job), command)
+    return RemoteJob(sweep_folder(config) / name, list(overrides), job, command)
 
 
 def plan_jobs(
