@@ -149,7 +149,7 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "confirmation": _confirmation_data(comparison.confirmation),
         "test_score": describe_test_score(comparison) or None,
         "errors": describe_errors(comparison),
-        "decided": choice.decision.decided if choice.decision else None,
+        "decided": choice.decided,
         "to_decide": choice.more,
         "optimism": comparison.evidence.optimism if comparison.evidence else None,
         "epoch_optimism": comparison.evidence.epoch_optimism if comparison.evidence else None,

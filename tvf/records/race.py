@@ -1,0 +1,49 @@
+"""What a race (hydra/sweeper=race) has decided, in the manifest of its sweep."""
+
+from pathlib import Path
+from typing import Any
+
+from tvf.files import read_json, write_json
+from tvf.lease import Lease
+from tvf.records.job import LEASE
+
+ENDED = ("settled", "spent")  # how a race can end: by its last duel, or by its budget
+
+
+def note_race(folder: Path, race: dict[str, Any]) -> None:
+    """Record how the race in `folder` stands.
+
+    `race` counts the `jobs` that it took, of `all` jobs, and the `blocks` of each configuration;
+    `margin` is that of its duels.
+    `ended` is one of `ENDED`, or None while it runs. `configurations` lists, in the order in which
+    they competed, the folders of their `jobs`, and their `place`: champion, lost, skipped or
+    untried. One that lost also has the `duel`: after how many `blocks`, `to` a job of which other
+    one, whether that was `decided`, and the `difference` with the probabilities `better` and
+    `lower`, None if too few jobs are done.
+    """
+    with Lease(folder / LEASE):
+        manifest = read_json(folder / "sweep.json")
+        write_json(folder / "sweep.json", manifest | {"race": race})
+
+
+def read_race(folder: Path) -> dict[str, Any] | None:
+    """The race in `folder` as noted; None if there was none, or if other jobs followed."""
+    race = read_json(folder / "sweep.json").get("race")
+    listed = race.get("configurations") if isinstance(race, dict) else None
+    if not isinstance(listed, list):
+        return None
+    valid = all(isinstance(each, dict) and isinstance(each.get("jobs"), list) for each in listed)
+    return race if valid else None
+
+
+def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the race says of each job's configuration, by the jobs' folders; empty without one."""
+    race = read_race(folder)
+    if race is None:
+        return {}
+    whole = {key: race.get(key) for key in ("jobs", "all", "blocks", "margin", "ended")}
+    return {
+        name: whole | {key: each.get(key) for key in ("place", "duel")}
+        for each in race["configurations"]
+        for name in each["jobs"]
+    }
