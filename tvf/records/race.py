@@ -37,13 +37,18 @@ def read_race(folder: Path) -> dict[str, Any] | None:
 
 
 def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the race says of each job's configuration, by the jobs' folders; empty without one."""
+    """What the race says of each job's configuration, by the jobs' folders; empty without one.
+
+    `stopped` says whether the race launches no more of its jobs.
+    """
     race = read_race(folder)
     if race is None:
         return {}
     whole = {key: race.get(key) for key in ("jobs", "all", "blocks", "margin", "ended")}
     return {
-        name: whole | {key: each.get(key) for key in ("place", "duel")}
+        name: whole
+        | {key: each.get(key) for key in ("place", "duel")}
+        | {"stopped": bool(whole["ended"]) or each.get("place") in ("lost", "skipped")}
         for each in race["configurations"]
         for name in each["jobs"]
     }

@@ -93,7 +93,7 @@ def read_sweep(folder: Path) -> list[Row]:
         if name not in started:
             row = _row_before_start(folder, config)
             race = races.get(name)
-            state = "stopped" if race and (race["ended"] or race["place"] == "lost") else "waiting"
+            state = "stopped" if race and race["stopped"] else "waiting"
             row |= {"folder": name, "name": config.get("name"), "state": state, "overrides": []}
             rows.append(row | search.get(name, {}) | {RACE: race})
     return rows

@@ -270,7 +270,7 @@ def sibling_configs(folder: Path, config: Config) -> list[dict[str, Any]]:
         job
         for name, job in read_configs(folder).items()
         if name not in dropped
-        and races.get(name, {}).get("place") not in ("lost", "skipped")
+        and not races.get(name, {}).get("stopped")
         and frozen_layers_config(job) == shared
         and read_json(folder / name / "status.json").get("state") != "done"
     ]

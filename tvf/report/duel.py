@@ -9,7 +9,6 @@ import numpy as np
 from tvf.metrics import METRICS
 from tvf.records import Row
 from tvf.report.configuration import Configuration, Training, training_of
-from tvf.report.decide import EVIDENCE
 from tvf.report.evidence import collect_evidence
 from tvf.report.images import compare_scores
 from tvf.report.split_scores import Scores
@@ -17,6 +16,7 @@ from tvf.report.split_scores import Scores
 # The standard deviation of a score between trainings of the same images, on the default data
 # (EfficientNet-Lite0). Assumed where there is a single training, which cannot show it.
 RETRAINING = 0.0075
+EVIDENCE = 0.05  # stricter than a recommendation, as duels are judged again after every training
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ class _Arena:
                 return None
             self.used |= {*jobs}
             for own, job in zip(rows, jobs, strict=True):
-                own += [row] if (row := self.results[job]) else []
+                row = self.results[job]
+                own += [] if row is None else [row]
             if bool(rows[0]) != bool(rows[1]):  # one has failed: it loses
                 return Meeting(champion, challenger, block + 1, None, bool(rows[1]), decided=True)
             duel = self.compare(*rows) if rows[0] else None
