@@ -60,6 +60,28 @@ except KeyboardInterrupt:
 """
 
 
+# A command that is told to stop while logging unlocks its handlers after a fork.
+FORKING = """
+import os, pathlib, signal, time
+from tvf.sweep import processes
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+os.register_at_fork(after_in_parent=stop)
+try:
+    with processes.interruptible():
+        processes.run_in_subprocess(lambda: time.sleep(2) or 0, pathlib.Path("job.log"))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_during_a_fork_is_not_lost(tmp_path: Path) -> None:
+    assert forks.python(FORKING, cwd=tmp_path).communicate() == ("interrupted\n", None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", ["0.1", "20"])
 def test_a_cluster_says_how_long_a_job_may_take_for_its_checkpoint(
