@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from tvf.errors import InputError
 from tvf.records import read_status
 
 QUIET = (
@@ -137,8 +139,18 @@ def uninterrupted() -> Iterator[None]:
 
 
 def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
-    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM."""
-    return float(environment.get(PATIENCE, CHECKPOINT_SECONDS))
+    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM.
+
+    Raises InputError if the environment says something else than a number of seconds.
+    """
+    given = environment.get(PATIENCE) or CHECKPOINT_SECONDS
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{PATIENCE}={given} must be a number of seconds, such as 20.")
+    return seconds
 
 
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
