@@ -338,9 +338,8 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     assert named(train(plan_in(folder, configs, budget=2), tmp_path / "grid"), configs) == WHOLE[:1]
     (comparison,) = compare(read_sweep(folder))
     assert comparison.choice.text.startswith("Not decided; best so far is pct_unfreeze=0.25")
-    assert "Not trained: pct_unfreeze=0.5 and pct_unfreeze=1, since the budget was spent" in (
-        comparison.choice.text
-    )
+    end = "The race ended with its budget, after 2 jobs. Not trained: pct_unfreeze=0.5 and pct_"
+    assert end in comparison.choice.text
     assert comparison.choice.decided is False
 
 
@@ -415,7 +414,8 @@ QUICK = (
     "data.batch_size=8",
     "tracker=none",
     "epochs=2",
-    "optimizer.lr=0.05",
+    "data.metric=auroc",  # which the small network's scores move at once
+    "report.margin=0.5",
     SMALL,
 )
 SWEEP = ("-m", "model.pct_unfreeze=0,0.5", "data.folds=2", "data.fold=0,1", *QUICK)
@@ -451,7 +451,8 @@ def test_its_jobs_are_those_of_the_grid_even_if_it_is_killed(
         path.parent.name: metrics(path.parent) for path in tmp_path.glob("full/*/metrics.jsonl")
     }
     trained = {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
-    assert len(whole) == 4 and len(trained) == race["jobs"] and trained.items() <= whole.items()
+    assert len(whole) == 4 and len(trained) == race["jobs"] == 2
+    assert trained.items() <= whole.items()
     again = shell(*SWEEP, "hydra/sweeper=race", "hydra/launcher=basic", "hydra.sweep.dir=full")
     assert again.code == 0 and "Launching" not in again.out, again.out
     assert read_race(tmp_path / "full") == race

@@ -54,12 +54,14 @@ def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
         for group, race in pairs
         if race["duel"] and race["duel"]["to"] in by_job
     ]
+    if races and races[0]["ended"] == "spent":
+        sentences.append(f"The race ended with its budget, after {races[0]['jobs']} jobs.")
     for place, why in (
-        ("skipped", "since a smaller fraction has lowered the score"),
-        ("untried", "since the budget was spent"),
+        ("skipped", ", since a smaller fraction has lowered the score"),
+        ("untried", ""),
     ):
         if names := [str(group) for group, race in pairs if race["place"] == place]:
-            sentences.append(f"Not trained: {enumerate_words(names)}, {why}.")
+            sentences.append(f"Not trained: {enumerate_words(names)}{why}.")
     return sentences
 
 
