@@ -1,5 +1,6 @@
 """Races: who meets whom, what they decide, and that their jobs are those of the grid."""
 
+import json
 import os
 import shutil
 import signal
@@ -249,6 +250,7 @@ def named(
     ]
 
 
+PLACES = ["lost", "champion", "lost", "skipped"]
 WHOLE = [[(0.0, 0), (0.25, 0)], [(0.5, 0)]]
 
 
@@ -264,12 +266,7 @@ def test_a_race_is_decided_by_its_folder_alone(
     assert "The race is over after 3 of 12 jobs: " in caplog.text
     race = read_race(tmp_path / "whole")
     assert race is not None and race["ended"] == "settled"
-    assert [each["place"] for each in race["configurations"]] == [
-        "lost",
-        "champion",
-        "lost",
-        "skipped",
-    ]
+    assert [each["place"] for each in race["configurations"]] == PLACES
     for most in range(3):
         folder = tmp_path / str(most)
         train(plan_in(folder, configs), tmp_path / "grid", most)
@@ -323,7 +320,11 @@ def test_every_format_says_that_it_was_a_race(
     for kind, name in {"html": "report.html", "md": "report.md", "json": "report.json"}.items():
         found = render_report([folder], rows, kind)[name].decode()
         assert note in found and "the winner of a race" in found and "tvf resume" not in found, kind
-    assert '"decided": true' in render_report([folder], rows, "json")["report.json"].decode()
+    (data,) = json.loads(render_report([folder], rows, "json")["report.json"])["comparisons"]
+    assert data["decided"] and (data["race"]["jobs"], data["race"]["all"]) == (3, 12)
+    assert [each["place"] for each in data["race"]["configurations"]] == PLACES
+    duels = [each["duel"] for each in data["race"]["configurations"]]
+    assert [duel and duel["to"] for duel in duels] == ["0.25", None, "0.25", None]
     assert [row["state"] for row in rows].count("stopped") == 9 == len(jobs_table(rows).rows) - 3
     assert not print_result(folder, frozenset(configs))
     printed = capsys.readouterr().out

@@ -65,6 +65,24 @@ def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
     return sentences
 
 
+def race_data(configurations: Sequence[Configuration]) -> dict[str, Any] | None:
+    """A race for programs; None without one."""
+    races = race_of(configurations)
+    if races is None:
+        return None
+    by_job = {job["folder"]: group.label for group in configurations for job in group.jobs}
+    listed = [
+        {
+            "label": group.label,
+            "place": race["place"],
+            "duel": race["duel"] and race["duel"] | {"to": by_job.get(race["duel"]["to"])},
+        }
+        for group, race in zip(configurations, races, strict=True)
+    ]
+    whole = {key: races[0][key] for key in ("jobs", "all", "blocks", "margin", "ended")}
+    return whole | {"configurations": listed}
+
+
 def _describe_duel(lost: Configuration, to: Configuration, race: Race) -> str:
     duel = race["duel"]
     after = f"after {duel['blocks']} of {race['blocks']} blocks"
@@ -73,7 +91,10 @@ def _describe_duel(lost: Configuration, to: Configuration, race: Race) -> str:
     challenger, champion = (to, lost) if duel["won"] else (lost, to)
     chance = ""
     if duel["better"] is not None:
-        chance = f", with a probability of {percent(duel['better'])} more than {race['margin']:g}"
+        chance = (
+            f"; the probability that {challenger.label} is more than {race['margin']:g} better is "
+            f"{percent(duel['better'])}"
+        )
     undecided = "" if duel["decided"] else ", undecided"
     return (
         f"{lost} lost to {to} {after}{undecided}: {challenger.label} minus {champion.label} is "
@@ -88,7 +109,7 @@ def about_race(configurations: Sequence[Configuration]) -> str | None:
         return None
     return (
         f"A race: it took {races[0]['jobs']} of {races[0]['all']} jobs, so configurations have "
-        "different numbers of trainings. It stopped when differences were large, and intervals, "
-        "p-values and the winner's score take no account of that: they are optimistic. The command "
-        "without hydra/sweeper=race trains the rest in this folder."
+        "different numbers of trainings. Each duel ended as soon as it was decided, of which "
+        "intervals, p-values and the winner's score take no account: they are optimistic. The "
+        "command without hydra/sweeper=race trains the rest in this folder."
     )
