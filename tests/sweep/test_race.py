@@ -353,6 +353,18 @@ def test_jobs_that_are_launched_again_are_those_of_no_race(tmp_path: Path) -> No
     assert [row["state"] for row in read_sweep(folder)].count("waiting") == 9
 
 
+def test_a_damaged_record_of_a_race_is_none(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs), tmp_path / "grid")
+    path = folder / "sweep.json"
+    manifest = json.loads(path.read_text())
+    for damaged in (3, {}, {"configurations": [3]}, {"configurations": [{"jobs": [[]]}]}):
+        race = manifest["race"] | damaged if isinstance(damaged, dict) and damaged else damaged
+        path.write_text(json.dumps(manifest | {"race": race}))
+        assert read_race(folder) is None and {row["race"] for row in read_sweep(folder)} == {None}
+
+
 def configs_of(
     fractions: Sequence[float] = (0.25, 0.5), seeds: Sequence[int] = (1, 2), **changes: Any
 ) -> dict[str, dict[str, Any]]:

@@ -7,19 +7,20 @@ from tvf.files import read_json, write_json
 from tvf.lease import Lease
 from tvf.records.job import LEASE
 
-ENDED = ("settled", "spent")  # how a race can end: by its last duel, or by its budget
+WHOLE = ("jobs", "all", "blocks", "margin")
+DUEL = {"blocks", "to", "won", "decided", "difference", "better", "lower"}
 
 
 def note_race(folder: Path, race: dict[str, Any]) -> None:
     """Record how the race in `folder` stands.
 
     `race` counts the `jobs` that it took, of `all` jobs, and the `blocks` of each configuration;
-    `margin` is that of its duels.
-    `ended` is one of `ENDED`, or None while it runs. `configurations` lists, in the order in which
-    they competed, the folders of their `jobs`, and their `place`: champion, lost, skipped or
-    untried. One that lost also has the `duel`: after how many `blocks`, `to` a job of which other
-    one, whether that was `decided`, and the `difference` with the probabilities `better` and
-    `lower`, None if too few jobs are done.
+    `margin` is that of its duels. `ended` is settled (by the last duel), spent (by the budget), or
+    None while it runs. `configurations` lists, in the order in which they compete, the folders of
+    their `jobs`, and their `place`: champion, lost, skipped or untried. One that lost also has the
+    `duel`: after how many `blocks`, `to` a job of which other one, whether that was `won` by the
+    challenger and `decided`, and the `difference` with the probabilities `better` and `lower`,
+    None where unknown.
     """
     with Lease(folder / LEASE):
         manifest = read_json(folder / "sweep.json")
@@ -27,13 +28,13 @@ def note_race(folder: Path, race: dict[str, Any]) -> None:
 
 
 def read_race(folder: Path) -> dict[str, Any] | None:
-    """The race in `folder` as noted; None if there was none, or if other jobs followed."""
+    """The race in `folder` as noted; None if there was none, or if its jobs were launched again."""
     race = read_json(folder / "sweep.json").get("race")
     listed = race.get("configurations") if isinstance(race, dict) else None
-    if not isinstance(listed, list):
+    if not isinstance(race, dict) or not isinstance(listed, list):
         return None
-    valid = all(isinstance(each, dict) and isinstance(each.get("jobs"), list) for each in listed)
-    return race if valid else None
+    numbers = all(isinstance(race.get(key), int | float) for key in WHOLE)
+    return race if numbers and all(map(_is_valid, listed)) else None
 
 
 def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
@@ -44,7 +45,7 @@ def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
     race = read_race(folder)
     if race is None:
         return {}
-    whole = {key: race.get(key) for key in ("jobs", "all", "blocks", "margin", "ended")}
+    whole = {key: race[key] for key in WHOLE} | {"ended": race.get("ended")}
     return {
         name: whole
         | {key: each.get(key) for key in ("place", "duel")}
@@ -52,3 +53,11 @@ def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
         for each in race["configurations"]
         for name in each["jobs"]
     }
+
+
+def _is_valid(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("jobs"), list):
+        return False
+    duel = entry.get("duel")
+    known = duel is None or (isinstance(duel, dict) and duel.keys() >= DUEL)
+    return known and all(isinstance(name, str) for name in entry["jobs"])
