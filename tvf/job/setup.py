@@ -277,7 +277,7 @@ def _describe_images(backbone: Backbone, source: DataSource) -> str:
         differing.append(str(backbone.interpolation))
     mean, std = ("/".join(f"{x:g}" for x in values) for values in (backbone.mean, backbone.std))
     said = f"reads images of {now}, mean {mean}, std {std}"
-    return said + (f"; the weights were made for {', '.join(differing)}." if differing else ".")
+    return said + (f"; the network was made for {', '.join(differing)}." if differing else ".")
 
 
 def _load_checkpoint(config: Config, backbone: Backbone, data: DataSplits, tag: str) -> np.ndarray:
