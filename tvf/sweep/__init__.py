@@ -9,7 +9,12 @@ from tvf.sweep.callback import (
     report_sweep,
 )
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
-from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.processes import (
+    can_fork,
+    interruptible,
+    run_in_subprocess,
+    seconds_to_checkpoint,
+)
 from tvf.sweep.ray_cluster import launch_on_ray
 from tvf.sweep.remote import plan_jobs, use_node_store
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
@@ -34,6 +39,7 @@ __all__ = [
     "report_sweep",
     "run_in_subprocess",
     "runs_in_parallel",
+    "seconds_to_checkpoint",
     "use_node_store",
     "wandb_sweep_yaml",
     "workers",
