@@ -121,8 +121,7 @@ def _describe_fractions(advice: Advice) -> list[str]:
         f"{said} The last column is the probability that the fraction, properly trained, is at "
         f"most {advice.margin:g} below the best of them: from the differences over validation "
         f"images, with a standard error of {RUN_ERROR:g} added for each run. That is what a first "
-        "epoch was off by on other data, so take this for what to compare first, not for a "
-        "decision.",
+        "epoch was off by on other data, so it says what to compare first, and decides nothing.",
     ]
 
 

@@ -12,9 +12,10 @@ from tvf.records import Predictions, predictions_of
 from tvf.report import Scores, match_images, probability_worse, score_images
 from tvf.training import Direct, EarlyStopping, TrainingLoop, predict
 
-# The standard deviation of what a short run's score says wrongly of a fraction: on eight small
-# tasks, the first epoch of one fold misplaced pairs by 0.07 (root mean square; docs/advise.md).
+# The standard deviation of what a short run's score says wrongly of a fraction. In the grids of
+# docs/advise.md the first epoch of a fold misplaced pairs of fractions by 0.065, or √2 × 0.046.
 RUN_ERROR = 0.05
+DF = 3.0  # heavy tails: on single tasks that was between 0.015 and 0.12
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def score_trials(trials: Sequence[Trial], metric: str) -> Scores:
 
     The covariance over images (or groups of them) is that of the comparison of a sweep. It knows
     nothing of what longer training, other splits and other seeds would change, so RUN_ERROR is
-    added to each fraction's standard error (as variances).
+    added to each fraction's standard error (as variances), with tails as heavy as DF says.
     """
     scores = score_images(match_images([[each.predictions] for each in trials]), metric, None, None)
     added = RUN_ERROR**2 * np.eye(len(trials))
-    return replace(scores, covariance=scores.covariance + added, df=max(scores.df, 3.0))
+    return replace(scores, covariance=scores.covariance + added, df=DF)
 
 
 def within_margin(scores: Scores, margin: float) -> tuple[float, ...]:

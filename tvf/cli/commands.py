@@ -123,7 +123,7 @@ def refit(folder: Path, overrides: Sequence[str]) -> None:
 
 @_errors_as_messages()
 def advise(overrides: Sequence[str], config_dir: Path | None, as_json: bool) -> None:
-    """Print which fractions are promising for a job's overrides, without training it."""
+    """Print which fractions are promising for a job's overrides."""
     from tvf.cli.advise import run_advise
 
     config_dir = config_dir and config_dir.absolute()

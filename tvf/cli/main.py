@@ -112,8 +112,8 @@ def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -
 
     Takes the overrides of tvf train. Prints what probes read at each depth of the frozen network,
     how hard the labels pull at each group, and how a short run of each fraction scores; then the
-    fractions by their probability of being good enough, and the sweep that would settle it. Costs
-    less than training one job, and is no more than a first look.
+    fractions by their probability of being good enough, and the sweep that would settle it. Costs a
+    few per cent of that sweep, and is no more than a first look.
 
     \b
     Examples:
