@@ -8,7 +8,8 @@ from tvf.report.calibration import calibration_of
 from tvf.report.comparison import Comparison, compare, judged_by
 from tvf.report.configuration import Configuration, Training, training_of
 from tvf.report.confirmation import jobs_again, keys_of_seeds, stated_settings, to_confirm
-from tvf.report.decide import EVIDENCE, probability_worse
+from tvf.report.decide import probability_worse
+from tvf.report.duel import Duel, compare_trainings
 from tvf.report.formats import FORMATS, render_markdown, render_report, write_files
 from tvf.report.model_card import describe_job, jobs_of_choice, write_card
 from tvf.report.notes import about_halving
@@ -29,13 +30,14 @@ from tvf.report.wandb_summary import log_summary
 __all__ = [
     "Comparison",
     "Configuration",
-    "EVIDENCE",
+    "Duel",
     "FORMATS",
     "Scores",
     "Training",
     "about_halving",
     "calibration_of",
     "compare",
+    "compare_trainings",
     "describe_job",
     "describe_test_score",
     "jobs_again",
