@@ -2,7 +2,17 @@
 
 from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
-from tvf.job.resources import JobContext, import_libraries
+from tvf.job.resources import JobContext, explain_memory, import_libraries
 from tvf.job.run import run_job
+from tvf.job.setup import Job, open_job
 
-__all__ = ["Checkpoints", "JobContext", "describe_changed_images", "import_libraries", "run_job"]
+__all__ = [
+    "Checkpoints",
+    "Job",
+    "JobContext",
+    "describe_changed_images",
+    "explain_memory",
+    "import_libraries",
+    "open_job",
+    "run_job",
+]

@@ -94,11 +94,16 @@ class Job:
     trained_on: np.ndarray
 
 
-def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
-    """Build every part of a job, images and weights included. Raises InputError."""
+def build_job(
+    config: Config, context: JobContext, store: Store | None, loaded: DataSplits | None = None
+) -> Job:
+    """Build every part of a job, images and weights included. Raises InputError.
+
+    `loaded` are its images, if another job of the process has read them.
+    """
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
-    data = source.load(progress=not context.parallel, store=store)
+    data: DataSplits = loaded or source.load(progress=not context.parallel, store=store)
     if config["refit_epochs"] is None:
         require_both_classes(metric_of(config), data.val.labels)
     else:
@@ -159,10 +164,12 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
 
 
 @contextmanager
-def open_job(config: Config, context: JobContext) -> Iterator[Job]:
+def open_job(
+    config: Config, context: JobContext, loaded: DataSplits | None = None
+) -> Iterator[Job]:
     """The job, with its store open and its other ranks running, until the context ends."""
     with open_resources(config, context) as store:
-        yield build_job(config, context, store)
+        yield build_job(config, context, store, loaded)
 
 
 def _build_network(
