@@ -28,6 +28,7 @@ from tvf.report.comparison import compare
 from tvf.report.confirmation import to_confirm
 from tvf.report.decide import MARGIN, Cost, decide
 from tvf.report.duel import Duel, judge
+from tvf.report.encodings import mean_points
 from tvf.report.formats import render_report
 from tvf.report.split_scores import estimate_scores
 from tvf.report.terminal import jobs_table, print_result
@@ -316,7 +317,7 @@ def test_every_format_says_that_it_was_a_race(
         "0.25",
         "0.5",
     ]
-    note = "A race: it took 3 of 12 jobs, so configurations have different numbers of trainings."
+    note = "A race: it took 3 of 12 jobs, so configurations have different numbers of trainings"
     for kind, name in {"html": "report.html", "md": "report.md", "json": "report.json"}.items():
         found = render_report([folder], rows, kind)[name].decode()
         assert note in found and "the winner of a race" in found and "tvf resume" not in found, kind
@@ -331,6 +332,26 @@ def test_every_format_says_that_it_was_a_race(
     assert note in printed and "stopped by the race: 9 of 12 jobs" in printed
     assert "never started" not in printed and "tvf resume" not in printed
     assert f"tvf confirm {folder}" in printed
+
+
+def test_means_of_fewer_trainings_than_the_winners_are_not_drawn(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs), tmp_path / "grid")
+    (comparison,) = compare(read_sweep(folder))
+    assert [point["label"] for point in mean_points(comparison)] == ["0", "0.25", "0.5"]
+    second = next(name for name, fraction in fractions_of(configs, fold=1) if fraction == 0.25)
+    shutil.copytree(tmp_path / "grid" / second, folder / second)
+    (comparison,) = compare(read_sweep(folder))
+    assert [point["label"] for point in mean_points(comparison)] == ["0.25"]
+
+
+def fractions_of(configs: dict[str, dict[str, Any]], fold: int) -> list[tuple[str, float]]:
+    return [
+        (name, config["model"]["pct_unfreeze"])
+        for name, config in configs.items()
+        if config["data"]["fold"] == fold
+    ]
 
 
 def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:

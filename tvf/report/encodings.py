@@ -15,6 +15,7 @@ from tvf.report.configuration import (
     training_of,
 )
 from tvf.report.palette import shapes
+from tvf.report.raced import winner_of
 
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
@@ -45,7 +46,12 @@ def identity(configuration: Configuration) -> dict[str, Any]:
 
 
 def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
-    """A point for each configuration's mean score."""
+    """A point for each configuration's mean score.
+
+    After a race not for those with fewer trainings than its winner: the others may be easier.
+    """
+    winner = winner_of(comparison.configurations)
+    least = len(winner.scores) if winner else 0
     return [
         {
             **identity(configuration),
@@ -58,7 +64,7 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
             "front": configuration.label in comparison.front,
         }
         for configuration in comparison.configurations
-        if configuration.val
+        if configuration.val and len(configuration.scores) >= least
     ]
 
 

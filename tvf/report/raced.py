@@ -109,7 +109,9 @@ def about_race(configurations: Sequence[Configuration]) -> str | None:
         return None
     return (
         f"A race: it took {races[0]['jobs']} of {races[0]['all']} jobs, so configurations have "
-        "different numbers of trainings. Each duel ended as soon as it was decided, of which "
-        "intervals, p-values and the winner's score take no account: they are optimistic. The "
-        "command without hydra/sweeper=race trains the rest in this folder."
+        "different numbers of trainings, on different splits. Their mean scores do not compare: "
+        "charts leave out those of fewer trainings than the winner's, and the text's differences "
+        "are on the same splits. Each duel ended as soon as it was decided, of which intervals, "
+        "p-values and the winner's score take no account: they are optimistic. The command without "
+        "hydra/sweeper=race trains the rest in this folder."
     )
