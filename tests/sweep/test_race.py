@@ -346,6 +346,54 @@ def test_means_of_fewer_trainings_than_the_winners_are_not_drawn(tmp_path: Path)
     assert [point["label"] for point in mean_points(comparison)] == ["0.25"]
 
 
+def test_the_rival_is_who_came_closest_in_a_duel_not_who_has_the_highest_mean(
+    tmp_path: Path,
+) -> None:
+    """Fraction 0 has the easy fold alone."""
+    rng = np.random.default_rng(0)
+    shares = {0.0: [0.9, 0.6, 0.6], 0.25: [0.99, 0.75, 0.75], 0.5: [0.99, 0.76, 0.75]}
+    for fraction, of_folds in shares.items():
+        for fold, share in enumerate(of_folds):
+            add_training(
+                tmp_path / "grid",
+                fraction,
+                (rng.random(200) < share).tolist(),
+                places=range(200 * fold, 200 * fold + 200),
+                changes={"data.folds": 3, "data.fold": fold},
+                val_loss=rng.random(),
+            )
+    configs = read_configs(tmp_path / "grid")
+    train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    (comparison,) = compare(read_sweep(tmp_path / "race"))
+    first, rival = to_confirm(comparison.evidence, comparison.choice)
+    assert {first.label, rival.label} == {"0.25", "0.5"}
+
+
+def test_tasks_on_which_all_are_right_end_after_two_blocks(tmp_path: Path) -> None:
+    for fraction in (0.0, 0.5):
+        for fold in FOLDS:
+            add_training(
+                tmp_path / "grid",
+                fraction,
+                [True] * 50,
+                places=range(50 * fold, 50 * fold + 50),
+                changes={"data.folds": 3, "data.fold": fold},
+                val_loss=fraction + fold + 1,
+            )
+    configs = read_configs(tmp_path / "grid")
+    launched = train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    assert named(launched, configs) == [[(0.0, 0), (0.5, 0)], [(0.0, 1), (0.5, 1)]]
+
+
+def test_another_command_keeps_the_race_of_jobs_that_it_does_not_launch(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    race = read_race(tmp_path / "race")
+    assert race is not None
+    write_manifest(tmp_path / "race", {"another": next(iter(configs.values()))})
+    assert read_race(tmp_path / "race") == race
+
+
 def fractions_of(configs: dict[str, dict[str, Any]], fold: int) -> list[tuple[str, float]]:
     return [
         (name, config["model"]["pct_unfreeze"])
@@ -436,10 +484,9 @@ def test_smaller_fractions_compete_first_and_divisions_come_before_seeds() -> No
         ["0.25-0-2"],
         ["0.25-1-2"],
     ]
-    allowed = make_plan(
-        Path(), {name: [name] for name in configs}, configs_of(report={"margin": 0}) and configs
-    )
-    assert allowed.margin == MARGIN
+    assert plan.margin == MARGIN
+    strict = configs_of(report={"margin": 0})
+    assert make_plan(Path(), {name: [name] for name in strict}, strict, budget=4).margin == 0
 
 
 QUICK = (

@@ -80,8 +80,8 @@ def write_manifest(
                 if name not in configs
             }
             manifest["halving"] |= {"dropped": dropped}
-        # Its jobs are launched again: a race notes anew what it decides.
-        manifest.pop("race", None)
+        if {*configs} & {*race_by_job(folder)}:  # launched again: a race notes anew what it decides
+            manifest.pop("race")
         write_json(path, manifest)
 
 

@@ -15,7 +15,7 @@ from tvf.report.configuration import (
     training_of,
 )
 from tvf.report.palette import shapes
-from tvf.report.raced import winner_of
+from tvf.report.raced import beside_winner
 
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
@@ -46,12 +46,7 @@ def identity(configuration: Configuration) -> dict[str, Any]:
 
 
 def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
-    """A point for each configuration's mean score.
-
-    After a race not for those with fewer trainings than its winner: the others may be easier.
-    """
-    winner = winner_of(comparison.configurations)
-    least = len(winner.scores) if winner else 0
+    """A point for each configuration's mean score, of those that compare."""
     return [
         {
             **identity(configuration),
@@ -63,8 +58,8 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
             "seconds": configuration.seconds,
             "front": configuration.label in comparison.front,
         }
-        for configuration in comparison.configurations
-        if configuration.val and len(configuration.scores) >= least
+        for configuration in beside_winner(comparison.configurations)
+        if configuration.val
     ]
 
 

@@ -19,7 +19,8 @@ def race_of(configurations: Sequence[Configuration]) -> list[Race] | None:
     races = [group.jobs[0][RACE] for group in configurations]
     if not all(races) or len({group.jobs[0]["sweep"] for group in configurations}) > 1:
         return None
-    left = any(job["state"] == "stopped" for group in configurations for job in group.jobs)
+    states = {job["state"] for group in configurations for job in group.jobs}
+    left = bool(states - {"done", "failed"})
     places = [race["place"] for race in races]
     return races if left and races[0]["ended"] and places.count("champion") == 1 else None
 
@@ -33,6 +34,31 @@ def winner_of(configurations: Sequence[Configuration]) -> Configuration | None:
         if race["place"] == "champion" and group.val
     ]
     return won[0] if won else None
+
+
+def rival_of(
+    winner: Configuration, configurations: Sequence[Configuration]
+) -> Configuration | None:
+    """The configuration that came closest to the winner in a duel, an undecided one first."""
+    races = race_of(configurations) or []
+    own = {job["folder"] for job in winner.jobs}
+    beaten = [
+        (race["duel"]["decided"], abs(race["duel"]["difference"]), index)
+        for index, race in enumerate(races)
+        if race["duel"] and race["duel"]["to"] in own and race["duel"]["difference"] is not None
+    ]
+    return configurations[min(beaten)[2]] if beaten else None
+
+
+def beside_winner(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations whose mean scores compare: after a race those with its winner's trainings.
+
+    Means over other splits do not, as these may be easier.
+    """
+    winner = winner_of(configurations)
+    return [
+        each for each in configurations if not winner or each.scores.keys() == winner.scores.keys()
+    ]
 
 
 def is_settled(configurations: Sequence[Configuration]) -> bool:
@@ -110,7 +136,7 @@ def about_race(configurations: Sequence[Configuration]) -> str | None:
     return (
         f"A race: it took {races[0]['jobs']} of {races[0]['all']} jobs, so configurations have "
         "different numbers of trainings, on different splits. Their mean scores do not compare: "
-        "charts leave out those of fewer trainings than the winner's, and the text's differences "
+        "charts leave out those of other trainings than the winner's, and the text's differences "
         "are on the same splits. Each duel ended as soon as it was decided, of which intervals, "
         "p-values and the winner's score take no account: they are optimistic. The command without "
         "hydra/sweeper=race trains the rest in this folder."

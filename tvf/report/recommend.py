@@ -21,7 +21,7 @@ from tvf.report.decide import (
 )
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
-from tvf.report.raced import describe_duels, is_settled, winner_of
+from tvf.report.raced import describe_duels, is_settled, rival_of, winner_of
 from tvf.report.searched import describe_search
 from tvf.report.statistics import ROUNDING
 from tvf.report.words import enumerate_words, percent, signed
@@ -47,7 +47,7 @@ class Recommendation:
     decision: Decision | None = None
     more: str | None = None
     settled: bool | None = None  # of a race, which has no `decision`
-    rival: Configuration | None = None  # the highest score that lost a race
+    rival: Configuration | None = None  # that came closest to the winner of a race
 
     @property
     def decided(self) -> bool | None:
@@ -136,8 +136,7 @@ def _describe_winner(
     text = f"{lead} {winner}, the winner of a race, with a validation "
     text += f"{_describe_score(winner, metric)}."
     sentences = [text, *describe_duels(configurations)]
-    losers = [group for group in configurations if group.val and group is not winner]
-    rival = max(losers, key=lambda group: group.val.mean if group.val else 0.0, default=None)
+    rival = rival_of(winner, configurations)
     return Recommendation(" ".join(sentences), winner, winner, settled=settled, rival=rival)
 
 

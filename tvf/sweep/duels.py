@@ -124,7 +124,7 @@ class _Arena:
                 row = self.results[job]
                 own += [] if row is None else [row]
             if bool(rows[0]) != bool(rows[1]):  # one has failed: it loses
-                return Meeting(champion, challenger, block + 1, None, bool(rows[1]), decided=True)
+                return Meeting(champion, challenger, block + 1, None, bool(rows[1]), decided=False)
             duel = self.compare(*rows) if rows[0] else None
             if duel and duel.decided:
                 won = (duel.better or 0.0) > 0.5
