@@ -19,11 +19,12 @@ from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics
 from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, Sweep, simulate
 from helpers.sweeps import add_training, base_config
+from tvf.cli.confirm import plan_confirmation
 from tvf.errors import InputError
 from tvf.records.job import mark_failed
 from tvf.records.race import read_race
 from tvf.records.rows import read_sweep
-from tvf.records.sweep import read_configs, sibling_configs, write_manifest
+from tvf.records.sweep import read_commands, read_configs, sibling_configs, write_manifest
 from tvf.report.comparison import compare
 from tvf.report.confirmation import to_confirm
 from tvf.report.decide import MARGIN, Cost, decide
@@ -123,6 +124,11 @@ def test_a_configuration_whose_jobs_fail_loses() -> None:
     assert found.champion == 0 and found.jobs == 2 and found.meetings[0].duel is None
     found, _ = run({(1.0, 1.0): []}, fractions=(0.0, 0.25), failed=[(0, 0)])
     assert found.champion == 1
+    verdicts = {(0.0, 0.25): [OPEN, OPEN, UP]}
+    found, _ = run(verdicts, fractions=(0.0, 0.25), failed=[(1, 1), (1, 2)])
+    assert found.champion == 0 and found.meetings[0].duel is None  # two of three have failed
+    found, _ = run(verdicts, fractions=(0.0, 0.25), failed=[(1, 1)], blocks=4)
+    assert found.champion == 1 and found.meetings[0].duel is not None
     everything = [(place, block) for place in range(2) for block in range(3)]
     found, _ = run({}, fractions=(0.0, 0.25), failed=everything)
     assert found.champion == 0 and not found.meetings[0].decided
@@ -411,6 +417,65 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     end = "The race ended with its budget, after 2 jobs. Not trained: pct_unfreeze=0.5 and pct_"
     assert end in comparison.choice.text
     assert comparison.choice.decided is False
+
+
+def test_a_race_says_what_it_leaves_open_and_with_which_margin_it_was_run(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs, budget=2), tmp_path / "grid")
+    third = next(name for name, fraction in fractions_of(configs, fold=0) if fraction == 0.5)
+    shutil.copytree(tmp_path / "grid" / third, folder / third)
+    (folder / third / "status.json").unlink()
+    (folder / third / "summary.json").unlink()
+    mark_failed(folder / third, third, "out of memory")
+    (comparison,) = compare(read_sweep(folder), 0.05)
+    text = comparison.choice.text
+    assert "To decide, race again with a larger hydra.sweeper.budget." in text
+    assert "decided with the race's margin of 0.01, not with 0.05" in text
+    assert "Not counted (failed): 1 of 3 jobs of pct_unfreeze=0.5." in text
+    (comparison,) = compare(read_sweep(folder))
+    assert "race's margin" not in comparison.choice.text
+    with pytest.raises(InputError, match="--each-fraction must have all configurations trained"):
+        plan_confirmation(folder, [], each_fraction=True)
+
+
+def test_what_an_interrupted_grid_left_is_not_missing_after_a_race(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs), tmp_path / "grid")
+    left = next(name for name, fraction in fractions_of(configs, fold=2) if fraction == 1.0)
+    (folder / left).mkdir()
+    mark_failed(folder / left, left, "interrupted")
+    assert not print_result(folder, frozenset(configs))
+    printed = capsys.readouterr().out
+    assert "stopped by the race: 9 of 12 jobs" in printed and "tvf resume" not in printed
+
+
+def test_a_race_beside_other_jobs_is_mentioned(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    whole = {n: config for n, config in configs.items() if config["model"]["pct_unfreeze"] == 1}
+    folder = tmp_path / "race"
+    few = {name: config for name, config in configs.items() if name not in whole}
+    train(plan_in(folder, few), tmp_path / "grid")
+    write_manifest(folder, whole)
+    for name in whole:
+        shutil.copytree(tmp_path / "grid" / name, folder / name)
+    found = render_report([folder], read_sweep(folder), "md")["report.md"].decode()
+    assert "A race in this folder left out jobs of pct_unfreeze=0" in found
+    assert "A race: it took" not in found
+
+
+def test_the_last_sweeper_over_the_same_jobs_is_the_one_that_resumes(tmp_path: Path) -> None:
+    grid = ["-m", "data.fold=0,1,2", "hydra/launcher=local"]
+    race = [*grid, "hydra/sweeper=race", "hydra.sweeper.budget=4"]
+    more = ["-m", "data.fold=3,4"]
+    for arguments in (grid, more, race):
+        write_manifest(tmp_path, {}, {"folder": "/", "arguments": arguments})
+    assert [each["arguments"] for each in read_commands(tmp_path)] == [more, race]
+    write_manifest(tmp_path, {}, {"folder": "/", "arguments": grid})
+    assert [each["arguments"] for each in read_commands(tmp_path)] == [more, grid]
 
 
 def test_jobs_that_are_launched_again_are_those_of_no_race(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tvf.records import RACE
+from tvf.records import RACE, is_stopped_by_race
 from tvf.report.configuration import Configuration
 from tvf.report.words import enumerate_words, percent, signed
 
@@ -70,8 +70,11 @@ def is_settled(configurations: Sequence[Configuration]) -> bool:
     )
 
 
-def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
-    """How each configuration lost, and which were not trained; empty without a race."""
+def describe_duels(configurations: Sequence[Configuration], margin: float) -> list[str]:
+    """How each configuration lost, which were not trained, and what would decide what is open.
+
+    Says so if the race had another margin than the report has. Empty without a race.
+    """
     races = race_of(configurations) or []
     by_job = {job["folder"]: group for group in configurations for job in group.jobs}
     pairs = [*zip(configurations, races, strict=False)]
@@ -80,7 +83,8 @@ def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
         for group, race in pairs
         if race["duel"] and race["duel"]["to"] in by_job
     ]
-    if races and races[0]["ended"] == "spent":
+    spent = bool(races) and races[0]["ended"] == "spent"
+    if spent:
         sentences.append(f"The race ended with its budget, after {races[0]['jobs']} jobs.")
     for place, why in (
         ("skipped", ", since a smaller fraction has lowered the score"),
@@ -88,6 +92,15 @@ def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
     ):
         if names := [str(group) for group, race in pairs if race["place"] == place]:
             sentences.append(f"Not trained: {enumerate_words(names)}{why}.")
+    if spent:
+        sentences.append("To decide, race again with a larger hydra.sweeper.budget.")
+    elif races and not is_settled(configurations):
+        sentences.append("To decide, race with further seeds or divisions in this folder.")
+    if races and races[0]["margin"] != margin:
+        sentences.append(
+            f"The duels were decided with the race's margin of {races[0]['margin']:g}, not with "
+            f"{margin:g}; a race with another margin goes on in this folder."
+        )
     return sentences
 
 
@@ -113,7 +126,7 @@ def _describe_duel(lost: Configuration, to: Configuration, race: Race) -> str:
     duel = race["duel"]
     after = f"after {duel['blocks']} of {race['blocks']} blocks"
     if duel["difference"] is None:
-        return f"{lost} lost to {to} {after}, as its jobs failed."
+        return f"{lost} lost to {to} {after}, as most of its jobs failed."
     challenger, champion = (to, lost) if duel["won"] else (lost, to)
     chance = ""
     if duel["better"] is not None:
@@ -132,7 +145,7 @@ def about_race(configurations: Sequence[Configuration]) -> str | None:
     """How a race limits the statistics; None without one."""
     races = race_of(configurations)
     if races is None:
-        return None
+        return _about_others(configurations)
     return (
         f"A race: it took {races[0]['jobs']} of {races[0]['all']} jobs, so configurations have "
         "different numbers of trainings, on different splits. Their mean scores do not compare: "
@@ -140,4 +153,15 @@ def about_race(configurations: Sequence[Configuration]) -> str | None:
         "are on the same splits. Each duel ended as soon as it was decided, of which intervals, "
         "p-values and the winner's score take no account: they are optimistic. The command without "
         "hydra/sweeper=race trains the rest in this folder."
+    )
+
+
+def _about_others(configurations: Sequence[Configuration]) -> str | None:
+    """That a race left out some of the jobs, where it was not a race of all configurations."""
+    stopped = [str(group) for group in configurations if any(map(is_stopped_by_race, group.jobs))]
+    if not stopped:
+        return None
+    return (
+        f"A race in this folder left out jobs of {enumerate_words(stopped)}, which therefore have "
+        "fewer trainings than others. The comparison takes no account of what it decided."
     )

@@ -75,7 +75,7 @@ def recommend(
     unfinished = [group for group in configurations if not group.val and not group.dropped]
     excluded = [*describe_search(configurations), *_excluded(unfinished, dropped, evidence)]
     if winner := winner_of(configurations):
-        return _describe_winner(winner, configurations, metric)
+        return _describe_winner(winner, configurations, metric, margin)
     if len(scored) == 1:
         which = "" if all_sizes else " with the most training images"
         return _describe_only(scored[0], which, dropped, unfinished, metric, excluded)
@@ -129,15 +129,28 @@ def _describe_only(
 
 
 def _describe_winner(
-    winner: Configuration, configurations: Sequence[Configuration], metric: str
+    winner: Configuration, configurations: Sequence[Configuration], metric: str, margin: float
 ) -> Recommendation:
     settled = is_settled(configurations)
     lead = "Train" if settled else "Not decided; best so far is"
     text = f"{lead} {winner}, the winner of a race, with a validation "
     text += f"{_describe_score(winner, metric)}."
-    sentences = [text, *describe_duels(configurations)]
+    sentences = [
+        text,
+        *describe_duels(configurations, margin),
+        *describe_epoch_optimism(winner),
+        *_describe_failed(configurations),
+    ]
     rival = rival_of(winner, configurations)
     return Recommendation(" ".join(sentences), winner, winner, settled=settled, rival=rival)
+
+
+def _describe_failed(configurations: Sequence[Configuration]) -> list[str]:
+    return [
+        f"Not counted (failed): {failed} of {len(group.jobs)} jobs of {group}."
+        for group in configurations
+        if (failed := sum(job["state"] == "failed" for job in group.jobs))
+    ]
 
 
 def _decline(
