@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tvf.frontier import InputPipeline
-from tvf.models import Backbone, Group, is_below
-
-HEAD_INPUT = "input of the head"
+from tvf.models import HEAD_INPUT, Backbone, output_layers, pooled_axes
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,14 @@ def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int)
     ]
 
 
-def output_layers(module: nn.Module, group: Group) -> list[nn.Module]:
-    """The largest layers all of whose parameters are in `group`; the last to run is its output."""
-    names, found = set(group.parameters), {}
-    for path, layer in module.named_modules():
-        own = {name for name, _ in layer.named_parameters(prefix=path)}
-        if own and own <= names and not is_below(path, found):
-            found[path] = layer
-    return [*found.values()]
-
-
 def pool(output: object) -> Tensor | None:
-    """The mean of a layer's output over space or tokens, float32 [N, width]; None if it has none.
-
-    Maps are [N, width, H, W], or [N, H, W, width] where H = W and width differs; tokens are
-    [N, tokens, width].
-    """
+    """The mean of an output over space or tokens, float32 [N, width]; None if it has none."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
-    output = output.detach().float()
-    if output.ndim == 4:
-        _, a, b, c = output.shape
-        return output.mean((1, 2)) if a == b != c else output.mean((2, 3))
-    if output.ndim == 3:
-        return output.mean(1)
-    return output if output.ndim == 2 else None
+    output, axes = output.detach().float(), pooled_axes(output.shape)
+    return output.mean(axes) if axes else output if axes == () else None
 
 
 def _pass(

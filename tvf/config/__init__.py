@@ -47,8 +47,9 @@ from tvf.config.methods import (
     OWN_MODELS,
     Method,
     is_lora,
-    is_transfer,
+    is_probe,
     method_of,
+    trains_head_alone,
 )
 from tvf.config.places import (
     absolute_place,
@@ -104,7 +105,8 @@ __all__ = [
     "head_phase_config",
     "ignored_options",
     "is_lora",
-    "is_transfer",
+    "is_probe",
+    "trains_head_alone",
     "job_folder",
     "job_name",
     "known_fraction",

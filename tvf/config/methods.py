@@ -33,9 +33,11 @@ class Method:
 
 FINETUNE = Method("finetune", "fine-tuning")
 TRANSFER = Method("transfer", "transfer-learning")
+PROBE = Method("probe", "probe", "with a probe of all depths")
 METHODS = {
     "tvf.models.FineTuneModel": FINETUNE,
     "tvf.models.TransferModel": TRANSFER,
+    "tvf.models.ProbeModel": PROBE,
     "tvf.models.LoraModel": Method("lora", "lora", "with LoRA", "by low-rank adapters (LoRA)"),
     "tvf.models.BitFitModel": Method("bitfit", "bitfit", "with BitFit", "by their biases alone"),
     "tvf.models.NormModel": Method(
@@ -45,9 +47,14 @@ METHODS = {
 OWN_MODELS = tuple(METHODS)
 
 
-def is_transfer(model: Config) -> bool:
+def trains_head_alone(model: Config) -> bool:
     """Whether the node `model` trains the head alone, and so ignores SELECTION."""
-    return str(model["_target_"]).endswith("TransferModel")
+    return method_of(model) in (TRANSFER, PROBE)
+
+
+def is_probe(model: Config) -> bool:
+    """Whether the node `model` is a probe, whose head reads all depths."""
+    return method_of(model) == PROBE
 
 
 def is_lora(model: Config) -> bool:

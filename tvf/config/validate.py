@@ -27,9 +27,10 @@ from tvf.config.methods import (
     ADAPTERS,
     ignores_adapters,
     is_lora,
-    is_transfer,
+    is_probe,
     method_of,
     refuses_names,
+    trains_head_alone,
 )
 from tvf.config.places import backbone_content, resolve_places
 from tvf.data import Augmentation
@@ -54,6 +55,7 @@ from tvf.models import (
     check_group_names,
     check_lora,
     check_patterns,
+    check_probe,
     check_selection,
     find_weights,
     images_made_for,
@@ -199,7 +201,7 @@ def _normalise_model(model: dict[str, Any]) -> None:
             "which itself says what trains in the groups. Use it with model=finetune"
             + ("; model.layers chooses layers by name." if is_lora(model) else ".")
         )
-    if not is_transfer(model):
+    if not trains_head_alone(model):
         _check_selection(model)
     model |= dict.fromkeys(ignored_options(model))
     if model.get("pct_unfreeze") is not None:
@@ -208,6 +210,8 @@ def _normalise_model(model: dict[str, Any]) -> None:
         require_choice("model.unit", model["unit"], UNITS)
     if model.get("frozen_bn") is not None:
         require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
+    if is_probe(model):
+        check_probe(model.get("frozen_bn"))
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
     if is_lora(model) and not ignores_adapters(model):
@@ -261,7 +265,7 @@ def _check_parts(config: dict[str, Any]) -> None:
             "optimizer.l2_sp must be null with model=lora, whose layers keep their weights: "
             "optimizer.weight_decay already pulls the adapters towards adding nothing."
         )
-    head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
+    head_alone = trains_head_alone(config["model"]) or config["model"].get("pct_unfreeze") == 0
     build_phases(config, groups=0 if head_alone else 1)
     optimizer = torch.optim.SGD([torch.zeros(1)])
     scheduler = build_part(config, "scheduler")

@@ -26,6 +26,7 @@ from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
+from tvf.job.head_start import start_head
 from tvf.job.images import check_same_images, log_images
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
@@ -163,6 +164,8 @@ def train_job(
             state=state,
             after_batch=save_if_due,
         )
+        if state is None:
+            start_head(job)
         if loop.is_best:  # the checkpoint was written, but not the best weights
             _save_best(job, loop, best_weights)
         for epoch in loop:
@@ -259,6 +262,8 @@ def follow_job(
         phases = job.phases
         state = phases.fabric.broadcast(None)
         loop = TrainingLoop(phases.fabric, phases.model, phases, job.steps, job.loop, state)
+        if state is None:
+            start_head(job)
         for _ in loop:
             pass
         if loop.is_over:

@@ -25,12 +25,13 @@ from tvf.config import (
     flatten,
     head_phase_config,
     is_lora,
-    is_transfer,
+    is_probe,
     name_value,
     own_checkpoint,
     resolve_target,
     selection_name,
     starts_at_random,
+    trains_head_alone,
 )
 from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
@@ -178,7 +179,8 @@ def _build_network(
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
     check_network(backbone, source.image_size, len(data.classes))
-    model = build_part(config, "model", backbone=backbone)
+    extra = {"image_size": source.image_size} if is_probe(config["model"]) else {}
+    model = build_part(config, "model", backbone=backbone, **extra)
     if isinstance(model, LoraModel):
         model.leave_out_unused(backbone, source.image_size)
     batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
@@ -253,7 +255,10 @@ def _build_siblings(
             try:
                 node = alike[0]["model"]
                 extra = {"adapt": False} if is_lora(node) else {}
-                other = build_part({"model": node}, "model", backbone=backbone, **extra)
+                if is_probe(node):  # only of a probe, which freezes what this one does
+                    other = model
+                else:
+                    other = build_part({"model": node}, "model", backbone=backbone, **extra)
                 siblings.append(Sibling(other, _phases_of(alike, len(other.trained_groups))))
             except InputError:  # for the other job to report
                 continue
@@ -345,7 +350,7 @@ def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
     In a sweep with the options that its name has: [finetune pct=0.5 train=100 fold=0].
     """
     words = [facts["model"]]
-    if not is_transfer(config["model"]):
+    if not trains_head_alone(config["model"]):
         words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
     recipe = context.choices.get("recipe")
     if recipe not in (None, "direct"):

@@ -19,6 +19,7 @@ from tvf.models.batchnorm import (
 )
 from tvf.models.bitfit import BitFitModel, NormModel
 from tvf.models.checkpoint import check_checkpoint, load_checkpoint
+from tvf.models.depths import HEAD_INPUT, output_layers, pooled_axes
 from tvf.models.finetune import (
     FineTuneModel,
     TransferModel,
@@ -43,6 +44,8 @@ from tvf.models.groups import (
 from tvf.models.lora import LoraModel, check_lora
 from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
+from tvf.models.probe import ProbeModel, check_probe
+from tvf.models.tracing import TraceError, trace_graph
 from tvf.models.weights import (
     check_not_own_weights,
     find_weights,
@@ -60,9 +63,12 @@ __all__ = [
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
+    "HEAD_INPUT",
     "LoraModel",
     "NormModel",
+    "ProbeModel",
     "Selection",
+    "TraceError",
     "TransferModel",
     "UNITS",
     "adapter_parameters",
@@ -75,6 +81,7 @@ __all__ = [
     "check_network",
     "check_not_own_weights",
     "check_patterns",
+    "check_probe",
     "check_selection",
     "count_parameters",
     "describe_model",
@@ -94,6 +101,8 @@ __all__ = [
     "load_weights",
     "needs_batches",
     "network_parameters",
+    "output_layers",
+    "pooled_axes",
     "preserve_freezing",
     "recalibrate_batchnorm",
     "resnet",
@@ -102,4 +111,5 @@ __all__ = [
     "tabulate_groups",
     "timm_backbone",
     "torchvision_backbone",
+    "trace_graph",
 ]
