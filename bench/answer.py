@@ -1,6 +1,7 @@
 """How good is the answer, and what does it cost? Ways to choose a fraction, on 14 small tasks.
 
-The truth of a task is a full grid: four fractions, each trained on five folds. Each way chooses one
+The truth of a task is a full grid: four fractions, each trained on five folds. Beside it stands a
+probe of all depths (model=probe) on the same folds, which no way may choose. Each way chooses one
 fraction. Its regret is how much that fraction's mean score over the folds is below the best one's,
 in points; on the test images, likewise. Its cost is the training seconds of the jobs that it took,
 as a share of the grid's, with one job of the chosen fraction if it trained none.
@@ -172,8 +173,25 @@ def read_grid(folder: Path) -> Grid:
 def train_grid(task: Task, folder: Path, store: Path) -> None:
     """Train what is missing of a task's grid; SystemExit if that fails."""
     fractions = f"model.pct_unfreeze={','.join(f'{fraction:g}' for fraction in FRACTIONS)}"
+    _train(task, ["model=finetune", fractions], folder, store)
+
+
+def train_probe(task: Task, folder: Path, store: Path) -> None:
+    """Train what is missing of a task's probes, one on each fold; SystemExit if that fails."""
+    _train(task, ["model=probe"], folder, store)
+
+
+def probe_score(folder: Path, split: str) -> float:
+    """The mean score of a task's probes over the folds, in points."""
+    rows = [row for row in read_jobs(folder) if row["state"] == "done"]
+    if len(rows) < len(FOLDS):
+        raise SystemExit(f"{folder}: {len(FOLDS) - len(rows)} jobs are not done")
+    return 100 * fmean(row[f"{split}_{METRICS[row['metric']]}"] for row in rows)
+
+
+def _train(task: Task, model: list[str], folder: Path, store: Path) -> None:
     folds = ["data.folds=5", f"data.fold={','.join(map(str, FOLDS))}"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "model=finetune", fractions, *folds]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *model, *folds]
     command += [
         "tracker=none",
         "hydra/launcher=local",
@@ -208,8 +226,9 @@ def main() -> None:
     parser.add_argument("--trained", action="store_true", help="train nothing more")
     options = parser.parse_args()
     found: dict[str, list[Answer]] = defaultdict(list)
-    print(f"| task | {' | '.join(f'{each:g}' for each in FRACTIONS)} | best on test |")
-    print(f"|---|{'---|' * len(FRACTIONS)}---|")
+    fractions = " | ".join(f"{each:g}" for each in FRACTIONS)
+    print(f"| task | {fractions} | probe | best on test | its test score | probe's |")
+    print(f"|---|{'---|' * len(FRACTIONS)}---|---|---|---|")
     for task in make_tasks(options.folder):
         place = options.folder / "sweeps" / task.name.replace(", ", "-").replace(" ", "")
         sweep = place / "grid"
@@ -217,11 +236,15 @@ def main() -> None:
             continue
         if not options.trained:
             train_grid(task, sweep, options.folder / "store")
+            train_probe(task, place / "probe", options.folder / "store")
         elif len([*sweep.glob("*/summary.json")]) < len(FRACTIONS) * len(FOLDS):
             continue
         grid = read_grid(sweep)
         scores = " | ".join(f"{grid.score(fraction):.1f}" for fraction in FRACTIONS)
-        print(f"| {task.name} | {scores} | {grid.best('test'):g} |", flush=True)
+        best = grid.best("test")
+        probe, tested = (f"{probe_score(place / 'probe', split):.1f}" for split in ("val", "test"))
+        own = f"{grid.score(best, 'test'):.1f}"
+        print(f"| {task.name} | {scores} | {probe} | {best:g} | {own} | {tested} |", flush=True)
         of_task: dict[str, list[Answer]] = defaultdict(list)
         advice = take_advice(task, place / "advice.json", options.folder / "store")
         for way, answer in answers(grid, advice):

@@ -25,11 +25,11 @@ def start_head(job: Job) -> None:
     """Set a probe's head to the ridge classifier of its training images, unaugmented.
 
     The penalty is what leave-one-out chooses among them; the scale of the logits is what fits their
-    labels best, when left out. Does nothing to other models. With an average of the weights, that
-    starts here as well.
+    labels best, when left out. With an average of the weights, that starts here as well. Does
+    nothing to other models, nor to a head that has the weights of `model.init_from`.
     """
     phases, model = job.phases, job.phases.model
-    if not isinstance(model, ProbeModel):
+    if not isinstance(model, ProbeModel) or not model.head_is_new:
         return
     train = phases.data.train
     count = len(train)

@@ -41,6 +41,7 @@ class ProbeModel(FineTuneModel):
         self.module = JoinedNetwork(backbone, image_size or backbone.image_size or USUAL_SIZE)
         self.head = "head"
         self.heads = ("head",)
+        self.head_is_new = True  # and no weights of another job's
         self.unfreeze()
 
     def train(self, mode: bool = True) -> "ProbeModel":
@@ -48,6 +49,11 @@ class ProbeModel(FineTuneModel):
         super().train(mode)
         self.module.backbone.eval()
         return self
+
+    def load_plain_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `plain_state_dict` returns; RuntimeError unless names and shapes match."""
+        super().load_plain_state_dict(state)
+        self.head_is_new = False
 
     def what_trains(self) -> str:
         """What the head reads."""
@@ -115,7 +121,7 @@ def _find_depths(backbone: Backbone, example: Tensor) -> list[_Depth]:
             trace_graph(module, calls)
             nodes = dict(_watched(backbone, calls))
             with torch.no_grad():
-                outputs = _ending_at(module, [*nodes.values()])(example)
+                outputs = _ending_at(module, [*nodes.values()])(example) if nodes else ()
         except (TraceError, RuntimeError) as error:
             raise InputError(
                 f"model=probe must be able to trace backbone {backbone.name} for the outputs of "
@@ -166,7 +172,7 @@ def _ending_at(module: nn.Module, nodes: Sequence[fx.Node]) -> fx.GraphModule:
         if node not in needed:
             needed.add(node)
             waiting += node.all_input_nodes
-    for node in nodes[0].graph.nodes if nodes else ():
+    for node in nodes[0].graph.nodes:
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda other: copies[other])
     graph.output(tuple(copies[node] for node in nodes))
