@@ -106,7 +106,6 @@ __all__ = [
     "ignored_options",
     "is_lora",
     "is_probe",
-    "trains_head_alone",
     "job_folder",
     "job_name",
     "known_fraction",
@@ -126,6 +125,7 @@ __all__ = [
     "target_node",
     "to_plain",
     "trained_label",
+    "trains_head_alone",
     "validate_config",
     "written_options",
 ]
