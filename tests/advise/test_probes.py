@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tvf.advise.probes import classify_by_neighbours, join_depths
-from tvf.training.ridge import PENALTIES, best_scale, fit_ridge
+from tvf.models.ridge import PENALTIES, best_scale, fit_ridge
 
 CLASSES = 3
 

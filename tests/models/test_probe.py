@@ -1,136 +1,137 @@
-"""A probe reads the pooled outputs of all groups, joined, and only its head trains."""
+"""The probe of all depths: what its head reads, what trains, and where its frontier is."""
 
-import copy
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import SmallNet, small_backbone
+from helpers import small_backbone
 from tvf.errors import InputError
 from tvf.frontier.split import TracedModel
-from tvf.models import (
-    Backbone,
-    FineTuneModel,
-    ProbeModel,
-    group_by_modules,
-    load_initial_weights,
-    load_weights,
-    save_weights,
-    timm_backbone,
-)
+from tvf.models import Backbone, ProbeModel, group_by_modules, timm_backbone
+from tvf.models.probe import output_layers, pooled_dimensions
 
-PIXELS = torch.randint(
-    0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-)
+PIXELS = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
 
-def _pooled_by_hand(pixels: Tensor) -> Tensor:
-    """The outputs of conv1, bn1 and conv2, and what the head reads: bn2, rectified."""
-    model = FineTuneModel(small_backbone(), 0.0).eval()
-    network = model.module
-    assert isinstance(network, SmallNet)
-    first = network.conv1((pixels / 255 - model.mean) / model.std)
-    normed = network.bn1(first)
-    second = network.conv2(normed.relu())
-    last = network.bn2(second).relu()
-    maps = [first, normed, second, last]
-    return torch.cat([each.mean((2, 3)) / each.shape[1] ** 0.5 for each in maps], 1)
-
-
-def _probe() -> ProbeModel:
-    return ProbeModel(small_backbone(), image_size=16)
-
-
-def test_the_head_reads_the_pooled_outputs_of_all_groups_joined() -> None:
-    model = _probe().eval()
-    widths = {"conv1": 4, "bn1": 4, "conv2": 8, "input of the head": 8}
-    assert model.module.widths == widths and model.module.head.in_features == 24
-    expected = model.module.head(_pooled_by_hand(PIXELS))
-    torch.testing.assert_close(model(PIXELS), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_only_the_head_trains_and_the_backbone_is_the_same_in_both_modes() -> None:
-    model = _probe()
-    assert model.trained_groups == () and model.pct_unfreeze == 0
-    trains = [name for name, value in model.named_parameters() if value.requires_grad]
-    assert trains == ["module.head.weight", "module.head.bias"]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits = model.train()(PIXELS)
-    assert torch.equal(logits, model.eval()(PIXELS))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_the_frontier_is_after_the_join() -> None:
-    model = _probe().train()
-    trace = TracedModel(model, PIXELS)
-    (layout,) = trace.find_cut().layouts
-    assert layout.shape == (24,)
-    trace.check(trace.find_cut(), PIXELS)
-
-
-def test_what_is_saved_loads_into_a_network_without_its_weights(tmp_path: Path) -> None:
-    model, file = _probe().eval(), tmp_path / "best.safetensors"
-    save_weights(model, file, 1)
-    other = _probe().eval()
-    nn.init.normal_(other.module.head.weight)
-    assert other.head_is_new and not torch.equal(other(PIXELS), model(PIXELS))
-    load_weights(other, file, 1)
-    assert torch.equal(other(PIXELS), model(PIXELS)) and not other.head_is_new
-    assert torch.equal(copy.deepcopy(model)(PIXELS), model(PIXELS))
-
-
-@pytest.mark.parametrize("from_probe", [True, False])
-def test_probes_and_other_models_do_not_start_from_each_other(
-    tmp_path: Path, from_probe: bool
-) -> None:
-    models: list[FineTuneModel] = [_probe(), FineTuneModel(small_backbone(), 0.0)]
-    source, target = models if from_probe else models[::-1]
-    file = tmp_path / "best.safetensors"
-    save_weights(source, file, 1)
-    heads = [f"module.{head}" for head in target.heads]
-    with pytest.raises(InputError, match="model=probe starts from a probe's weights"):
-        load_initial_weights(target, str(file), *heads)
-
-
-def test_tokens_are_averaged_and_the_layers_stay_those_of_the_network() -> None:
-    backbone = timm_backbone("vit_tiny_patch16_224", 3, False, options={"img_size": 32, "depth": 2})
-    model = ProbeModel(backbone, image_size=32)
-    assert {*model.module.widths.values()} == {192} and len(model.module.widths) > 2
-    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-    own = {id(parameter) for parameter in backbone.module.parameters()}
-    assert {id(p) for p in model.module.backbone.parameters()} <= own
-
-
-class Untraceable(SmallNet):
-    """Its code asks for a value."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images if images.sum() > -1e9 else images.abs())
-
-
-def test_a_network_that_cannot_be_traced_is_named_with_the_reason() -> None:
-    network = Untraceable()
-    groups = group_by_modules(network, [["bn2"], ["conv2"], ["bn1"], ["conv1"]])
-    with pytest.raises(InputError, match="trace backbone own for .*Choose another backbone"):
-        ProbeModel(Backbone("own", network, "head", groups), image_size=16)
-
-
-class Functional(nn.Module):
-    """Uses its layers' weights without calling them."""
+class Dropping(nn.Module):
+    """A network that drops activations in training, and lets a group's output be a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.pair = Pair()
+        self.deep = nn.Linear(4, 5)
+        self.drop = nn.Dropout(0.5)
+        self.classifier = nn.Linear(5, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = nn.functional.conv2d(images, self.conv.weight, self.conv.bias).mean((2, 3))
-        return nn.functional.linear(hidden, self.head.weight, self.head.bias)
+        first, _ = self.pair(self.stem(images))
+        return self.classifier(self.drop(self.deep(first.mean((2, 3)))))
 
 
-def test_a_network_without_outputs_to_read_is_an_error() -> None:
-    network = Functional()
-    backbone = Backbone("own", network, "head", group_by_modules(network, [["conv"]]))
-    with pytest.raises(InputError, match="must find outputs of groups in backbone own"):
-        ProbeModel(backbone, image_size=16)
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(4, 4, 1)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, int]:
+        return self.one(hidden) * 2, 3
+
+
+def dropping() -> Backbone:
+    module = Dropping()
+    groups = group_by_modules(module, [["deep"], ["pair"], ["stem"]])
+    return Backbone("dropping", module, "classifier", groups)
+
+
+def read_by_hand(backbone: Backbone, images: Tensor) -> Tensor:
+    """Each group's pooled output, the deepest one left out for what the head reads."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, inputs, output: seen.update(
+            {name: inputs[0] if name == "head" else output}
+        )
+
+    for name in ("conv1", "bn1", "conv2", "head"):
+        backbone.module.get_submodule(name).register_forward_hook(keep(name))
+    backbone.module.eval()((images / 255 - 0.5) / 0.25)
+    pooled = [seen[name].mean((2, 3)) for name in ("conv1", "bn1", "conv2")] + [seen["head"]]
+    return torch.cat([each / each.shape[1] ** 0.5 for each in pooled], 1)
+
+
+def test_the_head_reads_the_pooled_outputs_of_all_groups() -> None:
+    backbone = small_backbone()
+    backbone = Backbone("small", backbone.module, "head", backbone.groups, mean=[0.5], std=[0.25])
+    model = ProbeModel(backbone, 16).eval()
+    assert [width for _, width in model.probe.depths.values()] == [4, 4, 8, 8]
+    features = read_by_hand(small_backbone(), PIXELS.float())
+    torch.testing.assert_close(model(PIXELS), model.probe.head(features))
+    assert backbone.module.get_submodule("head") is not model.probe.head  # is left as it was
+    assert not isinstance(backbone.module.get_submodule("head"), nn.Identity)
+
+
+def test_only_the_head_trains_and_the_frontier_is_its_input() -> None:
+    model = ProbeModel(small_backbone(), 16)
+    trains = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trains == {"module.head.weight", "module.head.bias"}
+    cut = TracedModel(model.train(), PIXELS.float()).find_cut()
+    assert cut is not None and [layout.shape for layout in cut.layouts] == [(24,)]
+
+
+def test_the_network_is_never_in_training_mode() -> None:
+    model = ProbeModel(dropping(), 16).train()
+    assert torch.equal(model(PIXELS), model(PIXELS))
+    assert [*model.probe.depths] == ["stem", "pair", "head"]
+
+
+def test_a_probe_of_a_transformer_pools_its_tokens() -> None:
+    backbone = timm_backbone("test_vit", 2, pretrained=False)
+    model = ProbeModel(backbone, 160).eval()
+    assert {(1,), ()} <= {dimensions for dimensions, _ in model.probe.depths.values()}
+    assert model(torch.zeros(2, 3, 160, 160)).shape == (2, 2)
+
+
+def test_a_network_that_cannot_be_traced_is_an_error() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            hidden = self.body(images.mean((2, 3)))
+            return self.head(-hidden if hidden.sum() > 0 else hidden)
+
+    module = Branching()
+    backbone = Backbone("mine", module, "head", group_by_modules(module, [["body"]]))
+    with pytest.raises(InputError, match=r"model=probe needs a network that torch.fx .* mine is"):
+        ProbeModel(backbone, 16)
+    assert isinstance(module.head, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions"),
+    [
+        ((2, 8, 3, 3), (2, 3)),
+        ((2, 7, 7, 96), (1, 2)),
+        ((2, 5, 8), (1,)),
+        ((2, 8), ()),
+        ((2,), None),
+    ],
+)
+def test_maps_and_tokens_are_pooled_over_their_places(
+    shape: tuple[int, ...], dimensions: tuple[int, ...] | None
+) -> None:
+    assert pooled_dimensions(torch.zeros(shape)) == dimensions
+    assert pooled_dimensions(torch.zeros(shape, dtype=torch.long)) is None
+
+
+def test_a_groups_output_is_among_its_largest_layers() -> None:
+    backbone = dropping()
+    assert [output_layers(backbone.module, group) for group in backbone.groups] == [
+        ["deep"],
+        ["pair"],
+        ["stem"],
+    ]

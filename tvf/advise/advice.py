@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tvf.advise.depths import Depth, collect_depths
+from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths
 from tvf.advise.gradients import relative_gradients, set_head
 from tvf.advise.probes import classify_by_neighbours, join_depths
 from tvf.advise.trials import Trial, run_trial, score_trials, take, within_margin
-from tvf.config import Config, method_of, trains_head_alone
+from tvf.config import Config, is_transfer
 from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.job import Job, JobContext, explain_memory, open_job
 from tvf.metrics import METRICS, metric_of
-from tvf.models import HEAD_INPUT, Backbone
-from tvf.training import compute_scores, fit_ridge
+from tvf.models import Backbone, fit_ridge
+from tvf.training import compute_scores
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 PROMISING = 0.1  # least probability of being within the margin
@@ -127,10 +127,10 @@ def advise(config: Config, context: JobContext) -> Advice:
 def check_config(config: Config) -> None:
     """Raise InputError for a job of which fractions cannot be judged on validation images."""
     model, data = config["model"], config["data"]
-    if trains_head_alone(model):
+    if is_transfer(model):
         raise InputError(
-            f"model={method_of(model).choice} trains none of the groups, so there is no fraction "
-            "to advise on: leave model out."
+            "model=transfer trains none of the groups, so there is no fraction to advise on: leave "
+            "model out."
         )
     for option in ("groups", "train"):
         if model.get(option) is not None:

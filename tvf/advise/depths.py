@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tvf.frontier import InputPipeline
-from tvf.models import HEAD_INPUT, Backbone, output_layers, pooled_axes
+from tvf.models import Backbone, output_layers, pooled_dimensions
+
+HEAD_INPUT = "input of the head"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int)
     groups whose layers are not called as modules, or whose output is no map, tokens or vector, and
     those whose pooled output is what the head reads.
     """
-    taps = [(group.name, output_layers(backbone.module, group)) for group in backbone.groups[::-1]]
+    layer = backbone.module.get_submodule
+    taps = [
+        (group.name, [*map(layer, output_layers(backbone.module, group))])
+        for group in backbone.groups[::-1]
+    ]
     found = [_pass(pipeline, split, backbone, taps, batch_size) for split in ("train", "val")]
     train, val = found
     read = train.get(HEAD_INPUT)
@@ -43,13 +49,14 @@ def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int)
 
 
 def pool(output: object) -> Tensor | None:
-    """The mean of an output over space or tokens, float32 [N, width]; None if it has none."""
+    """A layer's output, its mean over space or tokens, float32 [N, width]; None if it has none."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point():
+    dimensions = pooled_dimensions(output)
+    if dimensions is None or not isinstance(output, Tensor):
         return None
-    output, axes = output.detach().float(), pooled_axes(output.shape)
-    return output.mean(axes) if axes else output if axes == () else None
+    output = output.detach().float()
+    return output.mean(dimensions) if dimensions else output
 
 
 def _pass(

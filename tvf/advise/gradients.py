@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tvf.frontier import EpochInputs
-from tvf.models import Backbone, FineTuneModel, preserve_freezing
-from tvf.training import Ridge, best_scale
+from tvf.models import Backbone, FineTuneModel, Ridge, best_scale, preserve_freezing
 
 
 def set_head(backbone: Backbone, probe: Ridge, labels: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Classifiers of pooled features that need no training, and all depths joined for one."""
+"""Probes that need no training: nearest neighbours, and the features of all depths at once."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tvf.training import spread_of
+from tvf.models import column_spread
 
 NEIGHBOURS = 10
 
@@ -34,6 +34,6 @@ def join_depths(depths: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor
     """
     joined = []
     for features, base in zip(depths, reference, strict=True):
-        scaled = (features - base.mean(0)) / spread_of(base)
+        scaled = (features - base.mean(0)) / column_spread(base)
         joined.append(scaled / features.shape[1] ** 0.5)
     return torch.cat(joined, dim=1)

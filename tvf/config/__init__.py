@@ -48,8 +48,8 @@ from tvf.config.methods import (
     Method,
     is_lora,
     is_probe,
+    is_transfer,
     method_of,
-    trains_head_alone,
 )
 from tvf.config.places import (
     absolute_place,
@@ -106,6 +106,7 @@ __all__ = [
     "ignored_options",
     "is_lora",
     "is_probe",
+    "is_transfer",
     "job_folder",
     "job_name",
     "known_fraction",
@@ -125,7 +126,6 @@ __all__ = [
     "target_node",
     "to_plain",
     "trained_label",
-    "trains_head_alone",
     "validate_config",
     "written_options",
 ]

@@ -15,8 +15,8 @@ from tvf.config.methods import (
     SELECTION,
     Config,
     ignores_adapters,
+    is_transfer,
     refuses_names,
-    trains_head_alone,
 )
 from tvf.errors import RESERVED, InputError, unknown_key
 
@@ -52,7 +52,7 @@ def target_node(config: Config, name: str) -> dict[str, Any]:
     """The node as passed to its target: without what the job handles or the model ignores."""
     node = {k: v for k, v in config[name].items() if k not in JOB_OPTIONS.get(name, ())}
     if name == "model" and "_target_" in node:
-        unknown = SELECTION if trains_head_alone(node) else ()
+        unknown = SELECTION if is_transfer(node) else ()
         unknown += ADAPTERS if ignores_adapters(node) else ()
         unknown += ("train",) if refuses_names(node) else ()
         node = {key: value for key, value in node.items() if key not in unknown}

@@ -17,9 +17,8 @@ from tvf.config.methods import (
     Config,
     ignores_adapters,
     is_lora,
-    is_probe,
+    is_transfer,
     method_of,
-    trains_head_alone,
 )
 from tvf.config.places import PLACES, canonical
 
@@ -303,8 +302,6 @@ def head_phase_config(config: Config) -> dict[str, Any]:
 def frozen_layers_config(config: Config) -> dict[str, Any]:
     """The options that two jobs must share for their frozen layers to compute the same values."""
     options = select_options(config, Affects.FROZEN_LAYERS)
-    if is_probe(config["model"]):  # its frozen layers end in what no other model reads
-        options["model._target_"] = config["model"]["_target_"]
     # What training images decide: statistics of their batches, percentiles of their values.
     recalibrated = options.get("model.frozen_bn") == "recalibrate"
     if recalibrated or has_percentiles(options.get("data.window")):
@@ -396,9 +393,9 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def selection_name(model: Config) -> str | None:
     """What the node `model` trains, for names: bottom-0.5, groups-layer3, train.
 
-    None for the head alone and the deepest fraction, which are the usual cases.
+    None for transfer learning and the deepest fraction, which are the usual cases.
     """
-    if trains_head_alone(model):
+    if is_transfer(model):
         return None
     if model.get("train") is not None:
         return "train"
@@ -419,7 +416,7 @@ def name_fraction(value: Any) -> str:
 
 def ignored_options(model: Config) -> tuple[str, ...]:
     """The keys that the node `model` may have but ignores."""
-    if trains_head_alone(model):
+    if is_transfer(model):
         ignored = SELECTION
     else:
         named = (selection_name(model) or "").startswith(("train", "groups-"))
@@ -442,7 +439,7 @@ def explain_ignored(name: str, model: Config) -> str | None:
     if not given:
         return None
     reason = f"model={method_of(model).choice} trains only the head"
-    if not trains_head_alone(model):
+    if not is_transfer(model):
         named = "train" if model.get("train") is not None else "groups"
         reason = f"model.{named} selects what trains"
         if not {*given} & {*FRACTION}:
@@ -461,7 +458,7 @@ def trained_label(model: Config) -> str:
 
 def known_fraction(model: Config) -> float | None:
     """The node's pct_unfreeze; None if layers are named, as their share depends on the network."""
-    if not trains_head_alone(model) and "pct_unfreeze" in ignored_options(model):
+    if not is_transfer(model) and "pct_unfreeze" in ignored_options(model):
         return None
     fraction = model.get("pct_unfreeze") or 0
     return float(fraction) if isinstance(fraction, int) else fraction

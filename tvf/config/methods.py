@@ -37,23 +37,23 @@ PROBE = Method("probe", "probe", "with a probe of all depths")
 METHODS = {
     "tvf.models.FineTuneModel": FINETUNE,
     "tvf.models.TransferModel": TRANSFER,
-    "tvf.models.ProbeModel": PROBE,
     "tvf.models.LoraModel": Method("lora", "lora", "with LoRA", "by low-rank adapters (LoRA)"),
     "tvf.models.BitFitModel": Method("bitfit", "bitfit", "with BitFit", "by their biases alone"),
     "tvf.models.NormModel": Method(
         "norm", "norm", "with normalisation alone", "by their normalisation layers alone"
     ),
+    "tvf.models.ProbeModel": PROBE,
 }
 OWN_MODELS = tuple(METHODS)
 
 
-def trains_head_alone(model: Config) -> bool:
+def is_transfer(model: Config) -> bool:
     """Whether the node `model` trains the head alone, and so ignores SELECTION."""
     return method_of(model) in (TRANSFER, PROBE)
 
 
 def is_probe(model: Config) -> bool:
-    """Whether the node `model` is a probe, whose head reads all depths."""
+    """Whether the node `model` is a probe, whose head reads all depths of a frozen network."""
     return method_of(model) == PROBE
 
 

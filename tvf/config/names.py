@@ -23,7 +23,7 @@ from tvf.config.identity import (
     name_value,
     selection_name,
 )
-from tvf.config.methods import method_of, trains_head_alone
+from tvf.config.methods import is_transfer, method_of
 from tvf.config.places import PLACES, canonical
 from tvf.files import read_json
 
@@ -39,7 +39,7 @@ def job_name(*, _root_: DictConfig) -> str:
         return given
     model = _root_.model
     method = method_of(model).job
-    if trains_head_alone(model):
+    if is_transfer(model):
         name = method
     elif selection := selection_name(model):
         name = f"{method}-{selection}"

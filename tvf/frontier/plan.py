@@ -20,8 +20,8 @@ from tvf.frontier.activations import ActivationReader
 from tvf.frontier.cache_plan import CachePlan, CachePoint
 from tvf.frontier.inputs import CachedPipeline, InputPipeline
 from tvf.frontier.split import Cut, TracedModel
-from tvf.frontier.trace import preserve_state
-from tvf.models import TraceError, preserve_freezing
+from tvf.frontier.trace import TraceError, preserve_state
+from tvf.models import preserve_freezing
 from tvf.store import FingerprintError, Store, StoreError
 
 log = logging.getLogger(__name__)

@@ -17,12 +17,14 @@ from torch import Tensor, fx, nn
 
 from tvf.frontier.trace import (
     TensorInfo,
+    TraceError,
     follows_batch_size,
     observe_nodes,
     preserve_state,
     rebuild_shape,
+    trace_graph,
 )
-from tvf.models import TraceError, adapter_parameters, has_state, trace_graph
+from tvf.models import adapter_parameters, has_state
 from tvf.store import FingerprintError, fingerprint
 
 # Layers that do not look at their mode, so that training and validation share their activations.

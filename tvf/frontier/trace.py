@@ -1,11 +1,12 @@
-"""What each node of a network's torch.fx graph does when it runs.
+"""The torch.fx graph of a network, and what each of its nodes does when it runs.
 
 Whether a node is deterministic per sample is observed, not declared: the graph runs on batches of
 two and of three samples, and each node's values, random states and buffers are compared.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tvf.models import TraceError
-
 # What returns whatever was in memory, to be filled with random numbers.
 UNINITIALISED = ("new_empty", "new_empty_strided", torch.empty, torch.empty_like)
+
+
+class TraceError(ValueError):
+    """The network cannot be split; the message says why. It still trains as a whole."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,24 @@ class NodeInfo:
     random: bool
     mixes: bool
     updates: bool
+
+
+def trace_graph(model: nn.Module) -> fx.Graph:
+    """Return the graph of `model` in its current mode.
+
+    BatchNorm layers, and modules that timm marks as untraceable, are single nodes. Raises
+    TraceError.
+    """
+    own = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
+    try:
+        return _Tracer(autowrap_functions=tuple(_timm_functions())).trace(model)
+    except Exception as error:  # a network's code can do anything with symbolic values
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TraceError(f"torch.fx cannot trace the network: {reason}") from error
+    finally:  # code that assigns to its own attributes has assigned symbols
+        for layer, attributes, buffers in own:
+            vars(layer).update(attributes)
+            layer._buffers.update(buffers)
 
 
 def observe_nodes(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, NodeInfo]:
@@ -116,6 +137,23 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # BatchNorm stays one node: its mode is read off the layer, and depends on what is frozen.
+        leaf = isinstance(m, (_BatchNorm, *_timm_modules()))
+        return leaf or super().is_leaf_module(m, module_qualified_name)
+
+
+def _timm_modules() -> Sequence[type[nn.Module]]:
+    timm = sys.modules.get("timm.layers")
+    return tuple(timm.get_notrace_modules()) if timm else ()
+
+
+def _timm_functions() -> Sequence[Callable[..., Any]]:
+    timm = sys.modules.get("timm.layers")
+    return tuple(f for f in timm.get_notrace_functions() if callable(f)) if timm else ()
+
+
 class _Observer(fx.Interpreter):
     """Runs the graph and records each node's value, and whether it is random or mixes samples."""
 
@@ -143,6 +181,7 @@ class _Observer(fx.Interpreter):
                 del self.env[unused]
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and record what it draws, changes and normalises by its batch."""
         states, layers = self._random_states(), self._layers(n)
         versions = _buffer_versions(layers)
         with _BatchStatisticsMode() as operations:

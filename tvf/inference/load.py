@@ -280,7 +280,7 @@ def _build_model(
     node = modern_node(config.get("model") or {})
     target = str(node.get("_target_"))
     if is_probe(node):
-        return ProbeModel(backbone, image_size=config["data"]["image_size"])
+        return ProbeModel(backbone, config["data"]["image_size"])
     if target in OWN_MODELS:  # what trained does not matter any more
         return FineTuneModel(backbone, 0.0)
     options = {

@@ -26,8 +26,8 @@ from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
 from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
-from tvf.job.head_start import start_head
 from tvf.job.images import check_same_images, log_images
+from tvf.job.probe_start import start_from_ridge
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
@@ -155,6 +155,10 @@ def train_job(
                 log.info("%s was asked to stop: its checkpoint is kept.", tag)
                 raise KeyboardInterrupt
 
+        if state is None and job.from_ridge:
+            start_from_ridge(job.phases)
+            if job.steps.average:
+                job.steps.average.reset()
         loop = TrainingLoop(
             job.phases.fabric,
             job.phases.model,
@@ -164,8 +168,6 @@ def train_job(
             state=state,
             after_batch=save_if_due,
         )
-        if state is None:
-            start_head(job)
         if loop.is_best:  # the checkpoint was written, but not the best weights
             _save_best(job, loop, best_weights)
         for epoch in loop:
@@ -262,8 +264,6 @@ def follow_job(
         phases = job.phases
         state = phases.fabric.broadcast(None)
         loop = TrainingLoop(phases.fabric, phases.model, phases, job.steps, job.loop, state)
-        if state is None:
-            start_head(job)
         for _ in loop:
             pass
         if loop.is_over:

@@ -26,12 +26,12 @@ from tvf.config import (
     head_phase_config,
     is_lora,
     is_probe,
+    is_transfer,
     name_value,
     own_checkpoint,
     resolve_target,
     selection_name,
     starts_at_random,
-    trains_head_alone,
 )
 from tvf.data import Augmentation, DataSource, DataSplits, Split, require_plain_variant
 from tvf.errors import InputError
@@ -45,6 +45,7 @@ from tvf.models import (
     Backbone,
     FineTuneModel,
     LoraModel,
+    ProbeModel,
     check_network,
     load_checkpoint,
     load_initial_weights,
@@ -79,8 +80,8 @@ class Job:
     """Everything that a job trains with, and the facts for its summary.
 
     `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
-    can share it. `trained_on` are the ids of the images that its weights have seen, those of its
-    origin included.
+    can share it. `from_ridge` says that its head starts from ridge regression. `trained_on` are the
+    ids of the images that its weights have seen, those of its origin included.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Job:
     loop: LoopOptions
     costs: CostMeter
     head_phase: str | None
+    from_ridge: bool
     trained_on: np.ndarray
 
 
@@ -160,6 +162,7 @@ def build_job(
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
         costs=CostMeter(job_phases, start),
         head_phase=_head_phase_fingerprint(config, job_phases),
+        from_ridge=isinstance(model, ProbeModel) and not config["model"].get("init_from"),
         trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),
     )
 
@@ -179,8 +182,8 @@ def _build_network(
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
     check_network(backbone, source.image_size, len(data.classes))
-    extra = {"image_size": source.image_size} if is_probe(config["model"]) else {}
-    model = build_part(config, "model", backbone=backbone, **extra)
+    reads = {"image_size": source.image_size} if is_probe(config["model"]) else {}
+    model = build_part(config, "model", backbone=backbone, **reads)
     if isinstance(model, LoraModel):
         model.leave_out_unused(backbone, source.image_size)
     batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
@@ -245,9 +248,10 @@ def _build_siblings(
     """The unfinished jobs of the sweep whose images pass through the same frozen layers."""
     configs = sibling_configs(context.sweep, config) if context.sweep else []
     by_model: dict[str, list[Config]] = {}
+    probed = is_probe(config["model"])  # whose network is not that of other models
     for other in configs:
         # A user's own class might do anything to the backbone that it is built over.
-        if other["model"]["_target_"] in OWN_MODELS:
+        if other["model"]["_target_"] in OWN_MODELS and is_probe(other["model"]) == probed:
             by_model.setdefault(json.dumps(other["model"], sort_keys=True), []).append(other)
     siblings = []
     with preserve_freezing(model):
@@ -255,9 +259,8 @@ def _build_siblings(
             try:
                 node = alike[0]["model"]
                 extra = {"adapt": False} if is_lora(node) else {}
-                if is_probe(node):  # only of a probe, which freezes what this one does
-                    other = model
-                else:
+                other = model
+                if not probed:
                     other = build_part({"model": node}, "model", backbone=backbone, **extra)
                 siblings.append(Sibling(other, _phases_of(alike, len(other.trained_groups))))
             except InputError:  # for the other job to report
@@ -350,7 +353,7 @@ def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
     In a sweep with the options that its name has: [finetune pct=0.5 train=100 fold=0].
     """
     words = [facts["model"]]
-    if not trains_head_alone(config["model"]):
+    if not is_transfer(config["model"]):
         words.append(selection_name(config["model"]) or f"pct={facts['pct_unfreeze']:g}")
     recipe = context.choices.get("recipe")
     if recipe not in (None, "direct"):

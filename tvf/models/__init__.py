@@ -19,7 +19,6 @@ from tvf.models.batchnorm import (
 )
 from tvf.models.bitfit import BitFitModel, NormModel
 from tvf.models.checkpoint import check_checkpoint, load_checkpoint
-from tvf.models.depths import HEAD_INPUT, output_layers, pooled_axes
 from tvf.models.finetune import (
     FineTuneModel,
     TransferModel,
@@ -44,8 +43,8 @@ from tvf.models.groups import (
 from tvf.models.lora import LoraModel, check_lora
 from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
-from tvf.models.probe import ProbeModel, check_probe
-from tvf.models.tracing import TraceError, trace_graph
+from tvf.models.probe import ProbeModel, output_layers, pooled_dimensions
+from tvf.models.ridge import Ridge, best_scale, column_spread, fit_ridge
 from tvf.models.weights import (
     check_not_own_weights,
     find_weights,
@@ -63,15 +62,15 @@ __all__ = [
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
-    "HEAD_INPUT",
     "LoraModel",
     "NormModel",
     "ProbeModel",
+    "Ridge",
     "Selection",
-    "TraceError",
     "TransferModel",
     "UNITS",
     "adapter_parameters",
+    "best_scale",
     "check_checkpoint",
     "check_direction",
     "check_dropout",
@@ -81,14 +80,15 @@ __all__ = [
     "check_network",
     "check_not_own_weights",
     "check_patterns",
-    "check_probe",
     "check_selection",
+    "column_spread",
     "count_parameters",
     "describe_model",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
     "find_weights",
+    "fit_ridge",
     "group_by_modules",
     "has_state",
     "images_made_for",
@@ -102,7 +102,7 @@ __all__ = [
     "needs_batches",
     "network_parameters",
     "output_layers",
-    "pooled_axes",
+    "pooled_dimensions",
     "preserve_freezing",
     "recalibrate_batchnorm",
     "resnet",
@@ -111,5 +111,4 @@ __all__ = [
     "tabulate_groups",
     "timm_backbone",
     "torchvision_backbone",
-    "trace_graph",
 ]

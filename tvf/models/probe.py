@@ -1,179 +1,187 @@
-"""A linear probe of all depths: one head on the pooled outputs of all groups, side by side.
+"""A linear probe of all depths: the network stays frozen, and the head reads every group's output.
 
-After Head2Toe (Evci, Dumoulin, Larochelle and Mozer 2022), without their selection of features.
+Head2Toe (Evci, Dumoulin, Larochelle and Mozer 2022) without its selection of features: what a
+pretrained network knows about other images is often not in its last layer.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from tvf.errors import InputError
-from tvf.models.backbones import Backbone, run_black_images
-from tvf.models.depths import HEAD_INPUT, output_layers, pooled_axes
-from tvf.models.finetune import FineTuneModel
-from tvf.models.groups import preserve_freezing
-from tvf.models.tracing import Calls, TraceError, trace_graph
+from tvf.models.backbones import Backbone, explain
+from tvf.models.finetune import TransferModel
+from tvf.models.groups import Group, is_below
 
-USUAL_SIZE = 224  # pixels per side, for networks that do not say
+SPREAD_FLOOR = 1e-3  # added to variances: features that hardly vary are mostly noise
 
 
-class ProbeModel(FineTuneModel):
-    """A frozen backbone with one linear head on the pooled outputs of all of its groups.
+class ProbeModel(TransferModel):
+    """A frozen backbone with a linear head on the pooled outputs of all its groups, side by side.
 
-    Beside them the head reads what the backbone's own head would. `image_size` (pixels per side) is
-    that of images to trace the network with, by default the size that it is made for. `frozen_bn`
-    must be "eval": the backbone is only evaluated. Raises InputError if torch.fx cannot trace it.
+    The deepest group's output is what the backbone's own head reads. Each depth counts the same,
+    however wide. `image_size` is that of the images, in pixels per side; `frozen_bn` and
+    `head_dropout` are as in `FineTuneModel`. Raises InputError for a network that torch.fx cannot
+    trace, or of which no group has an output to pool.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        *,
-        image_size: int | None = None,
+        image_size: int,
         frozen_bn: str = "eval",
         head_dropout: float = 0.0,
     ) -> None:
-        check_probe(frozen_bn)
-        super().__init__(backbone, 0.0, frozen_bn=frozen_bn, head_dropout=head_dropout)
-        self.module = JoinedNetwork(backbone, image_size or backbone.image_size or USUAL_SIZE)
-        self.head = "head"
-        self.heads = ("head",)
-        self.head_is_new = True  # and no weights of another job's
-        self.unfreeze()
+        super().__init__(_tap(backbone, image_size), frozen_bn, head_dropout)
 
     def train(self, mode: bool = True) -> "ProbeModel":
-        """Like nn.Module.train, but the backbone stays in eval mode."""
+        """Like nn.Module.train, but the network itself is always in eval mode."""
         super().train(mode)
-        self.module.backbone.eval()
+        self.probe.features.eval()
         return self
 
-    def load_plain_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `plain_state_dict` returns; RuntimeError unless names and shapes match."""
-        super().load_plain_state_dict(state)
-        self.head_is_new = False
-
-    def what_trains(self) -> str:
-        """What the head reads."""
-        return f"a linear probe of {', '.join(self.module.widths)}; "
+    @property
+    def probe(self) -> "DepthProbe":
+        """The network and its head."""
+        assert isinstance(self.module, DepthProbe)
+        return self.module
 
 
-class JoinedNetwork(nn.Module):
-    """A backbone without its head, and a linear layer on its pooled outputs, joined.
+class DepthProbe(nn.Module):
+    """Logits [N, classes] from the outputs of `features`, pooled over space or tokens.
 
-    `widths` are the numbers of values that each depth gives the head, by name, shallowest first.
-    Values are divided by the square root of it, so that depths of all widths learn equally fast.
+    `depths` are by the names of those to read the dimensions to pool over, and the width.
     """
 
-    def __init__(self, backbone: Backbone, image_size: int) -> None:
+    def __init__(
+        self, features: nn.Module, depths: Mapping[str, tuple[tuple[int, ...], int]], classes: int
+    ) -> None:
         super().__init__()
-        logits = run_black_images(backbone, image_size, 1)
-        depths = _find_depths(backbone, torch.zeros(1, 3, image_size, image_size))
-        self.backbone = _ending_at(backbone.module, [depth.node for depth in depths])
-        self.axes = tuple(depth.axes for depth in depths)
-        self.widths = {depth.name: depth.width for depth in depths}
-        self.head = nn.Linear(sum(self.widths.values()), logits.shape[1])
+        self.features = features
+        self.depths = dict(depths)
+        self.head = nn.Linear(sum(width for _, width in depths.values()), classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, classes] of normalised images [N, 3, H, W]."""
-        pooled = [
-            (output.float().mean(axes) if axes else output.float()) * width**-0.5
-            for output, axes, width in zip(
-                self.backbone(images), self.axes, self.widths.values(), strict=True
-            )
-        ]
+        """Logits of normalised images [N, 3, H, W]."""
+        outputs, pooled = self.features(images), []
+        for name, (dimensions, width) in self.depths.items():
+            output = outputs[name].float()
+            pooled.append((output.mean(dimensions) if dimensions else output) / width**0.5)
         return self.head(torch.cat(pooled, 1))
 
+    def standardise(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of each column of the head's inputs [N, width], and the scale to divide it by.
 
-def check_probe(frozen_bn: object) -> None:
-    """Raise InputError if the options do not suit a probe."""
-    if frozen_bn == "batch":
-        raise InputError(
-            "model.frozen_bn=batch must be eval or recalibrate with model=probe, whose backbone is "
-            "only evaluated."
-        )
-
-
-@dataclass(frozen=True)
-class _Depth:
-    """A node of the backbone's graph, the axes to average its output over, and what is left."""
-
-    name: str
-    node: fx.Node
-    axes: tuple[int, ...]
-    width: int
+        With it each depth has about the same variance, in float64.
+        """
+        of_columns = [width for _, width in self.depths.values() for _ in range(width)]
+        widths = torch.tensor(of_columns, dtype=torch.float64)
+        spread = (features.double().var(0, correction=0) * widths + SPREAD_FLOOR).sqrt()
+        return features.double().mean(0), spread
 
 
-def _find_depths(backbone: Backbone, example: Tensor) -> list[_Depth]:
-    """The outputs of all groups, shallowest first, and last what the head reads.
+def pooled_dimensions(output: object) -> tuple[int, ...] | None:
+    """The dimensions of space or tokens in a layer's output; None if it is nothing to pool.
 
-    Leaves out groups whose layers are not called as modules, or whose output is no map, tokens or
-    vector. The output of the deepest group is also left out where the head reads as many values:
-    they are the same, or nearly.
+    Maps are [N, width, H, W], or [N, H, W, width] where H = W and width differs; tokens are
+    [N, tokens, width], and vectors [N, width], of which there is nothing to take the mean.
     """
-    module = backbone.module
-    with preserve_freezing(module):
-        module.eval()
-        try:
-            calls: Calls = {}
-            trace_graph(module, calls)
-            nodes = dict(_watched(backbone, calls))
-            with torch.no_grad():
-                outputs = _ending_at(module, [*nodes.values()])(example) if nodes else ()
-        except (TraceError, RuntimeError) as error:
-            raise InputError(
-                f"model=probe must be able to trace backbone {backbone.name} for the outputs of "
-                f"its groups: {error}. Choose another backbone, or model=transfer."
-            ) from error
-    depths = []
-    for (name, node), output in zip(nodes.items(), outputs, strict=True):
-        suits = isinstance(output, Tensor) and output.is_floating_point()
-        axes = pooled_axes(output.shape) if suits else None
-        if axes is not None:
-            width = output.float().mean(axes).shape[1] if axes else output.shape[1]
-            depths.append(_Depth(name, node, axes, width))
-    widths = {depth.name: depth.width for depth in depths}
-    deepest = backbone.groups[0].name if backbone.groups else None
-    if HEAD_INPUT in widths and widths.get(str(deepest)) == widths[HEAD_INPUT]:
-        depths = [depth for depth in depths if depth.name != deepest]
-    if not depths:
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return None
+    if output.ndim == 4:
+        _, a, b, c = output.shape
+        return (1, 2) if a == b != c else (2, 3)
+    return {3: (1,), 2: ()}.get(output.ndim)
+
+
+def output_layers(module: nn.Module, group: Group) -> list[str]:
+    """The paths of the largest layers all of whose parameters are in `group`.
+
+    The last to run has the group's output.
+    """
+    names, found = set(group.parameters), list[str]()
+    for path, layer in module.named_modules():
+        own = {name for name, _ in layer.named_parameters(prefix=path)}
+        if own and own <= names and not is_below(path, found):
+            found.append(path)
+    return found
+
+
+def _tap(backbone: Backbone, image_size: int) -> Backbone:
+    """The backbone as a DepthProbe, with a new head; it shares the layers of the old one."""
+    module, head = backbone.module, backbone.module.get_submodule(backbone.head)
+    classes = int(next(reversed([*head.parameters()])).shape[0])
+    module.set_submodule(backbone.head, nn.Identity())  # whose output is what the head reads
+    modes = {layer: layer.training for layer in module.modules()}
+    try:
+        features, outputs = _extract(backbone, module.eval(), image_size)
+    finally:
+        module.set_submodule(backbone.head, head)
+        for layer, mode in modes.items():
+            layer.training = mode
+    found = {name: pooled_dimensions(output) for name, output in outputs.items()}
+    depths = {
+        name: (dimensions, outputs[name].shape[1 if dimensions in ((), (2, 3)) else -1])
+        for name, dimensions in found.items()
+        if dimensions is not None
+    }
+    probe = DepthProbe(features, depths, classes)
+    kept = {name for name, _ in features.named_parameters()}
+    groups = (
+        replace(each, parameters=tuple(f"features.{n}" for n in each.parameters if n in kept))
+        for each in backbone.groups
+    )
+    left = tuple(group for group in groups if group.parameters)
+    return replace(backbone, module=probe, head="head", groups=left, more_heads=())
+
+
+def _extract(
+    backbone: Backbone, module: nn.Module, image_size: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network that returns the groups' outputs by their names, and these for images of noise."""
+    how = {"tracer_kwargs": _tracing(module), "suppress_diff_warning": True}
+    example = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    try:
+        _, nodes = get_graph_node_names(module, **how)
+        extractor: Any = create_feature_extractor(module, _find_taps(backbone, nodes), **how)
+        features = fx.GraphModule(extractor, extractor.eval_graph)
+        with torch.no_grad():
+            return features, features(example)
+    except Exception as error:  # a network's code can do anything with symbolic values
         raise InputError(
-            f"model=probe must find outputs of groups in backbone {backbone.name}, none of whose "
-            "layers returns maps, tokens or vectors. Choose another backbone, or model=transfer."
-        )
-    return depths
+            f"model=probe needs a network that torch.fx can trace, to read its groups' outputs; "
+            f"{backbone.name} is not one: {explain(error)} Use model=transfer."
+        ) from error
 
 
-def _watched(backbone: Backbone, calls: Calls) -> Iterator[tuple[str, fx.Node]]:
-    """The names and nodes of all depths, shallowest first."""
-    places = {layer: place for place, layer in enumerate(calls)}
-    found: dict[str, Any] = {}
-    for group in backbone.groups[::-1]:
-        called = [each for each in output_layers(backbone.module, group) if each in calls]
-        if called:
-            _, found[group.name] = calls[max(called, key=lambda layer: places[layer])]
-    head = backbone.module.get_submodule(backbone.head)
-    if head in calls and calls[head][0]:
-        found[HEAD_INPUT] = calls[head][0][0]
-    for name, value in found.items():
-        value = value[0] if isinstance(value, tuple | list) and value else value
-        if isinstance(value, fx.Proxy):
-            yield name, value.node
+def _find_taps(backbone: Backbone, nodes: Sequence[str]) -> dict[str, str]:
+    """Where to read the outputs of the groups and of the network before its head: names by path.
+
+    The shallowest comes first. Groups whose layers are not called as modules are left out.
+    """
+
+    def last(path: str) -> int:
+        found = [i for i, node in enumerate(nodes) if node == path or node.startswith(f"{path}.")]
+        return found[-1] if found else -1
+
+    taps = {}
+    for group in reversed(backbone.groups[1:]):
+        path = max(output_layers(backbone.module, group), key=last, default=None)
+        if path is not None and last(path) >= 0:
+            taps[path] = group.name
+    return taps | {backbone.head: "head"}
 
 
-def _ending_at(module: nn.Module, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """The part of a network that computes these nodes of its graph, in eval mode; same layers."""
-    graph, copies = fx.Graph(), {}
-    needed, waiting = set(), [*nodes]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    for node in nodes[0].graph.nodes:
-        if node in needed or node.op == "placeholder":
-            copies[node] = graph.node_copy(node, lambda other: copies[other])
-    graph.output(tuple(copies[node] for node in nodes))
-    return fx.GraphModule(module, graph).eval()
+def _tracing(module: nn.Module) -> dict[str, Any]:
+    """How to trace: BatchNorm, and what timm marks, stay as they are."""
+    timm: Any = sys.modules.get("timm.layers")
+    marked = tuple(timm.get_notrace_modules()) if timm else ()
+    functions = [f for f in timm.get_notrace_functions() if callable(f)] if timm else []
+    whole = {type(layer) for layer in module.modules() if isinstance(layer, (_BatchNorm, *marked))}
+    return {"leaf_modules": [*whole], "autowrap_functions": functions}

@@ -13,7 +13,7 @@ from tvf.config import ADAPTERS, METHODS
 from tvf.errors import InputError
 
 MODELS = {method.choice for method in METHODS.values()}  # a model of the user's own can be anything
-HEAD_ALONE = {"probe", "transfer"}
+HEADS = {"transfer", "probe"}  # which train none of the groups
 FRACTION, DEFAULT_FRACTIONS = "model.pct_unfreeze", ["0", "0.25", "0.5", "1.0"]
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # according to W&B's schema of a sweep
 HEADER = """\
@@ -40,7 +40,7 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
     names_what_trains = "model.train" in {*fixed, *varied} or any(
         value not in ("", "null") for value in groups
     )
-    have_fractions = {*models} <= MODELS and not {*models} <= HEAD_ALONE
+    have_fractions = {*models} <= MODELS and not {*models} <= HEADS
     if FRACTION not in {*fixed, *varied} and have_fractions and not names_what_trains:
         varied = {FRACTION: DEFAULT_FRACTIONS} | varied
     if names_what_trains and FRACTION in varied:
@@ -48,10 +48,9 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
             f"{FRACTION} must not vary together with model.groups or model.train, which ignore it: "
             "W&B would train each of them once for each fraction. Leave one of them out."
         )
-    alone = [model for model in models if model in HEAD_ALONE]
-    if alone and FRACTION in varied:
+    if (heads := HEADS & {*models}) and FRACTION in varied:
         raise InputError(
-            f"model={alone[0]} must not be combined with several values of {FRACTION}, which it "
+            f"model={min(heads)} must not be combined with several values of {FRACTION}, which it "
             "ignores: W&B would train it once for each fraction. Leave model out: "
             f"{FRACTION}=0 trains only the head."
         )

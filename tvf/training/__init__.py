@@ -9,7 +9,6 @@ from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
 from tvf.training.optimizer import DiscriminativeOptimizer, StartingPoint, carry_optimizer_state
 from tvf.training.phases import Direct, EarlyStopping, Gradual, LpFt, Phase, Phases, end_phases
-from tvf.training.ridge import Ridge, best_scale, fit_ridge, spread_of
 from tvf.training.schedules import cosine, make_schedule, one_cycle, plateau
 from tvf.training.scores import Scores, compute_scores, require_both_classes
 from tvf.training.state import STATE_KEYS, EpochResult, PhaseSetup, best_epoch, holds_best
@@ -29,7 +28,6 @@ __all__ = [
     "Phase",
     "PhaseSetup",
     "Phases",
-    "Ridge",
     "STATE_KEYS",
     "STEPS",
     "Scores",
@@ -38,12 +36,10 @@ __all__ = [
     "TrainingLoop",
     "balanced_weights",
     "best_epoch",
-    "best_scale",
     "carry_optimizer_state",
     "compute_scores",
     "cosine",
     "end_phases",
-    "fit_ridge",
     "holds_best",
     "make_schedule",
     "no_average",
@@ -52,7 +48,6 @@ __all__ = [
     "plateau",
     "predict",
     "require_both_classes",
-    "spread_of",
     "training_modules",
 ]
 

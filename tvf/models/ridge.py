@@ -1,4 +1,4 @@
-"""Ridge regression in closed form: a linear classifier of features that needs no training."""
+"""Ridge regression as a classifier of features, with a penalty that leave-one-out chooses."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ def fit_ridge(features: Tensor, labels: Tensor, classes: int, *, standardise: bo
     whole fit divided by 1 - its leverage (Allen 1974, PRESS; Golub, Heath and Wahba 1979).
     """
     x, targets = features.double(), one_hot(labels, classes).double()
-    mean, spread = x.mean(0), spread_of(x) if standardise else x.new_ones(x.shape[1])
+    mean, spread = x.mean(0), column_spread(x) if standardise else x.new_ones(x.shape[1])
     x, level = (x - mean) / spread, targets.mean(0)
     number = len(x)
     left, values, right = _decompose(x)
@@ -76,7 +76,7 @@ def best_scale(logits: Tensor, labels: Tensor) -> float:
     return min(SCALES, key=lambda scale: float(cross_entropy(logits * scale, labels)))
 
 
-def spread_of(x: Tensor) -> Tensor:
+def column_spread(x: Tensor) -> Tensor:
     """The standard deviation of each column of `x`; 1 for constant ones."""
     spread = x.std(0, correction=0)
     return torch.where(spread > 1e-6 * spread.max(), spread, 1.0)
