@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from helpers import small_backbone
+from helpers.devices import Apart
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
 from tvf.files import BEST_WEIGHTS
@@ -135,6 +136,21 @@ def test_a_probe_begins_with_ridge_regression_on_its_training_images(tmp_path: P
     ridge = fit_ridge((x - mean) / spread, labels, len(DATA.classes), standardise=False)
     expected = ridge((x - mean) / spread) * best_scale(ridge.left_out, labels)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_begins_alike_on_a_device_with_memory_of_its_own(tmp_path: Path) -> None:
+    """Which has room for the rows of the epochs alone: an image may be flipped in all of them."""
+    flips = {"_target_": "tvf.data.FlipsAndCrops", "horizontal": 0.5}
+    config = _config(tmp_path, "probe", epochs=1, augment=flips)
+    heads = []
+    for residency in (None, Apart()):
+        store = Store(tmp_path / "store", 10**9)
+        job = build_job(config, small_context(tmp_path), store)
+        job.phases.residency = residency
+        start_from_ridge(job.phases)
+        model: Any = job.phases.model
+        heads.append(model.probe.head.weight.detach().clone())
+    assert torch.equal(*heads)
 
 
 def test_a_probe_is_loaded_with_the_predictions_that_it_recorded(tmp_path: Path) -> None:
