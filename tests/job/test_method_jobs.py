@@ -13,6 +13,7 @@ from helpers import small_backbone
 from helpers.devices import Apart
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
+from tvf.data import FlipsAndCrops
 from tvf.files import BEST_WEIGHTS
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.run import run_job
@@ -138,19 +139,19 @@ def test_a_probe_begins_with_ridge_regression_on_its_training_images(tmp_path: P
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_probe_begins_alike_on_a_device_with_memory_of_its_own(tmp_path: Path) -> None:
-    """Which has room for the rows of the epochs alone: an image may be flipped in all of them."""
-    flips = {"_target_": "tvf.data.FlipsAndCrops", "horizontal": 0.5}
-    config = _config(tmp_path, "probe", epochs=1, augment=flips)
-    heads = []
+def test_a_probes_start_leaves_room_on_a_device_for_the_epochs(tmp_path: Path) -> None:
+    """It reads images as they are, of which some are flipped in all epochs."""
+    flips = FlipsAndCrops(horizontal=0.5)
+    config = _config(tmp_path, "probe", epochs=1)
+    seen = []
     for residency in (None, Apart()):
-        store = Store(tmp_path / "store", 10**9)
-        job = build_job(config, small_context(tmp_path), store)
-        job.phases.residency = residency
+        job = build_job(config, small_context(tmp_path), Store(tmp_path / "store", 10**9))
+        job.phases.augment, job.phases.residency = flips, residency
         start_from_ridge(job.phases)
-        model: Any = job.phases.model
-        heads.append(model.probe.head.weight.detach().clone())
-    assert torch.equal(*heads)
+        inputs = job.phases.pipeline_of(0).train(1)
+        (tensors,) = inputs.batches([np.arange(len(DATA.train))])
+        seen.append(inputs.module(*tensors).detach())
+    torch.testing.assert_close(*seen)
 
 
 def test_a_probe_is_loaded_with_the_predictions_that_it_recorded(tmp_path: Path) -> None:
