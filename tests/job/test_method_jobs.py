@@ -154,6 +154,20 @@ def test_a_probes_start_leaves_room_on_a_device_for_the_epochs(tmp_path: Path) -
     torch.testing.assert_close(*seen)
 
 
+def test_the_statistics_of_a_probe_are_kept_for_other_jobs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(tmp_path, "probe")
+    config["model"] = TARGETS["probe"] | {"frozen_bn": "recalibrate"}
+    store, found = Store(tmp_path / "store", 10**9), []
+    for _ in range(2):
+        job = build_job(config, small_context(tmp_path), store)
+        found.append([buffer.clone() for buffer in job.phases.model.buffers()])
+    assert "not caching" not in caplog.text
+    assert len([*store.folder.rglob("statistics/*/*.rows")]) == 1
+    assert all(map(torch.equal, *found))
+
+
 def test_a_probe_is_loaded_with_the_predictions_that_it_recorded(tmp_path: Path) -> None:
     folder = _run(tmp_path, "job", _config(tmp_path, "probe"))
     probe = ProbeModel(small_backbone(), DATA.train.pixels(np.arange(1)).shape[-1]).eval()
