@@ -41,13 +41,14 @@ def _validated(*overrides: str) -> dict[str, Any]:
         (("model=norm", "model.direction=bottom"), "norm-bottom-0.5"),
         (("model=finetune", "model.rank=4"), "fine-tuning-0.5"),
         (("model=transfer", "model.rank=4"), "transfer-learning"),
+        (("model=probe", "model.rank=4", "seed=2"), "probe-seed2"),
     ],
 )
 def test_jobs_are_named_by_what_trains(overrides: tuple[str, ...], name: str) -> None:
     assert names.job_name(_root_=_root(*overrides)) == name
 
 
-@pytest.mark.parametrize("model", ["finetune", "transfer", "bitfit", "norm"])
+@pytest.mark.parametrize("model", ["finetune", "transfer", "probe", "bitfit", "norm"])
 def test_a_sweep_over_ranks_trains_models_without_adapters_once(model: str) -> None:
     four, eight = (_root(f"model={model}", f"model.rank={rank}", "name=x") for rank in (4, 8))
     assert names.own_folder(four) == names.own_folder(eight)
@@ -57,6 +58,15 @@ def test_a_sweep_over_ranks_trains_models_without_adapters_once(model: str) -> N
     assert note is not None and "model.rank" in note
     lora = [_validated("model=lora", f"model.rank={rank}") for rank in (4, 8)]
     assert result_config(lora[0]) != result_config(lora[1])
+
+
+def test_a_sweep_over_fractions_trains_a_probe_once() -> None:
+    options = [("model.pct_unfreeze=0",), ("model.pct_unfreeze=0.5", "model.direction=bottom")]
+    folders = {names.own_folder(_root("model=probe", *each, "name=x")) for each in options}
+    configs = [_validated("model=probe", *each) for each in options]
+    assert len(folders) == 1 and result_config(configs[0]) == result_config(configs[1])
+    note = explain_ignored("job", to_plain(_root("model=probe", *options[1]).model))
+    assert note is not None and note.startswith("job: model=probe trains only the head; ignoring")
 
 
 def test_at_fraction_zero_there_are_no_adapters_to_differ() -> None:
@@ -91,6 +101,7 @@ def test_a_config_from_before_adapters_is_that_of_today() -> None:
         (("model=lora", "model.train=bn"), "model.train='bn' must be null with model=lora"),
         (("model=norm", "model.train=bn"), "model.train='bn' must be null with model=norm"),
         (("model=lora", "optimizer.l2_sp=0.1"), "optimizer.l2_sp must be null with model=lora"),
+        (("model=probe", "model.frozen_bn=batch"), "must be eval or recalibrate with model=probe"),
         (("optimizer.l2_sp=-1",), "optimizer.l2_sp=-1"),
         (("model=lora", "+model.adapt=false"), "model.adapt is not an option"),
         (("model=bitfit", "model.pct_unfreeze=25"), "did you mean 0.25"),

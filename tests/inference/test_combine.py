@@ -14,7 +14,13 @@ from helpers.classifier import train_classifier
 from helpers.folders import write_images
 from tvf.errors import InputError
 from tvf.files import write_json
-from tvf.inference.combine import METHODS, Combination, combine_jobs
+from tvf.inference.combine import (
+    INTERPOLATED,
+    METHODS,
+    Combination,
+    _mates,
+    combine_jobs,
+)
 from tvf.records import read_predictions, read_trained_on, softmax
 
 pytestmark = pytest.mark.slow
@@ -130,3 +136,20 @@ def test_images_that_have_changed_are_refused(tmp_path: Path) -> None:
     (images / "train" / "cats" / "0.png").unlink()
     with pytest.raises(InputError, match="images of .* have changed since it was trained"):
         combine_jobs(sweep)
+
+
+def test_probes_are_combined_with_probes_alone(images: Path, tmp_path: Path) -> None:
+    for name, how in {
+        "probe": ("model=probe",),
+        "other": ("model=probe", "seed=2", "optimizer.lr=1e-2"),
+        "transfer": ("model=transfer",),
+    }.items():
+        train_classifier(images, tmp_path / name, *how, backbone=["backbone=efficientnet_lite0"])
+    write_json(tmp_path / "sweep.json", {"commands": [], "jobs": {}})
+    probe = tmp_path / "probe"
+    mates = _mates(tmp_path, probe, json.loads((probe / "config.json").read_text()))
+    assert {mate.name for mate in mates} == {"probe", "other"}
+    shutil.rmtree(tmp_path / "transfer")
+    combined = combine_jobs(tmp_path)
+    assert INTERPOLATED in combined.absent
+    assert tvf.load(combined.folder).classes == tvf.load(probe).classes

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from helpers import small_backbone
+from helpers.devices import Apart
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
+from tvf.data import FlipsAndCrops
 from tvf.files import BEST_WEIGHTS
 from tvf.frontier.activations import ActivationReader
 from tvf.job.probe_start import start_from_ridge
@@ -162,6 +164,35 @@ def test_a_probe_begins_with_ridge_regression_on_its_training_images(tmp_path: P
     ridge = fit_ridge((x - mean) / spread, labels, len(DATA.classes), standardise=False)
     expected = ridge((x - mean) / spread) * best_scale(ridge.left_out, labels)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_probes_start_leaves_room_on_a_device_for_the_epochs(tmp_path: Path) -> None:
+    """It reads images as they are, of which some are flipped in all epochs."""
+    flips = FlipsAndCrops(horizontal=0.5)
+    config = _config(tmp_path, "probe", epochs=1)
+    seen = []
+    for residency in (None, Apart()):
+        job = build_job(config, small_context(tmp_path), Store(tmp_path / "store", 10**9))
+        job.phases.augment, job.phases.residency = flips, residency
+        start_from_ridge(job.phases)
+        inputs = job.phases.pipeline_of(0).train(1)
+        (tensors,) = inputs.batches([np.arange(len(DATA.train))])
+        seen.append(inputs.module(*tensors).detach())
+    torch.testing.assert_close(*seen)
+
+
+def test_the_statistics_of_a_probe_are_kept_for_other_jobs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(tmp_path, "probe")
+    config["model"] = TARGETS["probe"] | {"frozen_bn": "recalibrate"}
+    store, found = Store(tmp_path / "store", 10**9), []
+    for _ in range(2):
+        job = build_job(config, small_context(tmp_path), store)
+        found.append([buffer.clone() for buffer in job.phases.model.buffers()])
+    assert "not caching" not in caplog.text
+    assert len([*store.folder.rglob("statistics/*/*.rows")]) == 1
+    assert all(map(torch.equal, *found))
 
 
 def test_a_probe_is_loaded_with_the_predictions_that_it_recorded(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The probe of all depths: what its head reads, what trains, and where its frontier is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 from helpers import small_backbone
 from tvf.errors import InputError
 from tvf.frontier.split import TracedModel
-from tvf.models import Backbone, ProbeModel, group_by_modules, timm_backbone
+from tvf.models import (
+    Backbone,
+    FineTuneModel,
+    ProbeModel,
+    group_by_modules,
+    load_initial_weights,
+    save_weights,
+    timm_backbone,
+)
 from tvf.models.probe import output_layers, pooled_dimensions
 
 PIXELS = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(1))
@@ -135,3 +144,18 @@ def test_a_groups_output_is_among_its_largest_layers() -> None:
         ["pair"],
         ["stem"],
     ]
+
+
+@pytest.mark.parametrize("from_probe", [True, False])
+def test_probes_and_other_models_do_not_start_from_each_other(
+    tmp_path: Path, from_probe: bool
+) -> None:
+    models: list[FineTuneModel] = [
+        ProbeModel(small_backbone(), 16),
+        FineTuneModel(small_backbone(), 0.0),
+    ]
+    source, target = models if from_probe else models[::-1]
+    file = tmp_path / "best.safetensors"
+    save_weights(source, file, 1)
+    with pytest.raises(InputError, match="model=probe starts from a probe's weights"):
+        load_initial_weights(target, str(file), *(f"module.{head}" for head in target.heads))

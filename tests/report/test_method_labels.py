@@ -45,6 +45,16 @@ def test_a_label_is_the_fraction_and_how_it_trains(tmp_path: Path) -> None:
     assert not [note for note in comparison.notes if "differ in more" in note]
 
 
+def test_a_probe_is_no_other_name_of_transfer_learning(tmp_path: Path) -> None:
+    for method in ("transfer", "probe"):
+        _add(tmp_path, method, 0.0, 0.9 if method == "probe" else 0.7)
+    comparison = _compared(tmp_path)
+    labels = [group.label for group in comparison.configurations]
+    assert sorted(labels) == ["0", "0 with a probe of all depths"]
+    assert "rain pct_unfreeze=0 with a probe of all depths" in comparison.choice.text
+    assert not [note for note in comparison.notes if "train the same layers" in note]
+
+
 def test_ranks_are_told_apart_and_only_where_there_are_adapters(tmp_path: Path) -> None:
     _add(tmp_path, "finetune", 0.5)
     for rank in (4, 8):

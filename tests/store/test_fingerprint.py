@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from helpers.devices import fabric_on
 from tvf.data.augment import FlipsAndCrops
@@ -97,6 +97,24 @@ def test_a_value_whose_behaviour_is_not_in_its_content_raises() -> None:
     layer.register_forward_hook(lambda *_: None)
     with pytest.raises(FingerprintError, match="hooks"):
         fingerprint(layer)
+
+
+def test_a_traced_module_is_known_by_its_code_its_layers_and_its_functions() -> None:
+    class Net(nn.Module):
+        def __init__(self, function: Any, weight: float) -> None:
+            super().__init__()
+            self.layer, self.function = nn.Linear(1, 1), function
+            nn.init.constant_(self.layer.weight, weight)
+            nn.init.zeros_(self.layer.bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.function(self.layer(x))
+
+    def traced(*options: Any) -> str:
+        return fingerprint(fx.symbolic_trace(Net(*options)))
+
+    assert traced(torch.relu, 1) == traced(torch.relu, 1)
+    assert len({traced(torch.relu, 1), traced(torch.sigmoid, 1), traced(torch.relu, 2)}) == 3
 
 
 def test_layers_fingerprint_ignores_the_part_left_out() -> None:

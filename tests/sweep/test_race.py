@@ -554,6 +554,15 @@ def test_smaller_fractions_compete_first_and_divisions_come_before_seeds() -> No
     assert make_plan(Path(), {name: [name] for name in strict}, strict, budget=4).margin == 0
 
 
+def test_a_probe_competes_last_and_is_on_no_ladder_of_fractions() -> None:
+    configs, probe = configs_of([0.0, 0.5]), {"_target_": "tvf.models.ProbeModel"}
+    probes = {f"probe-{seed}": configs[f"0.0-{seed}"] | {"model": probe} for seed in (1, 2)}
+    configs = probes | configs
+    plan = make_plan(Path(), {name: [name] for name in configs}, configs)
+    assert plan.fractions == [0.0, 0.5, None]
+    assert [*plan.jobs[2, 0].jobs] == ["probe-1"]
+
+
 QUICK = (
     "data.limit=68",
     "data.image_size=32",

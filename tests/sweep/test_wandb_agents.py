@@ -195,7 +195,9 @@ def test_the_metric_to_maximise_is_that_of_the_data(describe: Describe) -> None:
     assert yaml.safe_load(describe(["data.metric=auroc"]))["metric"]["name"] == "val_auroc"
 
 
-@pytest.mark.parametrize(("model", "varied"), [("finetune", True), ("transfer", False)])
+@pytest.mark.parametrize(
+    ("model", "varied"), [("finetune", True), ("transfer", False), ("probe", False)]
+)
 def test_fractions_only_vary_for_a_model_that_has_them(
     describe: Describe, model: str, varied: bool
 ) -> None:

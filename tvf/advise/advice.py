@@ -17,7 +17,7 @@ from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths
 from tvf.advise.gradients import relative_gradients, set_head
 from tvf.advise.probes import classify_by_neighbours, join_depths
 from tvf.advise.trials import Trial, run_trial, score_trials, take, within_margin
-from tvf.config import Config, is_transfer
+from tvf.config import Config, is_transfer, method_of
 from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.job import Job, JobContext, explain_memory, open_job
@@ -129,8 +129,8 @@ def check_config(config: Config) -> None:
     model, data = config["model"], config["data"]
     if is_transfer(model):
         raise InputError(
-            "model=transfer trains none of the groups, so there is no fraction to advise on: leave "
-            "model out."
+            f"model={method_of(model).choice} trains none of the groups, so there is no fraction "
+            "to advise on: leave model out."
         )
     for option in ("groups", "train"):
         if model.get(option) is not None:

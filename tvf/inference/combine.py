@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tvf.config import OWN_MODELS, Config, modern_node
+from tvf.config import OWN_MODELS, Config, is_probe, modern_node
 from tvf.data import DataSplits, Split, split_batches
 from tvf.errors import InputError
 from tvf.files import (
@@ -148,7 +148,8 @@ def _mates(sweep: Path, best: Path, config: Config) -> list[Path]:
 def _network_and_images(config: Config) -> list[Any]:
     """What jobs must have in common so that their weights can be averaged and compared."""
     model = config["model"]
-    own = None if modern_node(model).get("_target_") in OWN_MODELS else model
+    ordinary = modern_node(model).get("_target_") in OWN_MODELS and not is_probe(model)
+    own = None if ordinary else model
     return [config.get("backbone"), config.get("data"), config.get("channels_last"), own]
 
 
@@ -176,6 +177,8 @@ def _interpolate(
 
     The new head, which the start does not have, stays as it is.
     """
+    if is_probe(config["model"]):
+        return []  # nothing but the head has trained
     try:
         start = start_weights(config, classes, trust_code)
     except InputError as error:

@@ -59,8 +59,8 @@ def _head_inputs(phases: JobPhases, samples: np.ndarray) -> Tensor:
     try:
         batches = np.split(samples, range(phases.batch_size, len(samples), phases.batch_size))
         with torch.no_grad():
-            for tensors in inputs.batches(batches):
-                inputs.module(*tensors)
+            for batch in batches:  # one by one: a device has room for the rows of epochs alone
+                inputs.module(*inputs.inputs(batch))
     finally:
         hook.remove()
     return torch.cat(rows).double()

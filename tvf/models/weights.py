@@ -129,6 +129,8 @@ def _difference(
     found: dict[str, torch.Tensor], own: dict[str, torch.Tensor], heads: Sequence[str]
 ) -> str | None:
     """How the tensors in a file differ from a model's in names and shapes; None if they do not."""
+    if _is_of_probe(found, own) or _is_of_probe(own, found):
+        return "model=probe starts from a probe's weights, and no other model does"
     if lacking := own.keys() - found.keys():
         return f"its weights are from another backbone, without {shorten(sorted(lacking))}"
     if extra := found.keys() - own.keys():
@@ -145,6 +147,13 @@ def _difference(
         theirs, ours = (shape[0] if shape else 1 for shape in (theirs, ours))
         return f"its head is for {theirs} classes, this one for {ours} ({details})"
     return f"its weights are from another backbone: {details}"
+
+
+def _is_of_probe(probe: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> bool:
+    """Whether `probe` has the tensors of a probe of the network whose own are `plain`."""
+    start = "module.features."
+    inner = {"module." + name.removeprefix(start) for name in probe if name.startswith(start)}
+    return bool(inner) and inner <= plain.keys()
 
 
 def shorten(values: object) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 FORMAT = 1  # increase it when the meaning of stored values changes
 # Packages whose code changes only with their version, which `numeric_environment` contains. Other
@@ -230,5 +230,9 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """What a module computes with: attributes, weights and children, not its mode or freezing."""
     if any(value for name, value in module.__dict__.items() if name.endswith("_hooks") and value):
         raise FingerprintError(f"{type(module).__qualname__} has hooks")
-    own = {name: value for name, value in module.__dict__.items() if name not in MODULE_INTERNALS}
+    if isinstance(module, fx.GraphModule):  # computes what its code says, with these functions
+        functions = [n.target for n in module.graph.nodes if n.op == "call_function"]
+        own: dict[str, Any] = {"code": module.code, "functions": functions}
+    else:
+        own = {key: v for key, v in module.__dict__.items() if key not in MODULE_INTERNALS}
     return own | module._parameters | module._buffers | module._modules

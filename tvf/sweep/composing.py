@@ -66,7 +66,7 @@ def _descending_fraction(value: str) -> float:
 
 # For each key, the sort key of its swept values that puts the longest jobs first.
 LONGEST_FIRST: dict[str, Callable[[str], float]] = {
-    "model": lambda option: option == "transfer",
+    "model": lambda option: option in ("probe", "transfer"),
     "model.pct_unfreeze": _descending_fraction,
 }
 

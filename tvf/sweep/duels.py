@@ -62,8 +62,9 @@ def race_round(
     """Replay a race by the results so far, and say what it needs next.
 
     `fractions` are those of the candidates in the order in which they compete; None where layers
-    are named. `compare` compares jobs by `compare_trainings`. With `climb`, larger fractions are
-    skipped once a fraction has probably lowered the score. At most `budget` jobs are needed.
+    are named, and for probes. `compare` compares jobs by `compare_trainings`. With `climb`, larger
+    fractions are skipped once a fraction has probably lowered the score. At most `budget` jobs are
+    needed.
     """
     arena = _Arena(blocks, results, compare, budget)
     champion, meetings, skipped, peak = 0, [], [], None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvf.config import known_fraction
+from tvf.config import is_probe, known_fraction
 from tvf.errors import InputError, require_count
 from tvf.metrics import METRICS, WORDS, metric_of
 from tvf.records import Row, is_done, note_race, read_job
@@ -77,7 +77,9 @@ def make_plan(
             "one by one until they decide: add data.folds=5 data.fold=0,1,2,3,4, or seed=1,2,3."
         )
     margin = _check_settings(configs, budget, climb)
-    fractions = [known_fraction(configs[next(iter(each.jobs))]["model"]) for each in candidates]
+    models = [configs[next(iter(each.jobs))]["model"] for each in candidates]
+    # A probe is on no ladder of fractions: whether one lowers its score says nothing of the next.
+    fractions = [None if is_probe(model) else known_fraction(model) for model in models]
     order = sorted(range(len(candidates)), key=lambda index: _cost_order(fractions[index]))
     ordered = [candidates[index] for index in order]
     jobs = {
