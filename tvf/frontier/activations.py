@@ -138,6 +138,11 @@ class ActivationReader:
             return None
         return self._residency.describe(f"{name} activations", size, resident)
 
+    def restart_costs(self) -> None:
+        """Count seconds and images from here on, for another job."""
+        self.images = self.continued_images = 0
+        self.seconds = 0.0
+
     def release(self) -> None:
         """Free the activations on the device."""
         self._resident = None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -61,9 +61,15 @@ log = logging.getLogger(__name__)
 TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # sent to the tracker once
 
 
-def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
+JobOpener = Callable[[Config, JobContext], AbstractContextManager[Job]]
+
+
+def run_job(
+    config: Config, context: JobContext, opened: JobOpener = open_job
+) -> dict[str, Any] | None:
     """Train and test a job, write its record to its folder, and return its summary.
 
+    `opened` builds the job, and closes what it holds at the end of a context.
     Returns None if there is nothing to do, if the job pauses at `stop_after`, or if another process
     of the sweep trains it or has taken it over: jobs that differ only in ignored options share a
     folder and are trained once. Raises InputError for a mistake that only images or weights reveal,
@@ -107,7 +113,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
             # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
                 explained = partial(explain_memory, config, context)
-                with explained(), open_job(config, context) as job, explained():
+                with explained(), opened(config, context) as job, explained():
                     summary = train_job(job, record, run, checkpoints, state)
                 if summary is not None:
                     checkpoints.delete()

@@ -94,8 +94,27 @@ class Job:
     trained_on: np.ndarray
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What jobs have in common that differ only in how they train their heads.
+
+    `phases` are those of the job that it was built for. `seen` are the ids of the images that its
+    initial weights were trained on.
+    """
+
+    source: DataSource
+    backbone: Backbone
+    phases: JobPhases
+    seen: np.ndarray
+
+
 def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
     """Build every part of a job, images and weights included. Raises InputError."""
+    return build_parts(config, context, store)[1]
+
+
+def build_parts(config: Config, context: JobContext, store: Store | None) -> tuple[Frozen, Job]:
+    """Build a job, and return it with what other jobs may share. Raises InputError."""
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data = source.load(progress=not context.parallel, store=store)
@@ -103,11 +122,8 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         require_both_classes(metric_of(config), data.val.labels)
     else:
         data = data.join_val()
-    backbone, model = _build_network(config, source, data)
-    facts = job_facts(config, context)
-    if facts["pct_unfreeze"] is None:
-        facts["pct_unfreeze"] = model.pct_unfreeze
-    tag = _tag(config, context, facts)
+    backbone, model = build_network(config, source, data)
+    facts, tag = _name(config, context, model)
     log.info("%s %s", tag, _describe_images(backbone, source))
     if starts_at_random(config):
         log.warning("%s the backbone's weights are random: frozen layers have learnt nothing.", tag)
@@ -124,7 +140,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         model.unfreeze(phases[0].groups)
         with model.without_adapters():  # which add nothing yet
             recalibrate(fabric, module, data.train, source.batch_size, store)
-    steps = _build_steps(config, source.batch_size, model, data)
+    steps = build_steps(config, source.batch_size, model, data)
     job_phases = JobPhases(
         phases=phases,
         fabric=fabric,
@@ -132,7 +148,7 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         module=module,
         data=data,
         augment=_build_augmentation(config, data.train),
-        optimizer=_build_optimizer(config, fabric, model),
+        optimizer=build_optimizer(config, fabric, model),
         scheduler=build_part(config, "scheduler"),
         batch_size=source.batch_size,
         residency=Residency(
@@ -144,18 +160,58 @@ def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
         show_progress=not context.parallel,
         tag=tag,
     )
+    frozen = Frozen(source, backbone, job_phases, seen)
+    return frozen, _assemble(config, context, frozen, steps, start)
+
+
+def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
+    """Build a job that differs from that of `frozen` only in how it trains its head.
+
+    The phases share their input pipeline; the head's weights are the caller's to set.
+    """
+    start, shared = time.perf_counter(), frozen.phases
+    model, data = shared.model, shared.data
+    tag = _name(config, context, model)[1]
+    log.info("%s %s", tag, _describe_images(frozen.backbone, frozen.source))
+    steps = build_steps(config, frozen.source.batch_size, model, data)
+    phases = replace(
+        shared,
+        phases=build_phases(config, 0),
+        optimizer=build_optimizer(config, shared.fabric, model),
+        scheduler=build_part(config, "scheduler"),
+        tag=tag,
+        shared=shared.pipeline_of(0),
+        _pipelines=[],
+        _current=None,
+    )
+    return _assemble(config, context, replace(frozen, phases=phases), steps, start)
+
+
+def _assemble(
+    config: Config, context: JobContext, frozen: Frozen, steps: StepOptions, start: float
+) -> Job:
+    phases = frozen.phases
+    train = phases.data.train
     return Job(
         name=config["name"],
         epochs=config["epochs"],
-        facts=facts,
-        backbone=backbone,
-        phases=job_phases,
+        facts=_name(config, context, phases.model)[0],
+        backbone=frozen.backbone,
+        phases=phases,
         steps=steps,
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
-        costs=CostMeter(job_phases, start),
-        head_phase=_head_phase_fingerprint(config, job_phases),
-        trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),
+        costs=CostMeter(phases, start),
+        head_phase=_head_phase_fingerprint(config, phases),
+        trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
     )
+
+
+def _name(config: Config, context: JobContext, model: FineTuneModel) -> tuple[dict[str, Any], str]:
+    """The facts of a job, and the tag of its log lines."""
+    facts = job_facts(config, context)
+    if facts["pct_unfreeze"] is None:
+        facts["pct_unfreeze"] = model.pct_unfreeze
+    return facts, _tag(config, context, facts)
 
 
 @contextmanager
@@ -165,7 +221,7 @@ def open_job(config: Config, context: JobContext) -> Iterator[Job]:
         yield build_job(config, context, store)
 
 
-def _build_network(
+def build_network(
     config: Config, source: DataSource, data: DataSplits
 ) -> tuple[Backbone, FineTuneModel]:
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
@@ -191,7 +247,7 @@ def _build_augmentation(config: Config, train: Split) -> Augmentation:
     return augment
 
 
-def _build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any:
+def build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any:
     """The optimizer's factory. Assumes that the model has the weights that training starts from."""
     optimizer = build_part(config, "optimizer")
     if not isinstance(optimizer, DiscriminativeOptimizer):
@@ -206,7 +262,7 @@ def _build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> An
     return StartingPoint(optimizer, [parameter for group in groups for parameter in group])
 
 
-def _build_steps(
+def build_steps(
     config: Config, batch_size: int, model: FineTuneModel, data: DataSplits
 ) -> StepOptions:
     weights = None

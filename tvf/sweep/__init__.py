@@ -8,6 +8,7 @@ from tvf.sweep.callback import (
     planned_batches,
     report_sweep,
 )
+from tvf.sweep.heads import train_heads
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
 from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
 from tvf.sweep.ray_cluster import launch_on_ray
@@ -34,6 +35,7 @@ __all__ = [
     "report_sweep",
     "run_in_subprocess",
     "runs_in_parallel",
+    "train_heads",
     "use_node_store",
     "wandb_sweep_yaml",
     "workers",

@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from tvf.records import read_status
 
@@ -47,19 +48,40 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     Ctrl-C reaches the job too, and SIGTERM is passed on: KeyboardInterrupt is raised here after the
     job has ended.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent, child = os.getpid(), os.fork()
-    if child == 0:
-        _run_and_exit(job, log_file, parent)
+    child = start_process(job, log_file)
     with _terminable():
         try:
             status = os.waitpid(child, 0)[1]
         except KeyboardInterrupt as interruption:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-                _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+                wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
     return os.waitstatus_to_exitcode(status)
+
+
+def start_process(job: Callable[[], int], log_file: Path) -> int:
+    """Fork a process that ends with the code that `job` returns; return its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        _run_and_exit(job, log_file, parent)
+    return child
+
+
+def wait_for_all(children: Sequence[int]) -> None:
+    """Wait for processes of `start_process` to end. KeyboardInterrupt ends them first."""
+    waiting = [*children]
+    with _terminable():
+        try:
+            while waiting:
+                os.waitpid(waiting[0], 0)
+                waiting.pop(0)
+        except KeyboardInterrupt as interruption:
+            for child in waiting:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+            raise
 
 
 @contextmanager
@@ -201,12 +223,16 @@ def _redirect_output(log_file: Path) -> None:
 
     The streams are new, because a thread of the parent may hold the locks of the old ones.
     """
+    output = os.devnull if os.environ.get(QUIET) else os.dup(1)
+    log_to(log_file, open(output, "w", buffering=1, errors=ERRORS))
+
+
+def log_to(log_file: Path, terminal: TextIO) -> None:
+    """Append everything that this process prints to `log_file`; log lines also to `terminal`."""
     file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    terminal = open(
-        os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1, errors=ERRORS
-    )
     for number in (1, 2):
         os.dup2(file, number)
+    os.close(file)
     sys.stdout = open(1, "w", buffering=1, closefd=False, errors=ERRORS)
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors=ERRORS)
     for handler in logging.getLogger().handlers:
@@ -214,7 +240,7 @@ def _redirect_output(log_file: Path) -> None:
             handler.stream = terminal
 
 
-def _wait_or_kill(child: int, gently: bool) -> None:
+def wait_or_kill(child: int, gently: bool) -> None:
     """Wait for a job that Ctrl-C has interrupted; if it does not end, interrupt it, then kill it.
 
     A terminal sends Ctrl-C to all its processes, so the job has usually received it already.

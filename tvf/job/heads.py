@@ -1,0 +1,137 @@
+"""Trains jobs that differ only in their heads one after another, on what they have in common.
+
+For a job that only trains a head, everything else takes longer than training: building the network,
+tracing it, reading images and weights, opening the store. A process that trains many such jobs does
+that once for all with the same frozen network and images. What a job computes stays the same, bit
+for bit: the head's initial weights and torch's random state are those that it would have alone.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvf.config import (
+    OWN_MODELS,
+    Config,
+    build_part,
+    build_phases,
+    known_fraction,
+)
+from tvf.errors import InputError
+from tvf.job.resources import JobContext, open_resources
+from tvf.job.setup import Frozen, Job, build_alike, build_network, build_parts
+from tvf.models import is_below
+
+# What may differ between jobs that share the rest: how heads train, and what is recorded.
+OWN = ("seed", "name", "project", "stop_after", "early_stopping", "loss", "optimizer", "scheduler")
+OWN += ("average", "checkpoint", "tracker", "report")
+TVFS = ("model", "backbone", "data", "augment", "store", "tracker")  # must be tvf's own code
+
+
+def shared_setup(config: Config) -> str | None:
+    """What jobs must have in common to share it; None for a job that does not only train a head.
+
+    Such a job runs on the CPU, in one process, and does not mix images.
+    """
+    own = all(_is_ours(config[part].get("_target_")) for part in TVFS)
+    if not own or config["model"]["_target_"] not in OWN_MODELS:
+        return None
+    cpu = config["fabric"].get("accelerator") == "cpu" or not torch.cuda.is_available()
+    alone = config["fabric"].get("devices") == 1 and cpu
+    stored = config["store"].get("mode") != "off" and config["refit_epochs"] is None
+    if not (alone and stored) or known_fraction(config["model"]) != 0:
+        return None
+    try:
+        if len(build_phases(config, 0)) > 1 or build_part(config, "mix") is not None:
+            return None
+    except InputError:  # for the job to report
+        return None
+    return json.dumps({k: v for k, v in config.items() if k not in OWN}, sort_keys=True)
+
+
+def _is_ours(target: object) -> bool:
+    return str(target).startswith("tvf.")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The weights of a new head, by name, and torch's random state after they were drawn."""
+
+    weights: dict[str, Tensor]
+    random: Tensor
+
+
+class SharedSetups:
+    """Builds jobs, and keeps what the next one can share. A context, which closes the store."""
+
+    def __init__(self) -> None:
+        self._resources = ExitStack()
+        self._setup: str | None = None
+        self._frozen: Frozen | None = None
+        self._heads: dict[int, _Head] = {}  # by seed
+
+    def __enter__(self) -> "SharedSetups":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the next job build everything anew."""
+        self._resources.close()
+        self._setup, self._frozen = None, None
+        self._heads.clear()
+
+    @contextmanager
+    def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
+        """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`."""
+        setup = shared_setup(config)
+        if setup is None or setup != self._setup:
+            self.forget()
+        try:
+            if self._frozen is None:
+                store = self._resources.enter_context(open_resources(config, context))
+                frozen, job = build_parts(config, context, store)
+                self._heads[config["seed"]] = _head_of(frozen)
+                yield job
+                pipeline = frozen.phases.pipeline_of(0)
+                if setup is not None and pipeline.covers_all and _trains_head_alone(frozen):
+                    self._setup, self._frozen = setup, frozen
+            else:
+                head = self._new_head(config)
+                self._frozen.phases.model.load_state_dict(head.weights, strict=False)
+                job = build_alike(config, context, self._frozen)
+                torch.set_rng_state(head.random)
+                yield job
+        except BaseException:
+            self.forget()
+            raise
+
+    def _new_head(self, config: Config) -> _Head:
+        """The head of a job with this seed, as it would have been drawn in a process of its own."""
+        assert self._frozen is not None
+        if config["seed"] not in self._heads:
+            source, data = self._frozen.source, self._frozen.phases.data
+            backbone, model = build_network(config, source, data)
+            phases = replace(self._frozen.phases, model=model)
+            self._heads[config["seed"]] = _head_of(replace(self._frozen, phases=phases))
+        return self._heads[config["seed"]]
+
+
+def _head_of(frozen: Frozen) -> _Head:
+    model = frozen.phases.model
+    state = model.state_dict()
+    heads = [f"module.{head}" for head in model.heads]
+    weights = {name: w.clone() for name, w in state.items() if is_below(name, heads)}
+    return _Head(weights, torch.get_rng_state())
+
+
+def _trains_head_alone(frozen: Frozen) -> bool:
+    """Whether only the head's weights change in training: nothing else has to be restored."""
+    model = frozen.phases.model
+    return not model.trained_groups and model.frozen_bn != "batch"
