@@ -7,6 +7,7 @@ command begins. Forks do not show that the imports work, nor that nothing depend
 sets of strings, because they share one hash seed. Tests of these have to start Python.
 """
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -139,7 +140,10 @@ def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno())]
-        return ours, subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+        server = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+    atexit.register(server.wait)
+    atexit.register(ours.close)  # runs before the wait
+    return ours, server
 
 
 def _serve(asked: socket.socket) -> dict[str, Any]:

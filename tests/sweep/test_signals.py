@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from helpers import forks
+from tvf.errors import InputError
 from tvf.job.stopping import stopped_after_batches
-from tvf.sweep.processes import PATIENCE
+from tvf.sweep.processes import PATIENCE, seconds_to_checkpoint
 
 # As submitit does: the process that runs jobs handles the signal, which all processes receive.
 HANDLED_ABOVE = """
@@ -38,7 +39,7 @@ def test_signals_for_the_process_above_do_not_run_its_handlers_in_the_job(tmp_pa
     assert [path.name for path in tmp_path.glob("handled-*")] == [f"handled-by-{above}"]
 
 
-# A job in the middle of a batch that takes a second, when its command is told to stop.
+# A job in the middle of a batch that takes two seconds, when its command is told to stop.
 BATCH = """
 import os, pathlib, signal, time
 from tvf.sweep import processes
@@ -47,7 +48,7 @@ def job():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(1)
+    time.sleep(2)
     pathlib.Path("checkpoint").touch()
     return 0
 
@@ -60,6 +61,28 @@ except KeyboardInterrupt:
 """
 
 
+# A command that is told to stop while logging unlocks its handlers after a fork.
+FORKING = """
+import os, pathlib, signal, time
+from tvf.sweep import processes
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+os.register_at_fork(after_in_parent=stop)
+try:
+    with processes.interruptible():
+        processes.run_in_subprocess(lambda: time.sleep(2) or 0, pathlib.Path("job.log"))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_during_a_fork_is_not_lost(tmp_path: Path) -> None:
+    assert forks.python(FORKING, cwd=tmp_path).communicate() == ("interrupted\n", None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", ["0.1", "20"])
 def test_a_cluster_says_how_long_a_job_may_take_for_its_checkpoint(
@@ -68,6 +91,13 @@ def test_a_cluster_says_how_long_a_job_may_take_for_its_checkpoint(
     process = forks.python(BATCH, cwd=tmp_path, **{PATIENCE: seconds})
     assert process.communicate() == ("interrupted\n", None)
     assert (tmp_path / "checkpoint").exists() == (seconds == "20")
+
+
+@pytest.mark.parametrize("seconds", ["20s", "-1", "inf", "nan"])
+def test_a_time_for_checkpoints_that_is_no_number_of_seconds_is_an_error(seconds: str) -> None:
+    with pytest.raises(InputError, match=f"{PATIENCE}={seconds} must be a number of seconds"):
+        seconds_to_checkpoint({PATIENCE: seconds})
+    assert seconds_to_checkpoint({PATIENCE: ""}) == seconds_to_checkpoint({}) == 20
 
 
 def test_sigterm_waits_for_the_batch_while_a_job_trains_and_only_then() -> None:

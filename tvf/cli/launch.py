@@ -55,6 +55,7 @@ from tvf.sweep import (
     launched,
     run_in_subprocess,
     runs_in_parallel,
+    seconds_to_checkpoint,
     use_node_store,
     workers,
 )
@@ -95,6 +96,7 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
 def _launch(compare: bool) -> None:
     interrupted = False
     try:
+        seconds_to_checkpoint()  # or its error would come with SIGTERM
         with interruptible(interrupt):
             _call_hydra()
     except (InputError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:

@@ -10,7 +10,12 @@ from tvf.sweep.callback import (
 )
 from tvf.sweep.heads import train_heads
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
-from tvf.sweep.processes import can_fork, interruptible, run_in_subprocess
+from tvf.sweep.processes import (
+    can_fork,
+    interruptible,
+    run_in_subprocess,
+    seconds_to_checkpoint,
+)
 from tvf.sweep.ray_cluster import launch_on_ray
 from tvf.sweep.remote import plan_jobs, use_node_store
 from tvf.sweep.repetitions import Repetitions, choose_repetitions
@@ -35,6 +40,7 @@ __all__ = [
     "report_sweep",
     "run_in_subprocess",
     "runs_in_parallel",
+    "seconds_to_checkpoint",
     "train_heads",
     "use_node_store",
     "wandb_sweep_yaml",

@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from tvf.config import Config, explain_ignored, to_plain, validate_config
+from tvf.config import Config, explain_ignored, to_plain
 from tvf.errors import InputError
 from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
 from tvf.sweep.processes import can_fork, log_to, start_process, wait_for_all
@@ -74,6 +74,7 @@ def _can_share(config: DictConfig) -> bool:
 
 def _find_heads(config: DictConfig, jobs: Sequence[list[str]]) -> list[HeadJob]:
     """The jobs that only train heads, those with the same setup next to each other."""
+    from tvf.config import validate_config  # imports torch, which `tvf --help` does not need
     from tvf.job import shared_setup
 
     loader, heads = GlobalHydra.instance().config_loader(), []
@@ -138,6 +139,7 @@ def _train_one(
     config: DictConfig, loader: ConfigLoader, head: HeadJob, setups: Any, terminal: IO[str]
 ) -> bool:
     """Train a job as Hydra and the launcher would; return whether to go on with the next."""
+    from tvf.config import validate_config
     from tvf.job import JobContext, run_job
 
     job = loader.load_sweep_config(config, head.overrides)

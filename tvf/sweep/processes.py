@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from tvf.errors import InputError
 from tvf.records import read_status
 
 QUIET = (
@@ -63,7 +65,7 @@ def start_process(job: Callable[[], int], log_file: Path) -> int:
     """Fork a process that ends with the code that `job` returns; return its id."""
     sys.stdout.flush()
     sys.stderr.flush()
-    parent, child = os.getpid(), os.fork()
+    parent, child = os.getpid(), _fork()
     if child == 0:
         _run_and_exit(job, log_file, parent)
     return child
@@ -91,14 +93,14 @@ def interruptible(first: Callable[[int], bool] = lambda number: False) -> Iterat
     The exception has the signal's number, unless `first` returns that it has interrupted the jobs.
 
     A terminal and a parent process may both send a signal, so signals that arrive within two
-    seconds count as one. Python ignores exceptions raised in `__del__`, so a signal that arrives
-    there is raised again a little later.
+    seconds count as one. Python ignores exceptions raised in `__del__` and in what other modules
+    run at a fork, so a signal that arrives there is raised again a little later.
     """
     last_raised = -SAME_INTERRUPT_SECONDS
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last_raised
-        if any(outer.f_code.co_name == "__del__" for outer, _ in traceback.walk_stack(frame)):
+        if any(_ignores_exceptions(outer) for outer, _ in traceback.walk_stack(frame)):
             threading.Timer(0.05, signal.raise_signal, [number]).start()
         elif time.monotonic() - last_raised >= SAME_INTERRUPT_SECONDS:
             last_raised = time.monotonic()
@@ -112,6 +114,14 @@ def interruptible(first: Callable[[int], bool] = lambda number: False) -> Iterat
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _fork() -> int:
+    return os.fork()
+
+
+def _ignores_exceptions(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "__del__" or frame.f_code is _fork.__code__
 
 
 @contextmanager
@@ -151,8 +161,18 @@ def uninterrupted() -> Iterator[None]:
 
 
 def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
-    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM."""
-    return float(environment.get(PATIENCE, CHECKPOINT_SECONDS))
+    """Return how long a job with this environment may take to keep a checkpoint after SIGTERM.
+
+    Raises InputError if the environment says something else than a number of seconds.
+    """
+    given = environment.get(PATIENCE) or CHECKPOINT_SECONDS
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{PATIENCE}={given} must be a number of seconds, such as 20.")
+    return seconds
 
 
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:

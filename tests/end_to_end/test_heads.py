@@ -1,0 +1,112 @@
+"""Jobs that only train heads share a process in a sweep, and are the jobs that they are alone."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import IMPORTABLE, forks
+from helpers.jobs import metrics
+
+HEADS = (
+    "backbone=resnet18",
+    "backbone.weights=null",
+    "model=transfer",
+    "tracker=none",
+    "data.limit=60",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "augment=flips",
+    "store.mode=on",
+    "model.head_dropout=0.2",
+)
+NUMBERS = ("val_loss", "val_acc", "test_loss", "test_acc", "best_epoch", "calibration")
+
+
+def _train(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command beside `folder`; return its exit code and its output."""
+    process = forks.train(
+        *HEADS,
+        *arguments,
+        f"store.dir={folder.parent / 'store'}",
+        cwd=folder.parent,
+        PYTHONPATH=IMPORTABLE,
+    )
+    output, _ = process.communicate()
+    return process.returncode or 0, output
+
+
+def _states(sweep: Path) -> dict[str, Any]:
+    """The overrides and the status of each job."""
+    return {
+        (path.parent / ".hydra" / "overrides.yaml").read_text(): json.loads(path.read_text())
+        for path in sweep.glob("*/status.json")
+    }
+
+
+@pytest.mark.slow
+def test_heads_in_one_process_are_those_alone_and_fail_alone(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    code, output = _train(
+        sweep,
+        "-m",
+        "epochs=3",
+        "seed=1,2",
+        "optimizer.lr=0.01,1e38,0.1",
+        "hydra/launcher=basic",
+        f"hydra.sweep.dir={sweep}",
+    )
+    assert code == 1 and "Training 6 heads in 1 processes" in output
+    statuses = _states(sweep)
+    assert sorted(each["state"] for each in statuses.values()) == 4 * ["done"] + 2 * ["failed"]
+    assert all(("38" in of) == (each["state"] == "failed") for of, each in statuses.items())
+    assert len({each["pid"] for each in statuses.values()}) == 1
+    for folder in (path.parent for path in sweep.glob("*/summary.json")):
+        given = (folder / ".hydra" / "overrides.yaml").read_text().splitlines()
+        own = [line[2:] for line in given if line[2:].startswith(("seed=", "optimizer.lr="))]
+        alone = tmp_path / folder.name
+        code, output = _train(alone, "epochs=3", "threads=1", *own, f"hydra.run.dir={alone}")
+        assert code == 0, output
+        one, other = (json.loads((each / "summary.json").read_text()) for each in (folder, alone))
+        assert [one[key] for key in NUMBERS] == [other[key] for key in NUMBERS]
+        assert metrics(folder) == metrics(alone)
+        weights = "checkpoints/best.safetensors"
+        assert (folder / weights).read_bytes() == (alone / weights).read_bytes()
+        with (
+            np.load(folder / "predictions.npz") as here,
+            np.load(alone / "predictions.npz") as there,
+        ):
+            assert all(np.array_equal(here[name], there[name]) for name in there.files)
+        assert "test_loss" in (folder / "job.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_heads_costs_no_job(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    process = forks.train(
+        *HEADS,
+        "-m",
+        "epochs=150",
+        "seed=1,2,3,4,5,6",
+        "hydra/launcher=basic",
+        f"hydra.sweep.dir={sweep}",
+        f"store.dir={tmp_path / 'store'}",
+        cwd=tmp_path,
+        PYTHONPATH=IMPORTABLE,
+    )
+    while not (lines := [*sweep.glob("*/metrics.jsonl")]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    status = json.loads((lines[0].parent / "status.json").read_text())
+    assert status["pid"] != process.pid
+    os.kill(status["pid"], signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert sorted(each["state"] for each in _states(sweep).values()) == 6 * ["done"]
+    pids = {each["pid"] for each in _states(sweep).values()}
+    assert status["pid"] not in pids and len(pids) == 2  # the others share a new process
