@@ -14,8 +14,6 @@ from helpers import IMPORTABLE, forks
 from helpers.jobs import metrics
 
 HEADS = (
-    "backbone=resnet18",
-    "backbone.weights=null",
     "model=transfer",
     "tracker=none",
     "data.limit=60",

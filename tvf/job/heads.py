@@ -9,7 +9,7 @@ for bit: the head's initial weights and torch's random state are those that it w
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ from tvf.config import (
     build_part,
     build_phases,
     known_fraction,
+    own_checkpoint,
+    starts_at_random,
 )
 from tvf.errors import InputError
 from tvf.job.resources import JobContext, open_resources
 from tvf.job.setup import Frozen, Job, build_alike, build_network, build_parts
-from tvf.models import is_below
+from tvf.models import FineTuneModel, is_below
 
 # What may differ between jobs that share the rest: how heads train, and what is recorded.
+# The seed comes first: see `_is_pretrained`.
 OWN = ("seed", "name", "project", "stop_after", "early_stopping", "loss", "optimizer", "scheduler")
 OWN += ("average", "checkpoint", "tracker", "report")
 TVFS = ("model", "backbone", "data", "augment", "store", "tracker")  # must be tvf's own code
@@ -51,7 +54,14 @@ def shared_setup(config: Config) -> str | None:
             return None
     except InputError:  # for the job to report
         return None
-    return json.dumps({k: v for k, v in config.items() if k not in OWN}, sort_keys=True)
+    own = OWN if _is_pretrained(config) else OWN[1:]
+    return json.dumps({k: v for k, v in config.items() if k not in own}, sort_keys=True)
+
+
+def _is_pretrained(config: Config) -> bool:
+    """Whether the frozen layers have the weights of a library: others may be drawn by the seed."""
+    given = config["model"].get("init_from") or own_checkpoint(config)
+    return not (given or starts_at_random(config))
 
 
 def _is_ours(target: object) -> bool:
@@ -91,19 +101,19 @@ class SharedSetups:
     def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
         """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`."""
         setup = shared_setup(config)
-        if setup is None or setup != self._setup:
+        if setup is None or setup != self._setup or not self._knows_head(config):
             self.forget()
         try:
             if self._frozen is None:
                 store = self._resources.enter_context(open_resources(config, context))
                 frozen, job = build_parts(config, context, store)
-                self._heads[config["seed"]] = _head_of(frozen)
+                self._heads[config["seed"]] = _head_of(frozen.phases.model)
                 yield job
                 pipeline = frozen.phases.pipeline_of(0)
                 if setup is not None and pipeline.covers_all and _trains_head_alone(frozen):
                     self._setup, self._frozen = setup, frozen
             else:
-                head = self._new_head(config)
+                head = self._heads[config["seed"]]
                 self._frozen.phases.model.load_state_dict(head.weights, strict=False)
                 job = build_alike(config, context, self._frozen)
                 torch.set_rng_state(head.random)
@@ -112,19 +122,26 @@ class SharedSetups:
             self.forget()
             raise
 
-    def _new_head(self, config: Config) -> _Head:
-        """The head of a job with this seed, as it would have been drawn in a process of its own."""
+    def _knows_head(self, config: Config) -> bool:
+        """Draw the head of a job with this seed, as it would be in a process of its own.
+
+        Returns False if the rest of the network would differ too.
+        """
         assert self._frozen is not None
-        if config["seed"] not in self._heads:
-            source, data = self._frozen.source, self._frozen.phases.data
-            backbone, model = build_network(config, source, data)
-            phases = replace(self._frozen.phases, model=model)
-            self._heads[config["seed"]] = _head_of(replace(self._frozen, phases=phases))
-        return self._heads[config["seed"]]
+        if config["seed"] in self._heads:
+            return True
+        source, shared = self._frozen.source, self._frozen.phases
+        _, model = build_network(config, source, shared.data)
+        drawn = _head_of(model)
+        before, now = shared.model.state_dict(), model.state_dict()
+        rest = before.keys() - drawn.weights.keys()
+        if not all(torch.equal(before[name], now[name]) for name in rest):
+            return False
+        self._heads[config["seed"]] = drawn
+        return True
 
 
-def _head_of(frozen: Frozen) -> _Head:
-    model = frozen.phases.model
+def _head_of(model: FineTuneModel) -> _Head:
     state = model.state_dict()
     heads = [f"module.{head}" for head in model.heads]
     weights = {name: w.clone() for name, w in state.items() if is_below(name, heads)}
