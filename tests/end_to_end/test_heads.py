@@ -48,11 +48,16 @@ def _states(sweep: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_heads_in_one_process_are_those_alone_and_fail_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pretrained", ["true", "false"])  # the seed draws the whole network
+def test_heads_in_one_process_are_those_alone_and_fail_alone(
+    tmp_path: Path, pretrained: str
+) -> None:
     sweep = tmp_path / "sweep"
+    network = f"+backbone.pretrained={pretrained}"
     code, output = _train(
         sweep,
         "-m",
+        network,
         "epochs=3",
         "seed=1,2",
         "optimizer.lr=0.01,1e38,0.1",
@@ -68,7 +73,9 @@ def test_heads_in_one_process_are_those_alone_and_fail_alone(tmp_path: Path) -> 
         given = (folder / ".hydra" / "overrides.yaml").read_text().splitlines()
         own = [line[2:] for line in given if line[2:].startswith(("seed=", "optimizer.lr="))]
         alone = tmp_path / folder.name
-        code, output = _train(alone, "epochs=3", "threads=1", *own, f"hydra.run.dir={alone}")
+        code, output = _train(
+            alone, "epochs=3", "threads=1", network, *own, f"hydra.run.dir={alone}"
+        )
         assert code == 0, output
         one, other = (json.loads((each / "summary.json").read_text()) for each in (folder, alone))
         assert [one[key] for key in NUMBERS] == [other[key] for key in NUMBERS]
@@ -89,7 +96,7 @@ def test_a_killed_process_of_heads_costs_no_job(tmp_path: Path) -> None:
     process = forks.train(
         *HEADS,
         "-m",
-        "epochs=150",
+        "epochs=60",
         "seed=1,2,3,4,5,6",
         "hydra/launcher=basic",
         f"hydra.sweep.dir={sweep}",
