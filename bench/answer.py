@@ -10,7 +10,8 @@ as a share of the grid's, with one job of the chosen fraction if it trained none
     python bench/answer.py FOLDER --trained          # judges what has been trained
 
 Jobs have one thread each, so that their seconds can be compared. What is in FOLDER already is not
-trained again. Halving is decided from the grid's own epochs, which its jobs train bit for bit.
+trained again. Halving and races are decided from the grid's own jobs, which theirs equal bit for
+bit: a race once for each rotation of the folds.
 """
 
 import argparse
@@ -28,7 +29,8 @@ from answer_tasks import Task, make_tasks
 
 from tvf.metrics import METRICS
 from tvf.records import Row, read_jobs
-from tvf.report import compare
+from tvf.report import Duel, compare, compare_trainings
+from tvf.sweep.duels import race_round
 from tvf.sweep.halving import plan_budgets
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,9 @@ def answers(grid: Grid) -> Iterator[tuple[str, Answer]]:
         other = (fold + 1) % len(FOLDS)
         pair = [fold, other]
         yield "two folds", _judge(grid, grid.best(folds=pair), grid.of_folds(pair))
+        order = [(fold + later) % len(FOLDS) for later in FOLDS]
+        yield "race", _judge(grid, *_race(grid, order))
+        yield "race, all compete", _judge(grid, *_race(grid, order, climb=False))
     yield "halving", _judge(grid, *_halve(grid))
     for fraction in FRACTIONS:
         yield f"always {fraction:g}", _judge(grid, fraction, {})
@@ -124,6 +129,22 @@ def _halve(grid: Grid) -> tuple[float, Used]:
             used |= {(fraction, fold): budget for fold in FOLDS}
         left = sorted(left, key=lambda fraction: -scores[fraction])[: -(-len(left) // 2)]
     return left[0], {job: epochs for job, epochs in used.items() if epochs}
+
+
+def _race(grid: Grid, order: Sequence[int], climb: bool = True) -> tuple[float, Used]:
+    """The choice of a race that meets the folds in this order, and the epochs that it trains."""
+    metric = next(iter(grid.jobs.values()))["metric"]
+    results: dict[tuple[int, int], Row | None] = {}
+
+    def compare(champion: Sequence[Row], challenger: Sequence[Row]) -> Duel | None:
+        return compare_trainings(champion, challenger, metric, MARGIN / 100)
+
+    while (now := race_round(FRACTIONS, len(order), results, compare, climb=climb)).needed:
+        results |= {
+            (place, block): grid.jobs[FRACTIONS[place], order[block]] for place, block in now.needed
+        }
+    jobs = [(FRACTIONS[place], order[block]) for place, block in results]
+    return FRACTIONS[now.champion], {job: grid.whole[job] for job in jobs}
 
 
 def read_grid(folder: Path) -> Grid:

@@ -69,6 +69,20 @@ class HalvingSweeper(PlannedSweeper):
         self.eta, self.min_epochs = eta, min_epochs
 
 
+class RaceSweeper(PlannedSweeper):
+    """A grid sweep whose jobs are trained only while they can decide (see tvf/sweep/race.py)."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        budget: int | None = None,
+        climb: bool = True,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.budget, self.climb = budget, climb
+
+
 class OptunaSweeper(PlannedSweeper):
     """A search by Optuna (see tvf/sweep/optuna_search.py, which checks the settings)."""
 

@@ -16,6 +16,7 @@ from tvf import __version__, cli
 from tvf.report import FORMATS
 
 COMMANDS = [
+    ["advise"],
     ["resume"],
     ["confirm"],
     ["status"],

@@ -156,7 +156,9 @@ def test_export_prints_the_file_and_its_difference(run: Run, sweep: Path, images
     done = run("export", sweep, "--format", "torch_export", "-o", "model.pt2")
     assert done.exit_code == 0, done.stderr
     assert done.stdout == "model.pt2\n" and "The largest difference" in done.stderr
-    rows = _rows(run("predict", "model.pt2", images, "--trust-code").stdout)
+    done = run("predict", "model.pt2", images, "--trust-code")
+    assert "note: the model does not know which images it was trained on" in done.stderr
+    rows = _rows(done.stdout)
     assert [row["class"] for row in rows] == tvf.load(sweep).predict(images).predicted
     refused = run("export", "model.pt2", "-o", "again.onnx", "--trust-code")
     assert refused.exit_code == 1 and "has no module" in str(refused.exception)

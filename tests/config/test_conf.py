@@ -15,7 +15,7 @@ from tvf.config import names
 from tvf.config.build import build, check_node, target_node
 from tvf.config.validate import NODES, SUPPLIED_BY_CODE, VALUES, validate_config
 from tvf.errors import InputError
-from tvf.sweep.callback import GRID, HALVING, OPTUNA
+from tvf.sweep.callback import GRID, HALVING, OPTUNA, RACE
 
 CONF = ROOT / "conf"
 ONE_JOB = "hydra_plugins.tvf_sweepers.OneJobSweeper"
@@ -84,13 +84,13 @@ def test_launchers_and_callbacks_are_given_what_they_take(launcher: str) -> None
     assert config.hydra.launcher.get("n_jobs", 1) >= 1
 
 
-@pytest.mark.parametrize("sweeper", ["grid", "halving", "optuna", "one"])
+@pytest.mark.parametrize("sweeper", ["grid", "halving", "race", "optuna", "one"])
 def test_sweepers_are_given_what_they_take(sweeper: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)
     check_node(OmegaConf.to_container(config.hydra.sweeper), "hydra.sweeper")  # type: ignore[arg-type]
     # The callback plans the jobs of these sweepers alone.
-    others = {"halving": HALVING, "optuna": OPTUNA, "one": ONE_JOB}
+    others = {"halving": HALVING, "race": RACE, "optuna": OPTUNA, "one": ONE_JOB}
     assert config.hydra.sweeper._target_ == others.get(sweeper, GRID)
 
 

@@ -154,8 +154,12 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         (
             "0.png,cat\n1.png,dog\n",
             {},
-            r"no column for images, .*Its first line.*it has 0.png, c",
+            r"no column for images, .*Its first line.*it has 0.png, cat. An image stands in its",
         ),
+        ("sep=;\nimage;label\n", {}, "Remove the lines above the one that names the columns"),
+        ("# mine, of May\nimage,label\n", {}, "Remove the lines above the one that names"),
+        ("image^label\n0.png^cat\n", {}, "a single column: separate columns with commas, semi"),
+        ("which,what\n0,cat\n", {}, "Name the column with data.image_column="),
         ("image\n0.png\n", {}, "no column for their labels, such as label or labels"),
         ("image,label,label\n0.png,a,b", {}, "several columns called label: rename"),
         (
@@ -205,9 +209,9 @@ def test_what_is_no_table_of_images_is_an_error(
 def test_the_path_must_be_a_table(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder, .* data=image_folder data.root="):
         open_table(tmp_path)
-    with pytest.raises(InputError, match="must be an existing file that ends in .csv, .tsv, .parq"):
+    with pytest.raises(InputError, match="does not exist: name a table"):
         open_table(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="must be an existing file that ends in"):
+    with pytest.raises(InputError, match="must end in .csv, .tsv, .parquet: save"):
         open_table(write_table(tmp_path, PLAIN, "labels.xlsx"))
     with pytest.raises(InputError, match="is a file, .*data=table data.path=.*labels.xlsx"):
         ImageFolder(root=str(tmp_path / "labels.xlsx"), image_size=32)

@@ -16,6 +16,7 @@ from tvf.data.sources.elpv import Elpv
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.splits import divide
 from tvf.errors import InputError
+from tvf.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,14 @@ def test_an_image_over_the_limit_is_an_error_before_decoding_unless_the_limit_is
     Image.new("1", (11_000, 11_000)).save(tmp_path / "large.png", compress_level=1)
     read = read_images([tmp_path / "large.png"], 64, max_megapixels=500)
     assert read.images.shape == (1, 3, 64, 64)
+
+
+def test_the_limit_of_an_images_size_does_not_depend_on_the_store(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60)).save(tmp_path / "small.png")
+    store = Store(tmp_path / "store", 10**8)
+    read_images([tmp_path / "small.png"], 64, store=store)
+    with pytest.raises(InputError, match="has 0.0048 megapixels, more than data.max_megapixels=0"):
+        read_images([tmp_path / "small.png"], 64, max_megapixels=0.001, store=store)
 
 
 def test_more_images_than_fit_into_memory_are_an_error() -> None:

@@ -25,6 +25,7 @@ ROOMS: tuple[str, ...] = (
     "records",
     "job",
     "report",
+    "advise",
     "sweep",
     "inference",
     "cli",

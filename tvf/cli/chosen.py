@@ -142,14 +142,15 @@ def checked_config(
 def decision_words(comparison: Comparison) -> str:
     """Whether the sweep has decided, as the words between its name and the choice."""
     choice = comparison.choice
-    decided = choice.chosen is not None and (choice.decision is None or choice.decision.decided)
+    decided = choice.chosen is not None and choice.decided is not False
     return "chose" if decided else "has not decided; best so far is"
 
 
 def note_unfinished(comparison: Comparison) -> list[str]:
     """A line that counts the sweep's jobs that are not done; none if all are."""
     jobs = [job for group in comparison.configurations for job in group.jobs]
-    if unfinished := sum(job["state"] != "done" for job in jobs if not job["dropped"]):
+    expected = [job for job in jobs if not job["dropped"] and job["state"] != "stopped"]
+    if unfinished := sum(job["state"] != "done" for job in expected):
         return [
             f"note: {unfinished} of the sweep's {len(jobs)} jobs did not finish, which may change "
             "its choice."

@@ -122,6 +122,16 @@ def refit(folder: Path, overrides: Sequence[str]) -> None:
 
 
 @_errors_as_messages()
+def advise(overrides: Sequence[str], config_dir: Path | None, as_json: bool) -> None:
+    """Print which fractions are promising for a job's overrides."""
+    from tvf.cli.advise import run_advise
+
+    config_dir = config_dir and config_dir.absolute()
+    make_importable(config_dir)
+    print(run_advise(overrides, config_dir, as_json))
+
+
+@_errors_as_messages()
 def status(folder: Path) -> None:
     """Print the table of a sweep's jobs, read from its files; the sweep need not be running."""
     from tvf.report import print_status

@@ -20,7 +20,7 @@ from tvf.cli.chosen import (
 )
 from tvf.cli.launch import config_dir_among, make_importable
 from tvf.errors import InputError
-from tvf.records import CONFIRMATION, is_halving, read_sweep, read_trials
+from tvf.records import CONFIRMATION, is_halving, read_race, read_sweep, read_trials
 from tvf.report import Comparison, Configuration, jobs_again, to_confirm, training_of
 from tvf.sweep import Repetitions, choose_repetitions
 
@@ -89,7 +89,7 @@ def _hydra_settings(folder: Path, arguments: Sequence[str], keys: set[str]) -> d
         for key, text in given.items()
         if key.startswith("hydra") and not key.startswith(DECIDED_HERE)
     }
-    if is_halving(folder) or read_trials(folder):
+    if is_halving(folder) or read_race(folder) or read_trials(folder):
         settings["hydra/sweeper"] = "hydra/sweeper=grid"
     if not keys <= given.keys():
         settings["hydra.sweeper.params"] = "hydra.sweeper.params=null"

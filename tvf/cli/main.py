@@ -22,6 +22,14 @@ _trust_code = click.option(
     help="Run code that comes with the model: a backbone of its own, a .pt2 file.",
 )
 
+_config_dir = click.option(
+    "--config-dir",
+    "-cd",
+    metavar="DIR",
+    type=DIR,
+    help="A folder with your own config options and Python files.",
+)
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -93,6 +101,28 @@ def _train(arguments: tuple[str, ...]) -> None:
     from tvf.cli.launch import launch
 
     launch(arguments)
+
+
+@tvf.command(context_settings={"ignore_unknown_options": True})
+@_config_dir
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1, type=click.UNPROCESSED)
+def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Say which fractions are promising.
+
+    Takes the overrides of tvf train. Prints what probes read at each depth of the frozen network,
+    how hard the labels pull at each group, and how a short run of each fraction scores; then the
+    fractions by their probability of being good enough, and the sweep that would settle it. Costs a
+    few per cent of that sweep, and is no more than a first look.
+
+    \b
+    Examples:
+      tvf advise
+      tvf advise data=image_folder data.root=photos --json
+    """
+    from tvf.cli import commands
+
+    commands.advise(overrides, config_dir, as_json)
 
 
 @tvf.command()
@@ -353,15 +383,6 @@ def dashboard(folder: Path) -> None:
     from tvf.cli import commands
 
     commands.dashboard(folder)
-
-
-_config_dir = click.option(
-    "--config-dir",
-    "-cd",
-    metavar="DIR",
-    type=DIR,
-    help="A folder with your own config options and Python files.",
-)
 
 
 @tvf.command("wandb-sweep", context_settings={"ignore_unknown_options": True})

@@ -63,7 +63,14 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
             advance(len(chunk))
     if scored := scores.describe():
         print(scored, file=sys.stderr)
-        if seen := count_trained_on(items, Path(model.source)):
+        seen = count_trained_on(items, Path(model.source))
+        if seen is None:
+            print(
+                "note: the model does not know which images it was trained on; on those, scores "
+                "are too high.",
+                file=sys.stderr,
+            )
+        elif seen:
             print(
                 f"warning: {seen:,} of these images trained the model, so the scores are too high.",
                 file=sys.stderr,

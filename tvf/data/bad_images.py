@@ -1,5 +1,6 @@
 """Files that cannot be read as images: one error, or one that names all of them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,11 @@ from tvf.errors import InputError
 from tvf.files import printable
 
 UNKNOWN = "it is none that Pillow knows"
-MANY_BANDS = "; data.channels=[1,2,3] reads bands of TIFF files that have more or fewer"
+BANDS = (
+    "; for a TIFF file of other values or bands, choose its bands with data.channels=[1], or "
+    "[1,2,3], and, unless they have 8 or 16 bits, what is black and white with "
+    "data.window=[low,high]"
+)
 NAMED = 10  # files that cannot be read, in one message
 
 
@@ -40,7 +45,7 @@ def naming(file: ImageFile) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         is_tiff = name_of(file).lower().endswith((".tif", ".tiff"))
-        raise BadImageError(file, UNKNOWN + MANY_BANDS * is_tiff) from error
+        raise BadImageError(file, UNKNOWN + BANDS * is_tiff) from error
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         raise BadImageError(file, printable(reason)) from error
@@ -77,9 +82,13 @@ def explain_bad(
 
 @contextmanager
 def without_pillow_limit() -> Iterator[None]:
-    """Disable Pillow's limit of an image's size: ours is checked instead."""
+    """Disable Pillow's limit of an image's size, and its log: ours are instead of them."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    pillow.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+        pillow.setLevel(level)

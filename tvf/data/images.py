@@ -161,7 +161,9 @@ class _Reader:
         if store is None:
             return None
         versions = [PIL.__version__, DECODER_VERSION]
-        how = [self.image_size, self.white_point, *versions, *self.rules.key]
+        # The limit, too: whether a large image is refused must not depend on the store.
+        limits = [self.max_megapixels, self.white_point]
+        how = [self.image_size, *limits, *versions, *self.rules.key]
         content, first = fingerprint([digests, *how]), COLUMNS[what]
         about = f"{len(digests)} images of {self.image_size}x{self.image_size} pixels"
         columns = [
@@ -278,7 +280,8 @@ def _read_bands(file: ImageFile, bands: Sequence[int], max_megapixels: float) ->
 
 
 def _too_large(file: ImageFile, size: float, most: float) -> BadImageError:
-    reason = f"has {size:.0f} megapixels, more than data.max_megapixels={most:g}"
+    shown = f"{size:,.0f}" if size >= 10 else f"{size:.3g}"
+    reason = f"has {shown} megapixels, more than data.max_megapixels={most:g}"
     return BadImageError(file, reason, verdict="", remedy="Raise the limit or shrink the image.")
 
 

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tvf.data.entries import is_image
 from tvf.data.left_out import first_few
 from tvf.errors import InputError
 from tvf.files import printable
@@ -71,7 +72,7 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
             raise InputError(
                 f"{table} has no column for {'images' if what == 'image' else 'their labels'}, "
                 f"such as {' or '.join(usual[:2])}. Its first line must name the columns; it has "
-                f"{first_few(header)}. Name the column with data.{what}_column=."
+                f"{first_few(header)}. {_remedy(table, what, header)}"
             )
     taken: dict[str, str] = {}
     for what, name in names.items():
@@ -82,6 +83,20 @@ def choose_columns(table: str, header: Sequence[str], given: Mapping[str, str | 
             )
         taken[name] = what
     return Columns(names, (*notes, *_describe_others(header, names, given)))
+
+
+def _remedy(table: str, what: str, header: Sequence[str]) -> str:
+    """What to do about a header in which a column is not found."""
+    first = header[0]
+    if first.startswith("#") or first.lower().startswith("sep="):
+        return "Remove the lines above the one that names the columns."
+    if len(header) == 1:
+        tabs = table.lower().endswith(".tsv")
+        separators = "tabs, or call it .csv" if tabs else "commas, semicolons, tabs or |"
+        return f"It has a single column: separate columns with {separators}."
+    if any(map(is_image, header)):
+        return "An image stands in its first line: write one above it, such as image,label."
+    return f"Name the column with data.{what}_column=."
 
 
 def require_column(what: str, value: object) -> None:

@@ -47,7 +47,7 @@ def choose_jobs(sweep: Path) -> Chosen:
     (comparison,) = comparisons
     choice = comparison.choice
     chosen = choice.chosen or choice.best
-    decided = choice.decision is not None and choice.decision.decided
+    decided = choice.decided is True
     return Chosen([Path(job["path"]) for job in jobs_of_choice(comparison)], str(chosen), decided)
 
 

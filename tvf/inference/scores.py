@@ -50,10 +50,13 @@ class ScoreKeeper:
         )
 
 
-def count_trained_on(items: Sequence[Item], job: Path) -> int:
-    """How many of the labelled files a job has trained on, by their content."""
+def count_trained_on(items: Sequence[Item], job: Path) -> int | None:
+    """How many of the labelled files a job has trained on, by their content.
+
+    None if that is not known: of exported files, and of jobs without a record of it.
+    """
     trained_on = read_trained_on(job)
     if trained_on is None:
-        return 0
+        return None
     files = [item.image for item in items if item.label is not None and isinstance(item.image, str)]
     return int(np.isin(np.array([digest_file(file) for file in files], "S32"), trained_on).sum())

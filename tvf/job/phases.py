@@ -85,6 +85,10 @@ class JobPhases:
             self._open(index)
         return self._pipelines[-1]
 
+    def pixels(self) -> InputPipeline:
+        """Pixels for the full network, whatever is frozen."""
+        return InputPipeline(self.fabric, self.module, self.data, self.augment, self.residency)
+
     def prefix_costs(self) -> dict[str, float]:
         """Seconds in the prefix, and the images that went through it, in all phases."""
         pipelines = self._pipelines
@@ -133,8 +137,7 @@ class JobPhases:
         )
         for earlier in self._pipelines:
             earlier.release()
-        uncached = InputPipeline(self.fabric, self.module, self.data, self.augment, self.residency)
-        self._pipelines.append(open_pipeline(uncached, options, self.tag))
+        self._pipelines.append(open_pipeline(self.pixels(), options, self.tag))
         return self._pipelines[-1]
 
     def _siblings_during(self, index: int) -> Iterator[SiblingJobs]:

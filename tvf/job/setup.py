@@ -108,16 +108,23 @@ class Frozen:
     seen: np.ndarray
 
 
-def build_job(config: Config, context: JobContext, store: Store | None) -> Job:
-    """Build every part of a job, images and weights included. Raises InputError."""
-    return build_parts(config, context, store)[1]
+def build_job(
+    config: Config, context: JobContext, store: Store | None, loaded: DataSplits | None = None
+) -> Job:
+    """Build every part of a job, images and weights included. Raises InputError.
+
+    `loaded` are its images, if another job of the process has read them.
+    """
+    return build_parts(config, context, store, loaded)[1]
 
 
-def build_parts(config: Config, context: JobContext, store: Store | None) -> tuple[Frozen, Job]:
+def build_parts(
+    config: Config, context: JobContext, store: Store | None, loaded: DataSplits | None = None
+) -> tuple[Frozen, Job]:
     """Build a job, and return it with what other jobs may share. Raises InputError."""
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
-    data = source.load(progress=not context.parallel, store=store)
+    data: DataSplits = loaded or source.load(progress=not context.parallel, store=store)
     if config["refit_epochs"] is None:
         require_both_classes(metric_of(config), data.val.labels)
     else:
@@ -140,7 +147,7 @@ def build_parts(config: Config, context: JobContext, store: Store | None) -> tup
         model.unfreeze(phases[0].groups)
         with model.without_adapters():  # which add nothing yet
             recalibrate(fabric, module, data.train, source.batch_size, store)
-    steps = build_steps(config, source.batch_size, model, data)
+    steps = _build_steps(config, source.batch_size, model, data)
     job_phases = JobPhases(
         phases=phases,
         fabric=fabric,
@@ -148,7 +155,7 @@ def build_parts(config: Config, context: JobContext, store: Store | None) -> tup
         module=module,
         data=data,
         augment=_build_augmentation(config, data.train),
-        optimizer=build_optimizer(config, fabric, model),
+        optimizer=_build_optimizer(config, fabric, model),
         scheduler=build_part(config, "scheduler"),
         batch_size=source.batch_size,
         residency=Residency(
@@ -173,11 +180,11 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
     model, data = shared.model, shared.data
     tag = _name(config, context, model)[1]
     log.info("%s %s", tag, _describe_images(frozen.backbone, frozen.source))
-    steps = build_steps(config, frozen.source.batch_size, model, data)
+    steps = _build_steps(config, frozen.source.batch_size, model, data)
     phases = replace(
         shared,
         phases=build_phases(config, 0),
-        optimizer=build_optimizer(config, shared.fabric, model),
+        optimizer=_build_optimizer(config, shared.fabric, model),
         scheduler=build_part(config, "scheduler"),
         tag=tag,
         shared=shared.pipeline_of(0),
@@ -215,10 +222,12 @@ def _name(config: Config, context: JobContext, model: FineTuneModel) -> tuple[di
 
 
 @contextmanager
-def open_job(config: Config, context: JobContext) -> Iterator[Job]:
+def open_job(
+    config: Config, context: JobContext, loaded: DataSplits | None = None
+) -> Iterator[Job]:
     """The job, with its store open and its other ranks running, until the context ends."""
     with open_resources(config, context) as store:
-        yield build_job(config, context, store)
+        yield build_job(config, context, store, loaded)
 
 
 def build_network(
@@ -247,7 +256,7 @@ def _build_augmentation(config: Config, train: Split) -> Augmentation:
     return augment
 
 
-def build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any:
+def _build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any:
     """The optimizer's factory. Assumes that the model has the weights that training starts from."""
     optimizer = build_part(config, "optimizer")
     if not isinstance(optimizer, DiscriminativeOptimizer):
@@ -262,7 +271,7 @@ def build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any
     return StartingPoint(optimizer, [parameter for group in groups for parameter in group])
 
 
-def build_steps(
+def _build_steps(
     config: Config, batch_size: int, model: FineTuneModel, data: DataSplits
 ) -> StepOptions:
     weights = None
@@ -333,7 +342,7 @@ def _describe_images(backbone: Backbone, source: DataSource) -> str:
         differing.append(str(backbone.interpolation))
     mean, std = ("/".join(f"{x:g}" for x in values) for values in (backbone.mean, backbone.std))
     said = f"reads images of {now}, mean {mean}, std {std}"
-    return said + (f"; the weights were made for {', '.join(differing)}." if differing else ".")
+    return said + (f"; the network was made for {', '.join(differing)}." if differing else ".")
 
 
 def _load_checkpoint(config: Config, backbone: Backbone, data: DataSplits, tag: str) -> np.ndarray:

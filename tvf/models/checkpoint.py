@@ -116,7 +116,7 @@ def _read(file: Path, shown: str) -> Any:
             warnings.simplefilter("ignore")  # of TorchScript, which is refused
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
-        reason = f"it is damaged, or no file of weights ({type(error).__name__})"
+        reason = f"it is damaged, or no file of weights ({type(error).__name__}): copy it again"
         if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
             reason = (
                 "it is damaged, or holds more than tensors, which only its own code can read. Save "
@@ -197,13 +197,17 @@ def _explain(
         parts.append(f"It has further layers: {shorten([*further])}.")
     elif best.unexpected:
         parts.append(f"Only in the file: {shorten([*best.unexpected])}.")
-    remedy = "Name the backbone that the file was saved from, and its options."
+    remedy = (
+        "Name the backbone that the file was saved from, and its options; all of it but the head "
+        "must be in the file."
+    )
     if best.unfit and all(fault.endswith(NOT_FINITE) for fault in best.unfit.values()):
         remedy = "Training had failed when it was saved: name an earlier file."
     if any("pos_embed" in name for name in best.unfit):
         remedy = (
             "Position embeddings are for images of one size: set data.image_size to that of the "
-            "checkpoint, and leave out options that change it (img_size)."
+            "checkpoint, and the network's own size to the same one (timm: "
+            "+backbone.options.img_size=..., unless it is its usual size)."
         )
     return (
         f"{shown} does not fit: it has {count - len(missing)} of the {count} tensors of this "

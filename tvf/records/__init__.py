@@ -32,10 +32,13 @@ from tvf.records.predictions import (
     read_trained_on,
     write_predictions,
 )
+from tvf.records.race import note_race, read_race
 from tvf.records.reading import recorded_data
 from tvf.records.rows import (
     COLUMNS,
     DROPPED,
+    NOT_STARTED,
+    RACE,
     TRIAL,
     TRIALS,
     Row,
@@ -86,9 +89,11 @@ __all__ = [
     "DROPPED",
     "JobRecord",
     "LEASE",
+    "NOT_STARTED",
     "NoTracker",
     "PREDICTIONS",
     "Predictions",
+    "RACE",
     "RUN_VARIABLES",
     "Row",
     "Run",
@@ -116,6 +121,7 @@ __all__ = [
     "mark_paused",
     "note_group",
     "note_halving",
+    "note_race",
     "note_rung",
     "note_search",
     "note_summary",
@@ -129,6 +135,7 @@ __all__ = [
     "read_jobs",
     "read_pool",
     "read_predictions",
+    "read_race",
     "read_status",
     "read_sweep",
     "read_trained_on",

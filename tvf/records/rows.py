@@ -19,6 +19,7 @@ from tvf.config import REPETITIONS, ignored_options, known_fraction, method_of
 from tvf.files import finite, read_json
 from tvf.metrics import METRICS, metric_of
 from tvf.records.job import STOPPED, is_running, read_config, read_status
+from tvf.records.race import race_by_job
 from tvf.records.sweep import (
     read_configs,
     read_dropped,
@@ -69,8 +70,10 @@ COLUMNS = [
     "overrides",
     "error",
 ]
+NOT_STARTED = ("waiting", "stopped")  # states of jobs that have no folder
 PROGRESS = ("epoch", "left")  # of a running job, for the terminal's table only
 FILES = ("config", "history", "summary", "path")  # contents of the job's files, and its folder
+RACE = "race"  # what a race has decided about the job's configuration, else None
 DROPPED = "dropped"  # the epoch after which halving or a search dropped the job, else None
 TRIAL = "trial"  # the state of the search's trial that the job belongs to, else None
 TRIALS = "trials"  # how many trials that search has, else None
@@ -79,15 +82,20 @@ SHOWN = ("model", "model.pct_unfreeze", *REPETITIONS, "stop_after")
 
 
 def read_sweep(folder: Path) -> list[Row]:
-    """Return one row per job of the sweep in `folder`; jobs that have not started are waiting."""
+    """Return one row per job of the sweep in `folder`; jobs that have not started are waiting.
+
+    Those that a race does not need are stopped.
+    """
     rows = read_jobs(folder)
-    search = _read_search(folder)
+    search, races = _read_search(folder), race_by_job(folder)
     started = {row["folder"] for row in rows}
     for name, config in read_configs(folder).items():
         if name not in started:
             row = _row_before_start(folder, config)
-            row |= {"folder": name, "name": config.get("name"), "state": "waiting", "overrides": []}
-            rows.append(row | search.get(name, {}))
+            race = races.get(name)
+            state = "stopped" if race and race["stopped"] else "waiting"
+            row |= {"folder": name, "name": config.get("name"), "state": state, "overrides": []}
+            rows.append(row | search.get(name, {}) | {RACE: race})
     return rows
 
 
@@ -99,9 +107,11 @@ def read_jobs(folder: Path) -> list[Row]:
     stderr.
     """
     dropped, search = read_dropped(folder), _read_search(folder)
+    races = race_by_job(folder)
     found = (read_job(path.parent, dropped) for path in folder.glob("*/status.json"))
     rows = [row | search.get(row["folder"], {}) for row in found if row is not None]
     for row in rows:
+        row[RACE] = races.get(row["folder"])
         if row["state"] == "paused" and row[TRIAL] == "pruned":
             row["state"] = "pruned"
     return sorted(rows, key=_sort_key)
@@ -166,7 +176,7 @@ def _is_valid(row: Row) -> bool:
 
 def _row_before_start(folder: Path, config: dict[str, Any]) -> Row:
     """Return a row filled from a job's config, for the sweep in `folder`."""
-    row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED, TRIAL, TRIALS])
+    row: Row = dict.fromkeys([*COLUMNS, *PROGRESS, *FILES, DROPPED, RACE, TRIAL, TRIALS])
     row |= {
         "sweep": sweep_name(folder),
         "config": config,
@@ -261,7 +271,7 @@ def varied_overrides(rows: Sequence[Row], beside: Sequence[str] = SHOWN) -> list
     Also leaves out the keys in `beside`, which a table shows in other columns, and options that a
     job's model ignores.
     """
-    started = [set(row["overrides"]) for row in rows if row["state"] != "waiting"]
+    started = [set(row["overrides"]) for row in rows if row["state"] not in NOT_STARTED]
     common = set.intersection(*started) if started else set()
     hiding = [{*beside, *_ignored_keys(row)} for row in rows]
     return [

@@ -13,6 +13,7 @@ from tvf.errors import InputError
 from tvf.files import printable, read_json, write_json
 from tvf.lease import Lease
 from tvf.records.job import LEASE, read_config
+from tvf.records.race import race_by_job
 
 FILES_OF = {"backbone_content": "the content of the backbone's weights"}  # keys in words
 CONFIRMATION = "confirm"  # in a sweep's folder: the folder of the sweep that confirms its choice
@@ -79,6 +80,8 @@ def write_manifest(
                 if name not in configs
             }
             manifest["halving"] |= {"dropped": dropped}
+        # Its jobs are launched again: a race notes anew what it decides.
+        manifest.pop("race", None)
         write_json(path, manifest)
 
 
@@ -259,13 +262,15 @@ def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> Non
 def sibling_configs(folder: Path, config: Config) -> list[dict[str, Any]]:
     """The configs of the sweep's jobs that share frozen layers with `config`'s.
 
-    Leaves out jobs that are done or were dropped.
+    Leaves out jobs that are done or were dropped, or whose configuration is out of a race.
     """
     dropped, shared = read_dropped(folder), frozen_layers_config(config)
+    races = race_by_job(folder)
     return [
         job
         for name, job in read_configs(folder).items()
         if name not in dropped
+        and not races.get(name, {}).get("stopped")
         and frozen_layers_config(job) == shared
         and read_json(folder / name / "status.json").get("state") != "done"
     ]

@@ -34,10 +34,10 @@ def confirm_command(folder: Path, comparisons: Sequence[Comparison]) -> str | No
     if confirmed_sweep(folder) or len(comparisons) != 1:
         return None
     (comparison,) = comparisons
-    decision = comparison.choice.decision
-    if decision is None or comparison.confirmation is not None:
+    decided = comparison.choice.decided
+    if decided is None or comparison.confirmation is not None:
         return None
     command = f"tvf confirm {shlex.quote(str(folder))}"
     if about_trials(comparison.candidates):
         return f"{command} --each-fraction"
-    return command if decision.decided else None
+    return command if decided else None

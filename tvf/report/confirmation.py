@@ -45,14 +45,14 @@ def to_confirm(
 ) -> list[Configuration]:
     """The chosen configuration, then its runner-up if it has one; empty if none is chosen.
 
-    The runner-up has the highest mean score of all others. If the sweep has not decided, those that
-    may do as well follow, up to `OTHERS` in all. With `each_fraction`, the best of every
-    other fraction takes its place, from the highest score down.
+    The runner-up has the highest mean score of all others, or of those that lost a race. If the
+    sweep has not decided, those that may do as well follow, up to `OTHERS` in all. With
+    `each_fraction`, the best of every other fraction takes its place, from the highest score down.
     """
     if choice.chosen is None:
         return []
     if evidence is None or choice.decision is None:
-        return [choice.chosen]
+        return [choice.chosen, *([choice.rival] if choice.rival else [])]
     groups, means = evidence.configurations, evidence.scores.means
     if not each_fraction:
         decision, scores = choice.decision, evidence.scores
@@ -134,7 +134,7 @@ def read_confirmation(
             [],
         )
     planned = {group.label for group in to_confirm(evidence, choice)}
-    decided = choice.decision is None or choice.decision.decided
+    decided = choice.decided is not False
     repeated = _Repeated(chosen, planned, decided, trained, new_divisions, metric, margin)
     return repeated.conclude()
 

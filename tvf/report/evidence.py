@@ -41,16 +41,21 @@ class Evidence:
 
 
 def collect_evidence(
-    configurations: Sequence[Configuration], metric: str, *, optimism: bool = True
+    configurations: Sequence[Configuration],
+    metric: str,
+    *,
+    optimism: bool = True,
+    single: bool = False,
 ) -> Evidence | None:
     """Collect what finished jobs say; None if they share too little, or nothing is repeated.
 
-    `optimism` says whether to estimate that, which is slow.
+    `optimism` says whether to estimate that, which is slow. With `single`, one training of each is
+    enough if it has predictions; the errors are then those of other images alone.
     """
     scored = [group for group in configurations if group.done]
     most = max((len(group.done) for group in scored), default=0)
     included = [group for group in scored if 2 * len(group.done) >= most]
-    if most < 2 or len(included) < 2:
+    if most < (1 if single else 2) or len(included) < 2:
         return None
     shared = sorted(set.intersection(*(set(group.scores) for group in included)), key=repr)
     divisions = set.intersection(
@@ -58,7 +63,7 @@ def collect_evidence(
     )
     jobs = [[job for job in g.done if training_of(job).division in divisions] for g in included]
     validated = gather(jobs, "val") if divisions else None
-    if len(shared) < 2 and (validated is None or metric != "accuracy"):
+    if len(shared) < 2 and (validated is None or not (single or metric == "accuracy")):
         return None
     by_training = np.array([[group.scores[each] for group in included] for each in shared])
     try:

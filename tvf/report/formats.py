@@ -15,6 +15,7 @@ from tvf.report.configuration import Configuration, name_trainings
 from tvf.report.confirmation import Confirmation
 from tvf.report.data_curves import DataCurve, DataCurves, Outlook, train_images
 from tvf.report.data_sentences import DATA_HEADING, describe_data
+from tvf.report.raced import race_data
 from tvf.report.sentences import conclusions, describe_errors, describe_test_score
 
 FORMATS = ("html", "md", "csv", "json", "png")
@@ -147,9 +148,10 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "recommendation": choice.text,
         "confirmation": _confirmation_data(comparison.confirmation),
+        "race": race_data(comparison.configurations),
         "test_score": describe_test_score(comparison) or None,
         "errors": describe_errors(comparison),
-        "decided": choice.decision.decided if choice.decision else None,
+        "decided": choice.decided,
         "to_decide": choice.more,
         "optimism": comparison.evidence.optimism if comparison.evidence else None,
         "epoch_optimism": comparison.evidence.epoch_optimism if comparison.evidence else None,

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from tvf.records import Row
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
+from tvf.report.raced import about_race
 from tvf.report.searched import about_pruning, dropped_after
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
 from tvf.report.words import enumerate_words
 
 IMBALANCED = 1.2  # times its equal share: the size of a class from which accuracy misleads
-UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused", "pruned")
+UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused", "pruned", "stopped")
 
 
 def collect_notes(
@@ -21,6 +22,7 @@ def collect_notes(
     notes = [
         about_halving(configurations),
         about_pruning(configurations),
+        about_race(configurations),
         *_count_unfinished([job for group in configurations for job in group.jobs]),
         _about_validation_images(configs),
         _about_majority_class(configurations, metric),

@@ -21,6 +21,7 @@ from tvf.report.decide import (
 )
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
+from tvf.report.raced import describe_duels, is_settled, winner_of
 from tvf.report.searched import describe_search
 from tvf.report.statistics import ROUNDING
 from tvf.report.words import enumerate_words, percent, signed
@@ -45,6 +46,13 @@ class Recommendation:
     best: Configuration | None = None
     decision: Decision | None = None
     more: str | None = None
+    settled: bool | None = None  # of a race, which has no `decision`
+    rival: Configuration | None = None  # the highest score that lost a race
+
+    @property
+    def decided(self) -> bool | None:
+        """Whether the choice is decided; None if there was too little evidence for the rule."""
+        return self.decision.decided if self.decision else self.settled
 
 
 def recommend(
@@ -66,6 +74,8 @@ def recommend(
     dropped = [group for group in configurations if group.dropped]
     unfinished = [group for group in configurations if not group.val and not group.dropped]
     excluded = [*describe_search(configurations), *_excluded(unfinished, dropped, evidence)]
+    if winner := winner_of(configurations):
+        return _describe_winner(winner, configurations, metric)
     if len(scored) == 1:
         which = "" if all_sizes else " with the most training images"
         return _describe_only(scored[0], which, dropped, unfinished, metric, excluded)
@@ -116,6 +126,19 @@ def _describe_only(
     more = f" and {FOLDS}" if len(only.done) == 1 else ""
     sentences = [text, *describe_epoch_optimism(only), f"{MORE_FRACTIONS}{more}.", *excluded]
     return Recommendation(" ".join(sentences), best=only)
+
+
+def _describe_winner(
+    winner: Configuration, configurations: Sequence[Configuration], metric: str
+) -> Recommendation:
+    settled = is_settled(configurations)
+    lead = "Train" if settled else "Not decided; best so far is"
+    text = f"{lead} {winner}, the winner of a race, with a validation "
+    text += f"{_describe_score(winner, metric)}."
+    sentences = [text, *describe_duels(configurations)]
+    losers = [group for group in configurations if group.val and group is not winner]
+    rival = max(losers, key=lambda group: group.val.mean if group.val else 0.0, default=None)
+    return Recommendation(" ".join(sentences), winner, winner, settled=settled, rival=rival)
 
 
 def _decline(

@@ -16,6 +16,7 @@ from tvf.files import LAST_CHECKPOINT
 from tvf.metrics import METRICS
 from tvf.records import (
     DROPPED,
+    NOT_STARTED,
     TRIAL,
     Row,
     confirmed_sweep,
@@ -51,7 +52,7 @@ def print_result(
     neither done, paused nor pruned.
     """
     rows = read_sweep(folder)
-    started = [row for row in rows if row["state"] != "waiting"]
+    started = [row for row in rows if row["state"] not in NOT_STARTED]
     _console().print(jobs_table(started))
     if compare and (confirmed := confirmed_sweep(folder)):  # whose report quotes the confirmation
         tracked = track and any(row["wandb_run_id"] for row in started)
@@ -69,7 +70,10 @@ def print_result(
         print(f"paused: {len(paused)} of {len(rows)} jobs")
     if pruned:
         print(f"pruned by the search: {pruned} of {len(rows)} jobs")
-    missing = jobs - {row["folder"] for row in started}
+    stopped = {row["folder"] for row in rows if row["state"] == "stopped"}
+    if stopped:
+        print(f"stopped by the race: {len(stopped)} of {len(rows)} jobs")
+    missing = jobs - stopped - {row["folder"] for row in started}
     if missing:
         print(f"never started: {', '.join(sorted(missing))}")
     left = [row for row in unfinished if row[TRIAL] != "failed"]  # a search is told only once

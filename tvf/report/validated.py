@@ -50,6 +50,16 @@ def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
     found = [[each for each in group if each is not None] for group in read]
     if not all(read) or [len(group) for group in found] != [len(group) for group in read]:
         return None
+    trained = [job["summary"].get("images", {}).get("train") for group in jobs for job in group]
+    known = [count for count in trained if count]
+    return match_images(found, float(np.mean(known)) if known else None)
+
+
+def match_images(found: Sequence[Sequence[Predictions]], trained: float | None = None) -> Validated:
+    """Put together what the trainings of each configuration predicted, image by image.
+
+    `trained` is the mean number of images trained on, if it is known.
+    """
     columns: dict[tuple[bytes, str], int] = {}
     groups: dict[int, int] = {}
     placed = []
@@ -69,13 +79,11 @@ def gather(jobs: Sequence[Sequence[Row]], split: str) -> Validated | None:
             row[places] = predictions.logits.argmax(1) == predictions.labels
         correct.append(matrix)
     whole = len(groups) == len(columns)
-    trained = [job["summary"].get("images", {}).get("train") for group in jobs for job in group]
-    known = [count for count in trained if count]
     return Validated(
         correct,
         placed,
         np.array([groups[place] for place in range(len(columns))]) if whole else None,
-        float(np.mean(known)) if known else None,
+        trained,
     )
 
 

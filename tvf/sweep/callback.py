@@ -55,11 +55,13 @@ if TYPE_CHECKING:
 
 GRID = "hydra_plugins.tvf_sweepers.GridSweeper"
 HALVING = "hydra_plugins.tvf_sweepers.HalvingSweeper"
+RACE = "hydra_plugins.tvf_sweepers.RaceSweeper"
 OPTUNA = "hydra_plugins.tvf_sweepers.OptunaSweeper"
 # Sweepers that launch every combination of the swept values.
 GRIDS = (
     GRID,
     HALVING,
+    RACE,
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 )
 Batches = Callable[[], Iterator[list[list[str]]]]
@@ -119,10 +121,10 @@ def launched() -> Path | None:
 
 
 def planned_batches() -> Iterator[list[list[str]]]:
-    """Return the jobs that hydra/sweeper=halving or optuna launches, batch by batch, as planned."""
+    """Return the jobs that a sweeper which decides on the way launches, batch by batch."""
     if _launched is None or _launched.batches is None:
         raise InputError(
-            "hydra/sweeper=halving and hydra/sweeper=optuna need hydra.callbacks.sweep: set it as "
+            "hydra/sweeper=halving, race and optuna need hydra.callbacks.sweep: set it as "
             "conf/config.yaml does."
         )
     return _launched.batches()
@@ -183,19 +185,23 @@ def _check_sweep(config: DictConfig) -> LaunchedSweep:
     if target not in GRIDS:  # nobody knows which jobs it will launch
         _note_command(folder, {}, {})
         return LaunchedSweep(folder, set(), done_before=False)
-    if parallel:
+    if parallel and target != RACE:  # which competes from the shortest jobs to the longest
         config.hydra.overrides.task = longest_first(task_overrides(config))
     overrides = expand(swept_lines(config), config.hydra.runtime.choices["hydra/sweeper"])
     names, jobs, same = place_jobs(config, overrides)
     plan = None
+    by_name: dict[str, list[str]] = {}
+    for name, job_overrides in zip(names, overrides, strict=True):
+        by_name.setdefault(name, job_overrides)  # the first of the jobs in a folder runs
+    by_name = {name: by_name[name] for name in jobs}
     if target == HALVING:
-        by_name: dict[str, list[str]] = {}
-        for name, job_overrides in zip(names, overrides, strict=True):
-            by_name.setdefault(name, job_overrides)  # the first of the jobs in a folder runs
-        plan = _plan_halving(config, {name: by_name[name] for name in jobs}, jobs)
+        plan = _plan_halving(config, by_name, jobs)
+    race = _plan_race(config, by_name, jobs) if target == RACE else None
     check_jobs(folder, jobs)
     _note_command(folder, jobs, same)
     _tell_changed_images(folder, jobs)
+    if race:  # in the folder of a finished grid, too, it says what it decides
+        return LaunchedSweep(folder, {*jobs}, done_before=False, batches=race)
     done = all(is_done(folder / name, job) for name, job in jobs.items())
     if plan is None:
         return LaunchedSweep(folder, {*jobs}, done)
@@ -240,6 +246,16 @@ def _plan_halving(config: DictConfig, overrides: dict[str, list[str]], jobs: Job
     sweeper = config.hydra.sweeper
     settings = {key: sweeper[key] for key in ("eta", "min_epochs") if key in sweeper}
     return make_plan(Path(config.hydra.sweep.dir), overrides, jobs, **settings)
+
+
+def _plan_race(config: DictConfig, overrides: dict[str, list[str]], jobs: Jobs) -> Batches:
+    """Return the batches of hydra/sweeper=race; InputError if these jobs cannot race."""
+    from tvf.sweep.race import batches, make_plan
+
+    require_own_folders(config, "race")
+    sweeper = config.hydra.sweeper
+    settings = {key: sweeper[key] for key in ("budget", "climb") if key in sweeper}
+    return partial(batches, make_plan(Path(config.hydra.sweep.dir), overrides, jobs, **settings))
 
 
 def _halve(plan: "HalvingPlan") -> Iterator[list[list[str]]]:

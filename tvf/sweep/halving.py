@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvf.config import REPETITIONS
 from tvf.errors import InputError, require_count
 from tvf.metrics import WORDS, metric_of
 from tvf.records import note_rung
-from tvf.report import without_seeds
 from tvf.sweep.standings import (
     Candidate,
     Standing,
@@ -23,6 +21,7 @@ from tvf.sweep.standings import (
     check_comparable,
     common_epochs,
     first_decision,
+    group_candidates,
     read_standing,
     unfinished,
     wait_for,
@@ -94,7 +93,7 @@ def make_plan(
     """
     epochs = common_epochs(configs.values(), "hydra/sweeper=halving")
     check_comparable([*configs.values()], "halving")
-    candidates = _group_candidates(overrides, configs)
+    candidates = group_candidates(overrides, configs)
     first = first_decision(configs.values())
     budgets = plan_budgets(len(candidates), epochs, eta, max(min_epochs, first))
     if first > 1 and len(budgets) == 1 < len(candidates):
@@ -105,27 +104,6 @@ def make_plan(
         )
     metric = metric_of(next(iter(configs.values())))
     return HalvingPlan(folder, metric, eta, budgets, candidates, configs)
-
-
-def _group_candidates(
-    overrides: Mapping[str, list[str]], configs: Mapping[str, dict[str, Any]]
-) -> list[Candidate]:
-    groups: dict[str, dict[str, list[str]]] = {}
-    for name, flat in zip(configs, without_seeds([*configs.values()]), strict=True):
-        options = repr(sorted((key, repr(value)) for key, value in flat.items()))
-        groups.setdefault(options, {})[name] = overrides[name]
-    common = set.intersection(*map(set, overrides.values()))
-    return [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
-
-
-def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
-    name, overrides = next(iter(jobs.items()))
-    own = [
-        text
-        for text in overrides
-        if text not in common and text.partition("=")[0].lstrip("+") not in REPETITIONS
-    ]
-    return " ".join(own) or name
 
 
 def rungs(plan: HalvingPlan) -> Iterator[list[list[str]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tvf.config import REPETITIONS
 from tvf.errors import InputError
 from tvf.metrics import METRICS, metric_of
 from tvf.records import (
@@ -49,6 +50,28 @@ class Standing:
     def __str__(self) -> str:
         score = "failed" if self.score is None else format(self.score, ".3f")
         return f"{self.candidate.label} ({score})"
+
+
+def group_candidates(
+    overrides: Mapping[str, list[str]], configs: Mapping[str, dict[str, Any]]
+) -> list[Candidate]:
+    """Group jobs that only differ in seed and division; `overrides` and `configs` are by folder."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name, flat in zip(configs, without_seeds([*configs.values()]), strict=True):
+        options = repr(sorted((key, repr(value)) for key, value in flat.items()))
+        groups.setdefault(options, {})[name] = overrides[name]
+    common = set.intersection(*map(set, overrides.values()))
+    return [Candidate(_label(jobs, common), jobs) for jobs in groups.values()]
+
+
+def _label(jobs: Mapping[str, list[str]], common: set[str]) -> str:
+    name, overrides = next(iter(jobs.items()))
+    own = [
+        text
+        for text in overrides
+        if text not in common and text.partition("=")[0].lstrip("+") not in REPETITIONS
+    ]
+    return " ".join(own) or name
 
 
 def common_epochs(configs: Iterable[dict[str, Any]], setting: str) -> int:

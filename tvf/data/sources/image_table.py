@@ -47,10 +47,15 @@ class ImageTable(FileSource):
                 f"data.path={printable(self.path)} is a folder, and must be a table. Without one: "
                 f"data=image_folder data.root={printable(self.path)}."
             )
-        if not path.is_file() or path.suffix.lower() not in ENDINGS:
+        if not path.is_file():
             raise InputError(
-                f"data.path={printable(self.path)} must be an existing file that ends in "
+                f"data.path={printable(self.path)} does not exist: name a table that ends in "
                 f"{', '.join(ENDINGS)}."
+            )
+        if path.suffix.lower() not in ENDINGS:
+            raise InputError(
+                f"data.path={printable(self.path)} must end in {', '.join(ENDINGS)}: save the "
+                "table as one of these."
             )
         if self.root is not None and not Path(self.root).expanduser().is_dir():
             raise InputError(

@@ -1,0 +1,146 @@
+"""Advice on a small network: what it reads, what it counts, and what it must not depend on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import SmallNet
+from helpers.training import DATA, small_config, small_context, split
+from tvf.advise import FRACTIONS, Advice, advise, describe_advice, tabulate_advice
+from tvf.advise.depths import pool
+from tvf.advise.trials import RUN_ERROR, take, within_margin
+from tvf.errors import InputError
+from tvf.models import Backbone, group_by_modules
+from tvf.report import Scores
+
+TRAIN, VAL = len(DATA.train), len(DATA.val)
+
+
+class Branching(SmallNet):
+    """Does not trace, and calls no module of its second group."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.mean() > 1e6:
+            return self.head(images)
+        hidden = self.bn1(self.conv1(images)).relu()
+        hidden = nn.functional.conv2d(hidden, self.conv2.weight, self.conv2.bias, stride=2)
+        return self.head(hidden.relu().mean((2, 3)))
+
+
+def branching_backbone(num_classes: int) -> Backbone:
+    module = Branching(num_classes)
+    del module.bn2
+    groups = group_by_modules(module, [["conv2"], ["bn1"], ["conv1"]])
+    return Backbone("branching", module, "head", groups)
+
+
+def _without_times(advice: Advice) -> Advice:
+    return replace(
+        advice,
+        seconds={},
+        fractions=[replace(each, seconds=0.0) for each in advice.fractions],
+    )
+
+
+@pytest.fixture(scope="module")
+def advice(tmp_path_factory: pytest.TempPathFactory) -> Advice:
+    return advise(small_config(), small_context(tmp_path_factory.mktemp("job")))
+
+
+def test_every_signal_is_there(advice: Advice) -> None:
+    assert [each.name for each in advice.depths][-1] == "input of the head"
+    assert all(0 <= each.probe <= 1 and 0 <= each.neighbours <= 1 for each in advice.depths)
+    assert advice.depths[-1].width == 8 and advice.all_depths is not None
+    assert all(value > 0 for value in advice.gradients.values())
+    chances = [each.probability for each in advice.fractions]
+    assert chances == sorted(chances, reverse=True) and max(chances) < 1
+    assert {each.fraction for each in advice.fractions} <= {*FRACTIONS}
+    assert len({each.groups for each in advice.fractions}) == len(advice.fractions)
+
+
+def test_images_through_the_network_are_counted(advice: Advice) -> None:
+    runs = len(advice.fractions)
+    assert advice.forward == TRAIN + VAL + runs * VAL
+    assert advice.trained == TRAIN + runs * TRAIN  # few images: gradients and runs take all
+
+
+def test_the_test_images_have_no_part(
+    advice: Advice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.training.DATA", replace(DATA, test=split(20, 3)))
+    again = advise(small_config(), small_context(tmp_path))
+    assert _without_times(again) == _without_times(advice)
+
+
+def test_words_and_numbers_agree(advice: Advice) -> None:
+    text = describe_advice(advice, "tvf train")
+    numbers = tabulate_advice(advice, "tvf train")
+    assert text.endswith("tvf train") and numbers["command"] == "tvf train"
+    assert numbers["total_seconds"] == pytest.approx(sum(advice.seconds.values()))
+    for each in advice.fractions:
+        assert f"{each.probability:.0%}" in text
+    assert f"{advice.forward:,} images forward" in text
+    assert numbers["promising"] == advice.promising == sorted(advice.promising)
+
+
+def test_a_network_that_does_not_trace_is_read_where_it_calls_modules(tmp_path: Path) -> None:
+    config = small_config(backbone___target_="advise.test_advice.branching_backbone")
+    found = advise(config, small_context(tmp_path))
+    assert [each.name for each in found.depths] == ["conv1", "bn1", "input of the head"]
+    assert len(found.fractions) == len(FRACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__groups": ["conv2"]}, "model.groups=['conv2'] names what trains"),
+        ({"refit_epochs": [1]}, "refit_epochs must be null"),
+        ({"model": {"_target_": "tvf.models.TransferModel"}}, "model=transfer trains none"),
+    ],
+)
+def test_what_has_no_fraction_to_advise_on_is_an_error(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    config = small_config()
+    for key, value in changes.items():
+        node, _, name = key.rpartition("__")
+        (config[node] if node else config)[name] = value
+    with pytest.raises(InputError) as error:
+        advise(config, small_context(tmp_path))
+    assert said in str(error.value)
+
+
+def test_without_validation_images_nothing_can_be_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.training.DATA", replace(DATA, val=take(DATA.val, 0)))
+    with pytest.raises(InputError, match="no validation images"):
+        advise(small_config(), small_context(tmp_path))
+
+
+def test_two_equal_runs_are_as_probable_as_the_error_of_a_run_says() -> None:
+    same = np.eye(2) * RUN_ERROR**2
+    scores = Scores(np.array([0.8, 0.8]), same, 1e6, same, 1e6, 1, "image")
+    # P(normal(0, RUN_ERROR √2) < 0.01) for each of the two.
+    assert within_margin(scores, 0.01) == pytest.approx((0.556, 0.556), abs=0.02)
+    far = Scores(np.array([0.8, 0.2]), same, 1e6, same, 1e6, 1, "image")
+    assert within_margin(far, 0.01) == pytest.approx((1, 0), abs=1e-3)
+
+
+def test_fewer_images_are_a_part_of_more() -> None:
+    few, more = take(DATA.train, 10), take(DATA.train, 20)
+    assert len(few) == 10 and {*few.places} < {*more.places}
+    assert take(DATA.train, 1000) is DATA.train
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"), [((2, 5, 3, 3), 5), ((2, 3, 3, 5), 5), ((2, 7, 5), 5), ((2, 5), 5)]
+)
+def test_maps_tokens_and_vectors_are_pooled(shape: tuple[int, ...], width: int) -> None:
+    pooled = pool((torch.ones(shape), None))
+    assert pooled is not None and pooled.tolist() == [[1.0] * width] * 2
+    assert pool("no tensor") is None

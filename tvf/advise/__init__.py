@@ -1,0 +1,12 @@
+"""A first answer for a few per cent of the price of a sweep: which fractions are promising?"""
+
+from tvf.advise.advice import FRACTIONS, Advice, advise
+from tvf.advise.sentences import describe_advice, tabulate_advice
+
+__all__ = [
+    "Advice",
+    "FRACTIONS",
+    "advise",
+    "describe_advice",
+    "tabulate_advice",
+]

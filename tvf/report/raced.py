@@ -1,0 +1,115 @@
+"""Sentences about a race (hydra/sweeper=race): its winner, its duels, and what they are not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvf.records import RACE
+from tvf.report.configuration import Configuration
+from tvf.report.words import enumerate_words, percent, signed
+
+Race = dict[str, Any]
+
+
+def race_of(configurations: Sequence[Configuration]) -> list[Race] | None:
+    """What a race has decided about each configuration, if it decided on all and is over.
+
+    None if there was none, if it is not over, or if all its jobs are done all the same: then they
+    say more than the race.
+    """
+    races = [group.jobs[0][RACE] for group in configurations]
+    if not all(races) or len({group.jobs[0]["sweep"] for group in configurations}) > 1:
+        return None
+    left = any(job["state"] == "stopped" for group in configurations for job in group.jobs)
+    places = [race["place"] for race in races]
+    return races if left and races[0]["ended"] and places.count("champion") == 1 else None
+
+
+def winner_of(configurations: Sequence[Configuration]) -> Configuration | None:
+    """The configuration that won a race and has a score; None without one."""
+    races = race_of(configurations) or []
+    won = [
+        group
+        for group, race in zip(configurations, races, strict=False)
+        if race["place"] == "champion" and group.val
+    ]
+    return won[0] if won else None
+
+
+def is_settled(configurations: Sequence[Configuration]) -> bool:
+    """Whether every duel of the race was decided, and its budget did not end it."""
+    races = race_of(configurations) or []
+    duels = [race["duel"] for race in races if race["duel"]]
+    return all(duel["decided"] for duel in duels) and all(
+        race["ended"] == "settled" for race in races
+    )
+
+
+def describe_duels(configurations: Sequence[Configuration]) -> list[str]:
+    """How each configuration lost, and which were not trained; empty without a race."""
+    races = race_of(configurations) or []
+    by_job = {job["folder"]: group for group in configurations for job in group.jobs}
+    pairs = [*zip(configurations, races, strict=False)]
+    sentences = [
+        _describe_duel(group, by_job[race["duel"]["to"]], race)
+        for group, race in pairs
+        if race["duel"] and race["duel"]["to"] in by_job
+    ]
+    if races and races[0]["ended"] == "spent":
+        sentences.append(f"The race ended with its budget, after {races[0]['jobs']} jobs.")
+    for place, why in (
+        ("skipped", ", since a smaller fraction has lowered the score"),
+        ("untried", ""),
+    ):
+        if names := [str(group) for group, race in pairs if race["place"] == place]:
+            sentences.append(f"Not trained: {enumerate_words(names)}{why}.")
+    return sentences
+
+
+def race_data(configurations: Sequence[Configuration]) -> dict[str, Any] | None:
+    """A race for programs; None without one."""
+    races = race_of(configurations)
+    if races is None:
+        return None
+    by_job = {job["folder"]: group.label for group in configurations for job in group.jobs}
+    listed = [
+        {
+            "label": group.label,
+            "place": race["place"],
+            "duel": race["duel"] and race["duel"] | {"to": by_job.get(race["duel"]["to"])},
+        }
+        for group, race in zip(configurations, races, strict=True)
+    ]
+    whole = {key: races[0][key] for key in ("jobs", "all", "blocks", "margin", "ended")}
+    return whole | {"configurations": listed}
+
+
+def _describe_duel(lost: Configuration, to: Configuration, race: Race) -> str:
+    duel = race["duel"]
+    after = f"after {duel['blocks']} of {race['blocks']} blocks"
+    if duel["difference"] is None:
+        return f"{lost} lost to {to} {after}, as its jobs failed."
+    challenger, champion = (to, lost) if duel["won"] else (lost, to)
+    chance = ""
+    if duel["better"] is not None:
+        chance = (
+            f"; the probability that {challenger.label} is more than {race['margin']:g} better is "
+            f"{percent(duel['better'])}"
+        )
+    undecided = "" if duel["decided"] else ", undecided"
+    return (
+        f"{lost} lost to {to} {after}{undecided}: {challenger.label} minus {champion.label} is "
+        f"{signed(duel['difference'])}{chance}."
+    )
+
+
+def about_race(configurations: Sequence[Configuration]) -> str | None:
+    """How a race limits the statistics; None without one."""
+    races = race_of(configurations)
+    if races is None:
+        return None
+    return (
+        f"A race: it took {races[0]['jobs']} of {races[0]['all']} jobs, so configurations have "
+        "different numbers of trainings. Each duel ended as soon as it was decided, of which "
+        "intervals, p-values and the winner's score take no account: they are optimistic. The "
+        "command without hydra/sweeper=race trains the rest in this folder."
+    )
