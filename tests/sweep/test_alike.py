@@ -41,3 +41,19 @@ def test_jobs_are_composed_as_by_hydra() -> None:
             assert nodes(workers.load_sweep_config(sweep, overrides)) == expected
         with pytest.raises(ConfigCompositionException, match="sede"):
             own.load_sweep_config(sweep, ["sede=1"])
+
+
+def test_jobs_are_composed_where_hydra_has_imported_its_plugins_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dumps(config: Any) -> bytes:
+        raise pickle.PicklingError("it's not the same object as JobLibLauncherConf")
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydras: Any = GlobalHydra.instance().config_loader()
+        sweep = hydras.load_configuration("config", ["threads=3"], RunMode.MULTIRUN)
+        own = AlikeLoader(hydras)
+        monkeypatch.setattr("tvf.sweep.alike.pickle.dumps", dumps)
+        for overrides in (["seed=1"], ["seed=2"]):
+            expected = nodes(hydras.load_sweep_config(sweep, overrides))
+            assert nodes(own.load_sweep_config(sweep, overrides)) == expected

@@ -70,9 +70,13 @@ class AlikeLoader:
         if key not in _composed:
             config = self._loader.load_sweep_config(master, chosen)
             OmegaConf.clear_cache(config)  # the time of day, among others
+            try:
+                pickled = pickle.dumps(config)
+            except pickle.PicklingError:  # in a worker, Hydra imports its plugins a second time
+                return config
             while len(_composed) >= KEPT:
                 _composed.pop(next(iter(_composed)))
-            _composed[key] = pickle.dumps(config)
+            _composed[key] = pickled
         return pickle.loads(_composed[key])  # takes a seventh of the time of a deep copy
 
 

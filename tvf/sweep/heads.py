@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -127,11 +128,12 @@ def _work(config: DictConfig, share: Sequence[HeadJob], note: Path) -> int:
     )
     loader = GlobalHydra.instance().config_loader()
     with open(note.with_suffix(".jobs"), "w", buffering=1) as lines, SharedSetups() as setups:
-        for head in share:
-            print(f"+{head.number}", file=lines)
-            if not _train_one(config, loader, head, setups, terminal):
-                break
-            print(f"-{head.number}", file=lines)
+        with suppress(KeyboardInterrupt):  # between two jobs
+            for head in share:
+                print(f"+{head.number}", file=lines)
+                if not _train_one(config, loader, head, setups, terminal):
+                    break
+                print(f"-{head.number}", file=lines)
     return 0
 
 

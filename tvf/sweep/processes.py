@@ -32,6 +32,7 @@ GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the n
 CHECKPOINT_SECONDS = 20.0  # and this long to keep a checkpoint after SIGTERM, unless the cluster
 PATIENCE = "TVF_CHECKPOINT_SECONDS"  # says in this environment variable how long it takes
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
+_waited_for: set[int] = set()  # processes that train one job after another
 
 
 def can_fork() -> bool:
@@ -74,6 +75,7 @@ def start_process(job: Callable[[], int], log_file: Path) -> int:
 def wait_for_all(children: Sequence[int]) -> None:
     """Wait for processes of `start_process` to end. KeyboardInterrupt ends them first."""
     waiting = [*children]
+    _waited_for.update(children)
     with _terminable():
         try:
             while waiting:
@@ -84,6 +86,8 @@ def wait_for_all(children: Sequence[int]) -> None:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
+        finally:
+            _waited_for.clear()
 
 
 @contextmanager
@@ -178,32 +182,38 @@ def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
+    A process that trains one job after another gets it between jobs too.
     SIGTERM lets them keep a checkpoint. Returns when they have recorded their end, or when they
     have had the time for it.
     """
     import psutil
 
     patience = GRACE_SECONDS + (seconds_to_checkpoint() if number == signal.SIGTERM else 0)
-    signalled, deadline = set(), time.monotonic() + patience
+    signalled, deadline = set[Path | int](), time.monotonic() + patience
     while time.monotonic() < deadline:
         ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
-        statuses = [read_status(path.parent) for path in folder.glob("*/status.json")]
+        statuses = {path.parent: read_status(path.parent) for path in folder.glob("*/status.json")}
         running = {
-            ours[status["pid"]]
-            for status in statuses
+            job: ours[status["pid"]]
+            for job, status in statuses.items()
             if status.get("state") == "running"
             and status.get("host") == socket.gethostname()
             and status.get("pid") in ours
         }
-        if not running:
-            return
-        for job in running - signalled:
+        training = {process.pid for process in running.values()}
+        between = {pid: ours[pid] for pid in (_waited_for & ours.keys()) - training}
+        # Each job once: one that was about to end when it was asked to stop may have a successor.
+        for key, process in {**running, **between}.items():
+            if key in signalled:
+                continue
             with contextlib.suppress(psutil.Error):
-                worker = job.parent()
+                worker = process.parent()
                 if worker and worker.pid in ours:
                     worker.send_signal(number)  # so that it starts no further job
-                job.send_signal(number)
-        signalled |= running
+                process.send_signal(number)
+            signalled.add(key)
+        if not running:
+            return
         time.sleep(0.05)
 
 
