@@ -11,10 +11,12 @@ as a share of the grid's, with one job of the chosen fraction if it trained none
 
 Jobs have one thread each, so that their seconds can be compared. What is in FOLDER already is not
 trained again. Halving and races are decided from the grid's own jobs, which theirs equal bit for
-bit: a race once for each rotation of the folds.
+bit: a race once for each rotation of the folds. Advice is taken on the first fold, and costs the
+seconds of its probes and short runs; like those of a job, they leave out what it takes to begin.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from answer_tasks import Task, make_tasks
 
@@ -37,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 FOLDS = range(5)
 MARGIN = 1.0  # points
+ADVICE = ("pass", "neighbours", "probe", "all depths", "gradients", "runs")  # what it spends on
 Used = dict[tuple[float, int], int]  # how many epochs of each fraction's job on each fold
 
 
@@ -86,8 +90,12 @@ class Answer:
     cost: float
 
 
-def answers(grid: Grid) -> Iterator[tuple[str, Answer]]:
+def answers(grid: Grid, advice: dict[str, Any]) -> Iterator[tuple[str, Answer]]:
     """What each way answers; a way that has several chances gives one answer for each."""
+    asked = sum(advice["seconds"][signal] for signal in ADVICE) / grid.seconds(grid.whole)
+    first = advice["fractions"][0]["fraction"]
+    yield "advice, its first", _judge(grid, first, {}, asked)
+    promising = tuple(advice["promising"])
     yield "full grid, its recommendation", _judge(grid, _recommended(grid), grid.whole)
     for fold in FOLDS:
         yield "one split", _judge(grid, grid.best(folds=[fold]), grid.of_folds([fold]))
@@ -97,16 +105,19 @@ def answers(grid: Grid) -> Iterator[tuple[str, Answer]]:
         order = [(fold + later) % len(FOLDS) for later in FOLDS]
         yield "race", _judge(grid, *_race(grid, order))
         yield "race, all compete", _judge(grid, *_race(grid, order, climb=False))
+        yield "race without 1", _judge(grid, *_race(grid, order, FRACTIONS[:-1]))
+        yield "race without 1, two folds", _judge(grid, *_race(grid, order[:2], FRACTIONS[:-1]))
+        yield "advice, then a race", _judge(grid, *_race(grid, order, promising), asked)
     yield "halving", _judge(grid, *_halve(grid))
     for fraction in FRACTIONS:
         yield f"always {fraction:g}", _judge(grid, fraction, {})
 
 
-def _judge(grid: Grid, fraction: float, used: Used) -> Answer:
+def _judge(grid: Grid, fraction: float, used: Used, asked: float = 0.0) -> Answer:
     if not any(its == fraction and used[its, fold] == grid.whole[its, fold] for its, fold in used):
         used = used | {(fraction, 0): grid.whole[fraction, 0]}
     cost = grid.seconds(used) / grid.seconds(grid.whole)
-    return Answer(grid.regret(fraction, "val"), grid.regret(fraction, "test"), cost)
+    return Answer(grid.regret(fraction, "val"), grid.regret(fraction, "test"), cost + asked)
 
 
 def _recommended(grid: Grid) -> float:
@@ -131,7 +142,9 @@ def _halve(grid: Grid) -> tuple[float, Used]:
     return left[0], {job: epochs for job, epochs in used.items() if epochs}
 
 
-def _race(grid: Grid, order: Sequence[int], climb: bool = True) -> tuple[float, Used]:
+def _race(
+    grid: Grid, order: Sequence[int], fractions: Sequence[float] = FRACTIONS, climb: bool = True
+) -> tuple[float, Used]:
     """The choice of a race that meets the folds in this order, and the epochs that it trains."""
     metric = next(iter(grid.jobs.values()))["metric"]
     results: dict[tuple[int, int], Row | None] = {}
@@ -139,12 +152,12 @@ def _race(grid: Grid, order: Sequence[int], climb: bool = True) -> tuple[float, 
     def compare(champion: Sequence[Row], challenger: Sequence[Row]) -> Duel | None:
         return compare_trainings(champion, challenger, metric, MARGIN / 100)
 
-    while (now := race_round(FRACTIONS, len(order), results, compare, climb=climb)).needed:
+    while (now := race_round(fractions, len(order), results, compare, climb=climb)).needed:
         results |= {
-            (place, block): grid.jobs[FRACTIONS[place], order[block]] for place, block in now.needed
+            (place, block): grid.jobs[fractions[place], order[block]] for place, block in now.needed
         }
-    jobs = [(FRACTIONS[place], order[block]) for place, block in results]
-    return FRACTIONS[now.champion], {job: grid.whole[job] for job in jobs}
+    jobs = [(fractions[place], order[block]) for place, block in results]
+    return fractions[now.champion], {job: grid.whole[job] for job in jobs}
 
 
 def read_grid(folder: Path) -> Grid:
@@ -172,6 +185,19 @@ def train_grid(task: Task, folder: Path, store: Path) -> None:
         raise SystemExit(f"failed: {' '.join(command)}")
 
 
+def take_advice(task: Task, file: Path, store: Path) -> dict[str, Any]:
+    """The advice on a task's first fold, from `file` if it is there; SystemExit if that fails."""
+    if not file.is_file():
+        command = [sys.executable, "-m", "tvf", "advise", *task.overrides]
+        command += ["data.folds=5", "data.fold=0", "--json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TVF_STORE": str(store)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"failed: {' '.join(command)}")
+        file.write_text(done.stdout)
+    return json.loads(file.read_text())
+
+
 def main() -> None:
     """Train and judge; print a table of the tasks and one of the ways."""
     parser = argparse.ArgumentParser(
@@ -185,7 +211,8 @@ def main() -> None:
     print(f"| task | {' | '.join(f'{each:g}' for each in FRACTIONS)} | best on test |")
     print(f"|---|{'---|' * len(FRACTIONS)}---|")
     for task in make_tasks(options.folder):
-        sweep = options.folder / "sweeps" / task.name.replace(", ", "-").replace(" ", "") / "grid"
+        place = options.folder / "sweeps" / task.name.replace(", ", "-").replace(" ", "")
+        sweep = place / "grid"
         if not task.name.startswith(tuple(options.only)):
             continue
         if not options.trained:
@@ -196,7 +223,8 @@ def main() -> None:
         scores = " | ".join(f"{grid.score(fraction):.1f}" for fraction in FRACTIONS)
         print(f"| {task.name} | {scores} | {grid.best('test'):g} |", flush=True)
         of_task: dict[str, list[Answer]] = defaultdict(list)
-        for way, answer in answers(grid):
+        advice = take_advice(task, place / "advice.json", options.folder / "store")
+        for way, answer in answers(grid, advice):
             of_task[way].append(answer)
         for way, several in of_task.items():  # so that each task counts once
             found[way].append(_mean(several))

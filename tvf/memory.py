@@ -17,6 +17,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_large_blocks() -> None:
+    """Make glibc return each large block to the kernel as soon as it is freed.
+
+    For jobs that decode very many images: what `keep_freed_memory` keeps falls into pieces between
+    them, so that it would grow by some kB with each image. Page faults take 0.5 ms an image.
+    """
+    if libc := _glibc():
+        libc.mallopt(MMAP_THRESHOLD, 2**22)
+
+
 def return_freed_memory() -> None:
     """Return the memory kept by `keep_freed_memory` to the kernel.
 

@@ -27,7 +27,7 @@ from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
 from tvf.data.shades import convert_to_8_bits, read_values, show_in_8_bits
 from tvf.errors import InputError
-from tvf.memory import return_freed_memory
+from tvf.memory import return_freed_memory, return_large_blocks
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint, format_bytes
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 IN_MEMORY = 2**29  # bytes of images that are kept in a job's memory if there is no store
 COLUMNS = {"images": 0, "descriptions": 1}  # of `_read_rows`, from which on
+MANY = 50_000  # images from which on memory must not fall into pieces while they are decoded
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 DEFAULT_RULES = ReadingRules()
 
@@ -148,6 +149,8 @@ class _Reader:
             format_bytes(size),
             "store.mode is off" if store is None else "the store has no room for them",
         )
+        if len(self.files) > MANY:
+            return_large_blocks()
         described = self._read_stored("descriptions", digests, label, store)
         return self._read_anew(digests, described or self._read_all("descriptions", label))
 
