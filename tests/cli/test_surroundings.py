@@ -41,6 +41,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 def test_without_a_home_a_job_goes_on_without_the_store(
     nobody: None, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

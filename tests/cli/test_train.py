@@ -323,6 +323,7 @@ def test_wandb_gets_the_config_the_flat_keys_every_epoch_and_the_test_scores(
     assert f"wandb sync {_folder(tmp_path)}/wandb/offline-run-*" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_read_its_data_is_a_failed_run(
     shell: Shell, image_root: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def quick(root: Path | str, *more: str) -> list[str]:
     return ["data=image_folder", f"data.root='{folder}'", *given, *more]
 
 
+@pytest.mark.slow
 def test_a_job_says_and_records_what_it_read_and_what_it_left_out(
     shell: Shell, image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,27 @@ def test_a_folder_that_an_earlier_version_named_is_found_by_the_same_command(
     assert _folder(tmp_path / "another", **values) != earlier
 
 
+def test_names_tell_learning_rates_apart_and_earlier_folders_are_found(tmp_path: Path) -> None:
+    """Names of jobs had no learning rates in earlier versions, and so had their folders."""
+    rates = [_folder(tmp_path, fraction=0.5, optimizer_lr=lr) for lr in (1e-3, 3e-4)]
+    assert [name.rpartition("-")[0] for name in rates] == [
+        "fine-tuning-0.5-lr0.001",
+        "fine-tuning-0.5-lr0.0003",
+    ]
+    earlier = names._folder_name(
+        OmegaConf.create(
+            {
+                "model": {"_target_": "tvf.models.FineTuneModel", "pct_unfreeze": 0.5},
+                "hydra": {"overrides": {"task": ["model.pct_unfreeze=0.5", "optimizer.lr=0.001"]}},
+            }
+        ),
+        "fine-tuning-0.5",
+        str,
+    )
+    (tmp_path / earlier).mkdir()
+    assert _folder(tmp_path, fraction=0.5, optimizer_lr=1e-3) == earlier
+
+
 def test_paths_stay_as_they_are_written_until_a_check_needs_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def transforms(seed: int = 0) -> TorchvisionTransforms:
     )
 
 
+@pytest.mark.slow
 @given(view=st.integers(0, 1000), order=st.permutations(range(40)), cut=st.integers(1, 39))
 @settings(deadline=None, max_examples=10)
 def test_a_view_by_torchvision_does_not_depend_on_batch_or_order(

@@ -29,6 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("augment", "mode"), [("none", "off"), ("crop_flip", "auto")])
 def test_a_job_that_decodes_its_images_anew_has_the_numbers_of_one_that_keeps_them(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str, mode: str

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from helpers import IMPORTABLE, SMALL, Outcome, forks
-from helpers.jobs import metrics, summary
+from helpers.jobs import epochs_done, metrics, summary
 
 # 39 images in batches of 16: shares of 8 and 8, and of 4 and 3.
 QUICK = (
@@ -130,10 +130,7 @@ def test_a_job_that_is_told_to_stop_or_loses_a_rank_resumes_from_its_checkpoint(
 def _start_and_wait(*arguments: str, epochs: int, cwd: Path) -> tuple[forks.Process, int]:
     """Start the job in the folder `killed`; return it and its rank 1 after so many epochs."""
     process = forks.train(*arguments, cwd=cwd, TVF_STORE=str(cwd / "store"))
-    file = cwd / "killed" / "metrics.jsonl"
-    while process.poll() is None and not (
-        file.exists() and len(file.read_text().splitlines()) >= epochs
-    ):
+    while process.poll() is None and epochs_done(cwd / "killed") < epochs:
         time.sleep(0.01)
     (rank,) = (
         child.pid

@@ -13,6 +13,7 @@ from helpers import IMPORTABLE, forks
 from helpers.jobs import metrics, records, statuses
 from helpers.ray_cluster import HEAD, PORT, RayCluster, missing_for_a_cluster, ray_cluster
 from helpers.slurm import wait_for
+from tvf.records import read_trials
 
 pytestmark = [
     pytest.mark.slow,
@@ -187,12 +188,14 @@ def test_jobs_of_a_node_that_dies_end_like_those_of_one_machine(
     assert len(resumed) == 1
 
 
-def test_halving_on_a_ray_of_this_machine(start: Path) -> None:
-    """It is started once for all batches, listens on loopback alone, and ends with the sweep."""
+def test_a_search_on_a_ray_of_this_machine(start: Path) -> None:
+    """Ray is started once for all batches, listens on loopback alone, and ends with the sweep."""
     (start / "hurry").touch()
     process = forks.tvf(
-        *("train", "-m", "--config-dir", "own", *QUICK, "epochs=2", "hydra.sweep.dir=s"),
-        *("model.pct_unfreeze=0.25,0.5", "hydra/launcher=ray", "hydra/sweeper=halving"),
+        *("train", "-m", "--config-dir", "own", *QUICK, "epochs=1", "hydra.sweep.dir=s"),
+        *("model.pct_unfreeze=0.25,0.5", "optimizer.lr=interval(1e-4,1e-2)"),
+        *("hydra/launcher=ray", "hydra/sweeper=optuna"),
+        *("hydra.sweeper.n_trials=4", "hydra.sweeper.batch_size=2"),
         cwd=start,
         PYTHONPATH=IMPORTABLE,
     )
@@ -211,8 +214,6 @@ def test_halving_on_a_ray_of_this_machine(start: Path) -> None:
     output = ended(process)
     assert open_to and open_to <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert output.count("Starting Ray") == 1
-    assert sorted(status["state"] for status in statuses(start / "s").values()) == [
-        "done",
-        "paused",
-    ]
+    assert len([*(start / "s").glob("*/summary.json")]) == 4
+    assert [trial["state"] for trial in read_trials(start / "s")] == ["complete"] * 4
     wait_for(lambda: not any(each.is_running() for each in ours), 20)

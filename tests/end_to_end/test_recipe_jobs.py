@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import IMPORTABLE, SMALL, Outcome, forks
-from helpers.jobs import metrics, summary
+from helpers.jobs import epochs_done, metrics, summary
 
 Shell = Callable[..., Outcome]
 QUICK = (
@@ -103,10 +103,8 @@ def test_a_job_killed_in_every_phase_ends_like_one_that_was_not(tmp_path: Path) 
     whole = start("whole")
     assert whole.communicate() and whole.returncode == 0
     for epochs in (1, 3):
-        killed, file = start("killed"), tmp_path / "killed" / "metrics.jsonl"
-        while killed.poll() is None and not (
-            file.exists() and len(file.read_text().splitlines()) >= epochs
-        ):
+        killed = start("killed")
+        while killed.poll() is None and epochs_done(tmp_path / "killed") < epochs:
             time.sleep(0.005)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()

@@ -12,6 +12,7 @@ import pytest
 from helpers import IMPORTABLE, forks
 from helpers.jobs import folders, records, statuses
 from helpers.slurm import PROGRAMS, Cluster, slurm_cluster, wait_for
+from tvf.records import read_race
 
 QUICK = (
     "data.limit=40",
@@ -179,6 +180,17 @@ def test_halving_runs_its_rungs_as_arrays(start: Path) -> None:
     assert output.count("Submitted") == 2 and "kept" in output
     states = sorted(status["state"] for status in statuses(start / "sweep").values())
     assert states == ["done", "paused"]
+
+
+def test_a_race_trains_its_blocks_as_arrays(start: Path) -> None:
+    """The same jobs, and the same decisions, as on this machine alone."""
+    (start / "hurry").touch()
+    race = ("hydra/sweeper=race", "model.pct_unfreeze=0,1.0", "data.folds=2", "data.fold=0,1")
+    output = ended(launch(start, *race, "hydra/launcher=slurm", "hydra.sweep.dir=sweep"))
+    assert output.count("Submitted") >= 1 and "The race is over" in output
+    ended(launch(start, *race, "hydra/launcher=basic", "hydra.sweep.dir=here"))
+    assert records(start / "sweep") == records(start / "here")
+    assert read_race(start / "sweep") == read_race(start / "here") is not None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,14 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
+def epochs_done(folder: Path) -> int:
+    """How many epochs a running job has recorded; it may remove the file when it begins anew."""
+    try:
+        return len((folder / "metrics.jsonl").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
 def summary(folder: Path) -> dict[str, Any]:
     """Return a job's summary."""
     return json.loads((folder / "summary.json").read_text())

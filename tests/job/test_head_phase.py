@@ -56,6 +56,7 @@ def test_what_trains_later_and_how_does_not_change_the_head_phase(tmp_path: Path
         assert _fingerprint(tmp_path, 0.5, **changes) == own, changes
 
 
+@pytest.mark.slow
 def test_everything_the_head_depends_on_changes_its_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,9 +119,8 @@ def test_heads_that_are_convolutions_or_have_layers_inside(
     assert len({group.name for group in backbone.groups}) == len(backbone.groups)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("mobilenetv5_300m_enc", marks=pytest.mark.slow), "qwen3_vit_88m_enc"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenetv5_300m_enc", "qwen3_vit_88m_enc"])
 def test_a_network_that_timm_gives_no_classifier_gets_one_on_its_mean(name: str) -> None:
     with torch.device("meta"):
         backbone = timm_backbone(name, 3, pretrained=False)

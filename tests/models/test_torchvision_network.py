@@ -29,7 +29,11 @@ def make(name: str, classes: int = 3) -> Backbone:
             nn.Linear,
             ["features.7+classifier.0", None, "features.0"],
         ),
-        ("densenet121", "classifier", nn.Linear, [None, None, "features.conv0+features.norm0"]),
+        pytest.param(
+            *("densenet121", "classifier", nn.Linear),
+            [None, None, "features.conv0+features.norm0"],
+            marks=pytest.mark.slow,
+        ),
         ("googlenet", "fc", nn.Linear, ["inception5b", "inception5a", "conv1"]),
         (
             "vit_b_32",
@@ -59,6 +63,7 @@ def test_a_resnet_has_the_groups_of_its_own_backbone() -> None:
     assert make("resnet18").groups == own.groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_classifiers_are_left_out_and_it_is_said(
     name: str, caplog: pytest.LogCaptureFixture
@@ -78,7 +83,10 @@ def test_auxiliary_classifiers_are_left_out_and_it_is_said(
     ("name", "size", "how", "scale"),
     [
         ("swin_v2_t", 256, "bicubic", IMAGENET),
-        ("efficientnet_v2_l", 480, "bicubic", ((0.5,) * 3, (0.5,) * 3)),
+        pytest.param(
+            *("efficientnet_v2_l", 480, "bicubic", ((0.5,) * 3, (0.5,) * 3)),
+            marks=pytest.mark.slow,
+        ),
         ("mobilenet_v2", 224, "bilinear", IMAGENET),
     ],
 )

@@ -78,6 +78,7 @@ def test_each_job_has_its_own_run_which_stays_on_disk_without_a_login(
     assert started[0]["config"] == {"pct_unfreeze": 0.5, "model": "finetune"}
 
 
+@pytest.mark.slow
 def test_a_job_that_raises_is_a_failed_run(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), WandbTracker("tvf").start(tmp_path, "n", None, {}):
         raise ZeroDivisionError

@@ -42,6 +42,7 @@ def test_exact_scores_give_the_law_back(true: tuple[float, float, float]) -> Non
     assert law.c == pytest.approx(true[2], abs=0.005)
 
 
+@pytest.mark.slow
 def test_intervals_of_gains_cover_the_truth_and_the_test_of_fit_keeps_its_level() -> None:
     rng = np.random.default_rng(0)
     true = errors(1600, 1.0, 0.3, 0.0) - errors(3200, 1.0, 0.3, 0.0)

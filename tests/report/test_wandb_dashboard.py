@@ -293,6 +293,7 @@ def test_a_server_without_workspaces_is_an_error_with_a_remedy(
     assert "more" not in str(raised.value).splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "remedy"),
     [

@@ -172,6 +172,7 @@ def test_a_database_that_fails_in_the_middle_of_a_search_is_an_error_without_tra
                 database.close()
 
 
+@pytest.mark.slow
 def test_more_trials_continue_as_if_they_had_been_asked_for_at_first(tmp_path: Path) -> None:
     asked = (*SPACE, *settings(batch_size=2))
     whole = run(tmp_path / "whole", course, *asked, "hydra.sweeper.n_trials=6")
@@ -263,6 +264,7 @@ def test_the_sampler_learns_and_its_seed_decides() -> None:
     assert len(drawn) == 6 and last < 0.8 * first
 
 
+@pytest.mark.slow
 def test_seeds_and_folds_repeat_each_trial_and_its_score_is_their_mean(tmp_path: Path) -> None:
     def by_seed(config: dict[str, Any]) -> list[float]:
         return [0.1 * config["seed"] + 0.01 * config["data"]["fold"]]
@@ -455,6 +457,7 @@ def test_what_cannot_be_searched_is_an_error_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_an_error(tmp_path: Path) -> None:
     run(tmp_path, course, *SPACE, *settings(n_trials=1))
     for changed, told in {

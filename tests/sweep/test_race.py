@@ -19,15 +19,17 @@ from helpers import IMPORTABLE, SMALL, Outcome, forks
 from helpers.jobs import metrics
 from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, Sweep, simulate
 from helpers.sweeps import add_training, base_config
+from tvf.cli.confirm import plan_confirmation
 from tvf.errors import InputError
 from tvf.records.job import mark_failed
 from tvf.records.race import read_race
 from tvf.records.rows import read_sweep
-from tvf.records.sweep import read_configs, sibling_configs, write_manifest
+from tvf.records.sweep import read_commands, read_configs, sibling_configs, write_manifest
 from tvf.report.comparison import compare
 from tvf.report.confirmation import to_confirm
 from tvf.report.decide import MARGIN, Cost, decide
 from tvf.report.duel import Duel, judge
+from tvf.report.encodings import mean_points
 from tvf.report.formats import render_report
 from tvf.report.split_scores import estimate_scores
 from tvf.report.terminal import jobs_table, print_result
@@ -122,6 +124,11 @@ def test_a_configuration_whose_jobs_fail_loses() -> None:
     assert found.champion == 0 and found.jobs == 2 and found.meetings[0].duel is None
     found, _ = run({(1.0, 1.0): []}, fractions=(0.0, 0.25), failed=[(0, 0)])
     assert found.champion == 1
+    verdicts = {(0.0, 0.25): [OPEN, OPEN, UP]}
+    found, _ = run(verdicts, fractions=(0.0, 0.25), failed=[(1, 1), (1, 2)])
+    assert found.champion == 0 and found.meetings[0].duel is None  # two of three have failed
+    found, _ = run(verdicts, fractions=(0.0, 0.25), failed=[(1, 1)], blocks=4)
+    assert found.champion == 1 and found.meetings[0].duel is not None
     everything = [(place, block) for place in range(2) for block in range(3)]
     found, _ = run({}, fractions=(0.0, 0.25), failed=everything)
     assert found.champion == 0 and not found.meetings[0].decided
@@ -316,7 +323,7 @@ def test_every_format_says_that_it_was_a_race(
         "0.25",
         "0.5",
     ]
-    note = "A race: it took 3 of 12 jobs, so configurations have different numbers of trainings."
+    note = "A race: it took 3 of 12 jobs, so configurations have different numbers of trainings"
     for kind, name in {"html": "report.html", "md": "report.md", "json": "report.json"}.items():
         found = render_report([folder], rows, kind)[name].decode()
         assert note in found and "the winner of a race" in found and "tvf resume" not in found, kind
@@ -333,6 +340,74 @@ def test_every_format_says_that_it_was_a_race(
     assert f"tvf confirm {folder}" in printed
 
 
+def test_means_of_fewer_trainings_than_the_winners_are_not_drawn(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs), tmp_path / "grid")
+    (comparison,) = compare(read_sweep(folder))
+    assert [point["label"] for point in mean_points(comparison)] == ["0", "0.25", "0.5"]
+    second = next(name for name, fraction in fractions_of(configs, fold=1) if fraction == 0.25)
+    shutil.copytree(tmp_path / "grid" / second, folder / second)
+    (comparison,) = compare(read_sweep(folder))
+    assert [point["label"] for point in mean_points(comparison)] == ["0.25"]
+
+
+def test_the_rival_is_who_came_closest_in_a_duel_not_who_has_the_highest_mean(
+    tmp_path: Path,
+) -> None:
+    """Fraction 0 has the easy fold alone."""
+    rng = np.random.default_rng(0)
+    shares = {0.0: [0.9, 0.6, 0.6], 0.25: [0.99, 0.75, 0.75], 0.5: [0.99, 0.76, 0.75]}
+    for fraction, of_folds in shares.items():
+        for fold, share in enumerate(of_folds):
+            add_training(
+                tmp_path / "grid",
+                fraction,
+                (rng.random(200) < share).tolist(),
+                places=range(200 * fold, 200 * fold + 200),
+                changes={"data.folds": 3, "data.fold": fold},
+                val_loss=rng.random(),
+            )
+    configs = read_configs(tmp_path / "grid")
+    train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    (comparison,) = compare(read_sweep(tmp_path / "race"))
+    first, rival = to_confirm(comparison.evidence, comparison.choice)
+    assert {first.label, rival.label} == {"0.25", "0.5"}
+
+
+def test_tasks_on_which_all_are_right_end_after_two_blocks(tmp_path: Path) -> None:
+    for fraction in (0.0, 0.5):
+        for fold in FOLDS:
+            add_training(
+                tmp_path / "grid",
+                fraction,
+                [True] * 50,
+                places=range(50 * fold, 50 * fold + 50),
+                changes={"data.folds": 3, "data.fold": fold},
+                val_loss=fraction + fold + 1,
+            )
+    configs = read_configs(tmp_path / "grid")
+    launched = train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    assert named(launched, configs) == [[(0.0, 0), (0.5, 0)], [(0.0, 1), (0.5, 1)]]
+
+
+def test_another_command_keeps_the_race_of_jobs_that_it_does_not_launch(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    train(plan_in(tmp_path / "race", configs), tmp_path / "grid")
+    race = read_race(tmp_path / "race")
+    assert race is not None
+    write_manifest(tmp_path / "race", {"another": next(iter(configs.values()))})
+    assert read_race(tmp_path / "race") == race
+
+
+def fractions_of(configs: dict[str, dict[str, Any]], fold: int) -> list[tuple[str, float]]:
+    return [
+        (name, config["model"]["pct_unfreeze"])
+        for name, config in configs.items()
+        if config["data"]["fold"] == fold
+    ]
+
+
 def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     configs = grid_in(tmp_path / "grid")
     folder = tmp_path / "race"
@@ -342,6 +417,65 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     end = "The race ended with its budget, after 2 jobs. Not trained: pct_unfreeze=0.5 and pct_"
     assert end in comparison.choice.text
     assert comparison.choice.decided is False
+
+
+def test_a_race_says_what_it_leaves_open_and_with_which_margin_it_was_run(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs, budget=2), tmp_path / "grid")
+    third = next(name for name, fraction in fractions_of(configs, fold=0) if fraction == 0.5)
+    shutil.copytree(tmp_path / "grid" / third, folder / third)
+    (folder / third / "status.json").unlink()
+    (folder / third / "summary.json").unlink()
+    mark_failed(folder / third, third, "out of memory")
+    (comparison,) = compare(read_sweep(folder), 0.05)
+    text = comparison.choice.text
+    assert "To decide, race again with a larger hydra.sweeper.budget." in text
+    assert "decided with the race's margin of 0.01, not with 0.05" in text
+    assert "Not counted (failed): 1 of 3 jobs of pct_unfreeze=0.5." in text
+    (comparison,) = compare(read_sweep(folder))
+    assert "race's margin" not in comparison.choice.text
+    with pytest.raises(InputError, match="--each-fraction must have all configurations trained"):
+        plan_confirmation(folder, [], each_fraction=True)
+
+
+def test_what_an_interrupted_grid_left_is_not_missing_after_a_race(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = grid_in(tmp_path / "grid")
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs), tmp_path / "grid")
+    left = next(name for name, fraction in fractions_of(configs, fold=2) if fraction == 1.0)
+    (folder / left).mkdir()
+    mark_failed(folder / left, left, "interrupted")
+    assert not print_result(folder, frozenset(configs))
+    printed = capsys.readouterr().out
+    assert "stopped by the race: 9 of 12 jobs" in printed and "tvf resume" not in printed
+
+
+def test_a_race_beside_other_jobs_is_mentioned(tmp_path: Path) -> None:
+    configs = grid_in(tmp_path / "grid")
+    whole = {n: config for n, config in configs.items() if config["model"]["pct_unfreeze"] == 1}
+    folder = tmp_path / "race"
+    few = {name: config for name, config in configs.items() if name not in whole}
+    train(plan_in(folder, few), tmp_path / "grid")
+    write_manifest(folder, whole)
+    for name in whole:
+        shutil.copytree(tmp_path / "grid" / name, folder / name)
+    found = render_report([folder], read_sweep(folder), "md")["report.md"].decode()
+    assert "A race in this folder left out jobs of pct_unfreeze=0" in found
+    assert "A race: it took" not in found
+
+
+def test_the_last_sweeper_over_the_same_jobs_is_the_one_that_resumes(tmp_path: Path) -> None:
+    grid = ["-m", "data.fold=0,1,2", "hydra/launcher=local"]
+    race = [*grid, "hydra/sweeper=race", "hydra.sweeper.budget=4"]
+    more = ["-m", "data.fold=3,4"]
+    for arguments in (grid, more, race):
+        write_manifest(tmp_path, {}, {"folder": "/", "arguments": arguments})
+    assert [each["arguments"] for each in read_commands(tmp_path)] == [more, race]
+    write_manifest(tmp_path, {}, {"folder": "/", "arguments": grid})
+    assert [each["arguments"] for each in read_commands(tmp_path)] == [more, grid]
 
 
 def test_jobs_that_are_launched_again_are_those_of_no_race(tmp_path: Path) -> None:
@@ -415,10 +549,9 @@ def test_smaller_fractions_compete_first_and_divisions_come_before_seeds() -> No
         ["0.25-0-2"],
         ["0.25-1-2"],
     ]
-    allowed = make_plan(
-        Path(), {name: [name] for name in configs}, configs_of(report={"margin": 0}) and configs
-    )
-    assert allowed.margin == MARGIN
+    assert plan.margin == MARGIN
+    strict = configs_of(report={"margin": 0})
+    assert make_plan(Path(), {name: [name] for name in strict}, strict, budget=4).margin == 0
 
 
 QUICK = (

@@ -48,6 +48,12 @@ def plan_confirmation(
         overrides, "tvf confirm", ["data.folds"], "to values that the sweep has not used"
     )
     comparison = comparison_of(folder, "confirm")
+    if each_fraction and comparison.choice.settled is not None:
+        raise InputError(
+            f"--each-fraction must have all configurations trained on the same divisions, and "
+            f"{folder} is a race. Leave it out, or train the rest first: the sweep's command "
+            "without hydra/sweeper=race, in this folder."
+        )
     candidates = to_confirm(comparison.evidence, comparison.choice, each_fraction)
     if not candidates:
         raise InputError(

@@ -110,10 +110,10 @@ def _train(arguments: tuple[str, ...]) -> None:
 def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say which fractions are promising.
 
-    Takes the overrides of tvf train. Prints what probes read at each depth of the frozen network,
-    how hard the labels pull at each group, and how a short run of each fraction scores; then the
-    fractions by their probability of being good enough, and the sweep that would settle it. Costs a
-    few per cent of that sweep, and is no more than a first look.
+    Takes the overrides of tvf train. Prints how well probes classify at each depth of the frozen
+    network, the relative gradient norm of each group, and how a short run of each fraction scores;
+    then the fractions by their probability of being good enough, and the sweep that would settle
+    it. Costs a few per cent of that sweep. Its first fraction is often wrong: run the sweep.
 
     \b
     Examples:

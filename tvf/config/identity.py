@@ -269,7 +269,10 @@ NAME_WORDS = {
     "seed": "seed",
     "refit_epochs": "refit",
     "model.rank": "rank",
+    "optimizer.lr": "lr",
+    "optimizer.backbone_lr": "backbone_lr",
 }
+NEWER_WORDS = ("optimizer.lr", "optimizer.backbone_lr")  # which were not in folders' names
 
 SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called
 
@@ -425,6 +428,8 @@ def name_value(value: Any) -> str:
     """The value of one of NAME_WORDS in names: 100; all for no limit; 2+4 for a list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "+".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return "all" if value is None else str(value)
 
 

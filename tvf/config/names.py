@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tvf.config.identity import (
     NAME_WORDS,
+    NEWER_WORDS,
     NOTHING,
     SAME,
     affects,
@@ -30,8 +31,9 @@ from tvf.files import read_json
 def job_name(*, _root_: DictConfig) -> str:
     """transfer-learning, fine-tuning-0.5, fine-tuning-groups-layer3 or lora-0.5.
 
-    Includes the limit of training images, the seed, the fold, the split seed and LoRA's rank if the
-    command line sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a single job.
+    Includes the limit of training images, the seed, the fold, the split seed, LoRA's rank and
+    learning rates if the command line sets them: fine-tuning-0.5-train100-fold0. WANDB_NAME names a
+    single job.
     """
     if given := os.environ.get("WANDB_NAME"):
         return given
@@ -72,6 +74,9 @@ def own_folder(_root_: DictConfig) -> str:
     folder = _folder_name(_root_, name, lambda override: _canonical(_root_, override))
     given = OmegaConf.select(_root_, "model.pct_unfreeze")
     as_given = name.replace(f"-{name_fraction(given)}", f"-{given}", 1)
+    for key in NEWER_WORDS:
+        word = f"-{NAME_WORDS[key]}{name_value(OmegaConf.select(_root_, key))}"
+        as_given = as_given.replace(word, "", 1)
     earlier = _folder_name(_root_, as_given, str)
     if earlier != folder and (sweep := OmegaConf.select(_root_, "hydra.sweep.dir")) is not None:
         return earlier if Path(str(sweep), earlier).is_dir() else folder

@@ -37,6 +37,7 @@ DECODER_VERSION = 5  # increase it when `read_image` returns different pixels
 IN_MEMORY = 2**29  # bytes of images that are kept in a job's memory if there is no store
 COLUMNS = {"images": 0, "descriptions": 1}  # of `_read_rows`, from which on
 MANY = 50_000  # images from which on memory must not fall into pieces while they are decoded
+MOST_MEGAPIXELS = 100.0
 CHUNK_SIZE = 256  # images decoded per step of the progress bar
 DEFAULT_RULES = ReadingRules()
 
@@ -45,7 +46,7 @@ def read_images(
     files: Sequence[ImageFile],
     image_size: int,
     *,
-    max_megapixels: float = 100.0,
+    max_megapixels: float = MOST_MEGAPIXELS,
     white_point: int | None = None,
     rules: ReadingRules = DEFAULT_RULES,
     progress: bool = False,
@@ -67,7 +68,7 @@ def read_images(
 def read_image(
     file: ImageFile,
     image_size: int,
-    max_megapixels: float = 100.0,
+    max_megapixels: float = MOST_MEGAPIXELS,
     white_point: int | None = None,
     rules: ReadingRules = DEFAULT_RULES,
 ) -> np.ndarray:
@@ -164,9 +165,9 @@ class _Reader:
         if store is None:
             return None
         versions = [PIL.__version__, DECODER_VERSION]
-        # The limit, too: whether a large image is refused must not depend on the store.
-        limits = [self.max_megapixels, self.white_point]
-        how = [self.image_size, *limits, *versions, *self.rules.key]
+        how = [self.image_size, self.white_point, *versions, *self.rules.key]
+        if self.max_megapixels != MOST_MEGAPIXELS:  # whether an image is refused must not depend on
+            how.append(f"max_megapixels={self.max_megapixels:g}")  # the store
         content, first = fingerprint([digests, *how]), COLUMNS[what]
         about = f"{len(digests)} images of {self.image_size}x{self.image_size} pixels"
         columns = [

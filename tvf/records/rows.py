@@ -99,6 +99,12 @@ def read_sweep(folder: Path) -> list[Row]:
     return rows
 
 
+def is_stopped_by_race(row: Row) -> bool:
+    """Whether a race has decided without this job: it need not train, or not to its end."""
+    race = row[RACE]
+    return row["state"] in ("stopped", "interrupted") and bool(race and race["stopped"])
+
+
 def read_jobs(folder: Path) -> list[Row]:
     """Return one row per job folder in `folder`, sorted by fraction, then by name.
 

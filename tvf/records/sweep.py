@@ -67,7 +67,8 @@ def write_manifest(
     with Lease(folder / LEASE):
         commands = read_commands(folder)
         if command and _what_runs(command) not in map(_what_runs, commands):
-            commands = [*commands, command]
+            jobs = _which_jobs(command)  # by another sweeper, which replaces the one before
+            commands = [each for each in commands if _which_jobs(each) != jobs] + [command]
         manifest = read_json(path) | {"commands": commands, "jobs": read_configs(folder) | configs}
         noted = manifest.get(SAME) or {}
         if noted or same:
@@ -80,8 +81,8 @@ def write_manifest(
                 if name not in configs
             }
             manifest["halving"] |= {"dropped": dropped}
-        # Its jobs are launched again: a race notes anew what it decides.
-        manifest.pop("race", None)
+        if {*configs} & {*race_by_job(folder)}:  # launched again: a race notes anew what it decides
+            manifest.pop("race")
         write_json(path, manifest)
 
 
@@ -227,6 +228,18 @@ def without_launcher(arguments: Sequence[str]) -> list[str]:
 def _what_runs(command: Mapping[str, Any]) -> dict[str, Any]:
     """A command without the choice of its launcher, which `tvf resume` may replace."""
     return {"folder": command["folder"], "arguments": without_launcher(command["arguments"])}
+
+
+def _which_jobs(command: Mapping[str, Any]) -> dict[str, Any]:
+    """A command without the choice of its launcher and of its sweeper, except for swept values."""
+    runs = _what_runs(command)
+    sweeper = ("hydra/sweeper=", "hydra.sweeper.")
+    arguments = [
+        text
+        for text in runs["arguments"]
+        if not text.lstrip("+~").startswith(sweeper) or "hydra.sweeper.params" in text
+    ]
+    return runs | {"arguments": arguments}
 
 
 def check_same_configuration(folder: Path, configs: Mapping[str, Config]) -> None:

@@ -50,17 +50,17 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
 
 def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
     """Mean scores with intervals, joined by a line, and a point for each training."""
-    means = mean_points(comparison)
+    means, points = mean_points(comparison), training_points(comparison)
     x = alt.X(
         "fraction:Q",
         title=fraction_title(comparison),
-        axis=alt.Axis(values=sorted({point["fraction"] for point in means}), format=".3~f"),
+        axis=alt.Axis(values=sorted({point["fraction"] for point in points}), format=".3~f"),
         scale=alt.Scale(padding=16),
     )
     base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=score_axis(comparison))
     line = base.mark_line(color=INK, opacity=0.35).encode(detail="series:N")
     trainings = (
-        alt.Chart(alt.InlineData(values=training_points(comparison)))
+        alt.Chart(alt.InlineData(values=points))
         .mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8)
         .encode(
             x=x,

@@ -29,6 +29,7 @@ from tvf.report.evidence import Evidence, collect_evidence
 from tvf.report.images import compare_scores
 from tvf.report.labels import label_configurations, title_comparisons
 from tvf.report.notes import about_trials, collect_notes
+from tvf.report.raced import beside_winner
 from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
 from tvf.report.statistics import holm, pareto_front
@@ -198,7 +199,7 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         differences=differences,
         pairs=pairs,
         tested=_tested(candidates, evidence, metric),
-        front=_score_cost_front(candidates),
+        front=_score_cost_front(beside_winner(candidates)),
         choice=choice,
         notes=notes,
         following=frozenset.intersection(*map(_keys_that_follow_the_seed, distinct)),

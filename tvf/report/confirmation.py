@@ -45,7 +45,7 @@ def to_confirm(
 ) -> list[Configuration]:
     """The chosen configuration, then its runner-up if it has one; empty if none is chosen.
 
-    The runner-up has the highest mean score of all others, or of those that lost a race. If the
+    The runner-up has the highest mean score of all others, or came closest in a race. If the
     sweep has not decided, those that may do as well follow, up to `OTHERS` in all. With
     `each_fraction`, the best of every other fraction takes its place, from the highest score down.
     """

@@ -56,7 +56,11 @@ def compare_trainings(
     evidence = collect_evidence(groups, metric, optimism=False, single=True)
     if evidence is None or len(evidence.configurations) < 2:
         return Duel(len(shared), mean, better=None, lower=None)
-    return judge(evidence.scores, len(shared), margin)
+    duel = judge(evidence.scores, len(shared), margin)
+    equal = all(groups[0].scores[each] == groups[1].scores[each] for each in shared)
+    if duel.better is None and equal and len(shared) > 1:  # all images are right, say
+        return replace(duel, better=0.0, lower=0.0)
+    return duel
 
 
 def judge(scores: Scores, trainings: int, margin: float) -> Duel:

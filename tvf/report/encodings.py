@@ -15,6 +15,7 @@ from tvf.report.configuration import (
     training_of,
 )
 from tvf.report.palette import shapes
+from tvf.report.raced import beside_winner
 
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
@@ -45,7 +46,7 @@ def identity(configuration: Configuration) -> dict[str, Any]:
 
 
 def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
-    """A point for each configuration's mean score."""
+    """A point for each configuration's mean score, of those that compare."""
     return [
         {
             **identity(configuration),
@@ -57,7 +58,7 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
             "seconds": configuration.seconds,
             "front": configuration.label in comparison.front,
         }
-        for configuration in comparison.configurations
+        for configuration in beside_winner(comparison.configurations)
         if configuration.val
     ]
 

@@ -21,7 +21,7 @@ from tvf.report.decide import (
 )
 from tvf.report.evidence import Evidence
 from tvf.report.optimism import describe_epoch_optimism, describe_optimism
-from tvf.report.raced import describe_duels, is_settled, winner_of
+from tvf.report.raced import describe_duels, is_settled, rival_of, winner_of
 from tvf.report.searched import describe_search
 from tvf.report.statistics import ROUNDING
 from tvf.report.words import enumerate_words, percent, signed
@@ -47,7 +47,7 @@ class Recommendation:
     decision: Decision | None = None
     more: str | None = None
     settled: bool | None = None  # of a race, which has no `decision`
-    rival: Configuration | None = None  # the highest score that lost a race
+    rival: Configuration | None = None  # that came closest to the winner of a race
 
     @property
     def decided(self) -> bool | None:
@@ -75,7 +75,7 @@ def recommend(
     unfinished = [group for group in configurations if not group.val and not group.dropped]
     excluded = [*describe_search(configurations), *_excluded(unfinished, dropped, evidence)]
     if winner := winner_of(configurations):
-        return _describe_winner(winner, configurations, metric)
+        return _describe_winner(winner, configurations, metric, margin)
     if len(scored) == 1:
         which = "" if all_sizes else " with the most training images"
         return _describe_only(scored[0], which, dropped, unfinished, metric, excluded)
@@ -129,16 +129,28 @@ def _describe_only(
 
 
 def _describe_winner(
-    winner: Configuration, configurations: Sequence[Configuration], metric: str
+    winner: Configuration, configurations: Sequence[Configuration], metric: str, margin: float
 ) -> Recommendation:
     settled = is_settled(configurations)
     lead = "Train" if settled else "Not decided; best so far is"
     text = f"{lead} {winner}, the winner of a race, with a validation "
     text += f"{_describe_score(winner, metric)}."
-    sentences = [text, *describe_duels(configurations)]
-    losers = [group for group in configurations if group.val and group is not winner]
-    rival = max(losers, key=lambda group: group.val.mean if group.val else 0.0, default=None)
+    sentences = [
+        text,
+        *describe_duels(configurations, margin),
+        *describe_epoch_optimism(winner),
+        *_describe_failed(configurations),
+    ]
+    rival = rival_of(winner, configurations)
     return Recommendation(" ".join(sentences), winner, winner, settled=settled, rival=rival)
+
+
+def _describe_failed(configurations: Sequence[Configuration]) -> list[str]:
+    return [
+        f"Not counted (failed): {failed} of {len(group.jobs)} jobs of {group}."
+        for group in configurations
+        if (failed := sum(job["state"] == "failed" for job in group.jobs))
+    ]
 
 
 def _decline(

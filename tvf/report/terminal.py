@@ -22,6 +22,7 @@ from tvf.records import (
     confirmed_sweep,
     count_trials_left,
     is_halving,
+    is_stopped_by_race,
     job_holder,
     read_status,
     read_sweep,
@@ -63,14 +64,18 @@ def print_result(
     _print_sync_commands(folder, started)
     paused = [row for row in started if row["state"] == "paused"]
     pruned = sum(row["state"] == "pruned" for row in started)
-    unfinished = [row for row in started if row["state"] not in ("done", "paused", "pruned")]
+    stopped = {row["folder"] for row in rows if is_stopped_by_race(row)}
+    unfinished = [
+        row
+        for row in started
+        if row["state"] not in ("done", "paused", "pruned") and row["folder"] not in stopped
+    ]
     for row in unfinished:
         print(_describe_failure(folder, row))
     if paused:
         print(f"paused: {len(paused)} of {len(rows)} jobs")
     if pruned:
         print(f"pruned by the search: {pruned} of {len(rows)} jobs")
-    stopped = {row["folder"] for row in rows if row["state"] == "stopped"}
     if stopped:
         print(f"stopped by the race: {len(stopped)} of {len(rows)} jobs")
     missing = jobs - stopped - {row["folder"] for row in started}

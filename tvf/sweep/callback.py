@@ -30,6 +30,7 @@ from tvf.records import (
     note_group,
     note_halving,
     read_configs,
+    read_race,
     read_status,
 )
 from tvf.report import print_result, watch_status
@@ -72,14 +73,15 @@ class LaunchedSweep:
     """The sweep that this process launched: its folder, and the names of its jobs' folders.
 
     `jobs` grows while a search draws them. `done_before` says that there is nothing to launch.
-    `batches` launches the jobs of a sweeper that decides on the way. `live` is the table in the
-    terminal, if any.
+    `batches` launches the jobs of a sweeper that decides on the way. `race` is what an earlier race
+    in this folder decided. `live` is the table in the terminal, if any.
     """
 
     folder: Path
     jobs: set[str]
     done_before: bool
     batches: Batches | None = None
+    race: dict[str, Any] | None = None
     live: "Live | None" = None
 
 
@@ -172,7 +174,8 @@ def finish(track: bool = True, compare: bool = True) -> bool:
         if read_status(job).get("state") == "running" and not is_running(job):
             with suppress(OSError):  # the disk may be full
                 mark_failed(job, name, STOPPED[1])
-    track = track and not sweep.done_before
+    same_race = sweep.race is not None and sweep.race == read_race(sweep.folder)
+    track = track and not sweep.done_before and not same_race
     return print_result(sweep.folder, frozenset(sweep.jobs), track, compare)
 
 
@@ -198,10 +201,11 @@ def _check_sweep(config: DictConfig) -> LaunchedSweep:
         plan = _plan_halving(config, by_name, jobs)
     race = _plan_race(config, by_name, jobs) if target == RACE else None
     check_jobs(folder, jobs)
+    raced = read_race(folder)
     _note_command(folder, jobs, same)
     _tell_changed_images(folder, jobs)
     if race:  # in the folder of a finished grid, too, it says what it decides
-        return LaunchedSweep(folder, {*jobs}, done_before=False, batches=race)
+        return LaunchedSweep(folder, {*jobs}, done_before=False, batches=race, race=raced)
     done = all(is_done(folder / name, job) for name, job in jobs.items())
     if plan is None:
         return LaunchedSweep(folder, {*jobs}, done)

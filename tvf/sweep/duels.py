@@ -123,8 +123,10 @@ class _Arena:
             for own, job in zip(rows, jobs, strict=True):
                 row = self.results[job]
                 own += [] if row is None else [row]
-            if bool(rows[0]) != bool(rows[1]):  # one has failed: it loses
-                return Meeting(champion, challenger, block + 1, None, bool(rows[1]), decided=True)
+            failed = [block + 1 - len(own) for own in rows]
+            if failed[0] != failed[1] and 2 * max(failed) > block + 1:  # most of one's have failed
+                won = failed[0] > failed[1]
+                return Meeting(champion, challenger, block + 1, None, won, decided=False)
             duel = self.compare(*rows) if rows[0] else None
             if duel and duel.decided:
                 won = (duel.better or 0.0) > 0.5
