@@ -25,9 +25,18 @@ from tvf.config import (
     starts_at_random,
 )
 from tvf.errors import InputError
+from tvf.job.kept import load_head
 from tvf.job.resources import JobContext, open_resources
-from tvf.job.setup import Frozen, Job, build_alike, build_network, build_parts
-from tvf.models import FineTuneModel, is_below
+from tvf.job.setup import (
+    Frozen,
+    Job,
+    assemble,
+    build_alike,
+    build_frozen,
+    build_network,
+    head_state,
+)
+from tvf.models import FineTuneModel
 
 # What may differ between jobs that share the rest: how heads train, and what is recorded.
 # The seed comes first: see `_is_pretrained`.
@@ -99,25 +108,28 @@ class SharedSetups:
 
     @contextmanager
     def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
-        """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`."""
+        """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`.
+
+        What they share takes none of their seconds, not even of the first one's.
+        """
         setup = shared_setup(config)
         if setup is None or setup != self._setup or not self._knows_head(config):
             self.forget()
         try:
             if self._frozen is None:
                 store = self._resources.enter_context(open_resources(config, context))
-                frozen, job = build_parts(config, context, store)
-                self._heads[config["seed"]] = _head_of(frozen.phases.model)
-                yield job
-                pipeline = frozen.phases.pipeline_of(0)
-                if setup is not None and pipeline.covers_all and _trains_head_alone(frozen):
-                    self._setup, self._frozen = setup, frozen
-            else:
-                head = self._heads[config["seed"]]
-                self._frozen.phases.model.load_state_dict(head.weights, strict=False)
-                job = build_alike(config, context, self._frozen)
-                torch.set_rng_state(head.random)
-                yield job
+                frozen = build_frozen(config, context, store)
+                if setup is None or not _trains_head_alone(frozen):
+                    yield assemble(config, context, frozen)
+                    return
+                self._heads[config["seed"]] = _draw(frozen.phases.model)
+                self._setup, self._frozen = setup, frozen
+            job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
+            load_head(job.phases.model, head.weights)
+            torch.set_rng_state(head.random)
+            yield job
+            if not self._frozen.phases.pipeline_of(0).covers_all:
+                self.forget()
         except BaseException:
             self.forget()
             raise
@@ -132,7 +144,7 @@ class SharedSetups:
             return True
         source, shared = self._frozen.source, self._frozen.phases
         _, model = build_network(config, source, shared.data)
-        drawn = _head_of(model)
+        drawn = _draw(model)
         before, now = shared.model.state_dict(), model.state_dict()
         rest = before.keys() - drawn.weights.keys()
         if not all(torch.equal(before[name], now[name]) for name in rest):
@@ -141,10 +153,9 @@ class SharedSetups:
         return True
 
 
-def _head_of(model: FineTuneModel) -> _Head:
-    state = model.state_dict()
-    heads = [f"module.{head}" for head in model.heads]
-    weights = {name: w.clone() for name, w in state.items() if is_below(name, heads)}
+def _draw(model: FineTuneModel) -> _Head:
+    """The head that has just been drawn for this model."""
+    weights = {name: value.detach().clone() for name, value in head_state(model).items()}
     return _Head(weights, torch.get_rng_state())
 
 

@@ -27,6 +27,7 @@ from tvf.job.checkpoint import Checkpoints
 from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
+from tvf.job.kept import KeptWeights
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
@@ -38,7 +39,6 @@ from tvf.models import (
     count_parameters,
     describe_model,
     load_weights,
-    save_weights,
 )
 from tvf.records import (
     JobRecord,
@@ -146,13 +146,15 @@ def train_job(
         if state is not None:
             job.costs.add_earlier(state["spent"])
 
+        kept = KeptWeights(job, record, checkpoints, best_weights)
+
         def checkpoint() -> dict[str, Any]:
             record.check_lease()
             return loop.state_dict() | {"spent": job.costs.total(), "images": images["digests"]}
 
         def save_if_due() -> None:
             if stopped() or checkpoints.due():
-                checkpoints.save(checkpoint())
+                kept.save(checkpoint())
             stop_if_asked()
 
         def stop_if_asked() -> None:
@@ -170,24 +172,25 @@ def train_job(
             after_batch=save_if_due,
         )
         if loop.is_best:  # the checkpoint was written, but not the best weights
-            _save_best(job, loop, best_weights)
+            kept.keep_best(loop)
         for epoch in loop:
             record.log(asdict(epoch))
             run.log(asdict(epoch), step=epoch.epoch)
             _log_epoch(job, epoch)
-            checkpoints.save(checkpoint())
-            if loop.is_best:  # after the checkpoint, from which these weights can be restored
-                record.check_lease()
-                _save_best(job, loop, best_weights)
+            kept.keep_epoch(loop, checkpoint)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
             if not loop.is_over:
+                if job.brief and stopped():
+                    kept.save(checkpoint())
                 stop_if_asked()
+        if job.brief and not loop.is_over:
+            kept.save(checkpoint())
     if not loop.is_over:
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
-    scores, predictions = score_job(job, loop, best_weights)
+    scores, predictions = score_job(job, loop, kept.load_best)
     pool = describe_pool(job.phases.data.train.pool)
     record.check_lease()
     write_predictions(record.folder, predictions, job.trained_on, pool)
@@ -201,18 +204,19 @@ def train_job(
 
 
 def score_job(
-    job: Job, loop: TrainingLoop, best_weights: Path
+    job: Job, loop: TrainingLoop, load_best: Callable[[int], None]
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Score validation and test with the best epoch's weights: the only use of the test images.
 
-    Returns the scores for the summary, and the predictions for each split. A job that trained on
-    the validation images scores neither: its score is that of the sweep that it repeats.
+    `load_best` gives the model the weights of that epoch. Returns the scores for the summary, and
+    the predictions for each split. A job that trained on the validation images scores neither: its
+    score is that of the sweep that it repeats.
     """
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
     phases = job.phases
     phases.fabric.barrier()  # rank 0 has written the weights
-    load_weights(phases.model, best_weights, best.epoch)
+    load_best(best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
     predictions = {}
     scored = {"val": phases.data.val, "test": phases.data.test} if len(phases.data.val) else {}
@@ -268,7 +272,8 @@ def follow_job(
         for _ in loop:
             pass
         if loop.is_over:
-            score_job(job, loop, context.folder / BEST_WEIGHTS)
+            best_weights = context.folder / BEST_WEIGHTS
+            score_job(job, loop, partial(load_weights, phases.model, best_weights))
 
 
 @contextmanager
@@ -302,12 +307,6 @@ def _share_head_phase(
             record.log(row)
             run.log(row, step=row["epoch"])
     return state
-
-
-def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
-    assert loop.best is not None
-    with job.steps.averaged():
-        save_weights(job.phases.model, path, loop.best.epoch)
 
 
 def _log_start(job: Job, state: dict[str, Any] | None) -> None:

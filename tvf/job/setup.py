@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from tvf.config import (
     NAME_WORDS,
@@ -93,19 +94,26 @@ class Job:
     head_phase: str | None
     trained_on: np.ndarray
 
+    @property
+    def brief(self) -> bool:
+        """Whether it trains only a head, on what another job has set up: in few seconds."""
+        return self.phases.shared is not None
+
 
 @dataclass(frozen=True)
 class Frozen:
-    """What jobs have in common that differ only in how they train their heads.
+    """What a job trains with, of which jobs have most in common that only train a head.
 
-    `phases` are those of the job that it was built for. `seen` are the ids of the images that its
-    initial weights were trained on.
+    `seen` are the ids of the images that its initial weights were trained on, `start` is the time
+    from which on its seconds count.
     """
 
     source: DataSource
     backbone: Backbone
     phases: JobPhases
     seen: np.ndarray
+    steps: StepOptions
+    start: float
 
 
 def build_job(
@@ -115,13 +123,13 @@ def build_job(
 
     `loaded` are its images, if another job of the process has read them.
     """
-    return build_parts(config, context, store, loaded)[1]
+    return assemble(config, context, build_frozen(config, context, store, loaded))
 
 
-def build_parts(
+def build_frozen(
     config: Config, context: JobContext, store: Store | None, loaded: DataSplits | None = None
-) -> tuple[Frozen, Job]:
-    """Build a job, and return it with what other jobs may share. Raises InputError."""
+) -> Frozen:
+    """Build what takes longest of a job: its network, images and phases. Raises InputError."""
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data: DataSplits = loaded or source.load(progress=not context.parallel, store=store)
@@ -131,7 +139,6 @@ def build_parts(
         data = data.join_val()
     backbone, model = build_network(config, source, data)
     facts, tag = _name(config, context, model)
-    log.info("%s %s", tag, _describe_images(backbone, source))
     if starts_at_random(config):
         log.warning("%s the backbone's weights are random: frozen layers have learnt nothing.", tag)
     seen = _load_checkpoint(config, backbone, data, tag)
@@ -167,8 +174,7 @@ def build_parts(
         show_progress=not context.parallel,
         tag=tag,
     )
-    frozen = Frozen(source, backbone, job_phases, seen)
-    return frozen, _assemble(config, context, frozen, steps, start)
+    return Frozen(source, backbone, job_phases, seen, steps, start)
 
 
 def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
@@ -176,10 +182,10 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
 
     The phases share their input pipeline; the head's weights are the caller's to set.
     """
-    start, shared = time.perf_counter(), frozen.phases
-    model, data = shared.model, shared.data
+    shared = frozen.phases
+    pipeline = shared.pipeline_of(0)
+    start, model, data = time.perf_counter(), shared.model, shared.data
     tag = _name(config, context, model)[1]
-    log.info("%s %s", tag, _describe_images(frozen.backbone, frozen.source))
     steps = _build_steps(config, frozen.source.batch_size, model, data)
     phases = replace(
         shared,
@@ -187,27 +193,28 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
         optimizer=_build_optimizer(config, shared.fabric, model),
         scheduler=build_part(config, "scheduler"),
         tag=tag,
-        shared=shared.pipeline_of(0),
+        shared=pipeline,
         _pipelines=[],
         _current=None,
     )
-    return _assemble(config, context, replace(frozen, phases=phases), steps, start)
+    alike = replace(frozen, phases=phases, steps=steps, start=start)
+    return assemble(config, context, alike)
 
 
-def _assemble(
-    config: Config, context: JobContext, frozen: Frozen, steps: StepOptions, start: float
-) -> Job:
-    phases = frozen.phases
-    train = phases.data.train
+def assemble(config: Config, context: JobContext, frozen: Frozen) -> Job:
+    """The job that trains with these parts."""
+    phases, train = frozen.phases, frozen.phases.data.train
+    facts, tag = _name(config, context, phases.model)
+    log.info("%s %s", tag, _describe_images(frozen.backbone, frozen.source))
     return Job(
         name=config["name"],
         epochs=config["epochs"],
-        facts=_name(config, context, phases.model)[0],
+        facts=facts,
         backbone=frozen.backbone,
         phases=phases,
-        steps=steps,
+        steps=frozen.steps,
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
-        costs=CostMeter(phases, start),
+        costs=CostMeter(phases, frozen.start),
         head_phase=_head_phase_fingerprint(config, phases),
         trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
     )
@@ -247,6 +254,16 @@ def build_network(
     if config["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
     return backbone, model
+
+
+def head_state(model: FineTuneModel) -> dict[str, Tensor]:
+    """The model's own weights and buffers of its head, under their names in its state."""
+    heads = {head: model.module.get_submodule(head) for head in model.heads}
+    return {
+        f"module.{head}.{name}": value
+        for head, layer in heads.items()
+        for name, value in layer.state_dict(keep_vars=True).items()
+    }
 
 
 def _build_augmentation(config: Config, train: Split) -> Augmentation:

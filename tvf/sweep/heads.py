@@ -5,31 +5,33 @@ raises an error costs only itself. The launcher gets what is left: all other job
 a process was training when it was killed.
 """
 
+import json
 import logging
 import logging.config
+import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import OmegaConfDumper
 
-from tvf.config import Config, explain_ignored, to_plain
-from tvf.errors import InputError
+from tvf.config import SAME
+from tvf.files import read_json
+from tvf.sweep.composing import DEFAULT_FOLDERS, CheckedJob, checked_job
 from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
+from tvf.sweep.outcome import INTERRUPTED, job_outcome
 from tvf.sweep.processes import can_fork, log_to, start_process, wait_for_all
 
 log = logging.getLogger(__name__)
 
 FEWEST = 3  # such jobs that are worth a process
-DEFAULT_FOLDERS = "${tvf.job_folder:}"
+WAITING, STARTED, ENDED = range(3)
+OUTPUT_FOLDER = "${hydra.runtime.output_dir}"  # in the settings for a job's log
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class HeadJob:
     """A job of the batch that only trains a head, and what it shares with others of its `setup`."""
 
     number: int
-    overrides: list[str]
-    backbone: str
+    checked: CheckedJob
     setup: str
 
 
@@ -48,18 +49,15 @@ def train_heads(config: DictConfig, batch: Sequence[Sequence[str]]) -> list[list
     `config` is the sweep's.
     """
     jobs = [[*overrides] for overrides in batch]
-    if not _can_share(config) or len(jobs) < FEWEST:
+    if len(jobs) < FEWEST or not _can_share(config):
         return jobs
-    heads = _find_heads(config, jobs)
-    ended: set[int] = set()
+    heads, ended = _find_heads(config, jobs), set[int]()
     while len(heads) >= FEWEST:
-        before, blamed = len(heads), set[int]()
-        for started, finished in _train(config, heads):
-            ended |= finished
-            blamed |= started - finished
-        heads = [head for head in heads if head.number not in ended | blamed]
-        if len(heads) == before:
+        states = _train(config, heads)
+        ended |= {head.number for head, state in zip(heads, states, strict=True) if state == ENDED}
+        if set(states) == {WAITING}:
             break
+        heads = [head for head, state in zip(heads, states, strict=True) if state == WAITING]
     return [overrides for number, overrides in enumerate(jobs) if number not in ended]
 
 
@@ -70,123 +68,114 @@ def _can_share(config: DictConfig) -> bool:
     job = hydra["job"]
     plain = plain and not (job["chdir"] or job["env_set"] or job["env_copy"])
     plain = plain and hydra["output_subdir"] == ".hydra" and not hydra["verbose"]
+    plain = plain and "${" not in str(hydra["job_logging"]).replace(OUTPUT_FOLDER, "")
     return plain and can_fork() and not runs_elsewhere(config.hydra.launcher)
 
 
 def _find_heads(config: DictConfig, jobs: Sequence[list[str]]) -> list[HeadJob]:
-    """The jobs that only train heads, those with the same setup next to each other."""
-    from tvf.config import validate_config  # imports torch, which `tvf --help` does not need
-    from tvf.job import shared_setup
+    """The jobs that only train heads; those with the same setup, and seed, next to each other."""
+    from tvf.job import shared_setup  # imports torch, which `tvf --help` does not need
 
-    loader, heads = GlobalHydra.instance().config_loader(), []
+    heads = []
     for number, overrides in enumerate(jobs):
-        composed = loader.load_sweep_config(config, overrides)
-        with open_dict(composed):
-            del composed["hydra"]
-        model: Any = to_plain(composed.model)
-        fraction = model.get("pct_unfreeze")
-        if fraction and not str(model.get("_target_")).endswith("TransferModel"):
-            continue
-        options = validate_config(composed)
-        setup = shared_setup(options)
-        if setup is not None:
-            heads.append(HeadJob(number, overrides, options["backbone"]["_target_"], setup))
-    order = [*dict.fromkeys(head.setup for head in heads)]
-    return sorted(heads, key=lambda head: order.index(head.setup))
+        job = checked_job(config, overrides, number)
+        if (setup := shared_setup(job.config)) is not None:
+            heads.append(HeadJob(number, job, setup))
+    order = {setup: place for place, setup in reversed([*enumerate(h.setup for h in heads)])}
+    return sorted(heads, key=lambda head: (order[head.setup], head.checked.config["seed"]))
 
 
-def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[tuple[set[int], set[int]]]:
-    """Train these jobs; for each process, the numbers of the jobs it has started and ended."""
+def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[int]:
+    """Train these jobs in as many processes as the launcher has; what became of each."""
     from tvf.job import import_libraries
 
-    import_libraries(heads[0].backbone)
+    import_libraries(heads[0].checked.config["backbone"]["_target_"])
     count = min(jobs_at_once(config.hydra.launcher), -(-len(heads) // FEWEST))
-    shares = [heads[len(heads) * i // count : len(heads) * (i + 1) // count] for i in range(count)]
     log.info("Training %d heads in %d processes.", len(heads), count)
-    with tempfile.TemporaryDirectory() as folder:
-        notes = [Path(folder, str(index)) for index in range(count)]
+    with mmap.mmap(-1, len(heads)) as states:  # memory that the processes share
         children = []
-        for share, note in zip(shares, notes, strict=True):
-            children.append(start_process(lambda s=share, n=note: _work(config, s, n), note))
+        for index in range(count):
+            share = range(len(heads) * index // count, len(heads) * (index + 1) // count)
+            work = _Worker(config, heads, share, states)
+            children.append(start_process(work.run, Path(os.devnull)))
         wait_for_all(children)
-        return [_read_note(note.with_suffix(".jobs")) for note in notes]
+        return [*states[:]]
 
 
-def _read_note(note: Path) -> tuple[set[int], set[int]]:
-    lines = note.read_text().split() if note.exists() else []
-    started = {int(line[1:]) for line in lines if line[0] == "+"}
-    return started, {int(line[1:]) for line in lines if line[0] == "-"}
+@dataclass(frozen=True)
+class _Worker:
+    """A process that trains a share of the jobs, and notes in `states` what became of each."""
+
+    config: DictConfig
+    heads: Sequence[HeadJob]
+    share: range
+    states: mmap.mmap
+
+    def run(self) -> int:
+        """Train the jobs; return the exit code."""
+        from tvf.job import SharedSetups
+
+        handlers = logging.getLogger().handlers
+        shown = (h.stream for h in handlers if type(h) is logging.StreamHandler)
+        terminal = next(shown, sys.stdout)
+        same = read_json(Path(self.config.hydra.sweep.dir, "sweep.json")).get(SAME, {})
+        with SharedSetups() as setups:
+            for place in self.share:
+                job = self.heads[place]
+                folder = same.get(job.checked.folder, job.checked.folder)
+                self.states[place] = STARTED
+                code = job_outcome(
+                    lambda j=job, f=folder: self._train(j, f, setups, terminal),
+                    lambda j=job: j.checked.config["name"],
+                )
+                if code == INTERRUPTED:
+                    return code
+                self.states[place] = ENDED
+        return 0
+
+    def _train(self, head: HeadJob, name: str, setups: Any, terminal: IO[str]) -> None:
+        """Train a job in the folder `name` as Hydra and the launcher would."""
+        from tvf.job import JobContext, run_job
+
+        record = json.loads(head.checked.record)
+        hydra = record.pop("hydra")
+        sweep = Path(hydra["runtime"]["cwd"], self.config.hydra.sweep.dir)
+        folder = sweep / name
+        hydra["job"] |= {"num": head.number, "id": str(head.number)}
+        hydra["runtime"]["output_dir"] = os.path.abspath(folder)
+        _write_record(folder / ".hydra", hydra, record)
+        _open_log(folder / "job.log", hydra, terminal)
+        if head.checked.note:
+            log.info("%s", head.checked.note)
+        workers = jobs_at_once(self.config.hydra.launcher)
+        choices = hydra["runtime"]["choices"]
+        context = JobContext(folder, sweep, workers != 1, choices, workers=workers)
+        run_job(head.checked.config, context, setups.open_job)
 
 
-def _work(config: DictConfig, share: Sequence[HeadJob], note: Path) -> int:
-    """Train the jobs of a process; note which it has started and ended."""
-    from tvf.job import SharedSetups
-
-    terminal = next(
-        (h.stream for h in logging.getLogger().handlers if type(h) is logging.StreamHandler),
-        sys.stdout,
-    )
-    loader = GlobalHydra.instance().config_loader()
-    with open(note.with_suffix(".jobs"), "w", buffering=1) as lines, SharedSetups() as setups:
-        with suppress(KeyboardInterrupt):  # between two jobs
-            for head in share:
-                print(f"+{head.number}", file=lines)
-                if not _train_one(config, loader, head, setups, terminal):
-                    break
-                print(f"-{head.number}", file=lines)
-    return 0
-
-
-def _train_one(
-    config: DictConfig, loader: ConfigLoader, head: HeadJob, setups: Any, terminal: IO[str]
-) -> bool:
-    """Train a job as Hydra and the launcher would; return whether to go on with the next."""
-    from tvf.config import validate_config
-    from tvf.job import JobContext, run_job
-
-    job = loader.load_sweep_config(config, head.overrides)
-    with open_dict(job):
-        job.hydra.job.num, job.hydra.job.id = head.number, str(head.number)
-    HydraConfig.instance().set_config(job)
-    sweep = Path(job.hydra.runtime.cwd, job.hydra.sweep.dir)
-    folder = sweep / str(job.hydra.sweep.subdir)
+def _write_record(folder: Path, hydra: dict[str, Any], config: dict[str, Any]) -> None:
+    """Write what Hydra records of a job."""
     folder.mkdir(parents=True, exist_ok=True)
-    with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
-        job.hydra.runtime.output_dir = os.path.abspath(folder)
-    HydraConfig.instance().set_config(job)
-    logging.config.dictConfig(OmegaConf.to_container(job.hydra.job_logging, resolve=True))  # type: ignore[arg-type]
-    log_to(folder / "job.log", terminal)  # type: ignore[arg-type]
-    hydra, plain = _record_overrides(job, folder / ".hydra"), job
-    context = JobContext(
-        folder=folder,
-        sweep=sweep,
-        parallel=jobs_at_once(config.hydra.launcher) != 1,
-        workers=jobs_at_once(config.hydra.launcher),
-        choices=dict(hydra.runtime.choices),
+    files = {"config": config, "hydra": {"hydra": hydra}, "overrides": hydra["overrides"]["task"]}
+    for name, content in files.items():
+        text = yaml.dump(
+            content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
+        )
+        (folder / f"{name}.yaml").write_text(text, "utf-8")
+
+
+def _open_log(path: Path, hydra: dict[str, Any], terminal: IO[str]) -> None:
+    """Log as Hydra lets a job log, and append what it prints to its log."""
+    settings = json.dumps(hydra["job_logging"]).replace(
+        OUTPUT_FOLDER, json.dumps(str(path.parent))[1:-1]
     )
-    name = str(plain.get("name"))
     try:
-        options: Config = validate_config(plain, hydra.runtime.cwd)
-        if note := explain_ignored(name, to_plain(plain.model)):
-            log.info("%s", note)
-        run_job(options, context, setups.open_job)
-    except InputError as error:
-        log.error("error: %s", error)
-    except KeyboardInterrupt:
-        log.error("%s interrupted", name)
-        return False
-    except Exception:
-        log.exception("%s failed", name)
-    return True
+        logging.config.dictConfig(json.loads(settings))
+    except ValueError as error:
+        raise error.__cause__ or error from None  # such as a full disk
+    log_to(path, terminal)  # type: ignore[arg-type]
 
 
-def _record_overrides(job: DictConfig, folder: Path) -> DictConfig:
-    """Write what Hydra records of a job; take its own settings out of `job` and return them."""
-    hydra = job.hydra
-    folder.mkdir(exist_ok=True)
-    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(hydra.overrides.task))
-    (folder / "hydra.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
-    with open_dict(job):
-        del job["hydra"]
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(job))
-    return hydra
+# OmegaConf writes text in quotes that its own numbers look like; its dumper is not in C.
+_Dumper: Any = type("_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {})
+_Dumper.add_representer(str, OmegaConfDumper.str_representer)
