@@ -9,7 +9,7 @@ for bit: the head's initial weights and torch's random state are those that it w
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from tvf.config import (
     starts_at_random,
 )
 from tvf.errors import InputError
-from tvf.job.kept import load_head
+from tvf.job.kept import copy_head, load_head
 from tvf.job.resources import JobContext, open_resources
 from tvf.job.setup import (
     Frozen,
@@ -34,9 +34,8 @@ from tvf.job.setup import (
     build_alike,
     build_frozen,
     build_network,
-    head_state,
 )
-from tvf.models import FineTuneModel
+from tvf.models import FineTuneModel, HeadFile
 
 # What may differ between jobs that share the rest: how heads train, and what is recorded.
 # The seed comes first: see `_is_pretrained`.
@@ -123,7 +122,8 @@ class SharedSetups:
                     yield assemble(config, context, frozen)
                     return
                 self._heads[config["seed"]] = _draw(frozen.phases.model)
-                self._setup, self._frozen = setup, frozen
+                frozen.phases.model.settled = True
+                self._setup, self._frozen = setup, replace(frozen, head_file=HeadFile())
             job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
             load_head(job.phases.model, head.weights)
             torch.set_rng_state(head.random)
@@ -143,7 +143,7 @@ class SharedSetups:
         if config["seed"] in self._heads:
             return True
         source, shared = self._frozen.source, self._frozen.phases
-        _, model = build_network(config, source, shared.data)
+        _, model = build_network(config, source, shared.data, known=True)
         drawn = _draw(model)
         before, now = shared.model.state_dict(), model.state_dict()
         rest = before.keys() - drawn.weights.keys()
@@ -155,8 +155,7 @@ class SharedSetups:
 
 def _draw(model: FineTuneModel) -> _Head:
     """The head that has just been drawn for this model."""
-    weights = {name: value.detach().clone() for name, value in head_state(model).items()}
-    return _Head(weights, torch.get_rng_state())
+    return _Head(copy_head(model), torch.get_rng_state())
 
 
 def _trains_head_alone(frozen: Frozen) -> bool:

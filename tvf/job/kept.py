@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tvf.job.checkpoint import Checkpoints
-from tvf.job.setup import Job, head_state
-from tvf.models import load_weights, save_weights
+from tvf.job.setup import Job
+from tvf.models import FineTuneModel, load_weights, save_weights
 from tvf.records import JobRecord
 from tvf.training import TrainingLoop
 
@@ -24,8 +24,8 @@ class KeptWeights:
 
     def __init__(self, job: Job, record: JobRecord, checkpoints: Checkpoints, path: Path) -> None:
         self._job, self._record, self._checkpoints, self._path = job, record, checkpoints, path
-        self._held: dict[str, Tensor] = {}
-        self._held_epoch: int | None = None  # that is not in the file yet
+        self._best: tuple[int, dict[str, Tensor]] | None = None  # the epoch, and its head
+        self._written = True
 
     def keep_epoch(self, loop: TrainingLoop, state: Callable[[], dict[str, Any]]) -> None:
         """Keep an epoch that has ended. `state` returns what a checkpoint holds."""
@@ -40,41 +40,54 @@ class KeptWeights:
         """Keep the weights that the model has now."""
         assert loop.best is not None
         with self._job.steps.averaged():
-            if self._job.brief:
-                head = head_state(self._job.phases.model)
-                self._held = {name: value.detach().clone() for name, value in head.items()}
-                self._held_epoch = loop.best.epoch
+            if self._job.head_file is None:
+                self._record.check_lease()
+                save_weights(self._job.phases.model, self._path, loop.best.epoch)
             else:
-                self._write(loop.best.epoch)
+                self._best, self._written = (
+                    (loop.best.epoch, copy_head(self._job.phases.model)),
+                    False,
+                )
 
     def save(self, state: dict[str, Any]) -> None:
         """Save a checkpoint, after the best weights that it relies on."""
-        if self._held_epoch is not None:
-            model = self._job.phases.model
-            current = {name: value.detach().clone() for name, value in head_state(model).items()}
-            load_head(model, self._held)
-            self._write(self._held_epoch)
-            load_head(model, current)
+        self._write()
         self._checkpoints.save(state)
 
     def load_best(self, epoch: int) -> None:
         """Give the model the weights of the best epoch, which are in the file from here on."""
-        model = self._job.phases.model
-        if self._held:
-            load_head(model, self._held)
-            if self._held_epoch is not None:
-                self._write(epoch)
+        self._write()
+        if self._best is None:
+            load_weights(self._job.phases.model, self._path, epoch)
         else:
-            load_weights(model, self._path, epoch)
+            load_head(self._job.phases.model, self._best[1])
 
-    def _write(self, epoch: int) -> None:
+    def _write(self) -> None:
+        if self._written or self._best is None or self._job.head_file is None:
+            return
         self._record.check_lease()
-        save_weights(self._job.phases.model, self._path, epoch)
-        self._held_epoch = None
+        epoch, head = self._best
+        self._job.head_file.save(self._job.phases.model, head, self._path, epoch)
+        self._written = True
 
 
-def load_head(model: Any, weights: dict[str, Tensor]) -> None:
-    """Give the model's head these weights, as `head_state` has them."""
+def copy_head(model: FineTuneModel) -> dict[str, Tensor]:
+    """A copy of the head's weights, by their names in the model's state."""
+    return {name: value.detach().clone() for name, value in _head_state(model).items()}
+
+
+def load_head(model: FineTuneModel, head: dict[str, Tensor]) -> None:
+    """Give the model such weights."""
     with torch.no_grad():
-        for name, value in head_state(model).items():
-            value.copy_(weights[name])
+        for name, value in _head_state(model).items():
+            value.copy_(head[name])
+
+
+def _head_state(model: FineTuneModel) -> dict[str, Tensor]:
+    """The model's own weights and buffers of its head, under their names in its state."""
+    heads = {head: model.module.get_submodule(head) for head in model.heads}
+    return {
+        f"module.{head}.{name}": value
+        for head, layer in heads.items()
+        for name, value in layer.state_dict(keep_vars=True).items()
+    }

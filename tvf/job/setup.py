@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from tvf.config import (
     NAME_WORDS,
@@ -44,6 +43,7 @@ from tvf.metrics import metric_of
 from tvf.models import (
     Backbone,
     FineTuneModel,
+    HeadFile,
     LoraModel,
     check_network,
     load_checkpoint,
@@ -80,7 +80,7 @@ class Job:
 
     `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
     can share it. `trained_on` are the ids of the images that its weights have seen, those of its
-    origin included.
+    origin included. `head_file` writes the weights of jobs that only train a head of one network.
     """
 
     name: str
@@ -93,11 +93,12 @@ class Job:
     costs: CostMeter
     head_phase: str | None
     trained_on: np.ndarray
+    head_file: HeadFile | None = None
 
     @property
     def brief(self) -> bool:
         """Whether it trains only a head, on what another job has set up: in few seconds."""
-        return self.phases.shared is not None
+        return self.head_file is not None
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Frozen:
     seen: np.ndarray
     steps: StepOptions
     start: float
+    head_file: HeadFile | None = None
 
 
 def build_job(
@@ -217,6 +219,7 @@ def assemble(config: Config, context: JobContext, frozen: Frozen) -> Job:
         costs=CostMeter(phases, frozen.start),
         head_phase=_head_phase_fingerprint(config, phases),
         trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
+        head_file=frozen.head_file,
     )
 
 
@@ -238,11 +241,13 @@ def open_job(
 
 
 def build_network(
-    config: Config, source: DataSource, data: DataSplits
+    config: Config, source: DataSource, data: DataSplits, *, known: bool = False
 ) -> tuple[Backbone, FineTuneModel]:
+    """Draw the network of a job; `known` ones that differ only in weights need no check."""
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
-    check_network(backbone, source.image_size, len(data.classes))
+    if not known:
+        check_network(backbone, source.image_size, len(data.classes))
     model = build_part(config, "model", backbone=backbone)
     if isinstance(model, LoraModel):
         model.leave_out_unused(backbone, source.image_size)
@@ -254,16 +259,6 @@ def build_network(
     if config["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
     return backbone, model
-
-
-def head_state(model: FineTuneModel) -> dict[str, Tensor]:
-    """The model's own weights and buffers of its head, under their names in its state."""
-    heads = {head: model.module.get_submodule(head) for head in model.heads}
-    return {
-        f"module.{head}.{name}": value
-        for head, layer in heads.items()
-        for name, value in layer.state_dict(keep_vars=True).items()
-    }
 
 
 def _build_augmentation(config: Config, train: Split) -> Augmentation:

@@ -44,6 +44,7 @@ from tvf.models.lora import LoraModel, check_lora
 from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
 from tvf.models.weights import (
+    HeadFile,
     check_not_own_weights,
     find_weights,
     is_readable,
@@ -60,6 +61,7 @@ __all__ = [
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
+    "HeadFile",
     "LoraModel",
     "NormModel",
     "Selection",
