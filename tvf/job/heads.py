@@ -112,7 +112,7 @@ class SharedSetups:
         What they share takes none of their seconds, not even of the first one's.
         """
         setup = shared_setup(config)
-        if setup is None or setup != self._setup or not self._knows_head(config):
+        if setup is None or setup != self._setup or not self._can_share(config):
             self.forget()
         try:
             if self._frozen is None:
@@ -128,11 +128,15 @@ class SharedSetups:
             load_head(job.phases.model, head.weights)
             torch.set_rng_state(head.random)
             yield job
-            if not self._frozen.phases.pipeline_of(0).covers_all:
+        except BaseException as error:
+            if self._frozen is None or not isinstance(error, InputError):  # a head that diverged
                 self.forget()
-        except BaseException:
-            self.forget()
             raise
+
+    def _can_share(self, config: Config) -> bool:
+        """Whether the store still has what the last job read from it, and the head is known."""
+        assert self._frozen is not None
+        return self._frozen.phases.pipeline_of(0).covers_all and self._knows_head(config)
 
     def _knows_head(self, config: Config) -> bool:
         """Draw the head of a job with this seed, as it would be in a process of its own.
