@@ -169,11 +169,14 @@ def read_grid(folder: Path) -> Grid:
     return Grid(jobs)
 
 
-def train_grid(task: Task, folder: Path, store: Path) -> None:
-    """Train what is missing of a task's grid; SystemExit if that fails."""
-    fractions = f"model.pct_unfreeze={','.join(f'{fraction:g}' for fraction in FRACTIONS)}"
+GRID = ["model=finetune", f"model.pct_unfreeze={','.join(f'{each:g}' for each in FRACTIONS)}"]
+PROBE = ["model=probe"]
+
+
+def train(what: list[str], task: Task, folder: Path, store: Path) -> None:
+    """Train what is missing of a task's grid, or its probes; SystemExit if that fails."""
     folds = ["data.folds=5", f"data.fold={','.join(map(str, FOLDS))}"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "model=finetune", fractions, *folds]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *what, *folds]
     command += [
         "tracker=none",
         "hydra/launcher=local",
@@ -208,20 +211,24 @@ def main() -> None:
     parser.add_argument("--trained", action="store_true", help="train nothing more")
     options = parser.parse_args()
     found: dict[str, list[Answer]] = defaultdict(list)
-    print(f"| task | {' | '.join(f'{each:g}' for each in FRACTIONS)} | best on test |")
-    print(f"|---|{'---|' * len(FRACTIONS)}---|")
+    columns = [*(f"{each:g}" for each in FRACTIONS), "probe", "probe, test", "best fraction, test"]
+    print(f"| task | {' | '.join(columns)} |")
+    print(f"|---|{'---|' * len(columns)}")
     for task in make_tasks(options.folder):
         place = options.folder / "sweeps" / task.name.replace(", ", "-").replace(" ", "")
         sweep = place / "grid"
         if not task.name.startswith(tuple(options.only)):
             continue
         if not options.trained:
-            train_grid(task, sweep, options.folder / "store")
+            train(GRID, task, sweep, options.folder / "store")
+            train(PROBE, task, place / "probe", options.folder / "store")
         elif len([*sweep.glob("*/summary.json")]) < len(FRACTIONS) * len(FOLDS):
             continue
         grid = read_grid(sweep)
-        scores = " | ".join(f"{grid.score(fraction):.1f}" for fraction in FRACTIONS)
-        print(f"| {task.name} | {scores} | {grid.best('test'):g} |", flush=True)
+        scores = [grid.score(fraction) for fraction in FRACTIONS]
+        scores += [_probe_score(place / "probe", split) for split in ("val", "test")]
+        scores += [grid.score(grid.best(), "test")]
+        print(f"| {task.name} | {' | '.join(f'{each:.1f}' for each in scores)} |", flush=True)
         of_task: dict[str, list[Answer]] = defaultdict(list)
         advice = take_advice(task, place / "advice.json", options.folder / "store")
         for way, answer in answers(grid, advice):
@@ -238,6 +245,13 @@ def main() -> None:
             f"| {way} | {mean.regret:.2f} | {worst:.2f} | {within} of {len(each)} "
             f"| {mean.test_regret:.2f} | {cost:.0%} |"
         )
+
+
+def _probe_score(folder: Path, split: str) -> float:
+    """The mean score of a task's probes on its folds, in points."""
+    rows = [row for row in read_jobs(folder) if row["state"] == "done"]
+    key = f"{split}_{METRICS[rows[0]['metric']]}"
+    return 100 * fmean(row[key] for row in rows)
 
 
 def _mean(several: Sequence[Answer]) -> Answer:

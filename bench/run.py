@@ -35,6 +35,7 @@ REFERENCE_EPOCHS = 2  # measured per reference loop; their median is used for ev
 COMMON = ("data.image_size=128", "data.split_by=cell", "tracker=none")
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 SEEDS, RATES = "seed=1,2,3", "optimizer.lr=3e-4,1e-3,3e-3"
+GRID = ("-m", "model.pct_unfreeze=0,0.25,0.5,1.0", "data.folds=5", "data.fold=0,1,2,3,4")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ ROWS = {
         aims=(3.5, 2.2),
         epochs=4,
     ),
+    "folds": Row(
+        name="fractions 0, 0.25, 0.5, 1.0 × 5 folds",
+        arguments=GRID,
+        jobs=dict.fromkeys(FRACTIONS, 5),
+        aims=None,
+        epochs=4,
+    ),
+    "heads": Row(
+        name="head only, 200 jobs (20 seeds × 10 learning rates)",
+        arguments=(
+            "-m",
+            "model=transfer",
+            f"seed={','.join(map(str, range(1, 21)))}",
+            f"optimizer.lr={','.join(f'{1e-4 * 2**power:g}' for power in range(10))}",
+        ),
+        jobs={0.0: 200},
+        aims=None,
+        epochs=3,
+    ),
     "bf16": Row(
         name="fractions 0, 0.25, 0.5, 1.0 × 1 seed, bf16",
         arguments=(
@@ -120,13 +140,15 @@ Kind = tuple[str, float, str, bool]  # a kind of reference run: style, fraction,
 class Measured:
     """Seconds of tvf's commands by row, and the output of the reference loops by kind.
 
-    `pairs` are runs of two loops at once, with one thread each.
+    `pairs` are runs of two loops at once, with one thread each. `ways` are seconds of commands that
+    say which fraction to train without the grid of the row "folds".
     """
 
     tvf: dict[str, list[float]] = field(default_factory=dict)
     warm: dict[str, list[float]] = field(default_factory=dict)
     references: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
     pairs: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
+    ways: dict[str, float] = field(default_factory=dict)
 
 
 def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, Any]]:
@@ -166,28 +188,38 @@ def run_reference(kind: Kind, epochs: int, at_once: int = 1) -> list[dict[str, A
 def run_tvf(row: Row, store: Path, folder: Path) -> float:
     """Run one tvf command; return its seconds, projected to all epochs if it ran fewer."""
     mode = "sweep" if "-m" in row.arguments else "run"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *row.arguments,
-        *COMMON,
-        f"epochs={row.run_epochs or row.epochs}",
-        f"hydra.{mode}.dir={folder}",
-    ]
-    start = time.perf_counter()
-    subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TVF_STORE": str(store)},
-    )
-    seconds = time.perf_counter() - start
+    epochs = f"epochs={row.run_epochs or row.epochs}"
+    command = ["train", *row.arguments, *COMMON, epochs, f"hydra.{mode}.dir={folder}"]
+    seconds = time_tvf(command, store)
     print(f"tvf {row.name}: {seconds:.1f} s", flush=True)
     if row.run_epochs:
         epoch_seconds = median(epoch["epoch_seconds"] for epoch in read_epochs(folder))
         seconds += (row.epochs - row.run_epochs) * epoch_seconds
     return seconds
+
+
+def time_tvf(arguments: list[str], store: Path) -> float:
+    """Seconds of a whole tvf command that uses this store."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "tvf", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TVF_STORE": str(store)},
+    )
+    return time.perf_counter() - start
+
+
+def time_ways(epochs: int, work: Path) -> dict[str, float]:
+    """Seconds of a race instead of the grid, and of advice, each with an empty store."""
+    race = ["train", *GRID, "hydra/sweeper=race", f"hydra.sweep.dir={work / 'race'}"]
+    shared = [*COMMON, f"epochs={epochs}"]
+    return {
+        "`hydra/sweeper=race`": time_tvf([*race, *shared], work / "store-race"),
+        "`tvf advise`": time_tvf(["advise", "data.folds=5", *shared], work / "store-advise"),
+    }
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
@@ -217,6 +249,8 @@ def measure(rows: dict[str, Row], work: Path) -> Measured:
             if row.rounds > 1:
                 warm = run_tvf(row, store, work / key / f"warm-{number}")
                 measured.warm.setdefault(key, []).append(warm)
+    if "folds" in rows:
+        measured.ways = time_ways(rows["folds"].epochs, work)
     return measured
 
 
@@ -420,6 +454,13 @@ def render_results(rows: dict[str, Row], measured: Measured, work: Path) -> str:
     warm = [f"{rows[key].name} {median(seconds):.0f} s" for key, seconds in measured.warm.items()]
     if warm:
         lines += ["", f"With a warm store: {', '.join(warm)}."]
+    if measured.ways:
+        grid = median(measured.tvf["folds"])
+        ways = [
+            f"{way} {seconds:.0f} s ({seconds / grid:.0%})"
+            for way, seconds in measured.ways.items()
+        ]
+        lines += ["", f"Instead of the grid of 5 folds: {', '.join(ways)}."]
     if "sweep" in rows:
         folder = work / "sweep" / "cold-0"
         lines += ["", "## Scores after two epochs (validation accuracy, the better epoch)", ""]

@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tvf.advise.probes import (
-    PENALTIES,
-    best_scale,
-    classify_by_neighbours,
-    fit_ridge,
-    join_depths,
-)
+from tvf.advise.probes import classify_by_neighbours, join_depths
+from tvf.models.ridge import PENALTIES, best_scale, fit_ridge
 
 CLASSES = 3
 

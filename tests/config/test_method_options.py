@@ -72,7 +72,7 @@ def test_every_method_has_its_own_choice_and_fraction() -> None:
     for choice in choices:
         model = to_plain(compose_once(f"model={choice}").model)
         assert method_of(model).choice == choice
-        assert known_fraction(model) == (0 if choice == "transfer" else 0.5)
+        assert known_fraction(model) == (0 if choice in ("transfer", "probe") else 0.5)
     assert method_of({"_target_": "mine.Model"}).choice == "finetune"
     assert method_of({"_target_": "mine.MyTransferModel"}).choice == "transfer"
 

@@ -13,9 +13,10 @@ from helpers import small_backbone
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
 from tvf.files import BEST_WEIGHTS
+from tvf.job.probe_start import start_from_ridge
 from tvf.job.run import run_job
 from tvf.job.setup import build_job
-from tvf.models import FineTuneModel, load_weights
+from tvf.models import FineTuneModel, ProbeModel, best_scale, fit_ridge, load_weights
 from tvf.records import read_predictions, write_manifest
 from tvf.store import Store
 
@@ -24,6 +25,7 @@ TARGETS = {
     "bitfit": {"_target_": "tvf.models.BitFitModel"},
     "norm": {"_target_": "tvf.models.NormModel"},
     "finetune": {"_target_": "tvf.models.FineTuneModel"},
+    "probe": {"_target_": "tvf.models.ProbeModel"},
 }
 EMA = {"_target_": "tvf.training.ExponentialMovingAverage", "decay": 0.9}
 
@@ -60,6 +62,7 @@ def _run(tmp_path: Path, name: str, config: dict[str, Any]) -> Path:
         ),
         pytest.param("norm", {"optimizer__l2_sp": 0.5}, marks=pytest.mark.slow),
         ("finetune", {"optimizer__l2_sp": 0.5}),
+        ("probe", {"average": EMA}),
     ],
 )
 def test_a_resumed_job_equals_a_whole_one(
@@ -78,7 +81,8 @@ def test_a_resumed_job_equals_a_whole_one(
 
 
 @pytest.mark.parametrize(
-    "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("bitfit", "norm"))]
+    "method",
+    ["lora", "probe", *(pytest.param(m, marks=pytest.mark.slow) for m in ("bitfit", "norm"))],
 )
 def test_cached_epochs_equal_uncached_ones(tmp_path: Path, method: str) -> None:
     half = {"model": _config(tmp_path, method)["model"] | {"pct_unfreeze": 0.5}}
@@ -113,6 +117,35 @@ def test_what_is_saved_is_an_ordinary_network_with_the_recorded_predictions(
     assert summary(folder)["val_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
     sizes = [p.numel() for p in plain.parameters()]
     assert summary(folder)["total_params"] == sum(sizes) > summary(folder)["trainable_params"]
+
+
+def test_a_probe_begins_with_ridge_regression_on_its_training_images(tmp_path: Path) -> None:
+    """Its head is that of the normal equations on standardised inputs, up to the logits' scale."""
+    config = _config(tmp_path, "probe")
+    job = build_job(config, small_context(tmp_path), None)
+    start_from_ridge(job.phases)
+    model: Any = job.phases.model.eval()
+    seen: list[torch.Tensor] = []
+    model.probe.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        logits = model(DATA.train.pixels(np.arange(len(DATA.train))))
+    x = seen[0].double()
+    mean, spread = model.probe.standardise(x)
+    labels = DATA.train.labels
+    ridge = fit_ridge((x - mean) / spread, labels, len(DATA.classes), standardise=False)
+    expected = ridge((x - mean) / spread) * best_scale(ridge.left_out, labels)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_is_loaded_with_the_predictions_that_it_recorded(tmp_path: Path) -> None:
+    folder = _run(tmp_path, "job", _config(tmp_path, "probe"))
+    probe = ProbeModel(small_backbone(), DATA.train.pixels(np.arange(1)).shape[-1]).eval()
+    load_weights(probe, folder / BEST_WEIGHTS, summary(folder)["best_epoch"])
+    with torch.no_grad():
+        logits = probe(DATA.test.pixels(np.arange(len(DATA.test)))).numpy()
+    predicted = read_predictions(folder)["test"].logits
+    np.testing.assert_allclose(logits, predicted, rtol=1e-5, atol=1e-5)
+    assert summary(folder)["unfrozen_groups"] == []
 
 
 @pytest.mark.slow

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths
 from tvf.advise.gradients import relative_gradients, set_head
-from tvf.advise.probes import classify_by_neighbours, fit_ridge, join_depths
+from tvf.advise.probes import classify_by_neighbours, join_depths
 from tvf.advise.trials import Trial, run_trial, score_trials, take, within_margin
 from tvf.config import Config, is_transfer
 from tvf.data import DataSplits
 from tvf.errors import InputError
 from tvf.job import Job, JobContext, explain_memory, open_job
 from tvf.metrics import METRICS, metric_of
-from tvf.models import Backbone
+from tvf.models import Backbone, fit_ridge
 from tvf.training import compute_scores
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)

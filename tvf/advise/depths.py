@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tvf.frontier import InputPipeline
-from tvf.models import Backbone, Group, is_below
+from tvf.models import Backbone, output_layers, pooled_dimensions
 
 HEAD_INPUT = "input of the head"
 
@@ -33,7 +33,11 @@ def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int)
     groups whose layers are not called as modules, or whose output is no map, tokens or vector, and
     those whose pooled output is what the head reads.
     """
-    taps = [(group.name, output_layers(backbone.module, group)) for group in backbone.groups[::-1]]
+    layer = backbone.module.get_submodule
+    taps = [
+        (group.name, [*map(layer, output_layers(backbone.module, group))])
+        for group in backbone.groups[::-1]
+    ]
     found = [_pass(pipeline, split, backbone, taps, batch_size) for split in ("train", "val")]
     train, val = found
     read = train.get(HEAD_INPUT)
@@ -44,33 +48,15 @@ def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int)
     ]
 
 
-def output_layers(module: nn.Module, group: Group) -> list[nn.Module]:
-    """The largest layers all of whose parameters are in `group`; the last to run is its output."""
-    names, found = set(group.parameters), {}
-    for path, layer in module.named_modules():
-        own = {name for name, _ in layer.named_parameters(prefix=path)}
-        if own and own <= names and not is_below(path, found):
-            found[path] = layer
-    return [*found.values()]
-
-
 def pool(output: object) -> Tensor | None:
-    """The mean of a layer's output over space or tokens, float32 [N, width]; None if it has none.
-
-    Maps are [N, width, H, W], or [N, H, W, width] where H = W and width differs; tokens are
-    [N, tokens, width].
-    """
+    """A layer's output, its mean over space or tokens, float32 [N, width]; None if it has none."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point():
+    dimensions = pooled_dimensions(output)
+    if dimensions is None or not isinstance(output, Tensor):
         return None
     output = output.detach().float()
-    if output.ndim == 4:
-        _, a, b, c = output.shape
-        return output.mean((1, 2)) if a == b != c else output.mean((2, 3))
-    if output.ndim == 3:
-        return output.mean(1)
-    return output if output.ndim == 2 else None
+    return output.mean(dimensions) if dimensions else output
 
 
 def _pass(

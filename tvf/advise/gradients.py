@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tvf.advise.probes import Ridge, best_scale
 from tvf.frontier import EpochInputs
-from tvf.models import Backbone, FineTuneModel, preserve_freezing
+from tvf.models import Backbone, FineTuneModel, Ridge, best_scale, preserve_freezing
 
 
 def set_head(backbone: Backbone, probe: Ridge, labels: Tensor) -> bool:

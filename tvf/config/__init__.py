@@ -47,6 +47,7 @@ from tvf.config.methods import (
     OWN_MODELS,
     Method,
     is_lora,
+    is_probe,
     is_transfer,
     method_of,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "head_phase_config",
     "ignored_options",
     "is_lora",
+    "is_probe",
     "is_transfer",
     "job_folder",
     "job_name",

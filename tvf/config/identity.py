@@ -438,7 +438,7 @@ def explain_ignored(name: str, model: Config) -> str | None:
     given = [key for key in ignored_options(model) if model.get(key) is not None]
     if not given:
         return None
-    reason = "model=transfer trains only the head"
+    reason = f"model={method_of(model).choice} trains only the head"
     if not is_transfer(model):
         named = "train" if model.get("train") is not None else "groups"
         reason = f"model.{named} selects what trains"

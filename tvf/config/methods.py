@@ -33,6 +33,7 @@ class Method:
 
 FINETUNE = Method("finetune", "fine-tuning")
 TRANSFER = Method("transfer", "transfer-learning")
+PROBE = Method("probe", "probe", "with a probe of all depths")
 METHODS = {
     "tvf.models.FineTuneModel": FINETUNE,
     "tvf.models.TransferModel": TRANSFER,
@@ -41,13 +42,19 @@ METHODS = {
     "tvf.models.NormModel": Method(
         "norm", "norm", "with normalisation alone", "by their normalisation layers alone"
     ),
+    "tvf.models.ProbeModel": PROBE,
 }
 OWN_MODELS = tuple(METHODS)
 
 
 def is_transfer(model: Config) -> bool:
     """Whether the node `model` trains the head alone, and so ignores SELECTION."""
-    return str(model["_target_"]).endswith("TransferModel")
+    return method_of(model) in (TRANSFER, PROBE)
+
+
+def is_probe(model: Config) -> bool:
+    """Whether the node `model` is a probe, whose head reads all depths of a frozen network."""
+    return method_of(model) == PROBE
 
 
 def is_lora(model: Config) -> bool:

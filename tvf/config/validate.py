@@ -5,6 +5,7 @@ This way a sweep is rejected as a whole, before its first job trains.
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tvf.config.methods import (
     ADAPTERS,
     ignores_adapters,
     is_lora,
+    is_probe,
     is_transfer,
     method_of,
     refuses_names,
@@ -104,6 +106,12 @@ READ_AS_WEIGHTS: tuple[str, ...] = ("image_size", "interpolation")
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
 
 
+def supplied_by_code(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The arguments that the code passes to the target of a node."""
+    supplied = SUPPLIED_BY_CODE.get(name, ())
+    return (*supplied, "image_size") if name == "model" and is_probe(config[name]) else supplied
+
+
 def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[str, Any]:
     """The resolved config as plain data, with every key and every value checked.
 
@@ -115,8 +123,8 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
     command_folder = command_folder or os.getcwd()
     resolve_places(config, command_folder, needed=True)
     for name in NODES:
-        supplied, known = SUPPLIED_BY_CODE.get(name, ()), JOB_OPTIONS.get(name, ())
-        check_node(target_node(config, name), name, supplied, known)
+        known = JOB_OPTIONS.get(name, ())
+        check_node(target_node(config, name), name, supplied_by_code(config, name), known)
     _normalise_model(config["model"])
     if config["model"].get("init_from") is not None and own_checkpoint(config) is not None:
         raise InputError(
@@ -208,6 +216,11 @@ def _normalise_model(model: dict[str, Any]) -> None:
         require_choice("model.unit", model["unit"], UNITS)
     if model.get("frozen_bn") is not None:
         require_choice("model.frozen_bn", model["frozen_bn"], FROZEN_BN_OPTIONS)
+        if is_probe(model) and model["frozen_bn"] == "batch":
+            raise InputError(
+                "model.frozen_bn=batch must be eval or recalibrate with model=probe, whose network "
+                "is never in training mode."
+            )
     if model.get("head_dropout") is not None:
         check_dropout(model["head_dropout"])
     if is_lora(model) and not ignores_adapters(model):
@@ -260,6 +273,12 @@ def _check_parts(config: dict[str, Any]) -> None:
         raise InputError(
             "optimizer.l2_sp must be null with model=lora, whose layers keep their weights: "
             "optimizer.weight_decay already pulls the adapters towards adding nothing."
+        )
+    devices = config["fabric"].get("devices")
+    if is_probe(config["model"]) and isinstance(devices, int) and devices > 1:
+        raise InputError(
+            f"fabric.devices={devices} must be 1 with model=probe: a head on frozen layers needs "
+            "no more."
         )
     head_alone = is_transfer(config["model"]) or config["model"].get("pct_unfreeze") == 0
     build_phases(config, groups=0 if head_alone else 1)

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tvf.config import OWN_MODELS, backbone_content, modern_node
+from tvf.config import OWN_MODELS, backbone_content, is_probe, modern_node
 from tvf.distributed import library_versions
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, MODEL_CARD, printable, read_json
@@ -30,6 +30,7 @@ from tvf.inference.trust import import_own, names_code
 from tvf.models import (
     Backbone,
     FineTuneModel,
+    ProbeModel,
     efficientnet_lite0,
     efficientnet_lite1,
     efficientnet_lite2,
@@ -278,6 +279,8 @@ def _build_model(
 ) -> FineTuneModel:
     node = modern_node(config.get("model") or {})
     target = str(node.get("_target_"))
+    if is_probe(node):
+        return ProbeModel(backbone, config["data"]["image_size"])
     if target in OWN_MODELS:  # what trained does not matter any more
         return FineTuneModel(backbone, 0.0)
     options = {

@@ -20,6 +20,7 @@ from tvf.config import (
     Config,
     build_part,
     build_phases,
+    is_probe,
     known_fraction,
     own_checkpoint,
     starts_at_random,
@@ -47,7 +48,7 @@ TVFS = ("model", "backbone", "data", "augment", "store", "tracker")  # must be t
 def shared_setup(config: Config) -> str | None:
     """What jobs must have in common to share it; None for a job that does not only train a head.
 
-    Such a job runs on the CPU, in one process, and does not mix images.
+    Such a job runs on the CPU, in one process, and does not mix images. Probes start differently.
     """
     own = all(_is_ours(config[part].get("_target_")) for part in TVFS)
     if not own or config["model"]["_target_"] not in OWN_MODELS:
@@ -55,7 +56,7 @@ def shared_setup(config: Config) -> str | None:
     cpu = config["fabric"].get("accelerator") == "cpu" or not torch.cuda.is_available()
     alone = config["fabric"].get("devices") == 1 and cpu
     stored = config["store"].get("mode") != "off" and config["refit_epochs"] is None
-    if not (alone and stored) or known_fraction(config["model"]) != 0:
+    if is_probe(config["model"]) or not (alone and stored) or known_fraction(config["model"]) != 0:
         return None
     try:
         if len(build_phases(config, 0)) > 1 or build_part(config, "mix") is not None:

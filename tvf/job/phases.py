@@ -68,7 +68,7 @@ class JobPhases:
         self.model.unfreeze(phase.groups)
         if len(self.phases) > 1:
             self._log_phase(index)
-        pipeline = self._open(index)
+        pipeline = self.pipeline_of(index) if previous is None else self._open(index)
         head, groups = self.model.head_parameters(), self.model.unfrozen_parameters()
         optimizer = self.optimizer(head, groups, phase.lr, phase.backbone_lr)
         if previous is not None:

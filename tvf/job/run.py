@@ -28,6 +28,7 @@ from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
 from tvf.job.kept import KeptWeights
+from tvf.job.probe_start import start_from_ridge
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
@@ -162,6 +163,10 @@ def train_job(
                 log.info("%s was asked to stop: its checkpoint is kept.", tag)
                 raise KeyboardInterrupt
 
+        if state is None and job.from_ridge:
+            start_from_ridge(job.phases)
+            if job.steps.average:
+                job.steps.average.reset()
         loop = TrainingLoop(
             job.phases.fabric,
             job.phases.model,

@@ -25,6 +25,7 @@ from tvf.config import (
     flatten,
     head_phase_config,
     is_lora,
+    is_probe,
     is_transfer,
     name_value,
     own_checkpoint,
@@ -45,6 +46,7 @@ from tvf.models import (
     FineTuneModel,
     HeadFile,
     LoraModel,
+    ProbeModel,
     check_network,
     load_checkpoint,
     load_initial_weights,
@@ -79,8 +81,9 @@ class Job:
     """Everything that a job trains with, and the facts for its summary.
 
     `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
-    can share it. `trained_on` are the ids of the images that its weights have seen, those of its
-    origin included. `head_file` writes the weights of jobs that only train a head of one network.
+    can share it. `from_ridge` says that its head starts from ridge regression. `trained_on` are the
+    ids of the images that its weights have seen, those of its origin included. `head_file` writes
+    the weights of jobs that only train a head of one network.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Job:
     loop: LoopOptions
     costs: CostMeter
     head_phase: str | None
+    from_ridge: bool
     trained_on: np.ndarray
     head_file: HeadFile | None = None
 
@@ -218,6 +222,7 @@ def assemble(config: Config, context: JobContext, frozen: Frozen) -> Job:
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
         costs=CostMeter(phases, frozen.start),
         head_phase=_head_phase_fingerprint(config, phases),
+        from_ridge=isinstance(phases.model, ProbeModel) and not config["model"].get("init_from"),
         trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
         head_file=frozen.head_file,
     )
@@ -248,7 +253,8 @@ def build_network(
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
     if not known:
         check_network(backbone, source.image_size, len(data.classes))
-    model = build_part(config, "model", backbone=backbone)
+    reads = {"image_size": source.image_size} if is_probe(config["model"]) else {}
+    model = build_part(config, "model", backbone=backbone, **reads)
     if isinstance(model, LoraModel):
         model.leave_out_unused(backbone, source.image_size)
     batchwise = needs_batches(model.train()) or config["model"].get("frozen_bn") == "recalibrate"
@@ -313,9 +319,10 @@ def _build_siblings(
     """The unfinished jobs of the sweep whose images pass through the same frozen layers."""
     configs = sibling_configs(context.sweep, config) if context.sweep else []
     by_model: dict[str, list[Config]] = {}
+    probed = is_probe(config["model"])  # whose network is not that of other models
     for other in configs:
         # A user's own class might do anything to the backbone that it is built over.
-        if other["model"]["_target_"] in OWN_MODELS:
+        if other["model"]["_target_"] in OWN_MODELS and is_probe(other["model"]) == probed:
             by_model.setdefault(json.dumps(other["model"], sort_keys=True), []).append(other)
     siblings = []
     with preserve_freezing(model):
@@ -323,7 +330,9 @@ def _build_siblings(
             try:
                 node = alike[0]["model"]
                 extra = {"adapt": False} if is_lora(node) else {}
-                other = build_part({"model": node}, "model", backbone=backbone, **extra)
+                other = model
+                if not probed:
+                    other = build_part({"model": node}, "model", backbone=backbone, **extra)
                 siblings.append(Sibling(other, _phases_of(alike, len(other.trained_groups))))
             except InputError:  # for the other job to report
                 continue

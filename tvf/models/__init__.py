@@ -43,6 +43,8 @@ from tvf.models.groups import (
 from tvf.models.lora import LoraModel, check_lora
 from tvf.models.made_for import images_made_for
 from tvf.models.network_check import check_network
+from tvf.models.probe import ProbeModel, output_layers, pooled_dimensions
+from tvf.models.ridge import Ridge, best_scale, column_spread, fit_ridge
 from tvf.models.weights import (
     HeadFile,
     check_not_own_weights,
@@ -64,10 +66,13 @@ __all__ = [
     "HeadFile",
     "LoraModel",
     "NormModel",
+    "ProbeModel",
+    "Ridge",
     "Selection",
     "TransferModel",
     "UNITS",
     "adapter_parameters",
+    "best_scale",
     "check_checkpoint",
     "check_direction",
     "check_dropout",
@@ -78,12 +83,14 @@ __all__ = [
     "check_not_own_weights",
     "check_patterns",
     "check_selection",
+    "column_spread",
     "count_parameters",
     "describe_model",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
     "find_weights",
+    "fit_ridge",
     "group_by_modules",
     "has_state",
     "images_made_for",
@@ -96,6 +103,8 @@ __all__ = [
     "load_weights",
     "needs_batches",
     "network_parameters",
+    "output_layers",
+    "pooled_dimensions",
     "preserve_freezing",
     "recalibrate_batchnorm",
     "resnet",

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tvf.config import method_of
+from tvf.config import is_probe, method_of
 from tvf.files import MODEL_CARD, encode_text, printable, write_whole
 from tvf.metrics import METRICS, WORDS
 from tvf.records import Row, read_job, read_sweep
@@ -232,7 +232,10 @@ def _training(job: Row) -> Iterator[str]:
         )
         return
     groups = ", ".join(summary.get("unfrozen_groups") or []) or "none"
-    how = f" {how}" if (how := method_of(config.get("model") or {}).how) else ""
+    model = config.get("model") or {}
+    how = f" {how}" if (how := method_of(model).how) else ""
+    if is_probe(model):
+        yield "Its new head reads the outputs of all layer groups (a linear probe of all depths)."
     yield (
         f"Besides the new head, these of its layer groups trained{how}: {groups}. That is a "
         f"fraction of {_number(summary.get('pct_unfreeze'), 'g')}, "

@@ -125,6 +125,7 @@ def _about_predictions(configurations: Sequence[Configuration]) -> str | None:
 def _about_transfer(configurations: Sequence[Configuration]) -> str | None:
     """Say if one training stands under several names."""
     models = {job["model"] for group in configurations if not group.fraction for job in group.jobs}
+    models -= {"probe"}  # its head reads more
     if len(models) < 2:
         return None
     names = ["model=transfer"] if "transfer" in models else []

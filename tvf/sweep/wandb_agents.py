@@ -13,6 +13,7 @@ from tvf.config import ADAPTERS, METHODS
 from tvf.errors import InputError
 
 MODELS = {method.choice for method in METHODS.values()}  # a model of the user's own can be anything
+HEADS = {"transfer", "probe"}  # which train none of the groups
 FRACTION, DEFAULT_FRACTIONS = "model.pct_unfreeze", ["0", "0.25", "0.5", "1.0"]
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # according to W&B's schema of a sweep
 HEADER = """\
@@ -39,7 +40,7 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
     names_what_trains = "model.train" in {*fixed, *varied} or any(
         value not in ("", "null") for value in groups
     )
-    have_fractions = {*models} <= MODELS and {*models} != {"transfer"}
+    have_fractions = {*models} <= MODELS and not {*models} <= HEADS
     if FRACTION not in {*fixed, *varied} and have_fractions and not names_what_trains:
         varied = {FRACTION: DEFAULT_FRACTIONS} | varied
     if names_what_trains and FRACTION in varied:
@@ -47,9 +48,9 @@ def read_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]
             f"{FRACTION} must not vary together with model.groups or model.train, which ignore it: "
             "W&B would train each of them once for each fraction. Leave one of them out."
         )
-    if "transfer" in models and FRACTION in varied:
+    if (heads := HEADS & {*models}) and FRACTION in varied:
         raise InputError(
-            f"model=transfer must not be combined with several values of {FRACTION}, which it "
+            f"model={min(heads)} must not be combined with several values of {FRACTION}, which it "
             "ignores: W&B would train it once for each fraction. Leave model out: "
             f"{FRACTION}=0 trains only the head."
         )
