@@ -206,6 +206,7 @@ class _Heartbeats:
                 self._thread.start()
 
     def remove(self, lease: Lease) -> None:
+        """Renew this lease no more; the last one ends the thread."""
         with self._changed:
             self.leases.discard(lease)
             thread = None if self.leases else self._thread

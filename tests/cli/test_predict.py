@@ -89,9 +89,16 @@ def test_unreadable_images_are_listed_at_the_end(
     assert done.exit_code == 1
     assert len(_rows(Path("out.csv").read_text())) == 24
     assert "30 of 54 images could not be read:" in done.stderr
-    assert all(f"bad{number}.png" in done.stderr for number in range(30))
+    assert "30: cannot be read as an image: it is text" in done.stderr
+    assert done.stderr.count("/bad") == 3
+    listed = [json.loads(line) for line in Path("out.csv.failed.jsonl").read_text().splitlines()]
+    assert len({row["image"] for row in listed}) == 30 and "it is text" in listed[0]["reason"]
     only = run("predict", sweep, *folder.glob("bad*"), "-o", "out.csv")
     assert only.exit_code == 1 and Path("out.csv").read_text() == "image,class,probability\n"
+    good = run("predict", sweep, folder / "0.png", "-o", "out.csv")
+    assert good.exit_code == 0 and not Path("out.csv.failed.jsonl").exists()
+    alone = run("predict", sweep, *folder.glob("bad*"))
+    assert all(f"bad{number}.png" in alone.stderr for number in range(30))
 
 
 def test_an_ensemble_averages_the_jobs_of_the_configuration(

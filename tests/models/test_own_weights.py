@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tvf.errors import InputError
 from tvf.models import check_checkpoint, load_checkpoint, timm_backbone
+from tvf.models.positions import describe_resampling, resample_positions
 
 
 def small(classes: int = 2) -> nn.Module:
@@ -140,3 +141,57 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more than tensors"):
         load_checkpoint(small(), HEADS, str(tmp_path / "w.pt"))
     assert not (tmp_path / "ran").exists()
+
+
+def _transformer(size: int, name: str = "test_vit") -> nn.Module:
+    options = {"img_size": size}
+    return timm_backbone(name, 2, pretrained=False, options=options).module
+
+
+def test_position_embeddings_are_resampled_for_other_images(tmp_path: Path) -> None:
+    source, module = _transformer(96), _transformer(160)
+    path = tmp_path / "weights.pt"
+    torch.save({"model": prefixed("module.", source.state_dict())}, path)
+    said = load_checkpoint(module, ("head",), str(path))
+    assert "position embeddings resampled from 6×6 to 10×10" in said
+    own, before = module.get_parameter("pos_embed"), source.get_parameter("pos_embed")
+    tokens = own.shape[1] - 100
+    torch.testing.assert_close(own[:, :tokens], before[:, :tokens], rtol=0, atol=0)
+    corners = [tokens, tokens + 9, -10, -1], [tokens, tokens + 5, -6, -1]
+    for there, here in zip(*corners, strict=True):  # each is nearest to the corner it came from
+        distances = (before[0, tokens:] - own[0, there]).norm(dim=1)
+        assert distances.argmin() == (here - tokens) % 36 if here > 0 else here % 36
+    same = load_checkpoint(_transformer(96), ("head",), str(path))
+    assert "resampled" not in same
+
+
+def test_positions_that_cannot_be_resampled_are_an_error(tmp_path: Path) -> None:
+    state = _transformer(96).state_dict()
+    state["pos_embed"] = state["pos_embed"][:, :-1]
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match="Position embeddings are for images of one size"):
+        load_checkpoint(_transformer(160), ("head",), str(tmp_path / "weights.pt"))
+    other = timm_backbone("test_vit2", 2, pretrained=False).module
+    with pytest.raises(InputError, match="does not fit"):
+        load_checkpoint(other, ("head",), str(tmp_path / "weights.pt"))
+
+
+def test_positions_of_torchvisions_transformers_and_of_windows_are_resampled() -> None:
+    from torchvision.models import VisionTransformer
+
+    module = VisionTransformer(64, 16, 1, 2, 8, 16)
+    found, own = torch.randn(1, 1 + 9, 8), module.encoder.pos_embedding
+    new = resample_positions(module, "encoder.pos_embedding", found, own)
+    assert new is not None and new.shape == own.shape and torch.equal(new[:, 0], found[:, 0])
+
+    class Windows(nn.Module):
+        window_size = (4, 4)
+
+    windows = Windows()
+    table, own = torch.ones(25, 3), torch.zeros(49, 3)
+    name = "relative_position_bias_table"
+    new = resample_positions(windows, name, table, own)
+    assert new is not None and new.shape == own.shape
+    torch.testing.assert_close(new, torch.ones_like(own))
+    assert describe_resampling(windows, name, table, own) == "windows of 3×3 to 4×4"
+    assert resample_positions(windows, name, torch.ones(25, 4), own) is None

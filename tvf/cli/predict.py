@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tvf.data import count_by_reason
 from tvf.errors import InputError
-from tvf.files import printable
+from tvf.files import printable, write_json_lines
 from tvf.inference import (
     ENDINGS,
     FORMATS,
+    Item,
     Model,
     ScoreKeeper,
     combine_jobs,
@@ -24,6 +26,8 @@ from tvf.inference import (
 from tvf.memory import keep_freed_memory
 from tvf.metrics import WORDS
 from tvf.progress import progress_bar
+
+LISTED = 10  # unreadable images that are all named on the terminal
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def run_predict(model_path: str, images: Sequence[str], options: PredictOptions)
                 f"warning: {seen:,} of these images trained the model, so the scores are too high.",
                 file=sys.stderr,
             )
-    _report_failed(failed, len(items))
+    _report_failed(failed, len(items), options.output)
     return not failed
 
 
@@ -142,9 +146,22 @@ def _format_of(options: PredictOptions) -> str:
     )
 
 
-def _report_failed(failed: Sequence[tuple[object, str]], images: int) -> None:
+def _report_failed(failed: Sequence[tuple[Item, str]], images: int, output: Path | None) -> None:
+    """Say what could not be read; of many files a few by reason, and all in a file by `output`."""
+    is_file = output is not None and output.is_file()  # /dev/stdout is none
+    listed = output.with_name(f"{output.name}.failed.jsonl") if output and is_file else None
+    if listed:
+        listed.unlink(missing_ok=True)  # of an earlier command
     if not failed:
         return
     print(f"{len(failed):,} of {images:,} images could not be read:", file=sys.stderr)
-    for _, reason in failed:
-        print(f"  {reason}", file=sys.stderr)
+    lines = [reason for _, reason in failed]
+    if listed and len(failed) > LISTED:
+        rows = [{"image": item.name, "reason": reason} for item, reason in failed]
+        write_json_lines(listed, rows)
+        names = [printable(item.name) for item, _ in failed]
+        reasons = [why.removeprefix(name).strip() for why, name in zip(lines, names, strict=True)]
+        lines = [*count_by_reason([*zip(reasons, names, strict=True)])]
+        lines.append(f"all of them, with reasons: {printable(listed)}")
+    for line in lines:
+        print(f"  {line}", file=sys.stderr)

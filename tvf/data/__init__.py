@@ -7,7 +7,7 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
-from tvf.data.bad_images import without_pillow_limit
+from tvf.data.bad_images import count_by_reason, without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.decoded import ImageFiles
 from tvf.data.entries import is_image, is_system, kind_of_ending
@@ -52,6 +52,7 @@ __all__ = [
     "TorchvisionTransforms",
     "ViewRows",
     "convert_image",
+    "count_by_reason",
     "count_images",
     "describe_classes",
     "describe_images",

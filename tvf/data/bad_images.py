@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tvf.data.encoded import ImageFile, name_of
+from tvf.data.encoded import ImageFile, content_of, name_of
 from tvf.errors import InputError
 from tvf.files import printable
 
@@ -19,7 +19,14 @@ BANDS = (
     "[1,2,3], and, unless they have 8 or 16 bits, what is black and white with "
     "data.window=[low,high]"
 )
-NAMED = 10  # files that cannot be read, in one message
+NAMED = 3  # files that cannot be read for one reason, in one message
+EMPTY = "the file is empty"
+TRUNCATED = "it is truncated"
+POINTER = "it is a git-lfs pointer, which git lfs pull replaces by the image"
+WEB_PAGE = "it is a web page (HTML)"
+DRAWING = "it is an SVG drawing, not pixels"
+TEXT = "it is text"
+HEAD = 512  # bytes, to tell what a file is that is no image
 
 
 class BadImageError(InputError):
@@ -45,10 +52,37 @@ def naming(file: ImageFile) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         is_tiff = name_of(file).lower().endswith((".tif", ".tiff"))
-        raise BadImageError(file, UNKNOWN + BANDS * is_tiff) from error
+        reason = _what_it_is(file) or UNKNOWN + BANDS * is_tiff
+        raise BadImageError(file, reason) from error
     except Exception as error:  # Pillow raises anything for a damaged file
-        reason = str(error).strip() or type(error).__name__
+        # Of an OSError its reason alone: its text has the path, which is said already.
+        text = (isinstance(error, OSError) and error.strerror) or str(error).strip()
+        reason = TRUNCATED if "truncated" in text.lower() else text or type(error).__name__
         raise BadImageError(file, printable(reason)) from error
+
+
+def _what_it_is(file: ImageFile) -> str | None:
+    """What a file is that Pillow does not know, from its first bytes; None if they do not say."""
+    try:
+        head = content_of(file, HEAD)
+    except OSError:
+        return None
+    if not head:
+        return EMPTY
+    if head.startswith(b"version https://git-lfs"):
+        return POINTER
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return WEB_PAGE
+    if text.startswith((b"<svg", b"<?xml")) and b"<svg" in text:
+        return DRAWING
+    try:
+        decoded = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # not a character that the end cuts
+            return None
+        decoded = head[: error.start].decode()
+    return TEXT if all(c.isprintable() or c.isspace() for c in decoded) else None
 
 
 def explain_bad(
@@ -68,16 +102,22 @@ def explain_bad(
     if len(bad) < 2:
         return error
     folder = os.path.commonpath([os.path.dirname(each.path) for each in bad])
-    by_reason: dict[str, list[str]] = {}
-    for each in bad[:NAMED]:
-        name = printable(os.path.relpath(each.path, folder))
-        by_reason.setdefault(each.reason, []).append(name)
-    named = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-    more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+    faults = [(each.reason, printable(os.path.relpath(each.path, folder))) for each in bad]
     return InputError(
         f"{len(bad):,} of {len(files):,} images cannot be read, in {printable(folder)}: "
-        f"{named}{more}. Repair or remove them."
+        f"{'; '.join(count_by_reason(faults))}. Repair or remove them."
     )
+
+
+def count_by_reason(faults: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each reason of (reason, name), most frequent first, with the first few names."""
+    by_reason: dict[str, list[str]] = {}
+    for reason, name in faults:
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{len(names):,}: {reason} ({', '.join(names[:NAMED])}{', ...' * (len(names) > NAMED)})"
+        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 @contextmanager

@@ -171,6 +171,7 @@ def _labels(path: str, kind: Any) -> Callable[[Any, str], Any]:
     names = list(kind.names)
 
     def name_of(value: Any, where: str) -> Any:
+        """The class name of a ClassLabel's number; None for a missing one."""
         if value is None or value == -1:
             return None
         if not 0 <= value < len(names):

@@ -178,6 +178,7 @@ class CachePlan:
         """Return functions that open the points' entries; open the job's own. Raises StoreError."""
 
         def opening(cut: Cut) -> OpenEntry:
+            """What opens the store's entry of the activations at `cut`, by view."""
             nodes = ", ".join(node.name for node in cut.nodes)
 
             def open_entry(view: int) -> Entry:

@@ -181,6 +181,7 @@ class _Observer(fx.Interpreter):
                 del self.env[unused]
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and record what it draws, changes and normalises by its batch."""
         states, layers = self._random_states(), self._layers(n)
         versions = _buffer_versions(layers)
         with _BatchStatisticsMode() as operations:

@@ -83,6 +83,7 @@ def _text_writer(file: TextIO, file_format: str) -> Iterator[Callable[[Rows], No
     table: Any = None
 
     def write(rows: Rows) -> None:
+        """Append rows to the file."""
         nonlocal table
         if file_format == "jsonl":
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -110,6 +111,7 @@ def _parquet_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
     writer: Any = None
 
     def write(rows: Rows) -> None:
+        """Append rows to the file."""
         nonlocal writer
         if not rows:
             return

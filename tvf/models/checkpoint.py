@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tvf.errors import InputError
 from tvf.files import printable
 from tvf.models.groups import is_below
+from tvf.models.positions import describe_resampling, resample_positions
 from tvf.models.weights import shorten
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -35,7 +36,8 @@ DERIVED = ("attn_mask", "relative_coords_table", "relative_position_index")
 class _Match:
     """Tensors of a file that a network takes: `where` they are in it, and the prefix of names.
 
-    `unfit` describes those of the right name that cannot be taken.
+    `unfit` describes those of the right name that cannot be taken, `resampled` those that were for
+    images of another size.
     """
 
     where: str
@@ -43,6 +45,7 @@ class _Match:
     tensors: Mapping[str, Tensor]
     unfit: Mapping[str, str]
     unexpected: tuple[str, ...]
+    resampled: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -77,7 +80,8 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
     """Load the weights in `path` into `module`, except into its `heads`; say what was loaded.
 
     The file may hold the weights under a usual name (state_dict, model, ...), and their names may
-    begin with anything (module., backbone., ...). A head in it is ignored. Raises InputError, with
+    begin with anything (module., backbone., ...). A head in it is ignored; position embeddings for
+    images of another size are resampled, where they are a square's. Raises InputError, with
     the tensors that are missing and those that are left over, unless all others are there, and if
     the file has further layers inside the modules of the backbone: then it is of a larger network.
     """
@@ -86,7 +90,7 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
     }
     shown = f"backbone.checkpoint={printable(path)}"
     tables = _tables(_read(check_checkpoint(path), shown), "", set())
-    matches = [match for where, found in tables for match in _match(where, found, wanted)]
+    matches = [match for where, found in tables for match in _match(where, found, wanted, module)]
     if not matches:
         raise InputError(f"{shown} holds no table of tensors by name, as state_dict() is.")
     best = max(matches, key=lambda match: len(match.tensors))  # the first of equal ones
@@ -99,6 +103,8 @@ def load_checkpoint(module: nn.Module, heads: tuple[str, ...], path: str) -> str
             wanted[name].copy_(tensor)
     said = f"all {len(wanted)} tensors of the backbone are from {printable(path)}"
     said += f" ({best.place})" if best.place else ""
+    if best.resampled:
+        said += f"; position embeddings resampled from {shorten([*best.resampled])}"
     others = [m.place for m in matches if m is not best and len(m.tensors) == len(best.tensors)]
     if others:
         said += f"; not used, but as fitting: {'; '.join(others)}: to use it, save it alone"
@@ -139,7 +145,7 @@ def _tables(found: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Mappi
 
 
 def _match(
-    where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], module: nn.Module
 ) -> Iterator[_Match]:
     """Match names after each of the prefixes that most of the table's names have."""
     prefixes = Counter(
@@ -150,11 +156,21 @@ def _match(
     )
     for prefix, _ in prefixes.most_common(PREFIXES) or [("", 0)]:
         named = {name: found[prefix + name] for name in wanted if prefix + name in found}
+        resampled: dict[str, str] = {}
+        for name, tensor in [*named.items()]:
+            own = wanted[name]
+            if tensor.shape == own.shape:
+                continue
+            new = resample_positions(module, name, tensor, own)
+            if new is not None:
+                named[name] = new
+                resampled[name] = describe_resampling(module, name, tensor, own)
         unfit = {name: fault for name, t in named.items() if (fault := _fault(t, wanted[name]))}
         taken = {name: tensor for name, tensor in named.items() if name not in unfit}
         unexpected = tuple(key for key in found if key.removeprefix(prefix) not in named)
         described = {name: f"{name} {fault}" for name, fault in unfit.items()}
-        yield _Match(where, prefix, taken, described, unexpected)
+        grids = tuple(dict.fromkeys(resampled.values()))
+        yield _Match(where, prefix, taken, described, unexpected, grids)
 
 
 def _fault(tensor: Tensor, own: Tensor) -> str | None:

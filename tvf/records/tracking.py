@@ -161,6 +161,7 @@ class WandbTracker:
         new_id = secrets.token_hex(8) if group else None
 
         def init(mode: Any) -> Any:
+            """Start the run, online or offline."""
             return wandb.init(
                 project=self.project,
                 entity=self.entity,
@@ -282,6 +283,7 @@ class _WandbRun:
         self._try(lambda: self._run.summary.update(values))
 
     def log_media(self, tables: dict[str, list[dict[str, Any]]], images: dict[str, Path]) -> None:
+        """Send tables and image files to the run."""
         import wandb
 
         def send() -> None:
