@@ -13,6 +13,7 @@ from helpers import small_backbone
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
 from tvf.files import BEST_WEIGHTS
+from tvf.frontier.activations import ActivationReader
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.run import run_job
 from tvf.job.setup import build_job
@@ -90,6 +91,32 @@ def test_cached_epochs_equal_uncached_ones(tmp_path: Path, method: str) -> None:
     uncached = _run(tmp_path, "off", _config(tmp_path, method, store__mode="off", **half))
     assert summary(cached)["prefix_kept"] and not summary(uncached)["prefix_kept"]
     assert metrics(cached) == metrics(uncached)
+
+
+def test_pixels_pass_through_the_frozen_layers_in_pieces_of_a_fixed_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory does not grow with the rows that a table computes at a time; equal values."""
+    sizes = []
+    read = ActivationReader._pixels
+
+    def note(self: ActivationReader, view: int, places: np.ndarray) -> torch.Tensor:
+        sizes.append(len(places))
+        return read(self, view, places)
+
+    monkeypatch.setattr(ActivationReader, "_pixels", note)
+    monkeypatch.setattr("tvf.frontier.activations.BLOCK_SIZE", 4)
+    config = _config(tmp_path, "finetune", store__mode="on")
+    config["model"]["pct_unfreeze"] = 0.5
+    whole = _run(tmp_path, "whole", config)
+    assert max(sizes) > 12
+    sizes.clear()
+    monkeypatch.setattr("tvf.frontier.activations.PIECE", 8)
+    config = _config(tmp_path, "finetune", store__mode="on", store__dir=str(tmp_path / "another"))
+    config["model"]["pct_unfreeze"] = 0.5
+    pieces = _run(tmp_path, "pieces", config)
+    assert 0 < max(sizes) < 8 + 4 // 2
+    assert metrics(pieces) == metrics(whole)
 
 
 def test_lora_reads_from_the_store_what_fine_tuning_has_computed(tmp_path: Path) -> None:

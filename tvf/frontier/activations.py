@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 32  # images that pass through the prefix together
 GATHERED_BYTES = 2**26  # of activations, such as those of a head, that a split has in its own order
+PIECE = 8 * BLOCK_SIZE  # images whose pixels are in memory together
 
 
 class ActivationReader:
@@ -224,9 +225,10 @@ class ActivationReader:
         start, values = self._nearest(level, view, rows, wait)
         if start is None:
             self.images += len(rows)
+            results = self._run_pixels(level, view, rows)
         else:
             self.continued_images += len(rows)
-        results = self._run(start, level, values)
+            results = self._run(start, level, values)
         layouts = self._cuts[level].layouts
         return [
             _pack(result, layout, self._plan.dtype)
@@ -236,7 +238,7 @@ class ActivationReader:
     def _nearest(
         self, level: int, view: int, rows: np.ndarray, wait: bool
     ) -> tuple[int | None, list[Tensor]]:
-        """Return the level to continue from (None: pixels), and the values there."""
+        """Return the level to continue from, and the values there; None and nothing for pixels."""
         for start in reversed(range(level)):
             table = self._table(start, view)
             planned = self._plan.points[start].jobs > 0
@@ -250,7 +252,23 @@ class ActivationReader:
                 continue
             layouts = self._cuts[start].layouts
             return start, [_unpack(*pair) for pair in zip(values, layouts, strict=True)]
-        return None, [self._pixels(view, self._rows.new_samples(view)[rows])]
+        return None, []
+
+    def _run_pixels(self, level: int, view: int, rows: np.ndarray) -> list[Tensor]:
+        """Run the frozen layers on the pixels of some rows.
+
+        Piece by piece, in the blocks of `run_in_blocks`: the rows that a table computes at a time
+        are the more, the more images there are.
+        """
+        places = self._rows.new_samples(view)[rows]
+        bounds = [*range(PIECE, len(places), PIECE)]
+        if bounds and len(places) - bounds[-1] < BLOCK_SIZE // 2:
+            bounds.pop()
+        pieces = [
+            self._run(None, level, [self._pixels(view, piece)])
+            for piece in np.split(places, bounds)
+        ]
+        return [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
 
     def _augment_of(self, view: int) -> Augmentation | None:
         return self._plan.augment if view else None
