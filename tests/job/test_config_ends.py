@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import ROOT
 
 BELOW = ("store", "models", "data", "frontier", "distributed", "training")
-# In job/: setup.py, where the config ends, also for jobs that share a setup (heads.py), what it opens
+# In job/: setup.py, where the config ends (heads.py, for jobs that share a setup), what it opens
 # first, and those that hand it over.
 ENDS = ("setup.py", "heads.py", "resources.py")
 ENTRIES = {"run.py": {"run_job", "follow_job"}}
