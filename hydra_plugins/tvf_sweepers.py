@@ -15,6 +15,17 @@ class GridSweeper(BasicSweeper):
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: composing every job again would delay the first one by 0.1 s per job."""
 
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """Return the overrides of the next jobs to launch; those that only train heads are done."""
+        from tvf.sweep import train_heads
+
+        assert self.config is not None
+        return train_heads(self.config, self.next_batch())
+
+    def next_batch(self) -> Sequence[Sequence[str]]:
+        """Return the overrides of the jobs of the next batch."""
+        return super().get_job_batch()
+
 
 class PlannedSweeper(GridSweeper):
     """Launches batch after batch; tvf decides on the next one when the last has ended."""
@@ -39,8 +50,8 @@ class PlannedSweeper(GridSweeper):
             self._batches = list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
         return not self._batches
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """Return the overrides of the next jobs to launch."""
+    def next_batch(self) -> Sequence[Sequence[str]]:
+        """Return the overrides of the jobs of the next batch."""
         return self._batches.pop(0)
 
 

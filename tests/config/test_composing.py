@@ -8,8 +8,8 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 
+from helpers.composing import nodes
 from tvf.config import conf_dir
 
 CHOICES = (
@@ -21,24 +21,6 @@ CHOICES = (
 def composed(overrides: tuple[str, ...]) -> list[Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return nodes(compose("config", [*overrides], return_hydra_config=True))
-
-
-def nodes(config: Any) -> list[Any]:
-    """Every value under its key, as it is written, and what OmegaConf knows of its node."""
-    found = [str(OmegaConf.to_container(config)), types(config)]
-    if isinstance(config, DictConfig):
-        found += [item for key in config for item in nodes_below(config, key)]
-    return found
-
-
-def nodes_below(config: DictConfig, key: Any) -> list[Any]:
-    node: Any = config._get_node(key)
-    return [key, *(nodes(node) if isinstance(node, DictConfig) else [str(node), types(node)])]
-
-
-def types(node: Any) -> tuple[Any, ...]:
-    known = node._metadata
-    return known.ref_type, known.object_type, known.optional, known.key, known.flags
 
 
 def test_a_remembered_config_is_hydras_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,24 @@ def remember_configs(put: Callable[[Any, str, Any], None] = setattr) -> None:
     put(ConfigLoaderImpl, merge.__name__, _once(merge, _merge_key))
 
 
+def nodes(config: Any) -> list[Any]:
+    """Every value under its key, as it is written, and what OmegaConf knows of its node."""
+    found = [str(OmegaConf.to_container(config)), types(config)]
+    if isinstance(config, DictConfig):
+        found += [item for key in config for item in nodes_below(config, key)]
+    return found
+
+
+def nodes_below(config: DictConfig, key: Any) -> list[Any]:
+    node: Any = config._get_node(key)
+    return [key, *(nodes(node) if isinstance(node, DictConfig) else [str(node), types(node)])]
+
+
+def types(node: Any) -> tuple[Any, ...]:
+    known = node._metadata
+    return known.ref_type, known.object_type, known.optional, known.key, known.flags
+
+
 def _once(function: Callable[..., Any], key_of: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, which keeps its results by `key_of` its arguments and returns copies of them."""
     kept: dict[Any, bytes] = {}

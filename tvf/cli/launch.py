@@ -26,7 +26,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tvf.cli.surroundings import settled_surroundings
 from tvf.config import (
-    DISK_FULL,
     conf_dir,
     environment_value,
     explain_error,
@@ -47,10 +46,14 @@ from tvf.records import (
 )
 from tvf.report import result_location, resume_hint
 from tvf.sweep import (
+    BAD_INPUT,
+    INTERRUPTED,
     can_fork,
+    debugging,
     finish,
     interrupt,
     interruptible,
+    job_outcome,
     jobs_at_once,
     launched,
     run_in_subprocess,
@@ -72,7 +75,6 @@ OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", workers, replace=True)
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shell conventions
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
 
@@ -107,7 +109,7 @@ def _launch(compare: bool) -> None:
         unwritable = error.__cause__ if isinstance(error.__cause__, OSError) else None
         usage = traceback.extract_tb(error.__traceback__)[-1].name == "_run_hydra"
         unexpected = isinstance(error, ValueError) and not isinstance(error, InputError)
-        if _debugging() or (unexpected and not unwritable and not usage):
+        if debugging() or (unexpected and not unwritable and not usage):
             raise
         raise SystemExit(f"error: {explain_error(unwritable or error)}") from None
     except TerminatedWorkerError:
@@ -238,23 +240,14 @@ def _run(cfg: DictConfig, context: "JobContext") -> int:
     """
     from tvf.job import run_job
 
-    try:
+    summary = None
+
+    def run() -> None:
+        nonlocal summary
         summary = run_job(_checked_config(cfg, context), context)
-    except InputError as error:
-        log.error("error: %s", error, exc_info=_debugging())
-        return BAD_INPUT
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL and not _debugging():
-            log.error("error: %s", explain_error(error))
-        else:
-            log.exception("%s failed", _name_of(cfg, context))
-        return 1
-    except KeyboardInterrupt:
-        log.error("%s interrupted", _name_of(cfg, context))
-        return INTERRUPTED
-    except SystemExit as error:
-        log.error("%s called sys.exit(%s)", _name_of(cfg, context), error.code)
-        return 1
+
+    if code := job_outcome(run, lambda: _name_of(cfg, context)):
+        return code
     if context.sweep is None:
         if summary is not None:
             log.info("%s", result_location(context.folder, summary))
@@ -295,7 +288,3 @@ def _reader_has_ended() -> bool:
     if ended := any(event & select.POLLERR for _, event in poll.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ended
-
-
-def _debugging() -> bool:
-    return os.environ.get("TVF_DEBUG") == "1"

@@ -6,6 +6,7 @@ Hydra is imported where it is used: whoever only reads records or loads a model 
 import errno
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,8 @@ def build(node: Config, name: str, **supplied: Any) -> Any:
     imported, a key it does not take, or a missing required key.
     """
     check_node(node, name, supplied)
-    make = _instantiate({**node, "_partial_": True})
+    plain = _is_plain(node)
+    make = _bind(node, name) if plain else _instantiate({**node, "_partial_": True})
     return make if node.get("_partial_") else make(**supplied)
 
 
@@ -171,6 +173,39 @@ def resolve_target(node: Config, name: str) -> Callable[..., Any]:
     if not callable(target):
         raise InputError(f"{name}._target_={path!r} is not a function or class.")
     return target
+
+
+def _is_plain(node: Config) -> bool:
+    """Whether a node names code of tvf and passes it plain data, and such code uncalled."""
+    return str(node["_target_"]).startswith("tvf.") and _is_data(_options_of(node))
+
+
+def _options_of(node: Config) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        if "_target_" in value and value.get("_partial_") is True:  # such as an optimizer's class
+            value = _options_of(value)
+        return not set(RESERVED) & {*value} and all(map(_is_data, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _bind(node: Config, name: str) -> Callable[..., Any]:
+    """What Hydra returns for a plain node with `_partial_`, in a tenth of its time."""
+    options = {key: _bind_within(value, name) for key, value in _options_of(node).items()}
+    return partial(resolve_target(node, name), **options)
+
+
+def _bind_within(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _bind(value, name)
+        return {key: _bind_within(item, name) for key, item in value.items()}
+    return [_bind_within(item, name) for item in value] if isinstance(value, list) else value
 
 
 def _instantiate(node: Config) -> Any:

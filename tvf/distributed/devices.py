@@ -177,6 +177,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | None]:
     }
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that affect a job's numbers."""
     found = {"python": platform.python_version()}

@@ -33,6 +33,7 @@ from tvf.store import ArrayTable, StoreError
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 32  # images that pass through the prefix together
+GATHERED_BYTES = 2**26  # of activations, such as those of a head, that a split has in its own order
 PIECE = 8 * BLOCK_SIZE  # images whose pixels are in memory together
 
 
@@ -65,6 +66,7 @@ class ActivationReader:
         self._tables: dict[tuple[int, int], ArrayTable] = {}  # by level (index of the cut) and view
         self._extracted: dict[tuple[int | None, int], Any] = {}  # modules between levels
         self._failed: set[int] = set()  # levels that the store could not save
+        self._gathered: dict[int, Tensors] = {}  # by view, in the order of the split
         self._suffix = plan.trace.extract(self._cuts[-1], None)
 
     def suffix(self, *activations: Tensor) -> Tensor:
@@ -84,6 +86,8 @@ class ActivationReader:
         """
         if not self.cached:
             return self.open_uncached(view)
+        if view in self._gathered:
+            return self._read_gathered(view), None
         start = time.perf_counter()
         rows = self._rows.rows_of_view(view)[self._plan.split.places]
         tables = {
@@ -100,11 +104,25 @@ class ActivationReader:
             return self._unpack(self._fabric.to_device(read(samples)))
 
         if not self._residency.is_apart:
+            columns = self._plan.columns(self._cuts[-1])
+            size = len(rows) * sum(column.row_bytes for column in columns)
+            if (len(self._gathered) + 1) * size <= GATHERED_BYTES:
+                self._gathered[view] = read(np.arange(len(rows)))
+                return self._read_gathered(view), None
             return read_here, None
         if self._resident is not None:
             return read_here, self._feed_resident(rows, read)
         device = self._residency.device
         return read_here, lambda batches: map(self._unpack, read_ahead(batches, read, device))
+
+    def _read_gathered(self, view: int) -> Inputs:
+        gathered = self._gathered[view]
+
+        def read(samples: np.ndarray) -> Tensors:
+            chosen = torch.from_numpy(samples)
+            return self._unpack(tuple(tensor[chosen] for tensor in gathered))
+
+        return read
 
     def open_uncached(self, view: int) -> tuple[Inputs, Feed | None]:
         """Like `open_view`, but what the store lacks passes through the frozen layers each time.
@@ -138,6 +156,11 @@ class ActivationReader:
         if not (resident or self.cached):
             return None
         return self._residency.describe(f"{name} activations", size, resident)
+
+    def restart_costs(self) -> None:
+        """Count seconds and images from here on, for another job."""
+        self.images = self.continued_images = 0
+        self.seconds = 0.0
 
     def release(self) -> None:
         """Free the activations on the device."""

@@ -70,6 +70,11 @@ class InputPipeline:
             self.approximations.append("TF32")
 
     @property
+    def covers_all(self) -> bool:
+        """Whether all splits start at the frontier, and read from the store."""
+        return False
+
+    @property
     def prefix_seconds(self) -> float:
         """Seconds spent computing the prefix, or waiting for its cached activations."""
         return 0.0
@@ -88,6 +93,9 @@ class InputPipeline:
     def continued_images(self) -> int:
         """Number of images that continued through the prefix from a shallower cached cut."""
         return 0
+
+    def restart_costs(self) -> None:
+        """Count seconds and images from here on, for another job."""
 
     def settle(self, epochs: range, tag: str) -> None:
         """Decide which data of these epochs live on the device, and log it in one line.
@@ -150,6 +158,11 @@ class CachedPipeline(InputPipeline):
         for reader in self._readers.values():
             reader.release()
 
+    def restart_costs(self) -> None:
+        """Count seconds and images from here on, for another job."""
+        for reader in self._readers.values():
+            reader.restart_costs()
+
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""
         if "train" not in self._readers:
@@ -163,6 +176,12 @@ class CachedPipeline(InputPipeline):
             return super().evaluate(split)
         self.module.eval()
         return self._activations(split, 0)
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether all splits start at the frontier, and read from the store."""
+        every = {"train", "val", "test"} <= self._readers.keys()
+        return every and not self._failed and self.prefix_kept
 
     @property
     def prefix_seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from tvf.job.changed_images import describe_changed_images
 from tvf.job.checkpoint import Checkpoints
+from tvf.job.heads import SharedSetups, shared_setup
 from tvf.job.resources import JobContext, explain_memory, import_libraries
 from tvf.job.run import run_job
 from tvf.job.setup import Job, open_job
@@ -10,9 +11,11 @@ __all__ = [
     "Checkpoints",
     "Job",
     "JobContext",
+    "SharedSetups",
     "describe_changed_images",
     "explain_memory",
     "import_libraries",
     "open_job",
     "run_job",
+    "shared_setup",
 ]

@@ -43,7 +43,12 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Whether the last checkpoint is older than `every_minutes`."""
-        return time.monotonic() - self._saved >= self._seconds
+        return self.age >= self._seconds
+
+    @property
+    def age(self) -> float:
+        """The seconds since the last checkpoint, or since the start."""
+        return time.monotonic() - self._saved
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state`: tensors, numbers, strings, and containers of them.

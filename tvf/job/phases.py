@@ -55,6 +55,7 @@ class JobPhases:
     mixed: bool = False
     show_progress: bool = False
     tag: str = ""
+    shared: InputPipeline | None = None  # of the first phase, if another job has opened it
     _pipelines: list[InputPipeline] = field(default_factory=list)
     _current: int | None = None  # the phase whose pipeline is the last
 
@@ -123,6 +124,10 @@ class JobPhases:
 
     def _open(self, index: int) -> InputPipeline:
         self._current = index
+        if index == 0 and self.shared is not None:
+            self.shared.restart_costs()
+            self._pipelines.append(self.shared)
+            return self.shared
         options = CacheOptions(
             epochs=epochs_of(self.phases, index),
             store=self.store,

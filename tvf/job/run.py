@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,6 +27,7 @@ from tvf.job.checkpoint import Checkpoints
 from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
+from tvf.job.kept import KeptWeights
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
@@ -39,7 +40,6 @@ from tvf.models import (
     count_parameters,
     describe_model,
     load_weights,
-    save_weights,
 )
 from tvf.records import (
     JobRecord,
@@ -62,9 +62,15 @@ log = logging.getLogger(__name__)
 TESTED = ("test_loss", "test_acc", "test_macro_f1", "test_auroc")  # sent to the tracker once
 
 
-def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
+JobOpener = Callable[[Config, JobContext], AbstractContextManager[Job]]
+
+
+def run_job(
+    config: Config, context: JobContext, opened: JobOpener = open_job
+) -> dict[str, Any] | None:
     """Train and test a job, write its record to its folder, and return its summary.
 
+    `opened` builds the job, and closes what it holds at the end of a context.
     Returns None if there is nothing to do, if the job pauses at `stop_after`, or if another process
     of the sweep trains it or has taken it over: jobs that differ only in ignored options share a
     folder and are trained once. Raises InputError for a mistake that only images or weights reveal,
@@ -108,7 +114,7 @@ def run_job(config: Config, context: JobContext) -> dict[str, Any] | None:
             # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
                 explained = partial(explain_memory, config, context)
-                with explained(), open_job(config, context) as job, explained():
+                with explained(), opened(config, context) as job, explained():
                     summary = train_job(job, record, run, checkpoints, state)
                 if summary is not None:
                     checkpoints.delete()
@@ -141,13 +147,15 @@ def train_job(
         if state is not None:
             job.costs.add_earlier(state["spent"])
 
+        kept = KeptWeights(job, record, checkpoints, best_weights)
+
         def checkpoint() -> dict[str, Any]:
             record.check_lease()
             return loop.state_dict() | {"spent": job.costs.total(), "images": images["digests"]}
 
         def save_if_due() -> None:
             if stopped() or checkpoints.due():
-                checkpoints.save(checkpoint())
+                kept.save(checkpoint())
             stop_if_asked()
 
         def stop_if_asked() -> None:
@@ -169,24 +177,25 @@ def train_job(
             after_batch=save_if_due,
         )
         if loop.is_best:  # the checkpoint was written, but not the best weights
-            _save_best(job, loop, best_weights)
+            kept.keep_best(loop)
         for epoch in loop:
             record.log(asdict(epoch))
             run.log(asdict(epoch), step=epoch.epoch)
             _log_epoch(job, epoch)
-            checkpoints.save(checkpoint())
-            if loop.is_best:  # after the checkpoint, from which these weights can be restored
-                record.check_lease()
-                _save_best(job, loop, best_weights)
+            kept.keep_epoch(loop, checkpoint)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
             if not loop.is_over:
+                if job.brief and stopped():
+                    kept.save(checkpoint())
                 stop_if_asked()
+        if job.brief and not loop.is_over:
+            kept.save(checkpoint())
     if not loop.is_over:
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
-    scores, predictions = score_job(job, loop, best_weights)
+    scores, predictions = score_job(job, loop, kept.load_best)
     pool = describe_pool(job.phases.data.train.pool)
     record.check_lease()
     write_predictions(record.folder, predictions, job.trained_on, pool)
@@ -200,18 +209,19 @@ def train_job(
 
 
 def score_job(
-    job: Job, loop: TrainingLoop, best_weights: Path
+    job: Job, loop: TrainingLoop, load_best: Callable[[int], None]
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Score validation and test with the best epoch's weights: the only use of the test images.
 
-    Returns the scores for the summary, and the predictions for each split. A job that trained on
-    the validation images scores neither: its score is that of the sweep that it repeats.
+    `load_best` gives the model the weights of that epoch. Returns the scores for the summary, and
+    the predictions for each split. A job that trained on the validation images scores neither: its
+    score is that of the sweep that it repeats.
     """
     best, training = loop.best, job.costs.total()
     assert best is not None, "a job has at least one epoch"
     phases = job.phases
     phases.fabric.barrier()  # rank 0 has written the weights
-    load_weights(phases.model, best_weights, best.epoch)
+    load_best(best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
     predictions = {}
     scored = {"val": phases.data.val, "test": phases.data.test} if len(phases.data.val) else {}
@@ -267,7 +277,8 @@ def follow_job(
         for _ in loop:
             pass
         if loop.is_over:
-            score_job(job, loop, context.folder / BEST_WEIGHTS)
+            best_weights = context.folder / BEST_WEIGHTS
+            score_job(job, loop, partial(load_weights, phases.model, best_weights))
 
 
 @contextmanager
@@ -301,12 +312,6 @@ def _share_head_phase(
             record.log(row)
             run.log(row, step=row["epoch"])
     return state
-
-
-def _save_best(job: Job, loop: TrainingLoop, path: Path) -> None:
-    assert loop.best is not None
-    with job.steps.averaged():
-        save_weights(job.phases.model, path, loop.best.epoch)
 
 
 def _log_start(job: Job, state: dict[str, Any] | None) -> None:

@@ -44,6 +44,7 @@ from tvf.metrics import metric_of
 from tvf.models import (
     Backbone,
     FineTuneModel,
+    HeadFile,
     LoraModel,
     ProbeModel,
     check_network,
@@ -81,7 +82,8 @@ class Job:
 
     `head_phase` is the fingerprint of its first phase, if that trains only the head and other jobs
     can share it. `from_ridge` says that its head starts from ridge regression. `trained_on` are the
-    ids of the images that its weights have seen, those of its origin included.
+    ids of the images that its weights have seen, those of its origin included. `head_file` writes
+    the weights of jobs that only train a head of one network.
     """
 
     name: str
@@ -95,6 +97,29 @@ class Job:
     head_phase: str | None
     from_ridge: bool
     trained_on: np.ndarray
+    head_file: HeadFile | None = None
+
+    @property
+    def brief(self) -> bool:
+        """Whether it trains only a head, on what another job has set up: in few seconds."""
+        return self.head_file is not None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a job trains with, of which jobs have most in common that only train a head.
+
+    `seen` are the ids of the images that its initial weights were trained on, `start` is the time
+    from which on its seconds count.
+    """
+
+    source: DataSource
+    backbone: Backbone
+    phases: JobPhases
+    seen: np.ndarray
+    steps: StepOptions
+    start: float
+    head_file: HeadFile | None = None
 
 
 def build_job(
@@ -104,6 +129,13 @@ def build_job(
 
     `loaded` are its images, if another job of the process has read them.
     """
+    return assemble(config, context, build_frozen(config, context, store, loaded))
+
+
+def build_frozen(
+    config: Config, context: JobContext, store: Store | None, loaded: DataSplits | None = None
+) -> Frozen:
+    """Build what takes longest of a job: its network, images and phases. Raises InputError."""
     fabric = build_fabric(config, context)
     source = build_part(config, "data")
     data: DataSplits = loaded or source.load(progress=not context.parallel, store=store)
@@ -111,12 +143,8 @@ def build_job(
         require_both_classes(metric_of(config), data.val.labels)
     else:
         data = data.join_val()
-    backbone, model = _build_network(config, source, data)
-    facts = job_facts(config, context)
-    if facts["pct_unfreeze"] is None:
-        facts["pct_unfreeze"] = model.pct_unfreeze
-    tag = _tag(config, context, facts)
-    log.info("%s %s", tag, _describe_images(backbone, source))
+    backbone, model = build_network(config, source, data)
+    facts, tag = _name(config, context, model)
     if starts_at_random(config):
         log.warning("%s the backbone's weights are random: frozen layers have learnt nothing.", tag)
     seen = _load_checkpoint(config, backbone, data, tag)
@@ -152,19 +180,60 @@ def build_job(
         show_progress=not context.parallel,
         tag=tag,
     )
+    return Frozen(source, backbone, job_phases, seen, steps, start)
+
+
+def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
+    """Build a job that differs from that of `frozen` only in how it trains its head.
+
+    The phases share their input pipeline; the head's weights are the caller's to set.
+    """
+    shared = frozen.phases
+    pipeline = shared.pipeline_of(0)
+    start, model, data = time.perf_counter(), shared.model, shared.data
+    tag = _name(config, context, model)[1]
+    steps = _build_steps(config, frozen.source.batch_size, model, data)
+    phases = replace(
+        shared,
+        phases=build_phases(config, 0),
+        optimizer=_build_optimizer(config, shared.fabric, model),
+        scheduler=build_part(config, "scheduler"),
+        tag=tag,
+        shared=pipeline,
+        _pipelines=[],
+        _current=None,
+    )
+    alike = replace(frozen, phases=phases, steps=steps, start=start)
+    return assemble(config, context, alike)
+
+
+def assemble(config: Config, context: JobContext, frozen: Frozen) -> Job:
+    """The job that trains with these parts."""
+    phases, train = frozen.phases, frozen.phases.data.train
+    facts, tag = _name(config, context, phases.model)
+    log.info("%s %s", tag, _describe_images(frozen.backbone, frozen.source))
     return Job(
         name=config["name"],
         epochs=config["epochs"],
         facts=facts,
-        backbone=backbone,
-        phases=job_phases,
-        steps=steps,
+        backbone=frozen.backbone,
+        phases=phases,
+        steps=frozen.steps,
         loop=LoopOptions(metric_of(config), config["stop_after"], not context.parallel),
-        costs=CostMeter(job_phases, start),
-        head_phase=_head_phase_fingerprint(config, job_phases),
-        from_ridge=isinstance(model, ProbeModel) and not config["model"].get("init_from"),
-        trained_on=np.union1d(data.train.pool.pixels.digests[data.train.places], seen),
+        costs=CostMeter(phases, frozen.start),
+        head_phase=_head_phase_fingerprint(config, phases),
+        from_ridge=isinstance(phases.model, ProbeModel) and not config["model"].get("init_from"),
+        trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
+        head_file=frozen.head_file,
     )
+
+
+def _name(config: Config, context: JobContext, model: FineTuneModel) -> tuple[dict[str, Any], str]:
+    """The facts of a job, and the tag of its log lines."""
+    facts = job_facts(config, context)
+    if facts["pct_unfreeze"] is None:
+        facts["pct_unfreeze"] = model.pct_unfreeze
+    return facts, _tag(config, context, facts)
 
 
 @contextmanager
@@ -176,12 +245,14 @@ def open_job(
         yield build_job(config, context, store, loaded)
 
 
-def _build_network(
-    config: Config, source: DataSource, data: DataSplits
+def build_network(
+    config: Config, source: DataSource, data: DataSplits, *, known: bool = False
 ) -> tuple[Backbone, FineTuneModel]:
+    """Draw the network of a job; `known` ones that differ only in weights need no check."""
     torch.manual_seed(config["seed"])  # the new head's weights, and dropout
     backbone = build_part(config, "backbone", num_classes=len(data.classes))
-    check_network(backbone, source.image_size, len(data.classes))
+    if not known:
+        check_network(backbone, source.image_size, len(data.classes))
     reads = {"image_size": source.image_size} if is_probe(config["model"]) else {}
     model = build_part(config, "model", backbone=backbone, **reads)
     if isinstance(model, LoraModel):

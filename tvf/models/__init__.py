@@ -46,6 +46,7 @@ from tvf.models.network_check import check_network
 from tvf.models.probe import ProbeModel, output_layers, pooled_dimensions
 from tvf.models.ridge import Ridge, best_scale, column_spread, fit_ridge
 from tvf.models.weights import (
+    HeadFile,
     check_not_own_weights,
     find_weights,
     is_readable,
@@ -62,6 +63,7 @@ __all__ = [
     "FROZEN_BN_OPTIONS",
     "FineTuneModel",
     "Group",
+    "HeadFile",
     "LoraModel",
     "NormModel",
     "ProbeModel",

@@ -42,6 +42,7 @@ class FineTuneModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    settled = False  # whether its layers stay the same, so that their modes are decided only once
     left_out: Sequence[str] = ()  # layers in the trained groups to which the method does not apply
 
     def __init__(
@@ -59,6 +60,7 @@ class FineTuneModel(nn.Module):
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
         selection = Selection(pct_unfreeze, unit, direction, groups, train)
+        self._modes: dict[bool, list[tuple[nn.Module, bool]]] = {}  # of a settled model
         self.trained_groups = select_layers(backbone.module, backbone.groups, selection)
         self.pct_unfreeze = float(pct_unfreeze or 0)
         if selection.is_named:
@@ -83,9 +85,15 @@ class FineTuneModel(nn.Module):
 
     def train(self, mode: bool = True) -> "FineTuneModel":
         """Like nn.Module.train, but frozen layers with statistics follow `frozen_bn`."""
+        if mode in self._modes:
+            for layer, training in self._modes[mode]:
+                layer.training = training
+            return self
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module, self.statistics_train_in)
+        if self.settled:
+            self._modes[mode] = [(layer, layer.training) for layer in self.modules()]
         return self
 
     @property
@@ -115,6 +123,8 @@ class FineTuneModel(nn.Module):
 
         This overrides what an earlier call, or another model with this backbone, has frozen.
         """
+        if not self.settled:
+            self._modes.clear()
         self.unfrozen_groups = self.trained_groups[:count]
         unfreeze(self.module, self.unfrozen_groups, *self.heads)
 

@@ -160,14 +160,14 @@ def _extract(
         ) from error
 
 
-def _find_taps(backbone: Backbone, nodes: Sequence[str]) -> dict[str, str]:
+def _find_taps(backbone: Backbone, traced: Sequence[str]) -> dict[str, str]:
     """Where to read the outputs of the groups and of the network before its head: names by path.
 
     The shallowest comes first. Groups whose layers are not called as modules are left out.
     """
 
     def last(path: str) -> int:
-        found = [i for i, node in enumerate(nodes) if node == path or node.startswith(f"{path}.")]
+        found = [i for i, node in enumerate(traced) if node == path or node.startswith(f"{path}.")]
         return found[-1] if found else -1
 
     taps = {}

@@ -3,12 +3,13 @@
 Reading these files executes no code from them.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json, write_whole
@@ -18,6 +19,35 @@ from tvf.models.groups import is_below
 
 def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
     """Write every parameter and buffer of `model`, without adapters, and their epoch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, _serialize(model, epoch))
+
+
+class HeadFile:
+    """Writes what `save_weights` does, for models of which only the head changes.
+
+    The rest is serialized once, which takes longer than writing it.
+    """
+
+    def __init__(self) -> None:
+        self._headers: dict[int, bytes] = {}  # by epoch, which they hold
+        self._data = bytearray()
+
+    def save(self, model: nn.Module, head: Mapping[str, Tensor], path: Path, epoch: int) -> None:
+        """Write the weights of `model` with those of `head`, by their names in its state."""
+        if epoch not in self._headers:
+            content = _serialize(model, epoch)
+            start = 8 + int.from_bytes(content[:8], "little")
+            self._headers[epoch], self._data = content[:start], bytearray(content[start:])
+        places = json.loads(self._headers[epoch][8:])
+        for name, value in head.items():
+            begin, end = places[name]["data_offsets"]
+            self._data[begin:end] = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, self._headers[epoch], memoryview(self._data))
+
+
+def _serialize(model: nn.Module, epoch: int) -> bytes:
     plain = isinstance(model, FineTuneModel)
     state = model.plain_state_dict() if plain else model.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -26,8 +56,7 @@ def save_weights(model: nn.Module, path: Path, epoch: int) -> None:
         place = tensor.data_ptr()
         state[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, safetensors.torch.save(state, {"epoch": str(epoch)}))
+    return safetensors.torch.save(state, {"epoch": str(epoch)})
 
 
 def load_weights(model: nn.Module, path: Path, epoch: int) -> None:

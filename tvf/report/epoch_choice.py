@@ -5,6 +5,7 @@ left out, as `bootstrap.estimate_optimism` does for the choice between configura
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,13 +68,21 @@ def choose_epochs(
     epochs = [each.epoch_classes for _, each in jobs if each.epoch_classes is not None]
     if metric == "auroc" or len(epochs) < len(jobs) or max(map(len, epochs)) < 2:
         return None
-    samples = resample_images(validated.images, validated.groups, draws, seed)
-    counts = np.ones((draws + 1, validated.images), np.uint16)  # the first row: all images
-    for row, (drawn, _) in zip(counts[1:], samples, strict=True):
-        row[:] = np.bincount(drawn, minlength=validated.images)
+    groups = None if validated.groups is None else tuple(validated.groups.tolist())
+    counts = _count_images(validated.images, groups, draws, seed)
     scores = [_score(group, counts, metric) for group in validated.predictions]
     inside, outside = (np.array(side).T for side in zip(*scores, strict=True))
     return EpochChoice(inside[0], inside[1:], outside[1:])
+
+
+@lru_cache(maxsize=1)  # configurations that share their images share the samples
+def _count_images(images: int, groups: tuple[int, ...] | None, draws: int, seed: int) -> np.ndarray:
+    """How often each sample has each image, (samples, images); the first row has all images."""
+    samples = resample_images(images, None if groups is None else np.array(groups), draws, seed)
+    counts = np.ones((draws + 1, images), np.uint16)
+    for row, (drawn, _) in zip(counts[1:], samples, strict=True):
+        row[:] = np.bincount(drawn, minlength=images)
+    return counts
 
 
 def _score(

@@ -8,7 +8,9 @@ from tvf.sweep.callback import (
     planned_batches,
     report_sweep,
 )
+from tvf.sweep.heads import train_heads
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
+from tvf.sweep.outcome import BAD_INPUT, INTERRUPTED, debugging, job_outcome
 from tvf.sweep.processes import (
     can_fork,
     interruptible,
@@ -22,13 +24,17 @@ from tvf.sweep.slurm import launch_on_slurm
 from tvf.sweep.wandb_agents import read_grid, wandb_sweep_yaml
 
 __all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
     "Repetitions",
     "SweepCallback",
     "can_fork",
     "choose_repetitions",
+    "debugging",
     "finish",
     "interrupt",
     "interruptible",
+    "job_outcome",
     "jobs_at_once",
     "launch_on_ray",
     "launch_on_slurm",
@@ -40,6 +46,7 @@ __all__ = [
     "run_in_subprocess",
     "runs_in_parallel",
     "seconds_to_checkpoint",
+    "train_heads",
     "use_node_store",
     "wandb_sweep_yaml",
     "workers",

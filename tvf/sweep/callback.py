@@ -34,6 +34,7 @@ from tvf.records import (
     read_status,
 )
 from tvf.report import print_result, watch_status
+from tvf.sweep.alike import compose_alike
 from tvf.sweep.composing import (
     Jobs,
     check_jobs,
@@ -99,6 +100,7 @@ class SweepCallback(Callback):
         try:
             if forgotten := forget_run_variables():
                 print(f"{', '.join(forgotten)} ignored: a sweep's jobs are runs of their own.")
+            compose_alike()
             checked = _check_sweep(config)
         except (OSError, InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {explain_error(error)}") from None

@@ -3,8 +3,10 @@
 A grid is checked as a whole. Sweepers that decide on the way check each batch.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,25 @@ from tvf.sweep.processes import can_fork
 from tvf.sweep.same_jobs import describe_same_jobs, find_same_jobs
 
 Jobs = dict[str, dict[str, Any]]  # configs by folder name
+DEFAULT_FOLDERS = "${tvf.job_folder:}"  # where conf/ puts jobs: `tvf.config.job_folder`
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job as it was composed and checked: the name of its folder, and its validated config.
+
+    `record` is what Hydra records of a job, as JSON: its own settings under "hydra", and the config
+    as it was composed, with its references. `note` names options that have no effect, if any.
+    """
+
+    folder: str
+    config: dict[str, Any]
+    record: str
+    note: str | None
+
+
+# The jobs of the sweep that were checked last, by its folder and their overrides.
+_checked: dict[tuple[str, ...], CheckedJob] = {}
 
 
 def swept_lines(config: DictConfig) -> list[str]:
@@ -96,35 +117,45 @@ def compose_jobs(
 
     Raises InputError, or one of Hydra's errors, for a job that is misconfigured.
     """
-    loader = GlobalHydra.instance().config_loader()
+    _checked.clear()
+    checked = [checked_job(config, overrides, number) for number, overrides in enumerate(jobs)]
+    return [(job.folder, job.config) for job in checked]
+
+
+def checked_job(config: DictConfig, overrides: Sequence[str], number: int) -> CheckedJob:
+    """Job `number` of a sweep, composed and checked once. Raises like `compose_jobs`."""
     place = own_folder if _has_default_folders(config) else given_folder
-    return [
-        compose_job(config, loader, overrides, number, place)
-        for number, overrides in enumerate(jobs)
-    ]
+    key = (str(config.hydra.sweep.dir), *overrides)
+    if key not in _checked:
+        loader = GlobalHydra.instance().config_loader()
+        _checked[key] = check_job(config, loader, overrides, number, place)
+    return _checked[key]
 
 
-def compose_job(
+def check_job(
     config: DictConfig,
     loader: ConfigLoader,
     overrides: Sequence[str],
     number: int,
     place: Callable[[DictConfig], str],
-) -> tuple[str, dict[str, Any]]:
-    """Compose and check job `number` of a sweep; return the name that `place` gives its folder.
+) -> CheckedJob:
+    """Compose and check job `number` of a sweep, whose folder `place` names.
 
-    And its config. Raises InputError, or one of Hydra's errors, if it is misconfigured.
+    Raises InputError, or one of Hydra's errors, if it is misconfigured.
     """
-    from tvf.config import validate_config
+    from tvf.config import explain_ignored, to_plain, validate_config
 
     job = loader.load_sweep_config(config, [*overrides])
     with open_dict(job):
         job.hydra.job.num, job.hydra.job.id = number, str(number)
+        record = OmegaConf.to_container(job, resolve=False, enum_to_str=True)
         folder = place(job)
         if "name" in job:
             job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
         del job["hydra"]
-    return folder, validate_config(job)
+    checked = validate_config(job)
+    note = explain_ignored(str(job.name), to_plain(job.model))
+    return CheckedJob(folder, checked, json.dumps(record, default=str), note)
 
 
 def given_folder(job: DictConfig) -> str:
@@ -195,6 +226,6 @@ def require_own_folders(config: DictConfig, sweeper: str) -> None:
 
 
 def _has_default_folders(config: DictConfig) -> bool:
-    """Whether jobs are in the folders that conf/ gives them: `tvf.config.job_folder`."""
+    """Whether jobs are in the folders that conf/ gives them."""
     sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    return sweep["subdir"] == "${tvf.job_folder:}"
+    return sweep["subdir"] == DEFAULT_FOLDERS

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from tvf.errors import InputError
 from tvf.records import read_status
@@ -31,6 +32,7 @@ GRACE_SECONDS = 5.0  # an interrupted job may take this long to end before the n
 CHECKPOINT_SECONDS = 20.0  # and this long to keep a checkpoint after SIGTERM, unless the cluster
 PATIENCE = "TVF_CHECKPOINT_SECONDS"  # says in this environment variable how long it takes
 SAME_INTERRUPT_SECONDS = 2.0  # signals closer together than this count as one Ctrl-C
+_waited_for: set[int] = set()  # processes that train one job after another
 
 
 def can_fork() -> bool:
@@ -49,19 +51,43 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     Ctrl-C reaches the job too, and SIGTERM is passed on: KeyboardInterrupt is raised here after the
     job has ended.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent, child = os.getpid(), _fork()
-    if child == 0:
-        _run_and_exit(job, log_file, parent)
+    child = start_process(job, log_file)
     with _terminable():
         try:
             status = os.waitpid(child, 0)[1]
         except KeyboardInterrupt as interruption:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-                _wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+                wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
     return os.waitstatus_to_exitcode(status)
+
+
+def start_process(job: Callable[[], int], log_file: Path) -> int:
+    """Fork a process that ends with the code that `job` returns; return its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), _fork()
+    if child == 0:
+        _run_and_exit(job, log_file, parent)
+    return child
+
+
+def wait_for_all(children: Sequence[int]) -> None:
+    """Wait for processes of `start_process` to end. KeyboardInterrupt ends them first."""
+    waiting = [*children]
+    _waited_for.update(children)
+    with _terminable():
+        try:
+            while waiting:
+                os.waitpid(waiting[0], 0)
+                waiting.pop(0)
+        except KeyboardInterrupt as interruption:
+            for child in waiting:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+            raise
+        finally:
+            _waited_for.clear()
 
 
 @contextmanager
@@ -156,32 +182,38 @@ def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
+    A process that trains one job after another gets it between jobs too.
     SIGTERM lets them keep a checkpoint. Returns when they have recorded their end, or when they
     have had the time for it.
     """
     import psutil
 
     patience = GRACE_SECONDS + (seconds_to_checkpoint() if number == signal.SIGTERM else 0)
-    signalled, deadline = set(), time.monotonic() + patience
+    signalled, deadline = set[Path | int](), time.monotonic() + patience
     while time.monotonic() < deadline:
         ours = {process.pid: process for process in psutil.Process().children(recursive=True)}
-        statuses = [read_status(path.parent) for path in folder.glob("*/status.json")]
+        statuses = {path.parent: read_status(path.parent) for path in folder.glob("*/status.json")}
         running = {
-            ours[status["pid"]]
-            for status in statuses
+            job: ours[status["pid"]]
+            for job, status in statuses.items()
             if status.get("state") == "running"
             and status.get("host") == socket.gethostname()
             and status.get("pid") in ours
         }
-        if not running:
-            return
-        for job in running - signalled:
+        training = {process.pid for process in running.values()}
+        between = {pid: ours[pid] for pid in (_waited_for & ours.keys()) - training}
+        # Each job once: one that was about to end when it was asked to stop may have a successor.
+        for key, process in {**running, **between}.items():
+            if key in signalled:
+                continue
             with contextlib.suppress(psutil.Error):
-                worker = job.parent()
+                worker = process.parent()
                 if worker and worker.pid in ours:
                     worker.send_signal(number)  # so that it starts no further job
-                job.send_signal(number)
-        signalled |= running
+                process.send_signal(number)
+            signalled.add(key)
+        if not running:
+            return
         time.sleep(0.05)
 
 
@@ -221,12 +253,16 @@ def _redirect_output(log_file: Path) -> None:
 
     The streams are new, because a thread of the parent may hold the locks of the old ones.
     """
+    output = os.devnull if os.environ.get(QUIET) else os.dup(1)
+    log_to(log_file, open(output, "w", buffering=1, errors=ERRORS))
+
+
+def log_to(log_file: Path, terminal: TextIO) -> None:
+    """Append everything that this process prints to `log_file`; log lines also to `terminal`."""
     file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    terminal = open(
-        os.devnull if os.environ.get(QUIET) else os.dup(1), "w", buffering=1, errors=ERRORS
-    )
     for number in (1, 2):
         os.dup2(file, number)
+    os.close(file)
     sys.stdout = open(1, "w", buffering=1, closefd=False, errors=ERRORS)
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors=ERRORS)
     for handler in logging.getLogger().handlers:
@@ -234,7 +270,7 @@ def _redirect_output(log_file: Path) -> None:
             handler.stream = terminal
 
 
-def _wait_or_kill(child: int, gently: bool) -> None:
+def wait_or_kill(child: int, gently: bool) -> None:
     """Wait for a job that Ctrl-C has interrupted; if it does not end, interrupt it, then kill it.
 
     A terminal sends Ctrl-C to all its processes, so the job has usually received it already.

@@ -22,7 +22,7 @@ from tvf.config import Config, conf_dir, path_override
 from tvf.errors import InputError, unknown_key
 from tvf.files import NO_HOME, NODE_FOLDER, cache_folder
 from tvf.records import RUN_VARIABLES, best_score
-from tvf.sweep.composing import compose_job, given_folder
+from tvf.sweep.composing import check_job, given_folder
 from tvf.sweep.processes import QUIET
 
 NODE = "hydra.launcher"
@@ -66,9 +66,9 @@ def remote_job(
     `config` is the sweep's, `overrides` are the job's, which Hydra's sweeper has split. Raises
     InputError, or one of Hydra's errors, for a job that is misconfigured.
     """
-    name, job = compose_job(config, loader, overrides, number, given_folder)
+    job = check_job(config, loader, overrides, number, given_folder)
     command = job_command(config, overrides, number)
-    return RemoteJob(sweep_folder(config) / name, list(overrides), job, command)
+    return RemoteJob(sweep_folder(config) / job.folder, list(overrides), job.config, command)
 
 
 def plan_jobs(

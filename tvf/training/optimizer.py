@@ -69,9 +69,12 @@ class DiscriminativeOptimizer:
         groups = self._parameter_groups(list(head), lr or self.lr, "head")
         for depth, layer in enumerate(layers):
             groups += self._parameter_groups(layer, deepest_lr * decay**depth, "backbone")
-        if self.fused and "fused" in inspect.signature(self.algorithm).parameters:
-            return self.algorithm(groups, fused=True)
-        return self.algorithm(groups)
+        fused = self.fused and "fused" in inspect.signature(self.algorithm).parameters
+        optimizer = self.algorithm(groups, **({"fused": True} if fused else {}))
+        if all(p.device.type == "cpu" for group in groups for p in group["params"]):
+            # Before each step torch asks the driver for GPUs, a fifth of a step of a head alone.
+            optimizer._accelerator_graph_capture_health_check = _is_not_captured
+        return optimizer
 
     def _parameter_groups(
         self, parameters: list[nn.Parameter], lr: float, part: str
@@ -89,6 +92,10 @@ class DiscriminativeOptimizer:
             for members, decay in ((decaying, strength), (exempt, 0.0))
             if members
         ]
+
+
+def _is_not_captured() -> None:
+    """On the CPU there are no graphs to capture."""
 
 
 class StartingPoint:

@@ -1,0 +1,169 @@
+"""Trains jobs that differ only in their heads one after another, on what they have in common.
+
+For a job that only trains a head, everything else takes longer than training: building the network,
+tracing it, reading images and weights, opening the store. A process that trains many such jobs does
+that once for all with the same frozen network and images. What a job computes stays the same, bit
+for bit: the head's initial weights and torch's random state are those that it would have alone.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvf.config import (
+    OWN_MODELS,
+    Config,
+    build_part,
+    build_phases,
+    is_probe,
+    known_fraction,
+    own_checkpoint,
+    starts_at_random,
+)
+from tvf.errors import InputError
+from tvf.job.kept import copy_head, load_head
+from tvf.job.resources import JobContext, open_resources
+from tvf.job.setup import (
+    Frozen,
+    Job,
+    assemble,
+    build_alike,
+    build_frozen,
+    build_network,
+)
+from tvf.models import FineTuneModel, HeadFile
+
+# What may differ between jobs that share the rest: how heads train, and what is recorded.
+# The seed comes first: see `_is_pretrained`.
+OWN = ("seed", "name", "project", "stop_after", "early_stopping", "loss", "optimizer", "scheduler")
+OWN += ("average", "checkpoint", "tracker", "report")
+TVFS = ("model", "backbone", "data", "augment", "store", "tracker")  # must be tvf's own code
+
+
+def shared_setup(config: Config) -> str | None:
+    """What jobs must have in common to share it; None for a job that does not only train a head.
+
+    Such a job runs on the CPU, in one process, and does not mix images. Probes start differently.
+    """
+    own = all(_is_ours(config[part].get("_target_")) for part in TVFS)
+    if not own or config["model"]["_target_"] not in OWN_MODELS:
+        return None
+    cpu = config["fabric"].get("accelerator") == "cpu" or not torch.cuda.is_available()
+    alone = config["fabric"].get("devices") == 1 and cpu
+    stored = config["store"].get("mode") != "off" and config["refit_epochs"] is None
+    if is_probe(config["model"]) or not (alone and stored) or known_fraction(config["model"]) != 0:
+        return None
+    try:
+        if len(build_phases(config, 0)) > 1 or build_part(config, "mix") is not None:
+            return None
+    except InputError:  # for the job to report
+        return None
+    own = OWN if _is_pretrained(config) else OWN[1:]
+    return json.dumps({k: v for k, v in config.items() if k not in own}, sort_keys=True)
+
+
+def _is_pretrained(config: Config) -> bool:
+    """Whether the frozen layers have the weights of a library: others may be drawn by the seed."""
+    given = config["model"].get("init_from") or own_checkpoint(config)
+    return not (given or starts_at_random(config))
+
+
+def _is_ours(target: object) -> bool:
+    return str(target).startswith("tvf.")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The weights of a new head, by name, and torch's random state after they were drawn."""
+
+    weights: dict[str, Tensor]
+    random: Tensor
+
+
+class SharedSetups:
+    """Builds jobs, and keeps what the next one can share. A context, which closes the store."""
+
+    def __init__(self) -> None:
+        self._resources = ExitStack()
+        self._setup: str | None = None
+        self._frozen: Frozen | None = None
+        self._heads: dict[int, _Head] = {}  # by seed
+
+    def __enter__(self) -> "SharedSetups":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the next job build everything anew."""
+        self._resources.close()
+        self._setup, self._frozen = None, None
+        self._heads.clear()
+
+    @contextmanager
+    def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
+        """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`.
+
+        What they share takes none of their seconds, not even of the first one's.
+        """
+        setup = shared_setup(config)
+        if setup is None or setup != self._setup or not self._can_share(config):
+            self.forget()
+        try:
+            if self._frozen is None:
+                store = self._resources.enter_context(open_resources(config, context))
+                frozen = build_frozen(config, context, store)
+                if setup is None or not _trains_head_alone(frozen):
+                    yield assemble(config, context, frozen)
+                    return
+                self._heads[config["seed"]] = _draw(frozen.phases.model)
+                frozen.phases.model.settled = True
+                self._setup, self._frozen = setup, replace(frozen, head_file=HeadFile())
+            job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
+            load_head(job.phases.model, head.weights)
+            torch.set_rng_state(head.random)
+            yield job
+        except BaseException as error:
+            if self._frozen is None or not isinstance(error, InputError):  # a head that diverged
+                self.forget()
+            raise
+
+    def _can_share(self, config: Config) -> bool:
+        """Whether the store still has what the last job read from it, and the head is known."""
+        assert self._frozen is not None
+        return self._frozen.phases.pipeline_of(0).covers_all and self._knows_head(config)
+
+    def _knows_head(self, config: Config) -> bool:
+        """Draw the head of a job with this seed, as it would be in a process of its own.
+
+        Returns False if the rest of the network would differ too.
+        """
+        assert self._frozen is not None
+        if config["seed"] in self._heads:
+            return True
+        source, shared = self._frozen.source, self._frozen.phases
+        _, model = build_network(config, source, shared.data, known=True)
+        drawn = _draw(model)
+        before, now = shared.model.state_dict(), model.state_dict()
+        rest = before.keys() - drawn.weights.keys()
+        if not all(torch.equal(before[name], now[name]) for name in rest):
+            return False
+        self._heads[config["seed"]] = drawn
+        return True
+
+
+def _draw(model: FineTuneModel) -> _Head:
+    """The head that has just been drawn for this model."""
+    return _Head(copy_head(model), torch.get_rng_state())
+
+
+def _trains_head_alone(frozen: Frozen) -> bool:
+    """Whether only the head's weights change in training: nothing else has to be restored."""
+    model = frozen.phases.model
+    return not model.trained_groups and model.frozen_bn != "batch"
