@@ -135,7 +135,7 @@ def test_train_passes_its_arguments_to_hydra_untouched(
 @pytest.mark.slow
 def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     shown = tvf("train", "--help")
-    assert "model: bitfit, finetune, lora, norm, transfer" in shown
+    assert "model: bitfit, finetune, lora, norm, probe, transfer" in shown
     assert "A sweep:   python train.py -m" in shown
 
 

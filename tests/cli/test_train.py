@@ -123,7 +123,7 @@ def test_every_override_of_the_readme_reaches_the_job(shell: Shell, tmp_path: Pa
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["seed"], summary["epochs"]) == (7, 2)
     status = json.loads((folder / "status.json").read_text())
-    assert status["name"].endswith("-split7-seed7")
+    assert status["name"].endswith("-split7-seed7-lr0.01-backbone_lr0.001")
 
 
 def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_help_names_the_groups_and_the_sweep(shell: Shell) -> None:
     outcome = shell("--help")
     assert outcome.code == 0
     for word in (
-        "model: bitfit, finetune, lora, norm, transfer",
+        "model: bitfit, finetune, lora, norm, probe, transfer",
         "backbone: efficientnet_lite0",
         "-m model=finetune",
         "pct_unfreeze",

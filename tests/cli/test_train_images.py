@@ -116,7 +116,7 @@ def test_a_sweep_finds_every_bad_image_before_its_first_job(
     outcome = shell("-m", *overrides)
     assert outcome.code == 1
     assert "error: 12 of 48 images cannot be read" in outcome.err
-    assert "; and 2 more. Repair or remove them." in outcome.err
+    assert "12: it is none that Pillow knows (0.png, 1.png, 10.png, ...). Repair" in outcome.err
     assert not list(tmp_path.glob("sweep/*/status.json"))
 
 

@@ -353,7 +353,7 @@ def test_damaged_and_missing_images_are_named(tmp_path: Path) -> None:
     cells = [{"bytes": _png(n), "path": None} for n in range(24)]
     cells[3], cells[5] = {"bytes": b"x", "path": None}, {"bytes": b"", "path": "a"}
     source = _open(tmp_path, {"train": _dataset(LABELS * 4, images=cells)})
-    with pytest.raises(InputError, match=r"2 of 24 images .*: train\[3\], train\[5\] .it is none"):
+    with pytest.raises(InputError, match=r"2 of 24 images .* text \(train\[3\]\); .* \(train\[5\]"):
         source.load()
     images = [None, *cells[10:], *cells[7:10], *cells[6:]][:24]
     source = _open(tmp_path / "missing", {"train": _dataset(LABELS * 4, images=images)})

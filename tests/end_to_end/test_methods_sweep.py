@@ -35,7 +35,8 @@ def test_a_sweep_compares_all_models_and_each_loads_as_an_ordinary_network(
     )
     assert outcome.code == 0, outcome.out + outcome.err
     found = {
-        p.parent.name.rpartition("-")[0]: p.parent for p in tmp_path.glob("sweep/*/summary.json")
+        p.parent.name.partition("-backbone_lr0.01")[0]: p.parent
+        for p in tmp_path.glob("sweep/*/summary.json")
     }
     assert sorted(found) == [
         "bitfit-0.5",
@@ -54,7 +55,8 @@ def test_a_sweep_compares_all_models_and_each_loads_as_an_ordinary_network(
     assert len({summary(folder)["total_params"] for folder in found.values()}) == 1
     assert "0.5 with LoRA" in (tmp_path / "sweep" / "report.html").read_text()
     with (tmp_path / "sweep" / "results.csv").open() as file:
-        kinds = {row["name"]: row["model"] for row in csv.DictReader(file)}
+        rows = [*csv.DictReader(file)]
+    kinds = {row["name"].removesuffix("-backbone_lr0.01"): row["model"] for row in rows}
     assert kinds["lora-0.5-rank2"] == "lora" and kinds["norm-0.5"] == "norm"
 
     (comparison,) = compare(read_sweep(tmp_path / "sweep"))

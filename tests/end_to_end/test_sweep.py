@@ -193,11 +193,11 @@ def test_a_model_that_ignores_fractions_is_trained_once(tmp_path: Path) -> None:
     )
     assert code == 0, output
     assert [row["name"] for row in read_jobs(sweep)] == [
-        "transfer-learning",
-        "fine-tuning-0.25",
-        "fine-tuning-0.5",
+        "transfer-learning-lr0.001",
+        "fine-tuning-0.25-lr0.001",
+        "fine-tuning-0.5-lr0.001",
     ]
-    assert output.count("[transfer] epoch 2/2") == 1
+    assert output.count("[transfer lr=0.001] epoch 2/2") == 1
     assert "ignoring model.pct_unfreeze" in output
 
 

@@ -400,7 +400,9 @@ def selection_name(model: Config) -> str | None:
     if model.get("train") is not None:
         return "train"
     if model.get("groups") is not None:
-        return f"groups-{'+'.join(map(str, model['groups']))}"
+        groups = model["groups"]
+        names = groups if isinstance(groups, Sequence) and not isinstance(groups, str) else [groups]
+        return f"groups-{'+'.join(map(str, names))}"
     direction = str(model.get("direction") or "top")
     if direction.startswith("block"):  # configs from before model.groups
         return f"groups-{direction[len('block:') :]}"

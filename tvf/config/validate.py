@@ -275,7 +275,8 @@ def _check_parts(config: dict[str, Any]) -> None:
             "optimizer.weight_decay already pulls the adapters towards adding nothing."
         )
     devices = config["fabric"].get("devices")
-    if is_probe(config["model"]) and isinstance(devices, int) and devices > 1:
+    number = len(devices) if isinstance(devices, list) else devices
+    if is_probe(config["model"]) and isinstance(number, int) and number > 1:
         raise InputError(
             f"fabric.devices={devices} must be 1 with model=probe: a head on frozen layers needs "
             "no more."

@@ -71,6 +71,8 @@ def _what_it_is(file: ImageFile) -> str | None:
         return EMPTY
     if head.startswith(b"version https://git-lfs"):
         return POINTER
+    if head.startswith(b"GIF8"):
+        return None
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return WEB_PAGE

@@ -66,7 +66,8 @@ class ActivationReader:
         self._tables: dict[tuple[int, int], ArrayTable] = {}  # by level (index of the cut) and view
         self._extracted: dict[tuple[int | None, int], Any] = {}  # modules between levels
         self._failed: set[int] = set()  # levels that the store could not save
-        self._gathered: dict[int, Tensors] = {}  # by view, in the order of the split
+        self.gathers = False  # whether to keep views in the order of the split, if they are small
+        self._gathered: dict[int, Tensors] = {}  # such views
         self._suffix = plan.trace.extract(self._cuts[-1], None)
 
     def suffix(self, *activations: Tensor) -> Tensor:
@@ -103,6 +104,8 @@ class ActivationReader:
         def read_here(samples: np.ndarray) -> Tensors:
             return self._unpack(self._fabric.to_device(read(samples)))
 
+        if not self._residency.is_apart and not self.gathers:
+            return read_here, None
         if not self._residency.is_apart:
             columns = self._plan.columns(self._cuts[-1])
             size = len(rows) * sum(column.row_bytes for column in columns)

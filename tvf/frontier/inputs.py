@@ -97,6 +97,9 @@ class InputPipeline:
     def restart_costs(self) -> None:
         """Count seconds and images from here on, for another job."""
 
+    def keep_in_memory(self) -> None:
+        """Keep small activations in memory, in the order of each split, for many jobs."""
+
     def settle(self, epochs: range, tag: str) -> None:
         """Decide which data of these epochs live on the device, and log it in one line.
 
@@ -162,6 +165,11 @@ class CachedPipeline(InputPipeline):
         """Count seconds and images from here on, for another job."""
         for reader in self._readers.values():
             reader.restart_costs()
+
+    def keep_in_memory(self) -> None:
+        """Keep small activations in memory, in the order of each split, for many jobs."""
+        for reader in self._readers.values():
+            reader.gathers = True
 
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""

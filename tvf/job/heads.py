@@ -7,6 +7,7 @@ for bit: the head's initial weights and torch's random state are those that it w
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -110,7 +111,8 @@ class SharedSetups:
     def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
         """The job, like `tvf.job.setup.open_job`, for jobs that have a `shared_setup`.
 
-        What they share takes none of their seconds, not even of the first one's.
+        The seconds of setting up what they share count for each of them, as if it had been alone:
+        costs are compared.
         """
         setup = shared_setup(config)
         if setup is None or setup != self._setup or not self._can_share(config):
@@ -124,9 +126,14 @@ class SharedSetups:
                     return
                 self._heads[config["seed"]] = _draw(frozen.phases.model)
                 frozen.phases.model.settled = True
-                self._setup, self._frozen = setup, replace(frozen, head_file=HeadFile())
+                frozen.phases.pipeline_of(0).keep_in_memory()
+                seconds = time.perf_counter() - frozen.start
+                shared = replace(frozen, head_file=HeadFile(), setup_seconds=seconds)
+                self._setup, self._frozen = setup, shared
             job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
             load_head(job.phases.model, head.weights)
+            if job.steps.average:  # which was copied from the last job's head
+                job.steps.average.reset()
             torch.set_rng_state(head.random)
             yield job
         except BaseException as error:

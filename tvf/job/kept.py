@@ -17,7 +17,7 @@ LOST = 1.0  # seconds of training that a brief job may lose when it is killed
 
 
 class KeptWeights:
-    """The checkpoints of a job, and in `path` the weights of its best epoch.
+    """The checkpoints of a job, when they are written, and in `path` its best epoch's weights.
 
     A brief job holds its best head in memory, and writes it at its end or with a checkpoint.
     """
@@ -44,10 +44,8 @@ class KeptWeights:
                 self._record.check_lease()
                 save_weights(self._job.phases.model, self._path, loop.best.epoch)
             else:
-                self._best, self._written = (
-                    (loop.best.epoch, copy_head(self._job.phases.model)),
-                    False,
-                )
+                self._best = loop.best.epoch, copy_head(self._job.phases.model)
+                self._written = False
 
     def save(self, state: dict[str, Any]) -> None:
         """Save a checkpoint, after the best weights that it relies on."""

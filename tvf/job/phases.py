@@ -101,7 +101,7 @@ class JobPhases:
     @property
     def prefix_kept(self) -> bool:
         """Whether the store keeps the output of all prefixes, for other jobs too."""
-        used = [pipeline for pipeline in self._pipelines if pipeline.prefix_seconds]
+        used = [each for each in self._pipelines if each.prefix_seconds or each.covers_all]
         return bool(used) and all(pipeline.prefix_kept for pipeline in used)
 
     @property

@@ -185,9 +185,9 @@ def train_job(
             kept.keep_epoch(loop, checkpoint)
             if head and loop.phase_is_over and not loop.is_over:
                 head.keep(checkpoint(), best_weights)
+            if job.brief and stopped():
+                kept.save(checkpoint())
             if not loop.is_over:
-                if job.brief and stopped():
-                    kept.save(checkpoint())
                 stop_if_asked()
         if job.brief and not loop.is_over:
             kept.save(checkpoint())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -110,7 +111,8 @@ class Frozen:
     """What a job trains with, of which jobs have most in common that only train a head.
 
     `seen` are the ids of the images that its initial weights were trained on, `start` is the time
-    from which on its seconds count.
+    from which on its seconds count. `setup_seconds` is what setting it up took, which counts for
+    every job that shares it, as if it had been alone.
     """
 
     source: DataSource
@@ -119,6 +121,7 @@ class Frozen:
     seen: np.ndarray
     steps: StepOptions
     start: float
+    setup_seconds: float = 0.0
     head_file: HeadFile | None = None
 
 
@@ -150,6 +153,7 @@ def build_frozen(
     seen = _load_checkpoint(config, backbone, data, tag)
     seen = np.union1d(seen, _load_initial_weights(config, model, facts["backbone"], data, tag))
 
+    import_module("sklearn.metrics")  # here, so that it counts as no job's seconds
     start = time.perf_counter()
     module: Any = fabric.setup_module(model)
     phases = build_phases(config, len(model.trained_groups))
@@ -190,7 +194,8 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
     """
     shared = frozen.phases
     pipeline = shared.pipeline_of(0)
-    start, model, data = time.perf_counter(), shared.model, shared.data
+    start = time.perf_counter() - frozen.setup_seconds
+    model, data = shared.model, shared.data
     tag = _name(config, context, model)[1]
     steps = _build_steps(config, frozen.source.batch_size, model, data)
     phases = replace(
@@ -429,10 +434,10 @@ def _tag(config: Config, context: JobContext, facts: dict[str, Any]) -> str:
     recipe = context.choices.get("recipe")
     if recipe not in (None, "direct"):
         words.append(recipe)
-    given = config["name"].split("-") if context.sweep else ()
+    given = f"-{config['name']}-" if context.sweep else ""
     options = flatten(config)
     for key, word in NAME_WORDS.items():
         value = name_value(options.get(key))
-        if f"{word}{value}" in given:
+        if f"-{word}{value}-" in given:
             words.append(f"{word}={value}")
     return f"[{' '.join(words)}]"

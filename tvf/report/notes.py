@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tvf.records import Row
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
-from tvf.report.raced import about_race
+from tvf.report.raced import about_race, race_of
 from tvf.report.searched import about_pruning, dropped_after
 from tvf.report.seeds import FlatConfig
 from tvf.report.validated import read_job
@@ -46,8 +46,8 @@ def about_trials(configurations: Sequence[Configuration]) -> list[str]:
         leader = best.get(group.fraction)
         if leader is None or leader.val is None or group.val.mean > leader.val.mean:
             best[group.fraction] = group
-    if len(best) < 2 or max(map(len, trials.values())) < 2:
-        return []
+    if len(best) < 2 or max(map(len, trials.values())) < 2 or race_of(configurations):
+        return []  # the means of a race are over different trainings
     named = [
         f"{group.val.mean:.3f} of {group} (best of {len(trials[fraction])})"
         for fraction, group in sorted(best.items())

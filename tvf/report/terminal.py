@@ -115,7 +115,8 @@ def status_table(folder: Path) -> Table:
 
 def jobs_table(rows: Sequence[Row]) -> Table:
     """One row per job: what it trains, its scores, and its cost."""
-    trainings = [training_of(row) for row in rows]
+    # One that is about to begin has no config yet.
+    trainings = [training_of(row) for row in rows if row.get("config")]
     names = name_trainings(trainings) if len(set(trainings)) > 1 else {}
     metrics = {"accuracy", *(row["metric"] for row in rows)}
     scores = [
@@ -143,7 +144,7 @@ def jobs_table(rows: Sequence[Row]) -> Table:
     for row, overrides in zip(rows, varied, strict=True):
         cells = [_number(row["pct_unfreeze"], "g")]
         if names:
-            cells.append(names[training_of(row)])
+            cells.append(names.get(training_of(row), ""))
         groups = row["unfrozen_groups"]
         cells.append("" if groups is None else str(len(groups)))
         cells.append(_number(row["trainable_params"], ",d"))

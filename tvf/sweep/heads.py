@@ -12,6 +12,7 @@ import mmap
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from omegaconf._utils import OmegaConfDumper
 
 from tvf.config import SAME
 from tvf.files import read_json
+from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.composing import DEFAULT_FOLDERS, CheckedJob, checked_job
 from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
 from tvf.sweep.outcome import INTERRUPTED, job_outcome
@@ -29,7 +31,7 @@ from tvf.sweep.processes import can_fork, log_to, start_process, wait_for_all
 
 log = logging.getLogger(__name__)
 
-FEWEST = 3  # such jobs that are worth a process
+FEWEST = 3  # such jobs that are worth a process; with fewer, the launcher uses more cores
 WAITING, STARTED, ENDED = range(3)
 OUTPUT_FOLDER = "${hydra.runtime.output_dir}"  # in the settings for a job's log
 
@@ -52,8 +54,12 @@ def train_heads(config: DictConfig, batch: Sequence[Sequence[str]]) -> list[list
     if len(jobs) < FEWEST or not _can_share(config):
         return jobs
     heads, ended = _find_heads(config, jobs), set[int]()
-    while len(heads) >= FEWEST:
+    while len(heads) >= FEWEST * jobs_at_once(config.hydra.launcher):
         states = _train(config, heads)
+        for head, state in zip(heads, states, strict=True):
+            if state == STARTED:
+                name = head.checked.config["name"]
+                log.warning("A process was killed while training %s, which is trained again.", name)
         ended |= {head.number for head, state in zip(heads, states, strict=True) if state == ENDED}
         if set(states) == {WAITING}:
             break
@@ -76,10 +82,11 @@ def _find_heads(config: DictConfig, jobs: Sequence[list[str]]) -> list[HeadJob]:
     """The jobs that only train heads; those with the same setup, and seed, next to each other."""
     from tvf.job import shared_setup  # imports torch, which `tvf --help` does not need
 
-    heads = []
+    heads, folder = [], Path(config.hydra.sweep.dir)
     for number, overrides in enumerate(jobs):
         job = checked_job(config, overrides, number)
-        if (setup := shared_setup(job.config)) is not None:
+        setup = shared_setup(job.config)
+        if setup is not None and not is_done(folder / job.folder, job.config):
             heads.append(HeadJob(number, job, setup))
     order = {setup: place for place, setup in reversed([*enumerate(h.setup for h in heads)])}
     return sorted(heads, key=lambda head: (order[head.setup], head.checked.config["seed"]))
@@ -90,7 +97,7 @@ def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[int]:
     from tvf.job import import_libraries
 
     import_libraries(heads[0].checked.config["backbone"]["_target_"])
-    count = min(jobs_at_once(config.hydra.launcher), -(-len(heads) // FEWEST))
+    count = jobs_at_once(config.hydra.launcher)
     log.info("Training %d heads in %d processes.", len(heads), count)
     with mmap.mmap(-1, len(heads)) as states:  # memory that the processes share
         children = []
@@ -119,7 +126,7 @@ class _Worker:
         shown = (h.stream for h in handlers if type(h) is logging.StreamHandler)
         terminal = next(shown, sys.stdout)
         same = read_json(Path(self.config.hydra.sweep.dir, "sweep.json")).get(SAME, {})
-        with SharedSetups() as setups:
+        with SharedSetups() as setups, suppress(KeyboardInterrupt):  # between two jobs
             for place in self.share:
                 job = self.heads[place]
                 folder = same.get(job.checked.folder, job.checked.folder)
@@ -128,10 +135,17 @@ class _Worker:
                     lambda j=job, f=folder: self._train(j, f, setups, terminal),
                     lambda j=job: j.checked.config["name"],
                 )
+                self.states[place] = ENDED
                 if code == INTERRUPTED:
                     return code
-                self.states[place] = ENDED
+                if code:
+                    _note_failure(self.sweep / folder, job.checked.config["name"])
         return 0
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep's folder."""
+        return Path(self.config.hydra.sweep.dir).absolute()
 
     def _train(self, head: HeadJob, name: str, setups: Any, terminal: IO[str]) -> None:
         """Train a job in the folder `name` as Hydra and the launcher would."""
@@ -139,8 +153,7 @@ class _Worker:
 
         record = json.loads(head.checked.record)
         hydra = record.pop("hydra")
-        sweep = Path(hydra["runtime"]["cwd"], self.config.hydra.sweep.dir)
-        folder = sweep / name
+        folder = self.sweep / name
         hydra["job"] |= {"num": head.number, "id": str(head.number)}
         hydra["runtime"]["output_dir"] = os.path.abspath(folder)
         _write_record(folder / ".hydra", hydra, record)
@@ -149,8 +162,15 @@ class _Worker:
             log.info("%s", head.checked.note)
         workers = jobs_at_once(self.config.hydra.launcher)
         choices = hydra["runtime"]["choices"]
-        context = JobContext(folder, sweep, workers != 1, choices, workers=workers)
+        context = JobContext(folder, self.sweep, workers != 1, choices, workers=workers)
         run_job(head.checked.config, context, setups.open_job)
+
+
+def _note_failure(folder: Path, name: str) -> None:
+    """Record that a job failed, if that happened before it had a record."""
+    if read_status(folder).get("state") != "failed" and not is_running(folder):
+        with suppress(OSError):  # the disk is full
+            mark_failed(folder, name, "it could not begin: see the sweep's output")
 
 
 def _write_record(folder: Path, hydra: dict[str, Any], config: dict[str, Any]) -> None:
