@@ -39,7 +39,8 @@ def test_signals_for_the_process_above_do_not_run_its_handlers_in_the_job(tmp_pa
     assert [path.name for path in tmp_path.glob("handled-*")] == [f"handled-by-{above}"]
 
 
-# A job in the middle of a batch that takes two seconds, when its command is told to stop.
+# A job in the middle of a batch that takes two seconds, when its command is told to stop, which has
+# only just started it.
 BATCH = """
 import os, pathlib, signal, time
 from tvf.sweep import processes
@@ -52,6 +53,13 @@ def job():
     pathlib.Path("checkpoint").touch()
     return 0
 
+terminable = processes._terminable
+
+def slowly():
+    time.sleep(0.5)
+    return terminable()
+
+processes._terminable = slowly  # whatever comes between the start of a job and the wait for it
 processes.CHECKPOINT_SECONDS = processes.GRACE_SECONDS = 0.1
 try:
     with processes.interruptible():

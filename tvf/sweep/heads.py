@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.composing import DEFAULT_FOLDERS, CheckedJob, checked_job
 from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
 from tvf.sweep.outcome import INTERRUPTED, job_outcome
-from tvf.sweep.processes import can_fork, log_to, start_process, wait_for_all
+from tvf.sweep.processes import can_fork, log_to, run_in_subprocesses
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +101,9 @@ def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[int]:
     count = jobs_at_once(config.hydra.launcher)
     log.info("Training %d heads in %d processes.", len(heads), count)
     with mmap.mmap(-1, len(heads)) as states:  # memory that the processes share
-        children = []
-        for index in range(count):
-            share = range(len(heads) * index // count, len(heads) * (index + 1) // count)
-            work = _Worker(config, heads, share, states)
-            children.append(start_process(work.run, Path(os.devnull)))
-        wait_for_all(children)
+        bounds = [len(heads) * index // count for index in range(count + 1)]
+        shares = [range(*pair) for pair in pairwise(bounds)]
+        run_in_subprocesses([_Worker(config, heads, share, states).run for share in shares])
         return [*states[:]]
 
 

@@ -51,33 +51,31 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     Ctrl-C reaches the job too, and SIGTERM is passed on: KeyboardInterrupt is raised here after the
     job has ended.
     """
-    child = start_process(job, log_file)
+    child = 0
     with _terminable():
         try:
+            with uninterrupted():  # or the process would be one of which nobody knows
+                child = _start_process(job, log_file)
             status = os.waitpid(child, 0)[1]
         except KeyboardInterrupt as interruption:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-                wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
+            if child:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # has just ended
+                    wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
     return os.waitstatus_to_exitcode(status)
 
 
-def start_process(job: Callable[[], int], log_file: Path) -> int:
-    """Fork a process that ends with the code that `job` returns; return its id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent, child = os.getpid(), _fork()
-    if child == 0:
-        _run_and_exit(job, log_file, parent)
-    return child
+def run_in_subprocesses(jobs: Sequence[Callable[[], int]]) -> None:
+    """Run each of `jobs` in a forked process, all at once, and wait for them.
 
-
-def wait_for_all(children: Sequence[int]) -> None:
-    """Wait for processes of `start_process` to end. KeyboardInterrupt ends them first."""
-    waiting = [*children]
-    _waited_for.update(children)
+    They keep this process's output. KeyboardInterrupt, as in `run_in_subprocess`, ends them first.
+    """
+    waiting: list[int] = []
     with _terminable():
         try:
+            with uninterrupted():
+                waiting += [_start_process(job, Path(os.devnull)) for job in jobs]
+            _waited_for.update(waiting)
             while waiting:
                 os.waitpid(waiting[0], 0)
                 waiting.pop(0)
@@ -88,6 +86,16 @@ def wait_for_all(children: Sequence[int]) -> None:
             raise
         finally:
             _waited_for.clear()
+
+
+def _start_process(job: Callable[[], int], log_file: Path) -> int:
+    """Fork a process that ends with the code that `job` returns; return its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), _fork()
+    if child == 0:
+        _run_and_exit(job, log_file, parent)
+    return child
 
 
 @contextmanager
@@ -149,7 +157,13 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off SIGINT and SIGTERM to the end of this context."""
+    """Put off SIGINT and SIGTERM to the end of this context, in the main thread.
+
+    Others cannot change signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda number, frame: received.append(number))
