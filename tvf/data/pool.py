@@ -178,7 +178,7 @@ class DataSplits:
         """The splits by their names."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
-    @property
+    @cached_property
     def digests(self) -> dict[str, str]:
         """Identifies the images of each split and their classes, and the weights to train with."""
         return {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvf.data import Augmentation, ViewRows
 from tvf.frontier.cache_plan import CachePlan, OpenEntry, array_spec, view_name
@@ -69,6 +69,7 @@ class ActivationReader:
         self.gathers = False  # whether to keep views in the order of the split, if they are small
         self._gathered: dict[int, Tensors] = {}  # such views
         self._suffix = plan.trace.extract(self._cuts[-1], None)
+        self.linear = self._find_linear()
 
     def suffix(self, *activations: Tensor) -> Tensor:
         """Return logits.
@@ -79,6 +80,16 @@ class ActivationReader:
         assert self._suffix is not None, "the logits can be computed from any cut"
         with self._fabric.autocast():
             return self._fabric.strategy.precision.convert_output(self._suffix(*activations))
+
+    def _find_linear(self) -> nn.Linear | None:
+        """The only layer of the suffix, if it is a linear layer that computes in float32."""
+        assert self._suffix is not None
+        nodes = [node for node in self._suffix.graph.nodes if node.op != "placeholder"]
+        exact = self._fabric.strategy.precision.precision == "32-true"
+        if len(nodes) != 2 or nodes[0].op != "call_module" or not exact:
+            return None
+        layer = self._suffix.get_submodule(str(nodes[0].target))
+        return layer if type(layer) is nn.Linear else None
 
     def open_view(self, view: int) -> tuple[Inputs, Feed | None]:
         """Return what reads the activations of a view, after filling the gaps in the store.
@@ -123,7 +134,7 @@ class ActivationReader:
 
         def read(samples: np.ndarray) -> Tensors:
             chosen = torch.from_numpy(samples)
-            return self._unpack(tuple(tensor[chosen] for tensor in gathered))
+            return self._unpack(tuple(tensor.index_select(0, chosen) for tensor in gathered))
 
         return read
 
@@ -319,13 +330,13 @@ def _gather(
     views = np.searchsorted(starts, rows, side="right") - 1
     within = torch.from_numpy(rows - starts[views])
     if (views == views[0]).all():
-        return [tensor[within] for tensor in tables[int(views[0])]]
+        return [tensor.index_select(0, within) for tensor in tables[int(views[0])]]
     columns = next(iter(tables.values()))
     values = [tensor.new_empty(len(rows), *tensor.shape[1:]) for tensor in columns]
     for view in np.unique(views):
         chosen = torch.from_numpy(np.flatnonzero(views == view))
         for value, tensor in zip(values, tables[int(view)], strict=True):
-            value[chosen] = tensor[within[chosen]]
+            value[chosen] = tensor.index_select(0, within[chosen])
     return values
 
 

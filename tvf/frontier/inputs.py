@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvf.data import Augmentation, DataSplits
 from tvf.frontier.activations import ActivationReader
@@ -28,12 +28,14 @@ class EpochInputs:
     """One pass over a split: `module(*inputs(samples))` returns logits.
 
     The module is in the mode, training or eval, that the pass needs. `feed` reads batches that are
-    known in advance, if the device has memory of its own.
+    known in advance, if the device has memory of its own. `linear` is the layer that the module
+    consists of, if that is all and it computes in float32.
     """
 
     module: Callable[..., Tensor]
     inputs: Inputs
     feed: Feed | None = None
+    linear: nn.Linear | None = None
 
     def batches(self, batches: Sequence[np.ndarray]) -> Generator[Tensors, None, None]:
         """Yield the inputs of each batch of samples in turn; those of an empty one have no rows."""
@@ -225,9 +227,9 @@ class CachedPipeline(InputPipeline):
     def _activations(self, split: str, view: int) -> EpochInputs:
         reader = self._readers[split]
         try:
-            return EpochInputs(reader.suffix, *reader.open_view(view))
+            return EpochInputs(reader.suffix, *reader.open_view(view), reader.linear)
         except StoreError as error:
             if split not in self._failed:
                 self._failed.add(split)
                 log.warning("store: no longer caching %s images: %s.", split, error)
-            return EpochInputs(reader.suffix, *reader.open_uncached(view))
+            return EpochInputs(reader.suffix, *reader.open_uncached(view), reader.linear)

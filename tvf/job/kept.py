@@ -50,6 +50,7 @@ class KeptWeights:
     def save(self, state: dict[str, Any]) -> None:
         """Save a checkpoint, after the best weights that it relies on."""
         self._write()
+        self._record.write_metrics()
         self._checkpoints.save(state)
 
     def load_best(self, epoch: int) -> None:

@@ -27,7 +27,7 @@ from tvf.job.checkpoint import Checkpoints
 from tvf.job.claim import claim_job
 from tvf.job.head_phase import HeadPhase, open_head_phase
 from tvf.job.images import check_same_images, log_images
-from tvf.job.kept import KeptWeights
+from tvf.job.kept import LOST, KeptWeights
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
 from tvf.job.setup import Job, build_job, open_job
@@ -179,7 +179,7 @@ def train_job(
         if loop.is_best:  # the checkpoint was written, but not the best weights
             kept.keep_best(loop)
         for epoch in loop:
-            record.log(asdict(epoch))
+            record.log(asdict(epoch), every=LOST if job.brief else 0)
             run.log(asdict(epoch), step=epoch.epoch)
             _log_epoch(job, epoch)
             kept.keep_epoch(loop, checkpoint)

@@ -60,7 +60,8 @@ class FineTuneModel(nn.Module):
         super().__init__()
         require_choice("model.frozen_bn", frozen_bn, FROZEN_BN)
         selection = Selection(pct_unfreeze, unit, direction, groups, train)
-        self._modes: dict[bool, list[tuple[nn.Module, bool]]] = {}  # of a settled model
+        # Of a settled model: the attributes of its layers, which nn.Module sets slowly, and modes.
+        self._modes: dict[bool, list[tuple[dict[str, Any], bool]]] = {}
         self.trained_groups = select_layers(backbone.module, backbone.groups, selection)
         self.pct_unfreeze = float(pct_unfreeze or 0)
         if selection.is_named:
@@ -86,14 +87,14 @@ class FineTuneModel(nn.Module):
     def train(self, mode: bool = True) -> "FineTuneModel":
         """Like nn.Module.train, but frozen layers with statistics follow `frozen_bn`."""
         if mode in self._modes:
-            for layer, training in self._modes[mode]:
-                layer.training = training
+            for state, training in self._modes[mode]:
+                state["training"] = training
             return self
         super().train(mode)
         if mode and self.frozen_bn != "batch":
             hold_frozen_batchnorm(self.module, self.statistics_train_in)
         if self.settled:
-            self._modes[mode] = [(layer, layer.training) for layer in self.modules()]
+            self._modes[mode] = [(vars(layer), layer.training) for layer in self.modules()]
         return self
 
     @property

@@ -6,6 +6,7 @@ It does not depend on the job's tracker.
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ class JobRecord:
         lease: Lease | None = None,
     ) -> None:
         self.folder, self._lease = folder, lease
-        self.metrics = list(history)
+        self.metrics, self._lines, self._written = list(history), len(history), time.monotonic()
         earlier = read_status(folder)
         resumes = _holds(folder, config) and earlier.get("state") != "done"
         self.run_id: str | None = earlier.get("wandb_run_id") if resumes else None
@@ -77,15 +78,26 @@ class JobRecord:
             self.check_lease()
             write_json(self.folder / "status.json", self._status)
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Add one epoch's line to metrics.jsonl."""
+    def log(self, metrics: dict[str, Any], every: float = 0) -> None:
+        """Add one epoch's line to metrics.jsonl.
+
+        It is written anew at most once in `every` seconds; by `write_metrics` and at the end, too.
+        """
         self.metrics.append(metrics)
         self.check_lease()
-        write_json_lines(self.folder / "metrics.jsonl", self.metrics)
+        if time.monotonic() - self._written >= every:
+            self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Write the lines of metrics.jsonl that are not written yet, if any."""
+        if self._lines < len(self.metrics):
+            write_json_lines(self.folder / "metrics.jsonl", self.metrics)
+            self._lines, self._written = len(self.metrics), time.monotonic()
 
     def done(self, summary: dict[str, Any]) -> None:
         """Write summary.json, then mark the job as done."""
         self.check_lease()
+        self.write_metrics()
         write_json(self.folder / "summary.json", summary)
         self._end(state="done")
 
@@ -114,6 +126,7 @@ class JobRecord:
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}
         self.check_lease()
+        self.write_metrics()
         write_json(self.folder / "status.json", self._status)
 
 

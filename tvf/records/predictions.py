@@ -69,7 +69,7 @@ def write_predictions(
             if (array := getattr(values, name)) is not None:
                 arrays[f"{split}_{name}"] = array
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
+    np.savez(content, **arrays)
     write_whole(folder / PREDICTIONS, content.getbuffer())
 
 

@@ -5,6 +5,7 @@ Each job reads the other jobs' configs from it, to know which shared results the
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,14 @@ def confirmed_sweep(folder: Path) -> Path | None:
 
 def tracker_group(folder: Path) -> str:
     """Return the group of the sweep's runs: the one noted, or else the sweep's name."""
-    noted = read_json(folder / "sweep.json").get("group")
+    manifest = folder / "sweep.json"
+    noted = _noted_group(manifest, manifest.stat().st_mtime_ns) if manifest.exists() else None
     return noted if isinstance(noted, str) else sweep_name(folder)
+
+
+@lru_cache(maxsize=1)  # a process may train many jobs of a sweep
+def _noted_group(manifest: Path, written: int) -> Any:
+    return read_json(manifest).get("group")
 
 
 def note_group(folder: Path, group: str | None) -> None:

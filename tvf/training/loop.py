@@ -207,7 +207,7 @@ class TrainingLoop:
             for batch in feed:
                 rates = learning_rates(setup.optimizer)
                 draws = (steps.seed, number, len(state.losses))
-                loss, hits = train_step(self._fabric, setup, inputs.module, steps, batch, draws)
+                loss, hits = train_step(self._fabric, setup, inputs, steps, batch, draws)
                 state.losses.append(loss)
                 state.hits.append(hits)
                 setup.schedule.after_batch()

@@ -1,6 +1,6 @@
 """One training step, and one evaluation pass. With several ranks, each computes its share."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from tvf.distributed import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.frontier import EpochInputs
 from tvf.training.convolutions import fast_convolutions
 from tvf.training.ema import WeightAverage
+from tvf.training.linear import is_written_out, linear_gradients
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, share_by_weight
 from tvf.training.scores import Scores, compute_scores
 from tvf.training.state import PhaseSetup
@@ -89,6 +90,8 @@ def read_batches(
 
 def _own_share(fabric: Fabric, count: int) -> slice:
     """This rank's share of a global batch: shares are contiguous."""
+    if fabric.world_size == 1:
+        return slice(0, count)
     own = share_of(np.arange(count), fabric.global_rank, fabric.world_size)
     return slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(0, 0)
 
@@ -96,7 +99,7 @@ def _own_share(fabric: Fabric, count: int) -> slice:
 def train_step(
     fabric: Fabric,
     setup: PhaseSetup,
-    module: Callable[..., Tensor],
+    source: EpochInputs,
     options: StepOptions,
     batch: Batch,
     draws: Sequence[int],
@@ -113,15 +116,19 @@ def train_step(
         seeds = np.random.SeedSequence([*draws, fabric.global_rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
     optimizer = setup.optimizer
-    optimizer.zero_grad()
-    with global_batchnorm(fabric), fast_convolutions(fabric.device):
-        logits = module(*inputs)
     if weights is None:
-        loss = options.loss.sum(logits, targets) / options.loss.size(batch.classes)
+        size, further = options.loss.size(batch.classes), ()
     else:
-        size = options.loss.size(batch.classes, batch.host_weights)
-        loss = options.loss.sum(logits, targets, weights) / size
-    fabric.backward(loss)
+        size, further = options.loss.size(batch.classes, batch.host_weights), (weights,)
+    plain = not further and options.mix is None
+    if plain and source.linear and is_written_out(source.linear, options.loss, inputs):
+        loss, logits = linear_gradients(source.linear, inputs[0], targets, options.loss, size)
+    else:
+        optimizer.zero_grad()
+        with global_batchnorm(fabric), fast_convolutions(fabric.device):
+            logits = source.module(*inputs)
+        loss = options.loss.sum(logits, targets, *further) / size
+        fabric.backward(loss)
     reduce_gradients(fabric, (p for group in optimizer.param_groups for p in group["params"]))
     if options.clip_norm is not None:
         # Gradients that are not finite are skipped by float16's loss scaler; a loss that is not
@@ -137,8 +144,10 @@ def train_step(
         options.average.update()
     predicted = logits.detach().argmax(1)
     hits = expected.gather(1, predicted[:, None]) if options.mix else predicted == expected
-    sums = torch.stack([loss.detach() * len(batch.classes), hits.sum()])
-    loss_sum, hit_sum = gather(fabric, sums[None]).sum(0)
+    loss_sum = loss.detach() * len(batch.classes)
+    if fabric.world_size == 1:
+        return loss_sum, hits.sum().to(loss_sum)
+    loss_sum, hit_sum = gather(fabric, torch.stack([loss_sum, hits.sum()])[None]).sum(0)
     return loss_sum, hit_sum
 
 
