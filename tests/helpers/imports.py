@@ -15,6 +15,7 @@ GROUND = ("errors", "files", "hub", "lease", "memory", "metrics", "owners", "pro
 # From the lowest room up: a room imports from those before it. The ground is modules, not a folder.
 ROOMS: tuple[str, ...] = (
     GROUND_ROOM,
+    "mirror",
     "store",
     "models",
     "data",

@@ -100,13 +100,15 @@ def overrides_of(group: Configuration, comparison: Comparison) -> dict[str, str]
     recorded = flatten(job["config"])
     following = keys_of_seeds(job, comparison.following)
     texts = by_key(job["overrides"])
-    left_out = (*VARIED, "stop_after")
+    left_out = (*VARIED, "stop_after", "mirror")
     kept = {key: text for key, text in texts.items() if key.lstrip("+") not in left_out}
     for key, text in kept.items():
         place, given = recorded.get(key.lstrip("+")), text.partition("=")[2].strip("'\"")
         is_path = isinstance(place, str) and os.path.isabs(place) and not os.path.isabs(given)
         if is_path or absolute_place(key.lstrip("+"), given, os.sep) not in (given, place):
             kept[key] = f"{key}={_quoted(str(place))}"
+    if recorded.get("mirror"):  # it is the sweep's own, also if an experiment sets it
+        kept["mirror"] = "mirror=null"
     return kept | {key: f"{key}=${{seed}}" for key in kept if key.lstrip("+") in following}
 
 

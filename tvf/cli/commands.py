@@ -36,6 +36,7 @@ from tvf.records import (
     without_launcher,
 )
 
+SWEEP_DIR = "hydra.sweep.dir="
 WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}  # options of tvf's backbones
 
 if TYPE_CHECKING:
@@ -57,11 +58,15 @@ def _errors_as_messages() -> Iterator[None]:
 
 
 @_errors_as_messages()
-def resume(folder: Path, overrides: Sequence[str]) -> None:
-    """Rerun the commands of the sweep in `folder`; jobs that are done are skipped.
+def resume(place: str, overrides: Sequence[str]) -> None:
+    """Rerun the commands of the sweep in a folder, or in a mirror; jobs that are done are skipped.
 
-    `overrides` are added to each command and may only set Hydra's own options.
+    `overrides` are added to each command and may only set Hydra's own options. Of a mirror, a URL,
+    the sweep is fetched into its hydra.sweep.dir.
     """
+    folder = Path(place)
+    if "://" in place:
+        folder, overrides = _fetch(place, overrides)
     folder = _sweep_folder(
         folder, "To resume a single job, rerun its command with hydra.run.dir=DIR."
     )
@@ -80,6 +85,17 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
         failed |= not _train([*arguments, *overrides, in_folder])
     if failed:
         raise SystemExit(1)
+
+
+def _fetch(url: str, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """Fetch the sweep in a mirror; return its folder here, and the other overrides."""
+    from tvf.sweep import fetch_sweep
+
+    given = [text for text in overrides if text.startswith(SWEEP_DIR)]
+    name = url.rstrip("/").rpartition("/")[2]
+    place = given[-1].removeprefix(SWEEP_DIR).strip("'\"") if given else f"outputs/sweeps/{name}"
+    fetch_sweep(url, Path(place))
+    return Path(place), [text for text in overrides if text not in given]
 
 
 @_errors_as_messages()

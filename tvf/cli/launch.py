@@ -56,6 +56,7 @@ from tvf.sweep import (
     job_outcome,
     jobs_at_once,
     launched,
+    refuse_unmirrored,
     run_in_subprocess,
     runs_in_parallel,
     seconds_to_checkpoint,
@@ -263,6 +264,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     name = _name_of(cfg, context)
     try:
         config = validate_config(cfg, HydraConfig.get().runtime.cwd)
+        refuse_unmirrored(config, context.sweep)
         note = explain_ignored(name, to_plain(cfg.model))
     except Exception as error:
         if not is_running(context.folder):

@@ -126,22 +126,26 @@ def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -
 
 
 @tvf.command()
-@click.argument("folder", metavar="DIR", type=DIR)
+@click.argument("place", metavar="DIR|MIRROR")
 @click.argument("overrides", metavar="[HYDRA_OVERRIDE]...", nargs=-1)
-def resume(folder: Path, overrides: tuple[str, ...]) -> None:
+def resume(place: str, overrides: tuple[str, ...]) -> None:
     """Resume a sweep.
 
     Resume the sweep in DIR: finished jobs are skipped, interrupted ones continue from their last
     checkpoint. Only Hydra's own settings can change, such as the launcher.
 
+    A sweep with a mirror can also be resumed on a machine that has nothing of it: MIRROR is its
+    URL. It is fetched into outputs/sweeps/NAME, or into hydra.sweep.dir=DIR.
+
     \b
     Examples:
       tvf resume outputs/sweeps/demo
       tvf resume outputs/sweeps/demo hydra/launcher=basic
+      tvf resume s3://my-bucket/demo
     """
     from tvf.cli import commands
 
-    commands.resume(folder, overrides)
+    commands.resume(place, overrides)
 
 
 @tvf.command()

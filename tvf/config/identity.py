@@ -49,6 +49,7 @@ OPTIONS: dict[str, Affects] = {
     "threads": TRAINING,
     "channels_last": PIXELS,
     "deterministic": PIXELS,
+    "mirror": NOTHING,
     "report.margin": NOTHING,
     "checkpoint._target_": NOTHING,
     "checkpoint.every_minutes": NOTHING,

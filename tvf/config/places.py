@@ -28,7 +28,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # of a folder in tim
 TABLE, TABLES, LOCAL = ".csv", (".csv", ".tsv", ".parquet"), "local-dir:"
 
 
-def path_override(key: str, path: Path) -> str:
+def path_override(key: str, path: Path | str) -> str:
     """Return `key`=`path`, quoted for Hydra's grammar."""
     if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
         return f"{key}={path}"

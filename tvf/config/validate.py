@@ -46,6 +46,7 @@ from tvf.errors import (
     unknown_key,
 )
 from tvf.frontier import RESIDENT
+from tvf.mirror import check_mirror
 from tvf.models import (
     FROZEN_BN_OPTIONS,
     UNITS,
@@ -91,6 +92,7 @@ VALUES = (
     "threads",
     "channels_last",
     "deterministic",
+    "mirror",
     "report",
 )
 # Arguments that the code passes to a target, not its YAML.
@@ -155,6 +157,8 @@ def _check_values(config: dict[str, Any]) -> None:
     for key in ("stop_after", "threads"):
         if config[key] is not None:
             require_count(key, config[key], 1)
+    if config["mirror"] is not None:
+        check_mirror(config["mirror"])
     _check_refit(config)
     _check_report(config["report"])
     _check_fabric(config["fabric"])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tvf.errors import InputError
 from tvf.job.resources import JobContext
 from tvf.lease import EXPIRY, Holder, Lease, LeaseBusy, LeaseLost
+from tvf.mirror import job_lease
 from tvf.records import LEASE
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def claim_job(context: JobContext, name: str) -> Iterator[Lease | None]:
     Also ends the context, with a message, if its code raises LeaseLost. For a single job raises
     InputError instead in both cases.
     """
-    lease = Lease(context.folder / LEASE)
+    lease = job_lease(context.folder / LEASE, context.sweep)
     try:
         _acquire(lease, name)
     except LeaseBusy as busy:

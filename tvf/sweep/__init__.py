@@ -10,6 +10,7 @@ from tvf.sweep.callback import (
 )
 from tvf.sweep.heads import train_heads
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
+from tvf.sweep.mirroring import fetch_sweep, refuse_unmirrored
 from tvf.sweep.outcome import BAD_INPUT, INTERRUPTED, debugging, job_outcome
 from tvf.sweep.processes import (
     can_fork,
@@ -31,6 +32,7 @@ __all__ = [
     "can_fork",
     "choose_repetitions",
     "debugging",
+    "fetch_sweep",
     "finish",
     "interrupt",
     "interruptible",
@@ -42,6 +44,7 @@ __all__ = [
     "plan_jobs",
     "planned_batches",
     "read_grid",
+    "refuse_unmirrored",
     "report_sweep",
     "run_in_subprocess",
     "runs_in_parallel",

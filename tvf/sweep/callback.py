@@ -47,6 +47,14 @@ from tvf.sweep.composing import (
     task_overrides,
 )
 from tvf.sweep.launchers import runs_in_parallel
+from tvf.sweep.mirroring import (
+    close_mirror,
+    command_arguments,
+    compare_with_mirror,
+    note_in_mirror,
+    open_mirror,
+    refuse_mirror,
+)
 from tvf.sweep.processes import QUIET, can_fork, stop_jobs
 
 if TYPE_CHECKING:
@@ -58,13 +66,8 @@ GRID = "hydra_plugins.tvf_sweepers.GridSweeper"
 HALVING = "hydra_plugins.tvf_sweepers.HalvingSweeper"
 RACE = "hydra_plugins.tvf_sweepers.RaceSweeper"
 OPTUNA = "hydra_plugins.tvf_sweepers.OptunaSweeper"
-# Sweepers that launch every combination of the swept values.
-GRIDS = (
-    GRID,
-    HALVING,
-    RACE,
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-)
+PLAIN = (GRID, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+GRIDS = (*PLAIN, HALVING, RACE)  # launch every combination of the swept values
 Batches = Callable[[], Iterator[list[list[str]]]]
 
 
@@ -174,15 +177,21 @@ def finish(track: bool = True, compare: bool = True) -> bool:
         if read_status(job).get("state") == "running" and not is_running(job):
             with suppress(OSError):  # the disk may be full
                 mark_failed(job, name, STOPPED[1])
+    compare_with_mirror([*sweep.jobs])
     same_race = sweep.race is not None and sweep.race == read_race(sweep.folder)
     track = track and not sweep.done_before and not same_race
-    return print_result(sweep.folder, frozenset(sweep.jobs), track, compare)
+    try:
+        return print_result(sweep.folder, frozenset(sweep.jobs), track, compare)
+    finally:
+        close_mirror(sweep.folder, [*sweep.jobs])
 
 
 def _check_sweep(config: DictConfig) -> LaunchedSweep:
     """Check the sweep and write its manifest."""
     parallel = runs_in_parallel(config.hydra.launcher)
     folder, target = Path(config.hydra.sweep.dir), config.hydra.sweeper.get("_target_")
+    if target not in PLAIN:
+        refuse_mirror(config)
     if target == OPTUNA:
         return _check_search(config)
     if target not in GRIDS:  # nobody knows which jobs it will launch
@@ -200,9 +209,11 @@ def _check_sweep(config: DictConfig) -> LaunchedSweep:
     if target == HALVING:
         plan = _plan_halving(config, by_name, jobs)
     race = _plan_race(config, by_name, jobs) if target == RACE else None
+    open_mirror(config, folder, jobs)
     check_jobs(folder, jobs)
     raced = read_race(folder)
     _note_command(folder, jobs, same)
+    note_in_mirror(folder)
     _tell_changed_images(folder, jobs)
     if race:  # in the folder of a finished grid, too, it says what it decides
         return LaunchedSweep(folder, {*jobs}, done_before=False, batches=race, race=raced)
@@ -230,9 +241,8 @@ def _check_search(config: DictConfig) -> LaunchedSweep:
 
 
 def _note_command(folder: Path, jobs: Jobs, same: dict[str, str]) -> None:
-    arguments = [text for text in sys.argv[1:] if not text.startswith("hydra.sweep.dir=")]
     note_group(folder, os.environ.get("WANDB_RUN_GROUP"))
-    note_jobs(folder, jobs, same, {"folder": os.getcwd(), "arguments": arguments})
+    note_jobs(folder, jobs, same, {"folder": os.getcwd(), "arguments": command_arguments()})
 
 
 def _tell_changed_images(folder: Path, jobs: Jobs) -> None:
