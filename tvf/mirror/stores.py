@@ -4,6 +4,7 @@ All names are relative to the mirror, with slashes. The one thing that a mirror 
 reading and writing is `create`, which of several writers lets one succeed.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -135,7 +136,8 @@ class ObjectStore:
         return True
 
     def upload(self, name: str, file: BinaryIO) -> None:
-        if os.fstat(file.fileno()).st_size <= IN_MEMORY:
+        size = file.seek(0, os.SEEK_END)
+        if size <= IN_MEMORY or isinstance(file, io.BytesIO):
             file.seek(0)
             self.write(name, file.read())
             return
