@@ -7,7 +7,7 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
-from tvf.data.bad_images import count_by_reason, without_pillow_limit
+from tvf.data.bad_images import CANNOT_BE_READ, REPAIR, count_by_reason, without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.decoded import ImageFiles
 from tvf.data.entries import is_image, is_system, kind_of_ending
@@ -31,6 +31,7 @@ from tvf.data.splits import SplitOptions
 
 __all__ = [
     "Augmentation",
+    "CANNOT_BE_READ",
     "Catalog",
     "Cifar10",
     "DataSource",
@@ -45,6 +46,7 @@ __all__ = [
     "LeftOut",
     "Pixels",
     "Pool",
+    "REPAIR",
     "ReadingRules",
     "Split",
     "SplitOptions",
