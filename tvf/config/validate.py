@@ -54,6 +54,7 @@ from tvf.models import (
     check_dropout,
     check_fraction,
     check_group_names,
+    check_library_name,
     check_lora,
     check_patterns,
     check_selection,
@@ -233,6 +234,7 @@ def _normalise_model(model: dict[str, Any]) -> None:
 def _follow_weights(config: dict[str, Any]) -> None:
     """Set in place what follows from the backbone's weights: how images are read."""
     backbone, data = config["backbone"], config["data"]
+    check_library_name(backbone)
     if (checkpoint := own_checkpoint(config)) is not None:
         content = fingerprint_files([check_checkpoint(checkpoint)])
         if str(backbone["_target_"]).startswith("tvf."):  # code of others runs in the job alone
