@@ -281,7 +281,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     name = _name_of(cfg, context)
     try:
         config = validate_config(cfg, HydraConfig.get().runtime.cwd)
-        note = explain_ignored(name, to_plain(cfg.model))
+        note = explain_ignored(name, to_plain(cfg.model), to_plain(cfg.optimizer))
     except Exception as error:
         if not is_running(context.folder):
             mark_failed(context.folder, name, failure_reason(error))

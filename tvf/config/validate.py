@@ -23,7 +23,7 @@ from tvf.config.build import (
     target_node,
     to_plain,
 )
-from tvf.config.identity import ignored_options
+from tvf.config.identity import ignored_by_head, ignored_options
 from tvf.config.methods import (
     ADAPTERS,
     ignores_adapters,
@@ -138,6 +138,7 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
     if (content := backbone_content(config["backbone"])) is not None:
         config["backbone_content"] = content
     _check_parts(config)
+    config["optimizer"] |= dict.fromkeys(ignored_by_head(config["model"], config["optimizer"]))
     resolve_places(config, command_folder)
     return config
 
