@@ -167,3 +167,52 @@ def _wait_for_gate(machines: Machines, process: forks.Process) -> None:
     _wait(
         lambda: [8] == [*map(epochs_done, {p.parent for p in epochs("*/metrics.jsonl")})], process
     )
+
+
+@pytest.mark.slow
+def test_training_survives_a_mirror_that_goes_away_and_a_resume_sends_the_rest(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    machines = Machines(f"file://{tmp_path}/mirror/demo", tmp_path, {})
+    first = machines.sweep("n1")
+    _wait_for_gate(machines, first)
+    (tmp_path / "mirror").rename(tmp_path / "away")
+    (tmp_path / "mirror").touch()  # in which nothing can be created
+    (machines.folder("n1") / "open").touch()
+    output = first.communicate(120)[0]
+    assert first.returncode == 0 and "Traceback" not in output, output
+    assert output.count("Training continues; uploads are retried.") == 1, output
+    assert len(re.findall(r"not mirrored: fine-tuning-\S+, fine-tuning-\S+ \(", output)) == 1
+    assert records(machines.folder("n1") / "sweep") == records(undisturbed)
+    (tmp_path / "mirror").unlink()
+    (tmp_path / "away").rename(tmp_path / "mirror")
+    output = machines.start("n1", "resume", "sweep").communicate(60)[0]
+    assert "not mirrored" not in output and "epoch 1/" not in output, output
+    output = machines.start("n2", "resume", machines.url).communicate(60)[0]
+    assert "fetched 2 of 2 jobs" in output and "epoch 1/" not in output, output
+    assert records(machines.folder("n2") / "outputs/sweeps/demo") == records(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get(mirrors.PACKAGES), reason=mirrors.MISSING)
+def test_a_bucket_that_cannot_be_used_ends_the_command_before_it_trains(tmp_path: Path) -> None:
+    with mirrors.s3_server() as environment:
+        here = Machines(f"s3://{mirrors.BUCKET}/demo", tmp_path, environment)
+        elsewhere = Machines("s3://missing/demo", tmp_path, environment)
+        unknown = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+        unknown["AWS_ENDPOINT_URL"] = environment["AWS_ENDPOINT_URL"]
+        denied = Machines(here.url, tmp_path, unknown)
+        for machines, reason in (
+            (elsewhere, "bucket does not exist"),
+            (denied, "[Cc]redentials"),
+            (here, None),
+        ):
+            (machines.folder("n1") / "open").touch()
+            output = machines.sweep("n1").communicate(60)[0]
+            if reason:
+                expected = rf"^error: mirror={machines.url} cannot be used: .*{reason}"
+                assert re.search(expected, output, re.MULTILINE) and "epoch" not in output, output
+        output = here.start("n1", *SWEEP, "epochs=3", f"mirror={here.url}").communicate(60)[0]
+        assert f"error: mirror={here.url} holds another sweep: tvf train -m" in output, output
+    output = here.start("n2", "resume", here.url).communicate(60)[0]
+    assert f"error: mirror={here.url} cannot be used: " in output, output
