@@ -8,6 +8,7 @@ process ends, after a last upload, when the launching command has ended and its 
 
 import json
 import select
+import shutil
 import signal
 import socketserver
 import sys
@@ -275,4 +276,7 @@ def main() -> None:
     """Run `serve` with the arguments of this process, which `tvf.mirror.Mirror` gives."""
     url, folder, address, *timing = sys.argv[1:]
     lease.HEARTBEAT, lease.EXPIRY, interval = map(float, timing)
-    serve(url, folder, address, interval)
+    try:
+        serve(url, folder, address, interval)
+    finally:
+        shutil.rmtree(Path(address).parent, ignore_errors=True)

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,8 +33,8 @@ class Mirror:
 
     def __init__(self, url: str, folder: Path) -> None:
         check_mirror(url)
-        self.url, self._place = url, tempfile.mkdtemp(prefix="tvf-mirror-")
-        address = os.path.join(self._place, "agent")
+        self.url = url
+        address = os.path.join(tempfile.mkdtemp(prefix="tvf-mirror-"), "agent")
         timing = (str(seconds) for seconds in (lease.HEARTBEAT, lease.EXPIRY, INTERVAL))
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -81,7 +80,6 @@ class Mirror:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
-        shutil.rmtree(self._place, ignore_errors=True)
 
 
 class MirroredLease(Lease):
