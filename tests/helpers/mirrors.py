@@ -34,7 +34,8 @@ sys.stdin.read()
 # What lets the agent of a command find the packages. A minute passes in `expiry` seconds.
 AGENT = """
 import sys
-import tvf.lease, tvf.owners, tvf.mirror.client
+import tvf.owners, tvf.mirror.client
+from tvf.mirror import timing
 name, packages, expiry = sys.argv.pop(1), {packages!r}, {expiry}
 machine = f'''
 import sys
@@ -45,7 +46,7 @@ tvf.owners.socket.gethostname = lambda: {{name!r}}
 '''
 exec(machine)
 sys.path.remove(packages) if packages else None
-tvf.lease.HEARTBEAT, tvf.lease.EXPIRY, tvf.mirror.client.INTERVAL = expiry / 6, expiry, 0.2
+timing.HEARTBEAT, timing.EXPIRY, timing.INTERVAL = expiry / 6, expiry, 0.2
 tvf.mirror.client.ENTRY = machine + tvf.mirror.client.ENTRY
 from tvf.cli import main
 main()

@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from tvf import lease
 from tvf.files import write_whole
-from tvf.mirror import claims
+from tvf.mirror import claims, timing
 from tvf.mirror.claims import Busy, Clock, MirroredJob, Taken
 from tvf.mirror.snapshot import open_snapshot
 from tvf.mirror.stores import FolderStore, ObjectStore, Store, Unreachable
@@ -30,9 +29,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(lease, "EXPIRY", 0.3)
-    monkeypatch.setattr(lease, "HEARTBEAT", 0.0)
-    monkeypatch.setattr(claims, "POLL", 0.02)
+    monkeypatch.setattr(timing, "EXPIRY", 0.3)
+    monkeypatch.setattr(timing, "HEARTBEAT", 0.0)
+    monkeypatch.setattr(timing, "POLL", 0.02)
     yield
 
 
@@ -75,6 +74,16 @@ def test_of_many_that_create_an_object_one_succeeds(tmp_path: Path) -> None:
             create = [pool.submit(store.create, f"o{number}", b"%d" % i) for i in range(16)]
             won = [i for i, made in enumerate(create) if made.result()]
             assert len(won) == 1 and store.read(f"o{number}") == b"%d" % won[0]
+
+
+def test_a_store_that_ignores_conditions_is_refused(tmp_path: Path) -> None:
+    class Careless(FolderStore):
+        def create(self, name: str, content: bytes) -> bool:
+            self.write(name, content)
+            return True
+
+    with pytest.raises(Unreachable, match="no conditional writes"):
+        Clock(Careless(tmp_path))
 
 
 def test_what_one_machine_leaves_another_gets(machines: tuple[Machine, Machine]) -> None:

@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvf import lease
 from tvf.errors import InputError
+from tvf.mirror import timing
 from tvf.mirror.claims import Busy, Claim, Clock, MirroredJob, Taken
 from tvf.mirror.snapshot import Changing
 from tvf.mirror.stores import Store, Unreachable, open_store
@@ -37,10 +37,8 @@ NOT_SENT = (OSError, Unreachable, Changing)
 class Agent:
     """The mirror of the sweep in `folder`, for all jobs of a command."""
 
-    def __init__(self, store: Store, folder: Path, interval: float) -> None:
-        """Upload what jobs write every `interval` seconds."""
+    def __init__(self, store: Store, folder: Path) -> None:
         self._store, self._folder, self._clock = store, folder, Clock(store)
-        self._interval = interval
         self._jobs: dict[str, MirroredJob] = {}
         self._locks = defaultdict[str, threading.Lock](threading.Lock)
         self._guard = threading.Lock()
@@ -62,7 +60,7 @@ class Agent:
                 self._is_down(error)
             connection.say({"state": "held"})
             try:
-                while not connection.ends_within(self._interval):
+                while not connection.ends_within(timing.INTERVAL):
                     self._keep(job)
                 self._keep(job)
                 if job.held:
@@ -105,7 +103,7 @@ class Agent:
 
     def beat(self) -> None:
         """Show that the holder of the claims lives, until the agent ends."""
-        while not self.ended.wait(lease.HEARTBEAT):
+        while not self.ended.wait(timing.HEARTBEAT):
             for job in [*self._jobs.values()]:
                 with suppress(Taken, *NOT_SENT):  # the job's own thread will meet them
                     job.beat()
@@ -243,7 +241,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
         self.agent = agent
 
 
-def serve(url: str, folder: str, address: str, interval: float) -> None:
+def serve(url: str, folder: str, address: str) -> None:
     """Keep the mirror at `url` for the sweep in `folder`, until standard input ends.
 
     Says on standard output, in a line of JSON, that it listens at `address`, or what is wrong.
@@ -251,7 +249,7 @@ def serve(url: str, folder: str, address: str, interval: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the command's end is what ends the agent
         signal.signal(number, signal.SIG_IGN)
     try:
-        server = Server(address, Agent(open_store(url), Path(folder), interval))
+        server = Server(address, Agent(open_store(url), Path(folder)))
     except (InputError, Unreachable) as error:
         print(json.dumps({"error": str(error), "input": isinstance(error, InputError)}), flush=True)
         return
@@ -274,9 +272,9 @@ def _held_by(state: str, claim: Claim) -> dict[str, Any]:
 
 def main() -> None:
     """Run `serve` with the arguments of this process, which `tvf.mirror.Mirror` gives."""
-    url, folder, address, *timing = sys.argv[1:]
-    lease.HEARTBEAT, lease.EXPIRY, interval = map(float, timing)
+    url, folder, address, *seconds = sys.argv[1:]
+    timing.HEARTBEAT, timing.EXPIRY, timing.INTERVAL = map(float, seconds)
     try:
-        serve(url, folder, address, interval)
+        serve(url, folder, address)
     finally:
         shutil.rmtree(Path(address).parent, ignore_errors=True)

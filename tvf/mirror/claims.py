@@ -19,14 +19,13 @@ from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from tvf import lease
 from tvf.files import read_json, write_json
+from tvf.mirror import timing
 from tvf.mirror.snapshot import LOG, Snapshot, digest_of, is_done, open_snapshot, signature_of
 from tvf.mirror.stores import Store, Unreachable
 from tvf.owners import Owner, temporary_beside, this_process
 
 MARKER = ".mirror.json"  # in a job's folder: the claim whose files it last agreed with
-POLL = 1.0  # seconds between looks at another's claim
 UPLOADS = 4  # files of a job at once
 
 
@@ -73,10 +72,15 @@ class Clock:
     """The clock by which a store says when objects were written."""
 
     def __init__(self, store: Store) -> None:
-        """Write an object to read it. Raises Unreachable, also where writing is not allowed."""
+        """Create an object to read it.
+
+        Raises Unreachable, also where that is not allowed or does not keep others from doing it.
+        """
         name = f"clock/{uuid4().hex}"
-        store.write(name, b"")
+        store.create(name, b"")
         try:
+            if store.create(name, b""):
+                raise Unreachable("two machines could create the same claim: no conditional writes")
             written = store.listing("clock")[name]
         except KeyError:
             raise Unreachable("an object that was written is not listed") from None
@@ -117,7 +121,7 @@ class MirroredJob:
         if claim is None or claim.released or claim.owner == this_process():
             return False
         lives = claim.owner.lives()
-        return lives or (lives is None and self._age(claim) < lease.EXPIRY)
+        return lives or (lives is None and self._age(claim) < timing.EXPIRY)
 
     def acquire(self, *, certain: bool = False) -> Claim | None:
         """Claim the job, and return the claim before. Raises Busy and Unreachable.
@@ -133,7 +137,7 @@ class MirroredJob:
                 if not certain or beats or latest.owner.lives():
                     raise Busy(latest)
                 seen = seen or latest
-                time.sleep(POLL)
+                time.sleep(timing.POLL)
                 continue
             number, files, done = 1, dict[str, str](), False
             if latest is not None:
@@ -151,7 +155,7 @@ class MirroredJob:
 
     def beat(self) -> None:
         """Show that the holder lives, if it has not lately. Raises Taken and Unreachable."""
-        if self._claim is not None and time.monotonic() - self._written >= lease.HEARTBEAT / 2:
+        if self._claim is not None and time.monotonic() - self._written >= timing.HEARTBEAT / 2:
             self._write()
 
     def settle(self, before: Claim | None) -> None:

@@ -12,16 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tvf import lease
 from tvf.errors import InputError
 from tvf.lease import Holder, Lease, LeaseBusy, LeaseLost
+from tvf.mirror import timing
 from tvf.mirror.stores import Unreachable, check_mirror
 from tvf.owners import Owner
 
 log = logging.getLogger(__name__)
 
 SOCKET = "TVF_MIRROR_SOCKET"  # environment variable, for the jobs of a sweep: its agent's
-INTERVAL = 5.0  # seconds between uploads of a job
 ENTRY = "from tvf.mirror.agent import main; main()"
 
 
@@ -35,10 +34,10 @@ class Mirror:
         check_mirror(url)
         self.url = url
         address = os.path.join(tempfile.mkdtemp(prefix="tvf-mirror-"), "agent")
-        timing = (str(seconds) for seconds in (lease.HEARTBEAT, lease.EXPIRY, INTERVAL))
+        seconds = map(str, (timing.HEARTBEAT, timing.EXPIRY, timing.INTERVAL))
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            [sys.executable, "-c", ENTRY, url, str(folder.absolute()), address, *timing],
+            [sys.executable, "-c", ENTRY, url, str(folder.absolute()), address, *seconds],
             stdin=pipe,
             stdout=pipe,
             text=True,

@@ -39,7 +39,7 @@ def open_mirror(config: DictConfig, folder: Path, jobs: Mapping[str, dict[str, A
         _mirror.close()
         _mirror = None
     urls = {job["mirror"] for job in jobs.values()}
-    if urls == {None}:
+    if urls <= {None}:
         return
     if len(urls) > 1:
         raise InputError(f"mirror must have one value in a sweep, not {len(urls)}.")
