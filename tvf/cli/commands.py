@@ -58,12 +58,13 @@ def _errors_as_messages() -> Iterator[None]:
 
 
 @_errors_as_messages()
-def resume(place: str, overrides: Sequence[str]) -> None:
+def resume(place: str | Path, overrides: Sequence[str]) -> None:
     """Rerun the commands of the sweep in a folder, or in a mirror; jobs that are done are skipped.
 
     `overrides` are added to each command and may only set Hydra's own options. Of a mirror, a URL,
     the sweep is fetched into its hydra.sweep.dir.
     """
+    place = str(place)
     folder = Path(place)
     if "://" in place:
         folder, overrides = _fetch(place, overrides)

@@ -163,7 +163,6 @@ def resume(place: str, overrides: tuple[str, ...]) -> None:
 
     \b
     Examples:
-      tvf resume outputs/sweeps/demo
       tvf resume outputs/sweeps/demo hydra/launcher=basic
       tvf resume s3://my-bucket/demo
     """
