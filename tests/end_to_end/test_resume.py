@@ -20,6 +20,7 @@ import pytest
 
 from helpers import IMPORTABLE, ROOT, SMALL, forks
 from helpers.folders import write_images
+from helpers.jobs import digests
 from tvf import cli
 
 QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=none")
@@ -78,7 +79,10 @@ def tvf(*arguments: str, cwd: Path) -> tuple[int | None, str]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The summary and epochs of each job below `folder`, without values that vary between runs."""
+    """The summary and epochs of each job below `folder`, without values that vary between runs.
+
+    With digests of its predictions and its best weights.
+    """
     found = {}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
@@ -88,7 +92,7 @@ def results(folder: Path) -> dict[str, Any]:
         for values in (summary, *rows):
             for key in [key for key in values if key.endswith("_seconds") or key in LOOSE]:
                 del values[key]
-        found[path.parent.name] = [summary, *rows]
+        found[path.parent.name] = [summary, *rows, *digests(path.parent)]
     return found
 
 
