@@ -33,7 +33,7 @@ IMPORTED = (
     "tvf.data",
     "tvf.training",
     "timm",
-    "sklearn.model_selection",
+    "scipy.optimize",
     "tvf.report.charts",
     "tvf.report",
     "joblib",
