@@ -177,3 +177,10 @@ train()
     loaded = {*_python(code, "--help", cwd=tmp_path).partition("LOADED ")[2].split()}
     assert "hydra" in loaded
     assert "torch" not in loaded
+
+
+@pytest.mark.slow
+def test_a_report_reads_images_without_what_training_imports(tmp_path: Path) -> None:
+    loaded = {*_python("import tvf.data, sys; print(*sys.modules)", cwd=tmp_path).split()}
+    assert "torch" in loaded
+    assert not {"lightning_fabric", "torch._dynamo", "timm", "sklearn"} & loaded

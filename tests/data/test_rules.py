@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from helpers.folders import write_images
-from tvf.data.images import DECODER_VERSION, convert_image, digest_file, read_image, read_images
+from tvf.data.digests import digest_file
+from tvf.data.images import DECODER_VERSION, convert_image, read_image, read_images
 from tvf.data.rules import INTERPOLATIONS, RESIZE, ReadingRules
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.sources.image_table import ImageTable

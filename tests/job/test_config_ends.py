@@ -7,9 +7,9 @@ from pathlib import Path
 from helpers import ROOT
 
 BELOW = ("store", "models", "data", "frontier", "distributed", "training")
-# In job/: setup.py, where the config ends (heads.py, for jobs that share a setup), what it opens
-# first, and those that hand it over.
-ENDS = ("setup.py", "heads.py", "resources.py")
+# In job/: setup.py, where the config ends, with its parts (heads.py, for jobs that share a setup),
+# what it opens first, and those that hand it over.
+ENDS = ("setup.py", "parts.py", "heads.py", "resources.py")
 ENTRIES = {"run.py": {"run_job", "follow_job"}}
 NAMES = {"cfg", "config", "configs", "node", "nodes", "overrides", "settings"}
 TYPES = ("Config", "DictConfig", "OmegaConf")

@@ -113,7 +113,7 @@ def test_pixels_pass_through_the_frozen_layers_in_pieces_of_a_fixed_size(
     whole = _run(tmp_path, "whole", config)
     assert max(sizes) > 12
     sizes.clear()
-    monkeypatch.setattr("tvf.frontier.activations.PIECE", 8)
+    monkeypatch.setattr("tvf.store.arrays.PIECE", 8)
     config = _config(tmp_path, "finetune", store__mode="on", store__dir=str(tmp_path / "another"))
     config["model"]["pct_unfreeze"] = 0.5
     pieces = _run(tmp_path, "pieces", config)

@@ -20,7 +20,7 @@ from helpers.training import small_config, small_context
 from tvf.errors import InputError
 from tvf.files import LAST_CHECKPOINT, read_json
 from tvf.frontier import Residency
-from tvf.job import checkpoint, resources, run_job, setup
+from tvf.job import checkpoint, parts, resources, run_job
 from tvf.models import Backbone, FineTuneModel
 from tvf.training.state import random_states, set_random_states
 
@@ -212,7 +212,7 @@ def test_gradients_that_are_clipped_in_half_precision_are_not_unscaled_by_a_fuse
             strategy=SimpleNamespace(precision=SimpleNamespace(precision=precision))
         )
         model = FineTuneModel(small_backbone(), 0.5)
-        build = setup._build_optimizer(small_config(**changes), fabric, model)
+        build = parts.build_optimizer(small_config(**changes), fabric, model)
         optimizer = build([torch.nn.Parameter(torch.ones(1))], [])
         return not getattr(optimizer, "_step_supports_amp_scaling", False)
 

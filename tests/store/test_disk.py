@@ -19,7 +19,7 @@ from helpers import ROOT, forks
 from tvf import cli
 from tvf.cli import commands
 from tvf.errors import InputError
-from tvf.store.arrays import CHUNK, ArrayTable, Fill
+from tvf.store.arrays import CHUNK, PIECE, ArrayTable, Fill
 from tvf.store.disk import Store, StoreOptions, clear_store, list_entries
 from tvf.store.row_file import ArraySpec, RowFile, StoreError, count_missing
 
@@ -110,6 +110,21 @@ def test_rows_that_are_read_are_stored_and_not_recomputed(tmp_path: Path) -> Non
 def test_large_tables_have_larger_chunks(tmp_path: Path) -> None:
     table = make_table(Store(tmp_path, 10**9), RecordingFill(), rows=1_000_000)
     assert 1_000_000 / table.chunk_rows <= 256 and table.chunk_rows % CHUNK == 0
+
+
+def test_rows_of_large_chunks_are_computed_piece_by_piece(tmp_path: Path) -> None:
+    """Memory does not grow with the rows of a table."""
+    sizes = []
+
+    def fill(rows: np.ndarray, wait: bool) -> list[torch.Tensor]:
+        sizes.append(len(rows))
+        return values(rows)
+
+    table = make_table(Store(tmp_path, 10**9), fill, rows=300_000)
+    rows = np.arange(table.chunk_rows - 10)
+    found = table.read(rows, wait=True)
+    assert max(sizes) < 1.25 * PIECE < table.chunk_rows and sum(sizes) == len(rows)
+    assert all(map(torch.equal, found, values(rows)))
 
 
 def _truncate(table: ArrayTable) -> None:

@@ -10,8 +10,9 @@ from tvf.data.augment import (
 from tvf.data.bad_images import count_by_reason, without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.decoded import ImageFiles
+from tvf.data.digests import digest_file
 from tvf.data.entries import is_image, is_system, kind_of_ending
-from tvf.data.images import convert_image, digest_file, read_image
+from tvf.data.images import convert_image, read_image
 from tvf.data.left_out import ENDING, LeftOut, Tally, describe_left_out, is_usual
 from tvf.data.order import sample_order, split_batches
 from tvf.data.percentiles import parse_percentiles

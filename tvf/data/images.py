@@ -21,8 +21,9 @@ from torch import Tensor
 from tvf.data.bad_images import BadImageError, explain_bad, naming, without_pillow_limit
 from tvf.data.bands import TooLargeError, read_bands, require_numbers, show_bands
 from tvf.data.decoded import ImageFiles
-from tvf.data.encoded import AnyPath, ImageFile, content_of, openable
-from tvf.data.pool import Pixels, digest, digest_pixels
+from tvf.data.digests import digest_files
+from tvf.data.encoded import ImageFile, openable
+from tvf.data.pool import Pixels, digest_pixels
 from tvf.data.ranges import WINDOW_QUANTILES, WINDOWED
 from tvf.data.rules import ReadingRules, turn_upright
 from tvf.data.shades import convert_to_8_bits, read_values, show_in_8_bits
@@ -80,11 +81,6 @@ def read_image(
     raises for it.
     """
     return _read_with_range(file, image_size, max_megapixels, white_point, rules)[0]
-
-
-def digest_file(path: AnyPath) -> bytes:
-    """A digest of a file's content, as `Pixels.digests` holds it. Raises OSError."""
-    return digest(content_of(path))
 
 
 def convert_image(
@@ -222,17 +218,6 @@ class _Reader:
         images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
         digests = torch.from_numpy(digest_pixels(images).view(np.uint8).reshape(-1, 32))
         return [images, digests, torch.tensor(ranges, dtype=torch.int32)]
-
-
-def digest_files(files: Sequence[ImageFile]) -> np.ndarray:
-    """A digest of each file's content, bytes [N]. Raises BadImageError."""
-    digests = []
-    for file in files:
-        try:
-            digests.append(digest(content_of(file)))
-        except OSError as error:
-            raise BadImageError(file, str(error.strerror), "cannot be read: ") from error
-    return np.array(digests, "S32")
 
 
 def _as_pixels(digests: np.ndarray, columns: Sequence[Tensor]) -> Pixels:

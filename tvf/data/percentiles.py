@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tvf.data.bad_images import BadImageError, explain_bad, without_pillow_limit
+from tvf.data.digests import digest_files
 from tvf.data.encoded import ImageFile
-from tvf.data.images import CHUNK_SIZE, DECODER_VERSION, digest_files, values_of
+from tvf.data.images import CHUNK_SIZE, DECODER_VERSION, values_of
 from tvf.errors import InputError
 from tvf.progress import progress_bar
 from tvf.store import ArraySpec, Store, StoreError, fingerprint

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 32  # images that pass through the prefix together
 GATHERED_BYTES = 2**26  # of activations, such as those of a head, that a split has in its own order
-PIECE = 8 * BLOCK_SIZE  # images whose pixels are in memory together
 
 
 class ActivationReader:
@@ -239,7 +238,8 @@ class ActivationReader:
         start, values = self._nearest(level, view, rows, wait)
         if start is None:
             self.images += len(rows)
-            results = self._run_pixels(level, view, rows)
+            places = self._rows.new_samples(view)[rows]
+            results = self._run(None, level, [self._pixels(view, places)])
         else:
             self.continued_images += len(rows)
             results = self._run(start, level, values)
@@ -267,22 +267,6 @@ class ActivationReader:
             layouts = self._cuts[start].layouts
             return start, [_unpack(*pair) for pair in zip(values, layouts, strict=True)]
         return None, []
-
-    def _run_pixels(self, level: int, view: int, rows: np.ndarray) -> list[Tensor]:
-        """Run the frozen layers on the pixels of some rows.
-
-        Piece by piece, in the blocks of `run_in_blocks`: the rows that a table computes at a time
-        are the more, the more images there are.
-        """
-        places = self._rows.new_samples(view)[rows]
-        bounds = [*range(PIECE, len(places), PIECE)]
-        if bounds and len(places) - bounds[-1] < BLOCK_SIZE // 2:
-            bounds.pop()
-        pieces = [
-            self._run(None, level, [self._pixels(view, piece)])
-            for piece in np.split(places, bounds)
-        ]
-        return [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
 
     def _augment_of(self, view: int) -> Augmentation | None:
         return self._plan.augment if view else None

@@ -19,6 +19,7 @@ from tvf.data import Augmentation, FlipsAndCrops
 from tvf.frontier.activations import ActivationReader
 from tvf.frontier.cache_plan import CachePlan, CachePoint
 from tvf.frontier.inputs import CachedPipeline, InputPipeline
+from tvf.frontier.known import identify
 from tvf.frontier.split import Cut, TracedModel
 from tvf.frontier.trace import TraceError, preserve_state
 from tvf.models import preserve_freezing
@@ -120,10 +121,11 @@ def _plan_splits(pipeline: InputPipeline, options: CacheOptions) -> dict[str, Ca
     if dtype is None and "mixed" in fabric.strategy.precision.precision:
         dtype = torch.float16
     example = fabric.to_device(data.train.pixels(np.arange(3) % len(data.train)))
+    network = identify(fabric, model.train())
     plans: dict[str, CachePlan] = {}
     for training, names in ((True, ("train",)), (False, ("val", "test"))):
         with fabric.autocast():
-            trace = TracedModel(model.train(training), example)
+            trace = TracedModel(model.train(training), example, network)
             model.train()
             points = _find_cache_points(trace, options.siblings, example)
         for name in names if points else ():
@@ -160,6 +162,8 @@ def time_prefix(trace: TracedModel, cut: Cut, example: Tensor) -> float:
 
     Changes neither the model nor torch's random state.
     """
+    if cut.fingerprint in trace.known.seconds:
+        return trace.known.seconds[cut.fingerprint]
     prefix, images = trace.extract(None, cut), example[torch.arange(8) % len(example)]
     assert prefix is not None
 
@@ -172,4 +176,7 @@ def time_prefix(trace: TracedModel, cut: Cut, example: Tensor) -> float:
 
     with preserve_state(trace.model), torch.no_grad():
         trace.model.train(trace.training)
-        return min(run() for _ in range(3))
+        seconds = min(run() for _ in range(3))
+    trace.known.seconds[cut.fingerprint] = seconds
+    trace.known.keep()
+    return seconds

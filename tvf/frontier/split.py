@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tvf.frontier.known import known_of
 from tvf.frontier.trace import (
+    NodeInfo,
     TensorInfo,
     TraceError,
     follows_batch_size,
@@ -75,18 +77,20 @@ class TracedModel:
     """The graph of `model` in its current mode, and what each node does with images like `example`.
 
     `example` is a batch of at least three samples. Weights, statistics and torch's random state do
-    not change. Under mixed precision, construct it within the autocast of the network. Raises
-    TraceError.
+    not change. `network` is what identifies it, if that is known: what other traces have found out
+    about the same network is not found out again. Under mixed precision, construct it within the
+    autocast of the network. Raises TraceError.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, network: str | None = None) -> None:
         self.model, self.training = model, model.training
         self.graph = trace_graph(model)
         self._modules: dict[Any, nn.Module] = dict(model.named_modules())
         (self.pixels,) = [node for node in self.graph.nodes if node.op == "placeholder"][:1]
-        self._info = observe_nodes(model, self.graph, example)
+        self.known = known_of(network, model, example)
+        self._info = self._observe(example)
         self._check_updates()
-        self._digests: dict[fx.Node, str] = {}
+        self._digests = self._known_digests()
 
     def find_cut(self) -> Cut:
         """Return the frontier for what is frozen now; call `model.train()` first.
@@ -158,6 +162,8 @@ class TracedModel:
         Also checks that the prefix computes a sample independently of the others in its batch.
         `example` has at least three samples.
         """
+        if cut.fingerprint in self.known.checked:
+            return
         prefix, suffix = self.extract(None, cut), self.extract(cut, None)
         assert prefix is not None and suffix is not None
         with preserve_state(self.model), torch.no_grad():
@@ -171,6 +177,28 @@ class TracedModel:
             torch.manual_seed(0)
             if not _is_close(logits, suffix(*activations)):
                 raise TraceError("its prefix and suffix do not reproduce the full network")
+        self.known.checked.add(cut.fingerprint)
+        self._note_digests()
+        self.known.keep()
+
+    def _observe(self, example: Tensor) -> dict[fx.Node, NodeInfo]:
+        """What each node does, unless that is known."""
+        if len(self.known.infos) != len(self.graph.nodes):
+            self.known.infos = [*observe_nodes(self.model, self.graph, example).values()]
+        return dict(zip(self.graph.nodes, self.known.infos, strict=True))
+
+    def _known_digests(self) -> dict[fx.Node, str]:
+        nodes = [*self.graph.nodes]
+        return {nodes[place]: digest for place, digest in self.known.digests.items()}
+
+    def _note_digests(self) -> None:
+        """Remember the digests of nodes that do not depend on the head, whose weights differ."""
+        heads = {*getattr(self.model, "head_parameters", list)()}
+        own = {node for node in self.graph.nodes if heads & {*self._parameters(node)}}
+        of_head = self._dependents(own)
+        for place, node in enumerate(self.graph.nodes):
+            if node in self._digests and node not in of_head:
+                self.known.digests[place] = self._digests[node]
 
     def _make_cut(self, nodes: Sequence[fx.Node], digests: tuple[str, ...]) -> Cut:
         layouts = tuple(layout for node in nodes if (layout := self._layout(node)))

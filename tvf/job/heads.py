@@ -28,6 +28,7 @@ from tvf.config import (
 )
 from tvf.errors import InputError
 from tvf.job.kept import copy_head, load_head
+from tvf.job.parts import build_network
 from tvf.job.resources import JobContext, open_resources
 from tvf.job.setup import (
     Frozen,
@@ -35,7 +36,6 @@ from tvf.job.setup import (
     assemble,
     build_alike,
     build_frozen,
-    build_network,
 )
 from tvf.models import FineTuneModel, HeadFile
 

@@ -5,21 +5,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tvf.config import Config, build_part, earlier_options, result_config
 from tvf.data import count_images, describe_pool
-from tvf.distributed import (
-    describe_machine,
-    library_versions,
-    peak_device_memory_mb,
-    peak_memory_mb,
-    source_commit,
-)
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json
 from tvf.job.changed_images import describe_changed_images
@@ -30,6 +22,7 @@ from tvf.job.images import check_same_images, log_images
 from tvf.job.kept import LOST, KeptWeights
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.resources import JobContext, claim_devices, explain_memory, open_run
+from tvf.job.scoring import score_job, summarise
 from tvf.job.setup import Job, build_job, open_job
 from tvf.job.stopping import stopped_after_batches
 from tvf.lease import remove_leftovers
@@ -37,25 +30,21 @@ from tvf.memory import return_freed_memory
 from tvf.metrics import METRICS, metric_of
 from tvf.models import (
     check_not_own_weights,
-    count_parameters,
     describe_model,
     load_weights,
 )
 from tvf.records import (
     JobRecord,
-    Predictions,
     Run,
-    calibrate,
     check_same_configuration,
     failure_reason,
     has_reached,
     is_done,
     mark_failed,
     mark_paused,
-    predictions_of,
     write_predictions,
 )
-from tvf.training import EpochResult, TrainingLoop, compute_scores, predict
+from tvf.training import EpochResult, TrainingLoop
 
 log = logging.getLogger(__name__)
 
@@ -195,61 +184,29 @@ def train_job(
         record.paused()
         log.info("%s pauses after epoch %d of %d.", tag, len(record.metrics), job.epochs)
         return None
+    return _end_job(job, record, run, loop, kept, images)
+
+
+def _end_job(
+    job: Job,
+    record: JobRecord,
+    run: Run,
+    loop: TrainingLoop,
+    kept: KeptWeights,
+    images: dict[str, Any],
+) -> dict[str, Any]:
+    """Test a job that has trained, and write the rest of its record; return its summary."""
     scores, predictions = score_job(job, loop, kept.load_best)
     pool = describe_pool(job.phases.data.train.pool)
     record.check_lease()
     write_predictions(record.folder, predictions, job.trained_on, pool)
-    summary = _summarise(job, record, run, scores) | {"images": images}
+    summary = summarise(job, record, run, scores) | {"images": images}
     if tested := {key: summary[key] for key in TESTED if key in summary}:
         run.log(tested | {"epoch": summary["best_epoch"]}, step=job.epochs + 1)
     record.done(summary)
     run.set_summary(summary)
     _log_end(job, summary)
     return summary
-
-
-def score_job(
-    job: Job, loop: TrainingLoop, load_best: Callable[[int], None]
-) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Score validation and test with the best epoch's weights: the only use of the test images.
-
-    `load_best` gives the model the weights of that epoch. Returns the scores for the summary, and
-    the predictions for each split. A job that trained on the validation images scores neither: its
-    score is that of the sweep that it repeats.
-    """
-    best, training = loop.best, job.costs.total()
-    assert best is not None, "a job has at least one epoch"
-    phases = job.phases
-    phases.fabric.barrier()  # rank 0 has written the weights
-    load_best(best.epoch)
-    pipeline, scores = phases.pipeline_of(best.phase - 1), {}
-    predictions = {}
-    scored = {"val": phases.data.val, "test": phases.data.test} if len(phases.data.val) else {}
-    # Validation runs again: epochs record neither predictions nor scores by class.
-    for name, split in scored.items():
-        inputs, size = pipeline.evaluate(name), job.steps.batch_size
-        logits, loss, acc = predict(phases.fabric, inputs, split.labels, size)
-        scores |= compute_scores(logits, split.labels, loss, acc).named(name)
-        predictions[name] = predictions_of(split, logits.numpy())
-    by_split = {name: (each.logits, each.labels) for name, each in predictions.items()}
-    if scored and loop.predicted is not None:
-        classes = loop.predicted.numpy()
-        predictions["val"] = replace(predictions["val"], epoch_classes=classes)
-    total = job.costs.total()
-    scores = {
-        "metric": job.loop.metric,
-        "best_epoch": best.epoch,
-        "best_phase": best.phase,
-        **scores,
-        **({"calibration": calibrate(by_split)} if scored else {}),
-        **total,
-        "train_seconds": training["train_seconds"],
-        "prefix_seconds": training["prefix_seconds"],
-        "prefix_kept": phases.prefix_kept,
-        "test_seconds": total["train_seconds"] - training["train_seconds"],
-        "approximations": phases.approximations,
-    }
-    return scores, predictions
 
 
 def follow_job(
@@ -350,26 +307,3 @@ def _log_end(job: Job, summary: dict[str, Any]) -> None:
         summary["test_acc"],
         summary["best_epoch"],
     )
-
-
-def _summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> dict[str, Any]:
-    model, device = job.phases.model, job.phases.fabric.device
-    model.unfreeze()
-    return {
-        "name": job.name,
-        **job.facts,
-        "classes": list(job.phases.data.classes),
-        "unfrozen_groups": [group.name for group in model.trained_groups],
-        "trainable_params": count_parameters(p for p in model.parameters() if p.requires_grad),
-        "total_params": count_parameters(model.module.parameters()),
-        "epochs": job.epochs,
-        **scores,
-        "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
-        "peak_memory_mb": peak_memory_mb(device),
-        "peak_device_memory_mb": peak_device_memory_mb(device),
-        "wandb_run_id": run.id,
-        "wandb_url": run.url,
-        "versions": library_versions(),
-        "commit": source_commit(),
-        "machine": describe_machine(device),
-    }

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 128  # rows; a chunk's size is a multiple of it
 MAX_CHUNKS = 256  # per table
+PIECE = 256  # rows that are computed together, however large chunks are: they are in memory then
 ATTEMPTS = 3  # for rows that are damaged each time they are computed
 Fill = Callable[[np.ndarray, bool], Sequence[Tensor]]
 _Chunk = tuple[int, np.ndarray]  # its number, and some of its rows
@@ -129,13 +130,12 @@ class ArrayTable:
                     leased.append(rows)
                 except ChunkBusy:
                     busy.append((number, rows))
-            missing = self._file.absent(np.concatenate(leased))
-            if len(missing):
+            for rows in _pieces(self._file.absent(np.concatenate(leased))):
                 try:
-                    values = self.fill(missing, wait)
+                    values = self.fill(rows, wait)
                 except ChunkBusy:
                     return chunks
-                self._file.write(missing, [value.cpu().contiguous() for value in values])
+                self._file.write(rows, [value.cpu().contiguous() for value in values])
                 return_freed_memory()
         return busy
 
@@ -208,3 +208,11 @@ class ArrayTable:
             return []
         numbers, starts = np.unique(rows // self.chunk_rows, return_index=True)
         return list(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True))
+
+
+def _pieces(rows: np.ndarray) -> list[np.ndarray]:
+    """Rows in pieces of about PIECE; few rows at the end belong to the piece before them."""
+    bounds = [*range(PIECE, len(rows), PIECE)]
+    if bounds and len(rows) - bounds[-1] < PIECE // 4:
+        bounds.pop()
+    return np.split(rows, bounds) if len(rows) else []

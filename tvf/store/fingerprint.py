@@ -15,12 +15,14 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:  # its import takes as long as torch's, and reports need none
+    from lightning_fabric import Fabric
 
 FORMAT = 1  # increase it when the meaning of stored values changes
 # Packages whose code changes only with their version, which `numeric_environment` contains. Other
@@ -69,7 +71,7 @@ def fingerprint_layers(module: nn.Module, without: Sequence[str]) -> str:
     return fingerprint(layers)
 
 
-def numeric_environment(fabric: Fabric, parameters: Iterable[Tensor]) -> list[Any]:
+def numeric_environment(fabric: "Fabric", parameters: Iterable[Tensor]) -> list[Any]:
     """Everything known, besides the layers, that changes the last digits of activations.
 
     The model of the processor, the precision, the memory format of the network's `parameters`, and

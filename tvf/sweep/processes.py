@@ -17,11 +17,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from tvf.errors import InputError
+from tvf.findings import give, take
 from tvf.records import read_status
 
 QUIET = (
@@ -52,17 +54,25 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     job has ended.
     """
     child = 0
-    with _terminable():
+    with _terminable(), open(os.memfd_create("findings"), "w+b") as findings:
         try:
             with uninterrupted():  # or the process would be one of which nobody knows
-                child = _start_process(job, log_file)
+                child = _start_process(partial(_run_and_give, job, findings), log_file)
             status = os.waitpid(child, 0)[1]
+            take(findings)
         except KeyboardInterrupt as interruption:
             if child:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):  # has just ended
                     wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
     return os.waitstatus_to_exitcode(status)
+
+
+def _run_and_give(job: Callable[[], int], findings: BinaryIO) -> int:
+    """Run `job`, and write what it has found out."""
+    code = job()
+    give(findings)
+    return code
 
 
 def run_in_subprocesses(jobs: Sequence[Callable[[], int]]) -> None:

@@ -1,0 +1,49 @@
+"""What a process gets back from the jobs that it forks."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tvf import findings
+from tvf.findings import recall, remember
+from tvf.sweep.processes import can_fork, run_in_subprocess
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="only Linux can fork jobs")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "_findings", {})
+    monkeypatch.setattr(findings, "_new", set())
+
+
+def test_what_a_job_finds_out_is_known_to_the_next_one(tmp_path: Path) -> None:
+    def first() -> int:
+        remember("answers", "first", 41, most=2)
+        return 3
+
+    def second() -> int:
+        remember("answers", "second", recall("answers", "first") + 1, most=2)
+        remember("answers", "third", 0, most=2)
+        return 0
+
+    assert run_in_subprocess(first, tmp_path / "job.log") == 3
+    assert run_in_subprocess(second, tmp_path / "job.log") == 0
+    assert [recall("answers", key) for key in ("first", "second", "third")] == [41, 42, None]
+
+
+def test_a_job_that_is_killed_or_fails_leaves_nothing(tmp_path: Path) -> None:
+    def killed() -> int:
+        remember("answers", "first", 1, most=2)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    def fails() -> int:
+        remember("answers", "first", 1, most=2)
+        raise OSError("no space left")
+
+    assert run_in_subprocess(killed, tmp_path / "job.log") == -signal.SIGKILL
+    assert run_in_subprocess(fails, tmp_path / "job.log") == 1
+    assert recall("answers", "first") is None
