@@ -12,10 +12,12 @@ from helpers import SmallNet
 from helpers.training import DATA, small_config, small_context, split
 from tvf.advise import FRACTIONS, Advice, advise, describe_advice, tabulate_advice
 from tvf.advise.depths import pool
+from tvf.advise.errors import score_of_largest_class
 from tvf.advise.trials import RUN_ERROR, take, within_margin
 from tvf.errors import InputError
 from tvf.models import Backbone, group_by_modules
 from tvf.report import Scores
+from tvf.training import compute_scores
 
 TRAIN, VAL = len(DATA.train), len(DATA.val)
 
@@ -62,6 +64,30 @@ def test_every_signal_is_there(advice: Advice) -> None:
     assert len({each.groups for each in advice.fractions}) == len(advice.fractions)
 
 
+def test_scores_have_the_errors_of_their_images(advice: Advice) -> None:
+    for score, error in [(each.probe, each.error) for each in advice.depths] + [
+        (each.score, each.error) for each in advice.fractions
+    ]:
+        binomial = (score * (1 - score) / VAL) ** 0.5  # no groups, one prediction of each image
+        assert error == pytest.approx(binomial, rel=0.15)
+    assert advice.depths[-1].error_to_end == 0 == advice.fractions[0].error_to_first
+
+
+def test_a_difference_within_its_error_is_none(advice: Advice) -> None:
+    end = replace(advice.depths[-1], probe=0.5)
+    for error, said in ((0.01, "beats that at the end"), (0.2, "No depth beats the end")):
+        better = replace(end, name="early", probe=0.6, error_to_end=error)
+        assert said in describe_advice(replace(advice, depths=[better, end]), "tvf train")
+
+
+@pytest.mark.parametrize(("metric", "score"), [("accuracy", 0.75), ("auroc", 0.5)])
+def test_the_baseline_is_the_score_without_skill(metric: str, score: float) -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    assert score_of_largest_class(labels, metric) == score
+    found = compute_scores(torch.tensor([[1.0, 0.0]] * 4), labels, 0.0, 0.75)
+    assert score_of_largest_class(labels, "macro_f1") == pytest.approx(found.macro_f1)
+
+
 def test_images_through_the_network_are_counted(advice: Advice) -> None:
     runs = len(advice.fractions)
     assert advice.forward == TRAIN + VAL + runs * VAL
@@ -84,6 +110,7 @@ def test_words_and_numbers_agree(advice: Advice) -> None:
     for each in advice.fractions:
         assert f"{each.probability:.0%}" in text
     assert f"{advice.forward:,} images forward" in text
+    assert f"always predicting the largest class has accuracy {advice.baseline:.3f}" in text
     assert numbers["promising"] == advice.promising == sorted(advice.promising)
 
 

@@ -31,6 +31,22 @@ def test_what_cannot_be_advised_on_is_a_message(words: list[str], said: str) -> 
     assert isinstance(done.exception, SystemExit)
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "near"),
+    [
+        ("advise", "--jsn", "--json"),
+        ("advise", "--config-dri=x", "--config-dir"),
+        ("wandb-sweep", "--hlp", "--help"),
+    ],
+)
+def test_a_typo_of_an_option_is_named_with_what_comes_close(
+    name: str, word: str, near: str
+) -> None:
+    done = CliRunner().invoke(command, [name, word])
+    assert done.exit_code == 2 and "No such option" in done.output
+    assert word.partition("=")[0] in done.output and near in done.output
+
+
 @pytest.mark.slow
 def test_advice_ends_with_the_command_that_settles_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,7 +89,7 @@ def test_unreadable_images_are_listed_at_the_end(
     assert done.exit_code == 1
     assert len(_rows(Path("out.csv").read_text())) == 24
     assert "30 of 54 images could not be read:" in done.stderr
-    assert "30: cannot be read as an image: it is text" in done.stderr
+    assert "30: it is text (" in done.stderr and done.stderr.count("Repair or remove") == 1
     assert done.stderr.count("/bad") == 3
     listed = [json.loads(line) for line in Path("out.csv.failed.jsonl").read_text().splitlines()]
     assert len({row["image"] for row in listed}) == 30 and "it is text" in listed[0]["reason"]
@@ -99,6 +99,8 @@ def test_unreadable_images_are_listed_at_the_end(
     assert good.exit_code == 0 and not Path("out.csv.failed.jsonl").exists()
     alone = run("predict", sweep, *folder.glob("bad*"))
     assert all(f"bad{number}.png" in alone.stderr for number in range(30))
+    assert "bad7.png: it is text\n" in alone.stderr
+    assert alone.stderr.count("Repair or remove") == 1
 
 
 def test_an_ensemble_averages_the_jobs_of_the_configuration(

@@ -242,6 +242,8 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         ),
         (["optimizer.fused=maybe"], r"optimizer.fused='?maybe'? must be true or false"),
         (["model.frozen_bn=recalibrate", "data.batch_size=1"], r"cannot train on single images"),
+        (["hydra/sweeper=race"], r"hydra/sweeper=race must be used with -m.*Add -m"),
+        (["hydra.sweep.dir=x"], r"hydra.sweep.dir=x must be used with -m"),
         (["-m", "hydra.launcher.n_jobs=0"], r"n_jobs=0 must be the number"),
         (["-m", "model.unit=groups,foo"], r"model.unit='?foo'? must be one of groups, params"),
         (["-m", "model.pct_unfreeze=0,0.5,25"], r"did you mean 0.25\?"),

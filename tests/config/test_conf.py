@@ -157,3 +157,21 @@ def test_job_folders_tell_jobs_apart_but_not_the_order_of_their_overrides() -> N
     ]
     assert len({folder(override) for override in different} | {folder()}) == 1 + len(different)
     assert "/" not in folder()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("backbone=timm", "backbone.name=nonet"), "'nonet' is not a timm network: did you mean"),
+        (("backbone=timm", "backbone.name=resnet18.none"), "invalid pretrained tag 'none'"),
+        (("backbone=torchvision", "backbone.name=resnet19"), "did you mean resnet18"),
+        (("backbone=torchvision", "backbone.weights=V1"), "backbone.weights=V1 must be one of"),
+        (("backbone=resnet18", "backbone.name=vgg11"), "backbone.name=vgg11 must be one of resnet"),
+    ],
+)
+def test_a_name_that_a_library_does_not_know_is_an_error_before_any_job(
+    overrides: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        validate_config(compose_once("data.image_size=32", *overrides))
+    assert said in str(error.value)

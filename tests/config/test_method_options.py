@@ -27,6 +27,10 @@ def _root(*overrides: str) -> DictConfig:
     return root
 
 
+def _note_of(cfg: DictConfig) -> str | None:
+    return explain_ignored("job", to_plain(cfg.model), to_plain(cfg.optimizer))
+
+
 def _validated(*overrides: str) -> dict[str, Any]:
     return validate_config(compose_once(*SMALL, *overrides))
 
@@ -54,7 +58,7 @@ def test_a_sweep_over_ranks_trains_models_without_adapters_once(model: str) -> N
     assert names.own_folder(four) == names.own_folder(eight)
     configs = [_validated(f"model={model}", f"model.rank={rank}") for rank in (4, 8)]
     assert result_config(configs[0]) == result_config(configs[1])
-    note = explain_ignored("job", to_plain(four.model))
+    note = _note_of(four)
     assert note is not None and "model.rank" in note
     lora = [_validated("model=lora", f"model.rank={rank}") for rank in (4, 8)]
     assert result_config(lora[0]) != result_config(lora[1])
@@ -65,15 +69,27 @@ def test_a_sweep_over_fractions_trains_a_probe_once() -> None:
     folders = {names.own_folder(_root("model=probe", *each, "name=x")) for each in options}
     configs = [_validated("model=probe", *each) for each in options]
     assert len(folders) == 1 and result_config(configs[0]) == result_config(configs[1])
-    note = explain_ignored("job", to_plain(_root("model=probe", *options[1]).model))
+    note = _note_of(_root("model=probe", *options[1]))
     assert note is not None and note.startswith("job: model=probe trains only the head; ignoring")
+
+
+@pytest.mark.parametrize("model", ["transfer", "probe"])
+def test_how_a_backbone_trains_is_no_setting_of_a_head(model: str) -> None:
+    plain = (f"model={model}",)
+    pulled = (*plain, "optimizer.l2_sp=0.1", "optimizer.layer_decay=0.5")
+    assert result_config(_validated(*pulled)) == result_config(_validated(*plain))
+    note = f"job: model={model} trains only the head; "
+    note += "ignoring optimizer.l2_sp, optimizer.layer_decay."
+    assert _note_of(_root(*pulled, "model.pct_unfreeze=null", "model.rank=null")) == note
+    with pytest.raises(InputError, match="optimizer.l2_sp=-1"):
+        _validated(f"model={model}", "optimizer.l2_sp=-1")
 
 
 def test_at_fraction_zero_there_are_no_adapters_to_differ() -> None:
     zero = ("model=lora", "model.pct_unfreeze=0")
     configs = [_validated(*zero, f"model.rank={rank}") for rank in (4, 8)]
     assert result_config(configs[0]) == result_config(configs[1])
-    note = explain_ignored("job", to_plain(_root(*zero, "model.rank=4").model))
+    note = _note_of(_root(*zero, "model.rank=4"))
     assert note is not None and note.startswith("job: model=lora has no adapters at")
 
 

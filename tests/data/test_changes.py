@@ -96,7 +96,7 @@ def test_a_finished_sweep_says_that_its_images_have_changed(
     assert expected in again.out and "choose another folder" in again.out
     more = shell(*command[:-1], "seed=2,3")
     assert "transfer-learning-seed2" in more.out and "since transfer-learning-seed2" in more.out
-    single = [*command[1:-1], "seed=1", "hydra.run.dir=single"]
+    single = [*command[1:-4], "model=transfer", "seed=1", "hydra.run.dir=single"]
     assert "images have changed" not in shell(*single).out + shell(*single).out
     (image_root / "train" / "dogs" / "7.png").unlink()
     assert "1 removed since single read them" in shell(*single).out

@@ -220,6 +220,14 @@ def test_an_unfinished_confirmation_gives_no_verdict(sweep: Path) -> None:
     assert "contradicts" not in found.text
 
 
+def test_a_confirmation_that_ended_with_a_failed_job_is_not_so_far(sweep: Path) -> None:
+    changes = {"data.folds": 5, "data.split_seed": 1}
+    add_job(sweep / CONFIRMATION, 0.25, 1338, state="failed", changes=changes)
+    found = confirmed(sweep, {0.5: 0.5, 0.25: 0.9}, only=4).confirmation
+    assert found and found.confirmed is None and "so far" not in found.text
+    assert "There is no verdict, because 1 of its jobs failed: tvf confirm" in found.text
+
+
 def test_scores_too_close_to_tell_neither_confirm_nor_contradict(sweep: Path) -> None:
     found = confirmed(sweep, {0.5: 0.9, 0.25: 0.92}).confirmation
     assert found and found.confirmed is None and found.difference
@@ -230,7 +238,10 @@ def test_scores_too_close_to_tell_neither_confirm_nor_contradict(sweep: Path) ->
 def test_without_its_runner_up_the_choice_is_not_confirmed_yet(sweep: Path) -> None:
     found = confirmed(sweep, {0.5: 0.9}).confirmation
     assert found and found.confirmed is None and found.difference is None
-    assert " so far (5 jobs are done): pct_unfreeze=0.5 has" in found.text
+    assert found.text.startswith(
+        "Trained again on 5 fresh folds with a fresh seed: pct_unfreeze=0.5"
+    )
+    assert "no verdict, because pct_unfreeze=0.25 has no finished job there" in found.text
 
 
 def test_every_configuration_of_the_sweep_that_was_trained_again_is_quoted(sweep: Path) -> None:

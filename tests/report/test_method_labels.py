@@ -11,6 +11,7 @@ from tvf.records import read_sweep
 from tvf.report.comparison import Comparison, compare
 from tvf.report.encodings import series_of
 from tvf.report.model_card import describe_job
+from tvf.report.terminal import jobs_table
 
 TARGETS = {method.choice: target for target, method in METHODS.items()}
 
@@ -53,6 +54,16 @@ def test_a_probe_is_no_other_name_of_transfer_learning(tmp_path: Path) -> None:
     assert sorted(labels) == ["0", "0 with a probe of all depths"]
     assert "rain pct_unfreeze=0 with a probe of all depths" in comparison.choice.text
     assert not [note for note in comparison.notes if "train the same layers" in note]
+
+
+def test_the_table_of_jobs_says_how_they_train_if_the_fraction_does_not(tmp_path: Path) -> None:
+    for method in ("transfer", "finetune"):
+        _add(tmp_path, method, 0.0)
+    assert "model" not in [column.header for column in jobs_table(read_sweep(tmp_path)).columns]
+    _add(tmp_path, "probe", 0.0)
+    columns = jobs_table(read_sweep(tmp_path)).columns
+    (model,) = [column for column in columns if column.header == "model"]
+    assert {*model.cells} == {"transfer", "finetune", "probe"}
 
 
 def test_ranks_are_told_apart_and_only_where_there_are_adapters(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths
+from tvf.advise.errors import errors_of, score_of_largest_class
 from tvf.advise.gradients import relative_gradients, set_head
 from tvf.advise.probes import classify_by_neighbours, join_depths
 from tvf.advise.trials import Trial, run_trial, score_trials, take, within_margin
@@ -23,6 +24,7 @@ from tvf.errors import InputError
 from tvf.job import Job, JobContext, explain_memory, open_job
 from tvf.metrics import METRICS, metric_of
 from tvf.models import Backbone, fit_ridge
+from tvf.records import Predictions, predictions_of
 from tvf.training import compute_scores
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
@@ -36,20 +38,27 @@ RUN_PART, LEAST_RUN = 1 / 8, 256
 
 @dataclass(frozen=True)
 class DepthScore:
-    """How well validation images are classified from the pooled output at one depth."""
+    """How well validation images are classified from the pooled output at one depth.
+
+    `error` is the standard error of the probe's score, `error_to_end` that of its difference from
+    the probe at the end; both for other images (see `tvf.report.standard_errors`).
+    """
 
     name: str
     width: int
     neighbours: float
     probe: float
+    error: float = 0.0
+    error_to_end: float = 0.0
 
 
 @dataclass(frozen=True)
 class Fraction:
     """What a short run says of a fraction.
 
-    `score` is on the validation images, `probability` that it is within the margin of the best
-    fraction.
+    `score` is on the validation images, `error` its standard error for other images,
+    `error_to_first` that of its difference from the first of the ranking. `probability` is that of
+    being within the margin of the best fraction.
     """
 
     fraction: float
@@ -57,6 +66,8 @@ class Fraction:
     score: float
     probability: float
     seconds: float
+    error: float = 0.0
+    error_to_first: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,15 +75,19 @@ class Advice:
     """All evidence, and what it cost: `seconds`, by signal; `forward` and `trained` images.
 
     `fractions` are ranked, the most probable first; of equally probable ones the smallest.
-    `all_depths` is the score of a probe on all depths at once; None if there is only one.
+    `all_depths` is the score of a probe on all depths at once, `all_depths_error` the standard
+    error of its difference from the best depth; None if there is only one. `baseline` is the score
+    of always predicting the largest class.
     `gradients` are relative gradient norms by group, shallowest first. `splits` counts images.
     """
 
     metric: str
     margin: float
+    baseline: float
     splits: Mapping[str, int]
     depths: Sequence[DepthScore]
     all_depths: float | None
+    all_depths_error: float | None
     gradients: Mapping[str, float]
     fractions: Sequence[Fraction]
     seconds: Mapping[str, float]
@@ -104,17 +119,26 @@ def advise(config: Config, context: JobContext) -> Advice:
     metric, margin = metric_of(config), config["report"]["margin"]
     scores = score_trials(trials, metric)
     chances = within_margin(scores, margin)
+    errors = errors_of([each.predictions for each in trials], metric)
+    first = min(range(len(trials)), key=lambda place: (-chances[place], trials[place].fraction))
     tried = [
-        Fraction(each.fraction, each.groups, float(score), chance, each.seconds)
-        for each, score, chance in zip(trials, scores.means, chances, strict=True)
+        Fraction(
+            *(trial.fraction, trial.groups, float(scores.means[place]), chances[place]),
+            seconds=trial.seconds,
+            error=float(errors[place, place]),
+            error_to_first=0.0 if place == first else float(errors[place, first]),
+        )
+        for place, trial in enumerate(trials)
     ]
     return Advice(
         metric=metric,
         margin=margin,
+        baseline=score_of_largest_class(data.val.labels, metric),
         splits={"train": len(whole.train), "val": len(whole.val), "judged": len(data.val)}
         | {"run": _run_images(config, data)},
         depths=survey.depths,
         all_depths=survey.all_depths,
+        all_depths_error=survey.all_depths_error,
         gradients=survey.gradients,
         fractions=sorted(tried, key=lambda each: (-each.probability, each.fraction)),
         seconds=costs.seconds,
@@ -175,6 +199,7 @@ class _Survey:
 
     depths: list[DepthScore]
     all_depths: float | None
+    all_depths_error: float | None
     gradients: dict[str, float]
     notes: list[str]
 
@@ -190,17 +215,25 @@ def _survey(job: Job, metric: str, costs: Costs) -> _Survey:
         return _score(logits, data.val.labels, metric)
 
     found: list[DepthScore] = []
+    predicted: list[Predictions] = []
     probe, notes = None, _missing(backbone, depths)
     for depth in depths:
         with costs.timed("neighbours"):
             near = score(classify_by_neighbours(depth.train, labels, depth.val, classes))
         with costs.timed("probe"):
             ridge = fit_ridge(depth.train, labels, classes)
-            linear = score(ridge(depth.val))
+            logits = ridge(depth.val)
+            linear = score(logits)
+        predicted.append(predictions_of(data.val, logits.numpy()))
         found.append(DepthScore(depth.name, depth.train.shape[1], near, linear))
         probe = ridge if depth.name == HEAD_INPUT else probe
     with costs.timed("all depths"):
-        all_depths = score(_probe_all(depths, labels, classes)) if len(depths) > 1 else None
+        all_depths = None
+        if len(depths) > 1:
+            logits = _probe_all(depths, labels, classes)
+            all_depths = score(logits)
+            predicted.append(predictions_of(data.val, logits.numpy()))
+    found, all_depths_error = _with_errors(found, predicted, metric)
     if probe is None or not set_head(backbone, probe, labels):
         notes.append(
             "The head is no linear layer on a vector, so gradients were taken under a random head: "
@@ -212,7 +245,30 @@ def _survey(job: Job, metric: str, costs: Costs) -> _Survey:
         inputs = job.phases.pixels().evaluate("train")
         gradients = relative_gradients(job.phases.model, inputs, few.labels, size)
         costs.trained += len(few)
-    return _Survey(found, all_depths, dict(reversed(gradients.items())), notes)
+    pulls = dict(reversed(gradients.items()))
+    return _Survey(found, all_depths, all_depths_error, pulls, notes)
+
+
+def _with_errors(
+    found: list[DepthScore], predicted: Sequence[Predictions], metric: str
+) -> tuple[list[DepthScore], float | None]:
+    """The depths with their standard errors, and that of all of them minus the best.
+
+    `predicted` are the probes' predictions, in order, and those of all depths at once, if any.
+    """
+    if not found:
+        return found, None
+    errors, end = errors_of(predicted, metric), len(found) - 1
+    best = max(range(len(found)), key=lambda place: found[place].probe)
+    with_errors = [
+        replace(
+            each,
+            error=float(errors[place, place]),
+            error_to_end=0.0 if place == end else float(errors[place, end]),
+        )
+        for place, each in enumerate(found)
+    ]
+    return with_errors, float(errors[-1, best]) if len(predicted) > len(found) else None
 
 
 def _probe_all(depths: Sequence[Depth], labels: Tensor, classes: int) -> Tensor:

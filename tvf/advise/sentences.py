@@ -9,6 +9,12 @@ from tvf.advise.probes import NEIGHBOURS
 from tvf.advise.trials import RUN_ERROR
 from tvf.metrics import WORDS
 
+INTERVAL = 1.96  # standard errors in half of a 95 % interval
+ERRORS = (
+    "± is half of a 95 % interval for other images (or groups of them), by a bootstrap of the "
+    "validation images."
+)
+
 
 def tabulate_advice(advice: Advice, command: str) -> dict[str, Any]:
     """All numbers, for JSON; `command` is the one that would settle it."""
@@ -42,23 +48,31 @@ def _describe_images(advice: Advice) -> str:
         f"Judged by {WORDS[advice.metric]} on {splits['judged']:,} validation images{judged} of "
         f"one split; the test images take no part. {_seconds(sum(advice.seconds.values()))} in "
         f"all: {advice.forward:,} images forward, {advice.trained:,} forward and backward, and "
-        f"{_seconds(advice.seconds['setup'])} to read images and set up networks."
+        f"{_seconds(advice.seconds['setup'])} to read images and set up networks.\n"
+        f"Baseline: always predicting the largest class has {WORDS[advice.metric]} "
+        f"{advice.baseline:.3f}."
     )
 
 
 def _describe_depths(advice: Advice) -> list[str]:
     rows = [
-        (each.name, f"{each.width:,}", f"{each.neighbours:.3f}", f"{each.probe:.3f}")
+        (
+            each.name,
+            f"{each.width:,}",
+            f"{each.neighbours:.3f}",
+            f"{each.probe:.3f}",
+            _half_interval(each.error),
+        )
         for each in advice.depths
     ]
     if advice.all_depths is not None:
         width = sum(each.width for each in advice.depths)
-        rows.append(("all of them", f"{width:,}", "", f"{advice.all_depths:.3f}"))
+        rows.append(("all of them", f"{width:,}", "", f"{advice.all_depths:.3f}", ""))
     if not rows:
         return ["1. What the frozen network knows: no group's output could be read."]
     seconds = {key: advice.seconds[key] for key in ("pass", "neighbours", "probe", "all depths")}
     costs = ", ".join(f"{key} {_seconds(value)}" for key, value in seconds.items())
-    table = _table(("output of", "width", f"{NEIGHBOURS} neighbours", "linear probe"), rows)
+    table = _table(("output of", "width", f"{NEIGHBOURS} neighbours", "linear probe", "±"), rows)
     return [
         f"1. What the frozen network knows, by depth ({costs})",
         table,
@@ -68,7 +82,7 @@ def _describe_depths(advice: Advice) -> list[str]:
 
 def _sum_up_depths(advice: Advice) -> str:
     last, best = advice.depths[-1], max(advice.depths, key=lambda each: each.probe)
-    if best.probe - last.probe > advice.margin:
+    if _differs(best.probe - last.probe, best.error_to_end, advice.margin):
         said = (
             f"The probe at {best.name} beats that at the end ({best.probe:.3f} against "
             f"{last.probe:.3f}): the deepest groups are made for other images, a sign that "
@@ -76,12 +90,24 @@ def _sum_up_depths(advice: Advice) -> str:
         )
     else:
         said = (
-            f"No depth beats the end ({last.probe:.3f}) by more than the margin: the deepest "
-            "features suit these images."
+            f"No depth beats the end ({last.probe:.3f}) by more than the margin and the error of "
+            f"the difference ({_half_interval(best.error_to_end)} for the best): no sign that the "
+            "deepest features do not suit these images."
         )
-    if advice.all_depths is not None and advice.all_depths - best.probe > advice.margin:
+    if advice.all_depths is not None and _differs(
+        advice.all_depths - best.probe, advice.all_depths_error or 0.0, advice.margin
+    ):
         said += f" All depths together know more ({advice.all_depths:.3f}) than any one alone."
-    return said
+    return f"{said} {ERRORS}"
+
+
+def _half_interval(error: float) -> str:
+    return f"±{INTERVAL * error:.3f}"
+
+
+def _differs(difference: float, error: float, margin: float) -> bool:
+    """Whether a difference matters, and is more than other images might make of none."""
+    return difference > max(margin, INTERVAL * error)
 
 
 def _describe_gradients(advice: Advice) -> list[str]:
@@ -105,19 +131,29 @@ def _describe_fractions(advice: Advice) -> list[str]:
             f"{each.fraction:g}",
             str(len(each.groups)),
             f"{each.score:.3f}",
+            _half_interval(each.error),
             _seconds(each.seconds),
             f"{each.probability:.0%}",
         )
         for each in advice.fractions
     ]
+    heads = ("fraction", "groups", WORDS[advice.metric], "±", "cost", "within the margin")
     first, *others = advice.fractions
-    near = [f"{each.fraction:g}" for each in others if first.score - each.score <= advice.margin]
-    said = f"After a short run {first.fraction:g} is ahead"
-    said += f", and {' and '.join(near)} within the margin of it." if near else "."
+    near = [
+        f"{each.fraction:g}"
+        for each in others
+        if not _differs(first.score - each.score, each.error_to_first, advice.margin)
+    ]
+    said = f"After a short run {first.fraction:g} is ahead."
+    if near:
+        said = (
+            f"After a short run {' and '.join([f'{first.fraction:g}', *near])} differ by no more "
+            "than the margin or the error of the difference."
+        )
     return [
         f"3. A short run of each fraction, the start of an ordinary job, on the same "
         f"{advice.splits['run']:,} training images, once ({_seconds(advice.seconds['runs'])})",
-        _table(("fraction", "groups", WORDS[advice.metric], "cost", "within the margin"), rows),
+        _table(heads, rows),
         f"{said} The last column is the probability that the fraction, properly trained, is at "
         f"most {advice.margin:g} below the best of them: from the differences over validation "
         f"images, with a standard error of {RUN_ERROR:g} added for each run. That is what a first "

@@ -76,6 +76,9 @@ OmegaConf.register_new_resolver("tvf.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("tvf.env", environment_value, replace=True)
 OmegaConf.register_new_resolver("tvf.workers", workers, replace=True)
 
+# The settings that only a sweep reads: their groups, and how their keys begin.
+SWEEP_SETTINGS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher")
+SWEEP_SETTINGS += ("hydra.sweep",)
 _interrupted = False  # whether Ctrl-C reached a job that this process ran
 
 
@@ -183,6 +186,7 @@ def _task(cfg: DictConfig) -> float | None:
     if context.sweep is not None:
         forget_run_variables()  # another machine has its own, if a launcher starts jobs there
     if context.sweep is None:
+        _refuse_sweep_settings(HydraConfig.get().overrides.hydra)
         if code := _run(cfg, context):
             if code != BAD_INPUT:
                 print(resume_hint(context.folder))
@@ -200,6 +204,20 @@ def _task(cfg: DictConfig) -> float | None:
     elif _run(cfg, context) == INTERRUPTED:
         raise KeyboardInterrupt
     return best_score(context.folder)
+
+
+def _refuse_sweep_settings(overrides: Sequence[str]) -> None:
+    """Raise InputError if one of Hydra's overrides of a single job is for sweeps: Hydra ignores it.
+
+    What an override removes (`~`) or adds (`+`) is treated alike.
+    """
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("~+").partition("@")[0]
+        if any(key == each or key.startswith(f"{each}.") for each in SWEEP_SETTINGS):
+            raise InputError(
+                f"{text} must be used with -m: only a sweep reads it, and without -m one job is "
+                "trained. Add -m, or leave it out."
+            )
 
 
 def _job_context() -> "JobContext":
@@ -265,7 +283,7 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
     name = _name_of(cfg, context)
     try:
         config = validate_config(cfg, HydraConfig.get().runtime.cwd)
-        note = explain_ignored(name, to_plain(cfg.model))
+        note = explain_ignored(name, to_plain(cfg.model), to_plain(cfg.optimizer))
     except Exception as error:
         if not is_running(context.folder):
             mark_failed(context.folder, name, failure_reason(error))

@@ -3,6 +3,7 @@
 Each subcommand imports what it needs when it runs, so `tvf --help` only loads click.
 """
 
+import difflib
 import io
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ import click
 from tvf import __version__
 
 DIR = click.Path(path_type=Path)
+HYDRA_OPTIONS = ("--multirun", "--run", "--cfg", "--config-name", "--config-path")
 
 
 _trust_code = click.option(
@@ -29,6 +31,22 @@ _config_dir = click.option(
     type=DIR,
     help="A folder with your own config options and Python files.",
 )
+
+
+def _refuse_unknown_options(
+    context: click.Context, _: click.Parameter, words: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Raise click's error for an option that a command with Hydra's overrides does not have.
+
+    Hydra's own are left to the command, which says why it takes none of them.
+    """
+    known = [name for each in context.command.params for name in each.opts if name[:2] == "--"]
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in HYDRA_OPTIONS:
+            near = difflib.get_close_matches(name, [*known, "--help"], cutoff=0.5)
+            raise click.NoSuchOption(name, possibilities=near, ctx=context)
+    return words
 
 
 class _Commands(click.Group):
@@ -106,7 +124,13 @@ def _train(arguments: tuple[str, ...]) -> None:
 @tvf.command(context_settings={"ignore_unknown_options": True})
 @_config_dir
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
-@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "overrides",
+    metavar="[OVERRIDE]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    callback=_refuse_unknown_options,
+)
 def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say which fractions are promising.
 
@@ -387,7 +411,13 @@ def dashboard(folder: Path) -> None:
 
 @tvf.command("wandb-sweep", context_settings={"ignore_unknown_options": True})
 @_config_dir
-@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "overrides",
+    metavar="[OVERRIDE]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    callback=_refuse_unknown_options,
+)
 def wandb_sweep(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Print a sweep as YAML for W&B's agents.
 

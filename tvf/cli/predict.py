@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tvf.data import count_by_reason
+from tvf.data import CANNOT_BE_READ, REPAIR, count_by_reason
 from tvf.errors import InputError
 from tvf.files import printable, write_json_lines
 from tvf.inference import (
@@ -155,13 +155,16 @@ def _report_failed(failed: Sequence[tuple[Item, str]], images: int, output: Path
     if not failed:
         return
     print(f"{len(failed):,} of {images:,} images could not be read:", file=sys.stderr)
-    lines = [reason for _, reason in failed]
+    names = [printable(item.name) for item, _ in failed]
+    told = [why.removeprefix(name).strip() for name, (_, why) in zip(names, failed, strict=True)]
+    reasons = [text.removeprefix(CANNOT_BE_READ).removesuffix(f". {REPAIR}") for text in told]
+    lines = [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True)]
     if listed and len(failed) > LISTED:
         rows = [{"image": item.name, "reason": reason} for item, reason in failed]
         write_json_lines(listed, rows)
-        names = [printable(item.name) for item, _ in failed]
-        reasons = [why.removeprefix(name).strip() for why, name in zip(lines, names, strict=True)]
         lines = [*count_by_reason([*zip(reasons, names, strict=True)])]
         lines.append(f"all of them, with reasons: {printable(listed)}")
     for line in lines:
         print(f"  {line}", file=sys.stderr)
+    if any(text.endswith(REPAIR) for text in told):
+        print("Repair or remove them.", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 from tvf.config.methods import (
     ADAPTERS,
     FRACTION,
+    OF_BACKBONE,
     SELECTION,
     Config,
     ignores_adapters,
@@ -435,10 +436,17 @@ def name_value(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def explain_ignored(name: str, model: Config) -> str | None:
+def ignored_by_head(model: Config, optimizer: Config) -> tuple[str, ...]:
+    """The keys given in `optimizer` that only concern a backbone, if `model` trains none of it."""
+    given = [key for key in OF_BACKBONE if optimizer.get(key) is not None]
+    return tuple(given) if is_transfer(model) else ()
+
+
+def explain_ignored(name: str, model: Config, optimizer: Config) -> str | None:
     """One line that names the options given but ignored; None if there are none."""
     given = [key for key in ignored_options(model) if model.get(key) is not None]
-    if not given:
+    unused = ignored_by_head(model, optimizer)
+    if not given and not unused:
         return None
     reason = f"model={method_of(model).choice} trains only the head"
     if not is_transfer(model):
@@ -449,7 +457,8 @@ def explain_ignored(name: str, model: Config) -> str | None:
             reason += " at model.pct_unfreeze=0" if is_lora(model) else ""
         elif {*given} & {*ADAPTERS}:
             reason += ", without adapters"
-    return f"{name}: {reason}; ignoring {', '.join(f'model.{key}' for key in given)}."
+    keys = [*(f"model.{key}" for key in given), *(f"optimizer.{key}" for key in unused)]
+    return f"{name}: {reason}; ignoring {', '.join(keys)}."
 
 
 def trained_label(model: Config) -> str:

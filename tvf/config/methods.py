@@ -15,6 +15,8 @@ SELECTION = ("pct_unfreeze", "unit", "direction", "groups", "train")
 FRACTION = ("pct_unfreeze", "unit")
 # The options of LoRA, which other models ignore.
 ADAPTERS = ("rank", "alpha", "dropout", "layers")
+# Options of the optimizer, null by default, which a model that trains the head alone ignores.
+OF_BACKBONE = ("l2_sp", "layer_decay")
 
 
 @dataclass(frozen=True)

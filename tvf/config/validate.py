@@ -23,7 +23,7 @@ from tvf.config.build import (
     target_node,
     to_plain,
 )
-from tvf.config.identity import ignored_options
+from tvf.config.identity import ignored_by_head, ignored_options
 from tvf.config.methods import (
     ADAPTERS,
     ignores_adapters,
@@ -54,6 +54,7 @@ from tvf.models import (
     check_dropout,
     check_fraction,
     check_group_names,
+    check_library_name,
     check_lora,
     check_patterns,
     check_selection,
@@ -137,6 +138,7 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
     if (content := backbone_content(config["backbone"])) is not None:
         config["backbone_content"] = content
     _check_parts(config)
+    config["optimizer"] |= dict.fromkeys(ignored_by_head(config["model"], config["optimizer"]))
     resolve_places(config, command_folder)
     return config
 
@@ -233,6 +235,7 @@ def _normalise_model(model: dict[str, Any]) -> None:
 def _follow_weights(config: dict[str, Any]) -> None:
     """Set in place what follows from the backbone's weights: how images are read."""
     backbone, data = config["backbone"], config["data"]
+    check_library_name(backbone)
     if (checkpoint := own_checkpoint(config)) is not None:
         content = fingerprint_files([check_checkpoint(checkpoint)])
         if str(backbone["_target_"]).startswith("tvf."):  # code of others runs in the job alone

@@ -7,7 +7,7 @@ from tvf.data.augment import (
     ViewRows,
     require_plain_variant,
 )
-from tvf.data.bad_images import count_by_reason, without_pillow_limit
+from tvf.data.bad_images import CANNOT_BE_READ, REPAIR, count_by_reason, without_pillow_limit
 from tvf.data.changes import describe_pool
 from tvf.data.decoded import ImageFiles
 from tvf.data.digests import digest_file
@@ -32,6 +32,7 @@ from tvf.data.splits import SplitOptions
 
 __all__ = [
     "Augmentation",
+    "CANNOT_BE_READ",
     "Catalog",
     "Cifar10",
     "DataSource",
@@ -46,6 +47,7 @@ __all__ = [
     "LeftOut",
     "Pixels",
     "Pool",
+    "REPAIR",
     "ReadingRules",
     "Split",
     "SplitOptions",

@@ -19,6 +19,7 @@ BANDS = (
     "[1,2,3], and, unless they have 8 or 16 bits, what is black and white with "
     "data.window=[low,high]"
 )
+CANNOT_BE_READ, REPAIR = "cannot be read as an image: ", "Repair or remove it."
 NAMED = 3  # files that cannot be read for one reason, in one message
 EMPTY = "the file is empty"
 TRUNCATED = "it is truncated"
@@ -36,8 +37,8 @@ class BadImageError(InputError):
         self,
         file: ImageFile,
         reason: str,
-        verdict: str = "cannot be read as an image: ",
-        remedy: str = "Repair or remove it.",
+        verdict: str = CANNOT_BE_READ,
+        remedy: str = REPAIR,
     ) -> None:
         super().__init__(f"{printable(name_of(file))} {verdict}{reason}. {remedy}")
         self.path, self.reason = name_of(file), reason

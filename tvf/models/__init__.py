@@ -41,7 +41,7 @@ from tvf.models.groups import (
     tabulate_groups,
 )
 from tvf.models.lora import LoraModel, check_lora
-from tvf.models.made_for import images_made_for
+from tvf.models.made_for import check_library_name, images_made_for
 from tvf.models.network_check import check_network
 from tvf.models.probe import ProbeModel, output_layers, pooled_dimensions
 from tvf.models.ridge import Ridge, best_scale, column_spread, fit_ridge
@@ -78,6 +78,7 @@ __all__ = [
     "check_dropout",
     "check_fraction",
     "check_group_names",
+    "check_library_name",
     "check_lora",
     "check_network",
     "check_not_own_weights",

@@ -129,6 +129,13 @@ def _packaged_weights(name: str) -> dict[str, torch.Tensor]:
     return torch.load(weights_file, weights_only=True)
 
 
+def check_resnet(name: str) -> None:
+    """Raise InputError unless this is the name of a network that `resnet` makes."""
+    if not str(name).startswith(RESNETS):
+        resnets = [known for known in torchvision_names() if known.startswith(RESNETS)]
+        require_choice("backbone.name", name, tuple(resnets))
+
+
 def resnet(
     name: str,
     num_classes: int,
@@ -144,9 +151,7 @@ def resnet(
     four, with bn1 and conv1 in the group of layer1.
     """
     require_choice("backbone.grouping", grouping, tuple(RESNET_GROUPINGS))
-    if not str(name).startswith(RESNETS):
-        resnets = [known for known in torchvision_names() if known.startswith(RESNETS)]
-        require_choice("backbone.name", name, tuple(resnets))
+    check_resnet(name)
     module: Any = create_torchvision(name, weights, {})
     module.fc = nn.Linear(module.fc.in_features, num_classes)
     groups = group_by_modules(module, RESNET_GROUPINGS[grouping])

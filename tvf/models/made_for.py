@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tvf.models.backbones import LITE_INTERPOLATION, LITE_SIZES
-from tvf.models.timm_network import weights_config
-from tvf.models.torchvision_network import made_for
+from tvf.models.backbones import LITE_INTERPOLATION, LITE_SIZES, check_resnet
+from tvf.models.timm_network import check_timm, weights_config
+from tvf.models.torchvision_network import check_torchvision, made_for
 
+TIMM = "tvf.models.timm_backbone"
+RESNET = "tvf.models.resnet"
+TORCHVISION = (RESNET, "tvf.models.torchvision_backbone")
 UNKNOWN = 224, "bilinear"  # what most networks are made for
 
 
@@ -20,12 +23,27 @@ def images_made_for(backbone: Mapping[str, Any]) -> tuple[int, str]:
     for number, size in enumerate(LITE_SIZES):
         if target == f"tvf.models.efficientnet_lite{number}":
             return size, LITE_INTERPOLATION
-    if target in ("tvf.models.resnet", "tvf.models.torchvision_backbone"):
+    if target in TORCHVISION:
         images = made_for(str(name), backbone.get("weights"))
         return options.get("image_size", images.image_size), images.interpolation
-    if target == "tvf.models.timm_backbone":
-        published = bool(backbone.get("pretrained")) and backbone.get("checkpoint") is None
-        config = weights_config(name, published, options)
+    if target == TIMM:
+        config = weights_config(name, _is_published(backbone), options)
         size = config.get("input_size", (3, *UNKNOWN[:1]))[-1]
         return options.get("img_size", size), config.get("interpolation", UNKNOWN[1])
     return UNKNOWN
+
+
+def check_library_name(backbone: Mapping[str, Any]) -> None:
+    """Raise InputError if a config's node names a network, or weights, that its library has not."""
+    target, name = str(backbone.get("_target_")), backbone.get("name")
+    if target == TIMM:
+        check_timm(name, _is_published(backbone), backbone.get("options") or {})
+    elif target in TORCHVISION:
+        if target == RESNET:
+            check_resnet(str(name))
+        check_torchvision(str(name), backbone.get("weights"))
+
+
+def _is_published(backbone: Mapping[str, Any]) -> bool:
+    """Whether a node of timm loads weights that timm knows."""
+    return bool(backbone.get("pretrained")) and backbone.get("checkpoint") is None

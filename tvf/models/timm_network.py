@@ -46,8 +46,7 @@ def import_timm() -> Any:
 def create_timm(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:
     """What `timm.create_model` makes of `name`; InputError with its reason if it cannot."""
     timm = import_timm()
-    own_weights = bool(OWN_WEIGHTS & options.keys())
-    _check_name(timm, name, pretrained, own_weights)
+    check_timm(name, pretrained, options)
     checkpoint = options.get("checkpoint_path")
     if checkpoint and not os.path.isfile(os.path.expanduser(str(checkpoint))):
         raise InputError(f"backbone.options.checkpoint_path={checkpoint} must be an existing file.")
@@ -79,7 +78,7 @@ def weights_config(name: Any, pretrained: bool, options: Mapping[str, Any]) -> M
     """
     timm = import_timm()
     chosen = {key: value for key, value in options.items() if key in OWN_WEIGHTS}
-    _check_name(timm, name, pretrained, bool(chosen))
+    check_timm(name, pretrained, options)
     if ":" not in name and not chosen:
         return timm.get_pretrained_cfg(name).to_dict()
     options = {key: value for key, value in options.items() if key != "checkpoint_path"}
@@ -191,11 +190,13 @@ def timm_groups(
     return name_groups([names for names in found if names])
 
 
-def _check_name(timm: Any, name: Any, pretrained: bool, own_weights: bool) -> None:
+def check_timm(name: Any, pretrained: bool, options: Mapping[str, Any]) -> None:
     """Raise InputError if timm does not know the network, or no weights of this name.
 
-    With `own_weights` the options name a file of weights.
+    Reaches for nothing that is not installed: only `create_timm` can tell whether a hub knows it.
     """
+    timm = import_timm()
+    own_weights = bool(OWN_WEIGHTS & options.keys())  # a file of weights
     if not isinstance(name, str) or not name:
         raise InputError(f"backbone.name={name!r} must be the name of a timm network.")
     try:

@@ -23,7 +23,7 @@ from tvf.report.terminal import (
     resume_hint,
     watch_status,
 )
-from tvf.report.validated import match_images, score_images
+from tvf.report.validated import match_images, score_images, standard_errors
 from tvf.report.wandb_dashboard import publish_dashboard
 from tvf.report.wandb_summary import log_summary
 
@@ -55,6 +55,7 @@ __all__ = [
     "result_location",
     "resume_hint",
     "score_images",
+    "standard_errors",
     "stated_settings",
     "to_confirm",
     "training_of",

@@ -21,6 +21,7 @@ from tvf.report.validated import read_job
 from tvf.report.words import percent, signed
 
 OTHERS = 3  # configurations that an undecided choice is trained again with
+ENDED = ("done", "failed", "pruned", "stopped")  # states of jobs that nothing is left to do for
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
 
 
@@ -116,6 +117,7 @@ def read_confirmation(
         return None
     folder = sweeps.pop() / CONFIRMATION
     found = read_sweep(folder) if folder.is_dir() else []
+    ended = all(row["state"] in ENDED for row in found)
     if not any(row["state"] == "done" for row in found):
         return None
     fresh, new_divisions = _fresh_jobs(found, configurations)
@@ -135,7 +137,7 @@ def read_confirmation(
         )
     planned = {group.label for group in to_confirm(evidence, choice)}
     decided = choice.decided is not False
-    repeated = _Repeated(chosen, planned, decided, trained, new_divisions, metric, margin)
+    repeated = _Repeated(chosen, planned, decided, ended, trained, new_divisions, metric, margin)
     return repeated.conclude()
 
 
@@ -175,12 +177,14 @@ class _Repeated:
     """The configurations that have been trained again, the chosen one first.
 
     `first` is that one in the sweep. `planned` are the labels that must have been trained for a
-    verdict: the chosen one and its runner-up. `decided` says whether the sweep was sure.
+    verdict: the chosen one and its runner-up. `decided` says whether the sweep was sure, `ended`
+    that no job of the confirmation is left to train.
     """
 
     first: Configuration
     planned: set[str]
     decided: bool
+    ended: bool
     trained: list[Configuration]
     new_divisions: bool
     metric: str
@@ -199,15 +203,16 @@ class _Repeated:
         complete = done == len(jobs) and self.planned <= {group.label for group in ranked}
         confirmed = self._is_confirmed(difference) if complete else None
         where = self._describe_repetitions(again)
-        if not complete:
+        if not self.ended:
             lead = f"On {where} so far ({done} {'job is' if done == 1 else 'jobs are'} done)"
-        elif len(self.planned) < 2 or not self.decided:
+        elif not complete or len(self.planned) < 2 or not self.decided:
             lead = f"Trained again on {where}"
         else:
             lead = f"{self._verdict(confirmed)} on {where}"
         sentences = [
             f"{lead}: {self._describe_scores(ranked)}.",
             *self._describe_difference(ranked, difference, evidence),
+            *(self._describe_missing(ranked, len(jobs) - done) if self.ended else []),
             *(self._describe_fall(again) if complete else []),
             self._describe_limits(ranked),
         ]
@@ -230,6 +235,19 @@ class _Repeated:
         if confirmed is None:
             return "Neither confirmed nor contradicted"
         return "Confirmed" if confirmed else "Contradicted"
+
+    def _describe_missing(self, ranked: Sequence[Configuration], failed: int) -> list[str]:
+        """What an ended confirmation lacks for a verdict: jobs that failed, or a configuration."""
+        said = []
+        if failed:
+            said.append(f"{failed} of its jobs failed")
+        if missing := sorted(self.planned - {group.label for group in ranked}):
+            said.append(f"pct_unfreeze={' and '.join(missing)} has no finished job there")
+        if not said:
+            return []
+        return [
+            f"There is no verdict, because {' and '.join(said)}: tvf confirm trains what is left."
+        ]
 
     def _describe_fall(self, again: Configuration) -> list[str]:
         """That the score was too high in the sweep, if it is below the interval given there."""

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from tvf.config import explain_error
+from tvf.config import explain_error, method_of
 from tvf.files import LAST_CHECKPOINT
 from tvf.metrics import METRICS
 from tvf.records import (
@@ -127,8 +127,12 @@ def jobs_table(rows: Sequence[Row]) -> Table:
     ]
     unfinished = any(row["state"] != "done" for row in rows)
     varied = varied_overrides(rows)
+    methods = [method_of((row.get("config") or {}).get("model") or {}) for row in rows]
+    told = any(method.label for method in methods)  # else the fraction says it all
     table = Table()
     table.add_column("fraction", justify="right")
+    if told:
+        table.add_column("model")
     if names:
         divided = len({training.division for training in trainings}) > 1
         table.add_column("training" if divided else "seed", justify="right")
@@ -141,8 +145,10 @@ def jobs_table(rows: Sequence[Row]) -> Table:
         table.add_column("left", justify="right")
     if any(varied):
         table.add_column("overrides", overflow="fold")
-    for row, overrides in zip(rows, varied, strict=True):
+    for row, method, overrides in zip(rows, methods, varied, strict=True):
         cells = [_number(row["pct_unfreeze"], "g")]
+        if told:
+            cells.append(method.choice if row.get("config") else "")
         if names:
             cells.append(names.get(training_of(row), ""))
         groups = row["unfrozen_groups"]

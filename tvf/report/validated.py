@@ -123,6 +123,21 @@ def score_images(
     )
 
 
+def standard_errors(validated: Validated, metric: str) -> np.ndarray:
+    """Standard errors (C, C) of the differences between scores, on the diagonal of each score.
+
+    By a bootstrap of the validation images, or of their groups: they are about other images, and
+    know nothing of other trainings. NaN where the score is undefined on all samples.
+    """
+    score = score_function(validated, metric)
+    draws = bootstrap_scores(score, validated.images, validated.groups, DRAWS)
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    if len(draws) < 2:
+        return np.full((draws.shape[1], draws.shape[1]), np.nan)
+    errors = (draws[:, :, None] - draws[:, None, :]).std(axis=0, ddof=1)
+    return errors + np.diag(draws.std(axis=0, ddof=1))
+
+
 def score_function(validated: Validated, metric: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function from images, repeats included, to the score of each configuration (C,)."""
     if metric == "accuracy":

@@ -154,7 +154,7 @@ def check_job(
             job.name = str(job.name)  # resolve it now: it may refer to Hydra's overrides
         del job["hydra"]
     checked = validate_config(job)
-    note = explain_ignored(str(job.name), to_plain(job.model))
+    note = explain_ignored(str(job.name), to_plain(job.model), to_plain(job.optimizer))
     return CheckedJob(folder, checked, json.dumps(record, default=str), note)
 
 

@@ -111,7 +111,7 @@ def _parse(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for text, override in zip(overrides, parsed, strict=True):
         key = override.key_or_group
-        if key.startswith("hydra."):
+        if key.startswith(("hydra.", "hydra/")):
             raise InputError(
                 f"{text} must be left out: W&B launches the jobs, each in its own folder."
             )
