@@ -33,7 +33,7 @@ IMPORTED = (
     "tvf.data",
     "tvf.training",
     "timm",
-    "scipy.optimize",
+    "sklearn.metrics",
     "tvf.report.charts",
     "tvf.report",
     "joblib",
