@@ -158,13 +158,16 @@ COMMAND = (
 def peak_memory(command: list[str]) -> int:
     """The largest sum, in bytes, of the memory that a command and its children have for themselves.
 
-    Pages of mapped files are not counted: the system takes them back when it needs them.
+    Pages of mapped files are not counted: the system takes them back when it needs them. What is
+    there in one poll alone does not count either: a process that starts another shares its memory
+    with it for a moment, and both would count.
     """
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0
+    peak = before = 0
     while process.poll() is None:
         family = [process.pid, *(child.pid for child in process.children(recursive=True))]
-        peak = max(peak, sum(map(_own_bytes, family)))
+        now = sum(map(_own_bytes, family))
+        peak, before = max(peak, min(before, now)), now
         time.sleep(0.05)
     return peak
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tvf.advise import FRACTIONS, Advice, advise, describe_advice, tabulate_advi
 from tvf.advise.depths import pool
 from tvf.advise.errors import score_of_largest_class
 from tvf.advise.trials import RUN_ERROR, take, within_margin
+from tvf.config import Config
 from tvf.errors import InputError
+from tvf.job import open_job
 from tvf.models import Backbone, group_by_modules
 from tvf.report import Scores
 from tvf.training import compute_scores
@@ -40,6 +43,13 @@ def branching_backbone(num_classes: int) -> Backbone:
     return Backbone("branching", module, "head", groups)
 
 
+def _refuse_probes(config: Config, *how: Any) -> Any:
+    """Open a job, unless it is the probe, as if the network could not be traced."""
+    if not config["model"]:
+        raise InputError("it cannot be traced")
+    return open_job(config, *how)
+
+
 def _without_times(advice: Advice) -> Advice:
     return replace(
         advice,
@@ -50,7 +60,8 @@ def _without_times(advice: Advice) -> Advice:
 
 @pytest.fixture(scope="module")
 def advice(tmp_path_factory: pytest.TempPathFactory) -> Advice:
-    return advise(small_config(), small_context(tmp_path_factory.mktemp("job")))
+    config = small_config(store__mode="off")
+    return advise(config, small_context(tmp_path_factory.mktemp("job")))
 
 
 def test_every_signal_is_there(advice: Advice) -> None:
@@ -92,6 +103,25 @@ def test_images_through_the_network_are_counted(advice: Advice) -> None:
     runs = len(advice.fractions)
     assert advice.forward == TRAIN + VAL + runs * VAL
     assert advice.trained == TRAIN + runs * TRAIN  # few images: gradients and runs take all
+
+
+def test_outputs_that_the_store_has_are_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(store__mode="on", store__dir=str(tmp_path / "store"))
+    first = advise(config, small_context(tmp_path))
+    again = advise(config, small_context(tmp_path))
+    assert replace(_without_times(again), forward=first.forward) == _without_times(first)
+    assert again.forward == first.forward - TRAIN - VAL
+    monkeypatch.setattr("tvf.advise.advice.read_depths", lambda _: pytest.fail("it is asked"))
+    monkeypatch.setattr("tvf.advise.advice._as_probe", lambda _: {**config, "model": {}})
+    monkeypatch.setattr("tvf.advise.advice.open_job", _refuse_probes)
+    by_hooks = advise(config, small_context(tmp_path))
+    hooked = {each.name: each for each in by_hooks.depths}  # with the last group's own output
+    assert [each.name for each in first.depths] == [name for name in hooked if name != "bn2"]
+    for each in first.depths:
+        assert each.width == hooked[each.name].width
+        assert abs(each.probe - hooked[each.name].probe) <= 1 / VAL
 
 
 def test_the_test_images_have_no_part(

@@ -13,7 +13,7 @@ from helpers import IMPORTABLE, forks
 from helpers.jobs import metrics, records, statuses
 from helpers.ray_cluster import HEAD, PORT, RayCluster, missing_for_a_cluster, ray_cluster
 from helpers.slurm import wait_for
-from tvf.records import read_trials
+from tvf.records import read_race, read_trials
 
 pytestmark = [
     pytest.mark.slow,
@@ -168,6 +168,17 @@ def test_where_no_ray_answers(cluster: RayCluster, start: Path) -> None:
     address = f"hydra.launcher.address={HEAD}:{PORT + 1}"
     output = ended(launch(cluster, start, "hydra/launcher=ray", address, "seed=1,2"), code=1)
     assert f"error: {address}: no Ray cluster answers there" in output and "refused" in output
+
+
+def test_a_race_on_ray_is_the_race_of_one_machine(cluster: RayCluster, start: Path) -> None:
+    """The same jobs, and the same decisions."""
+    (start / "hurry").touch()
+    race = ("hydra/sweeper=race", "model.pct_unfreeze=0,0.5", "data.folds=2", "data.fold=0,1")
+    output = ended(launch(cluster, start, *race, *ON_RAY, "hydra.sweep.dir=there"))
+    assert "done on" in output and "The race is over" in output
+    ended(launch(cluster, start, *race, "hydra/launcher=basic", "hydra.sweep.dir=here"))
+    assert records(start / "there") == records(start / "here")
+    assert read_race(start / "there") == read_race(start / "here") is not None
 
 
 def test_jobs_of_a_node_that_dies_end_like_those_of_one_machine(

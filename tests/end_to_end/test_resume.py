@@ -20,6 +20,7 @@ import pytest
 
 from helpers import IMPORTABLE, ROOT, SMALL, forks
 from helpers.folders import write_images
+from helpers.jobs import digests
 from tvf import cli
 
 QUICK = ("data.limit=68", "data.image_size=32", "data.batch_size=8", "tracker=none")
@@ -57,6 +58,17 @@ def make(num_classes, pct):
     backbone.module.register_forward_pre_hook(end)
     return backbone
 
+def make_slow(num_classes, pct):
+    backbone = small_backbone(num_classes)
+
+    def linger(module, inputs):
+        if pct == 1.0 and module.training and len(inputs[0]) > 2:
+            open("training", "w").close()
+            time.sleep(2)
+
+    backbone.module.register_forward_pre_hook(linger)
+    return backbone
+
 def make_and_kill_the_worker(num_classes, pct):
     if pct == 0.25 and not os.path.exists("mended"):
         open("mended", "w").close()
@@ -78,7 +90,10 @@ def tvf(*arguments: str, cwd: Path) -> tuple[int | None, str]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The summary and epochs of each job below `folder`, without values that vary between runs."""
+    """The summary and epochs of each job below `folder`, without values that vary between runs.
+
+    With digests of its predictions and its best weights.
+    """
     found = {}
     for path in sorted(folder.glob("**/summary.json")):
         summary = json.loads(path.read_text())
@@ -88,7 +103,7 @@ def results(folder: Path) -> dict[str, Any]:
         for values in (summary, *rows):
             for key in [key for key in values if key.endswith("_seconds") or key in LOOSE]:
                 del values[key]
-        found[path.parent.name] = [summary, *rows]
+        found[path.parent.name] = [summary, *rows, *digests(path.parent)]
     return found
 
 
@@ -308,6 +323,29 @@ def test_sigterm_to_the_command_alone_lets_its_jobs_keep_a_checkpoint(
     code, output = tvf(*shlex.split(command[1]), cwd=tmp_path)
     assert code == 0, output
     assert set(states(tmp_path / "sweep 'a, é").values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_lets_a_job_beside_idle_workers_keep_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """One worker has nothing left to train, another never had: joblib would kill the third."""
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    backbone = ("backbone._target_=breaking.make_slow", "+backbone.pct=${model.pct_unfreeze}")
+    sweep = ("model.pct_unfreeze=0.5,1.0", "epochs=1", "hydra.sweep.dir=sweep", *backbone)
+    process = start("-m", *QUICK, *sweep, "hydra.launcher.n_jobs=3", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "training").exists() and [*tmp_path.glob("sweep/*/summary.json")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in output, output
+    (log,) = tmp_path.glob("sweep/*1.0*/job.log")
+    assert "its checkpoint is kept" in log.read_text(), output
+    assert states(tmp_path / "sweep") == {0.5: "done", 1.0: "failed"}
+    assert [*log.parent.glob("checkpoints/last.pt")]
+    assert json.loads((log.parent / "status.json").read_text())["error"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import IMPORTABLE, forks
 from helpers.jobs import folders, records, statuses
 from helpers.slurm import PROGRAMS, Cluster, slurm_cluster, wait_for
-from tvf.records import read_race
+from tvf.records import read_race, read_trials
 
 QUICK = (
     "data.limit=40",
@@ -83,6 +84,13 @@ def ended(process: forks.Process, code: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
+
+
+def recommendation(sweep: Path) -> list[Any]:
+    """What the report recommends, among which configurations."""
+    options = ("report", sweep.name, "--format", "json", "--output", "-")
+    (compared,) = json.loads(ended(forks.tvf(*options, cwd=sweep.parent)))["comparisons"]
+    return [compared[key] for key in ("recommendation", "chosen", "candidates")]
 
 
 def task_of(sweep: Path, fraction: float) -> str:
@@ -191,6 +199,33 @@ def test_a_race_trains_its_blocks_as_arrays(start: Path) -> None:
     ended(launch(start, *race, "hydra/launcher=basic", "hydra.sweep.dir=here"))
     assert records(start / "sweep") == records(start / "here")
     assert read_race(start / "sweep") == read_race(start / "here") is not None
+
+
+def test_a_search_that_is_interrupted_and_resumed_ends_as_on_this_machine(start: Path) -> None:
+    """The trials, the jobs and the recommendation are those of hydra/launcher=local."""
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.batch_size=2")
+    search += ("model.pct_unfreeze=0.5,1.0", "optimizer.lr=interval(1e-3,1e-1)", "epochs=2")
+    search += ("data.metric=auroc",)  # which the small network's scores move at once
+    process = launch(start, *search, "hydra/launcher=slurm", "hydra.sweep.dir=sweep")
+    sweep = start / "sweep"
+    wait_for(lambda: len([*sweep.glob("*/metrics.jsonl")]) > 2, 120)  # in the second batch
+    os.killpg(process.pid, signal.SIGINT)
+    output = ended(process, 1)
+    assert "tvf resume" in output and "Traceback" not in output
+    before = records(sweep)
+    assert 2 <= len(before) < 4 and len(read_trials(sweep)) == 4
+    (start / "hurry").touch()
+    output = ended(forks.tvf("resume", "sweep", cwd=start))
+    assert "Trial 4 of 4" in output and "Trial 2 of 4" not in output
+    ended(launch(start, *search, "hydra/launcher=local", "hydra.sweep.dir=here"))
+    assert read_trials(sweep) == read_trials(start / "here")
+    assert records(sweep) == records(start / "here") and len(records(sweep)) == 4
+    attempts = {
+        path.parent.name: json.loads(path.read_text())["attempt"]
+        for path in sweep.glob("*/status.json")
+    }
+    assert {attempts[name] for name in before} == {1}
+    assert recommendation(sweep) == recommendation(start / "here")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers import IMPORTABLE, ROOT, SMALL, Outcome, forks
-from helpers.jobs import metrics
+from helpers.jobs import records
 from tvf.records.rows import COLUMNS, read_jobs
 from tvf.records.sweep import read_commands, read_configs, summary_run_id, write_manifest
 from tvf.report.terminal import print_result, print_status
@@ -70,30 +70,25 @@ def _csv(sweep: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((sweep / "results.csv").read_text().splitlines()))
 
 
-def _metrics(sweep: Path) -> dict[str, list[dict[str, float]]]:
-    """The epochs of each job, without times, by folder name."""
-    return {path.parent.name: metrics(path.parent) for path in sweep.glob("*/metrics.jsonl")}
-
-
 @pytest.mark.slow
 def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_path: Path) -> None:
     """With two local workers, one local worker and the basic launcher.
 
-    W&B runs are distinct, metrics are equal, and there is one table.
+    W&B runs are distinct, records are equal bit for bit, and there is one table.
     """
     launchers = {
         "two": (),
         "one": ("hydra/launcher=local", "hydra.launcher.n_jobs=1"),
         "basic": ("hydra/launcher=basic",),
     }
-    metrics, ids = {}, []
+    found, ids = {}, []
     for name, launcher in launchers.items():
         sweep = _sweep if launcher else _sweep_in_new_python  # as the README's command
         code, output = sweep(
             tmp_path / name, "-m", "model=transfer,finetune", "seed=1,2", SMALL, *launcher
         )
         assert code == 0, output
-        metrics[name] = _metrics(tmp_path / name)
+        found[name] = records(tmp_path / name)
         rows = _csv(tmp_path / name)
         assert [(row["name"], row["state"], row["wandb_mode"]) for row in rows] == [
             (f"{kind}-seed{seed}", "done", "offline")
@@ -119,8 +114,8 @@ def test_a_sweep_has_one_run_per_job_and_equal_results_under_every_launcher(tmp_
         )
         assert "leaked" not in output
     assert len(set(ids)) == 12
-    assert len(metrics["two"]) == 4
-    assert metrics["two"] == metrics["one"] == metrics["basic"]
+    assert len(found["two"]) == 4
+    assert found["two"] == found["one"] == found["basic"]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ IMPORTED = (
     "tvf.data",
     "tvf.training",
     "timm",
-    "sklearn.model_selection",
+    "sklearn.metrics",
     "tvf.report.charts",
     "tvf.report",
     "joblib",

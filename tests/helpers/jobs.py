@@ -1,8 +1,12 @@
 """Read what jobs left in their folders."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from tvf.files import BEST_WEIGHTS
+from tvf.records.predictions import PREDICTIONS
 
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -40,12 +44,22 @@ def statuses(sweep: Path) -> dict[float, dict[str, Any]]:
     }
 
 
+def digests(folder: Path) -> list[str]:
+    """Digests of a job's predictions and its best weights."""
+    files = [(folder / name).read_bytes() for name in (PREDICTIONS, BEST_WEIGHTS)]
+    return [hashlib.sha256(content).hexdigest() for content in files]
+
+
 def records(sweep: Path) -> dict[str, Any]:
-    """The epochs of each job that is done, and its scores, by its folder."""
+    """What must not depend on where a job ran, of each job that is done, by its folder.
+
+    Its epochs, scores and calibration, and digests of its predictions and its best weights.
+    """
     found = {}
     for path in sweep.glob("*/summary.json"):
         done = json.loads(path.read_text())
         scores = {key: done[key] for key in done if key.startswith(("val_", "test_"))}
         del scores["test_seconds"]
-        found[path.parent.name] = (metrics(path.parent), scores, done["calibration"])
+        written = digests(path.parent)
+        found[path.parent.name] = (metrics(path.parent), scores, done["calibration"], *written)
     return found

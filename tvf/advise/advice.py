@@ -7,13 +7,13 @@ take no part.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths
+from tvf.advise.depths import HEAD_INPUT, Depth, collect_depths, read_depths
 from tvf.advise.errors import errors_of, score_of_largest_class
 from tvf.advise.gradients import relative_gradients, set_head
 from tvf.advise.probes import classify_by_neighbours, join_depths
@@ -114,7 +114,8 @@ def advise(config: Config, context: JobContext) -> Advice:
         with opened:
             whole = job.phases.data
             data = job.phases.data = _limited(whole)
-            survey = _survey(job, metric_of(config), costs)
+            depths = _depths(job, config, context, costs)
+            survey = _survey(job, depths, metric_of(config), costs)
         trials = _run_trials(config, context, whole, costs)
     metric, margin = metric_of(config), config["report"]["margin"]
     scores = score_trials(trials, metric)
@@ -204,12 +205,38 @@ class _Survey:
     notes: list[str]
 
 
-def _survey(job: Job, metric: str, costs: Costs) -> _Survey:
+def _depths(job: Job, config: Config, context: JobContext, costs: Costs) -> list[Depth]:
+    """The outputs of the network's groups for the images of `job`.
+
+    The store has them if a probe of the same network has seen these images.
+    """
+    data = job.phases.data
+    if config["model"].get("init_from") is None:
+        with ExitStack() as opened, suppress(InputError):  # it cannot be traced
+            with costs.timed("setup"):
+                probe = opened.enter_context(open_job(_as_probe(config), context, data))
+            with costs.timed("pass"):
+                depths = read_depths(probe.phases)
+                costs.forward += int(probe.phases.prefix_costs()["prefix_images"])
+                return depths
+    with costs.timed("pass"):
+        costs.forward += len(data.train) + len(data.val)
+        return collect_depths(job.phases.pixels(), job.backbone, job.steps.batch_size)
+
+
+def _as_probe(config: Config) -> dict[str, Any]:
+    """The config of a probe of the same network."""
+    frozen_bn = config["model"].get("frozen_bn")
+    model = {
+        "_target_": "tvf.models.ProbeModel",
+        "frozen_bn": "recalibrate" if frozen_bn == "recalibrate" else "eval",
+    }
+    return _at(config, 0.0) | {"model": model}
+
+
+def _survey(job: Job, depths: Sequence[Depth], metric: str, costs: Costs) -> _Survey:
     data, backbone, size = job.phases.data, job.backbone, job.steps.batch_size
     labels, classes = data.train.labels, len(data.classes)
-    with costs.timed("pass"):
-        depths = collect_depths(job.phases.pixels(), backbone, size)
-        costs.forward += len(data.train) + len(data.val)
 
     def score(logits: Tensor) -> float:
         return _score(logits, data.val.labels, metric)

@@ -1,6 +1,7 @@
 """What a frozen backbone knows at each depth: the pooled outputs of its groups.
 
-Hooks read them in an ordinary pass, so the network need not be traceable.
+They are what the head of model=probe reads, from the store if it has them. Of a network that cannot
+be traced, hooks read them in an ordinary pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tvf.frontier import InputPipeline
-from tvf.models import Backbone, output_layers, pooled_dimensions
+from tvf.job import JobPhases, probe_inputs
+from tvf.models import Backbone, ProbeModel, output_layers, pooled_dimensions
 
 HEAD_INPUT = "input of the head"
 
@@ -24,6 +26,22 @@ class Depth:
     name: str
     train: Tensor
     val: Tensor
+
+
+def read_depths(phases: JobPhases) -> list[Depth]:
+    """The depths of a job whose model is a ProbeModel, shallowest first: see `collect_depths`."""
+    assert isinstance(phases.model, ProbeModel)
+    widths = {name: width for name, (_, width) in phases.model.probe.depths.items()}
+    columns = []
+    for split in ("train", "val"):
+        rows = probe_inputs(phases, split, np.arange(len(phases.data.by_name[split])))
+        columns.append(rows.split([*widths.values()], dim=1))
+    *above, last = widths
+    names = [*above, HEAD_INPUT if last == "head" else last]
+    return [
+        Depth(name, *(part * width**0.5 for part in parts))  # the probe has divided by it
+        for name, width, *parts in zip(names, widths.values(), *columns, strict=True)
+    ]
 
 
 def collect_depths(pipeline: InputPipeline, backbone: Backbone, batch_size: int) -> list[Depth]:

@@ -146,9 +146,11 @@ def _describe_fractions(advice: Advice) -> list[str]:
     ]
     said = f"After a short run {first.fraction:g} is ahead."
     if near:
+        *others_near, last = near
+        listed = ", ".join([f"{first.fraction:g}", *others_near])
         said = (
-            f"After a short run {' and '.join([f'{first.fraction:g}', *near])} differ by no more "
-            "than the margin or the error of the difference."
+            f"After a short run {listed} and {last} differ by no more than the margin or the error "
+            "of the difference."
         )
     return [
         f"3. A short run of each fraction, the start of an ordinary job, on the same "

@@ -60,6 +60,7 @@ from tvf.sweep import (
     run_in_subprocess,
     runs_in_parallel,
     seconds_to_checkpoint,
+    shield_workers,
     use_node_store,
     workers,
 )
@@ -95,6 +96,7 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
     use_node_store()
+    shield_workers()
     with settled_surroundings():
         _launch(compare)
 

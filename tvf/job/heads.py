@@ -7,9 +7,11 @@ for bit: the head's initial weights and torch's random state are those that it w
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +88,33 @@ class _Head:
     random: Tensor
 
 
+class _Said(logging.Handler):
+    """What is logged in its context: in setting up a job, for the logs of those that share it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def __enter__(self) -> None:
+        logging.getLogger().addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        self._records.append(record)
+
+    def repeat(self, tag: str, for_tag: str) -> None:
+        """Write it to the log of another job, whose tag is `for_tag` instead of `tag`."""
+        files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+        for record in map(copy, self._records):
+            if isinstance(record.args, tuple):
+                record.args = tuple(for_tag if each == tag else each for each in record.args)
+            for file in files:
+                file.handle(record)
+
+
 class SharedSetups:
     """Builds jobs, and keeps what the next one can share. A context, which closes the store."""
 
@@ -93,6 +122,7 @@ class SharedSetups:
         self._resources = ExitStack()
         self._setup: str | None = None
         self._frozen: Frozen | None = None
+        self._said = _Said()
         self._heads: dict[int, _Head] = {}  # by seed
 
     def __enter__(self) -> "SharedSetups":
@@ -104,7 +134,7 @@ class SharedSetups:
     def forget(self) -> None:
         """Let the next job build everything anew."""
         self._resources.close()
-        self._setup, self._frozen = None, None
+        self._setup, self._frozen, self._said = None, None, _Said()
         self._heads.clear()
 
     @contextmanager
@@ -118,19 +148,20 @@ class SharedSetups:
         if setup is None or setup != self._setup or not self._can_share(config):
             self.forget()
         try:
+            first = self._frozen is None
             if self._frozen is None:
-                store = self._resources.enter_context(open_resources(config, context))
-                frozen = build_frozen(config, context, store)
+                with self._said:
+                    store = self._resources.enter_context(open_resources(config, context))
+                    frozen = build_frozen(config, context, store)
                 if setup is None or not _trains_head_alone(frozen):
                     yield assemble(config, context, frozen)
                     return
-                self._heads[config["seed"]] = _draw(frozen.phases.model)
-                frozen.phases.model.settled = True
-                frozen.phases.pipeline_of(0).keep_in_memory()
-                seconds = time.perf_counter() - frozen.start
-                shared = replace(frozen, head_file=HeadFile(), setup_seconds=seconds)
-                self._setup, self._frozen = setup, shared
+                with self._said:
+                    self._frozen = self._share(frozen, config["seed"])
+                self._setup = setup
             job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
+            if not first:
+                self._said.repeat(self._frozen.phases.tag, job.phases.tag)
             load_head(job.phases.model, head.weights)
             if job.steps.average:  # which was copied from the last job's head
                 job.steps.average.reset()
@@ -140,6 +171,14 @@ class SharedSetups:
             if self._frozen is None or not isinstance(error, InputError):  # a head that diverged
                 self.forget()
             raise
+
+    def _share(self, frozen: Frozen, seed: int) -> Frozen:
+        """Set up the rest of what jobs share, and keep this one's head."""
+        self._heads[seed] = _draw(frozen.phases.model)
+        frozen.phases.model.settled = True
+        frozen.phases.pipeline_of(0).keep_in_memory()
+        seconds = time.perf_counter() - frozen.start
+        return replace(frozen, head_file=HeadFile(), setup_seconds=seconds)
 
     def _can_share(self, config: Config) -> bool:
         """Whether the store still has what the last job read from it, and the head is known."""

@@ -28,7 +28,7 @@ def start_from_ridge(phases: JobPhases) -> None:
     probe, labels = phases.model.probe, phases.data.train.labels
     order = np.random.default_rng(0).permutation(len(labels))
     samples = np.sort(order[:MOST_IMAGES])
-    inputs = _head_inputs(phases, samples)
+    inputs = probe_inputs(phases, "train", samples).double()
     mean, spread = probe.standardise(inputs)
     classes, chosen = len(phases.data.classes), labels[torch.from_numpy(samples)]
     ridge = fit_ridge((inputs - mean) / spread, chosen, classes, standardise=False)
@@ -49,9 +49,9 @@ def start_from_ridge(phases: JobPhases) -> None:
     )
 
 
-def _head_inputs(phases: JobPhases, samples: np.ndarray) -> Tensor:
-    """What the head reads for these training images, float64 [N, width] on the CPU."""
-    inputs, rows = phases.pipeline_of(0).evaluate("train"), list[Tensor]()
+def probe_inputs(phases: JobPhases, split: str, samples: np.ndarray) -> Tensor:
+    """What a ProbeModel's head reads for samples of a split, unaugmented, float32 [N, width]."""
+    inputs, rows = phases.pipeline_of(0).evaluate(split), list[Tensor]()
     assert isinstance(phases.model, ProbeModel)
     hook = phases.model.probe.head.register_forward_pre_hook(
         lambda _, seen: rows.append(seen[0].detach().cpu())
@@ -63,4 +63,4 @@ def _head_inputs(phases: JobPhases, samples: np.ndarray) -> Tensor:
                 inputs.module(*inputs.inputs(batch))
     finally:
         hook.remove()
-    return torch.cat(rows).double()
+    return torch.cat(rows)

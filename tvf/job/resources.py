@@ -170,8 +170,7 @@ def import_libraries(backbone: str) -> None:
 
     Called in a process that forks jobs, so that only its first job waits for imports.
     """
-    for library in ("sklearn.metrics", "sklearn.model_selection"):
-        import_module(library)
+    import_module("sklearn.metrics")
     if backbone in TIMM_BACKBONES:
         import_timm()
     # What is imported stays: without it, the garbage of each job is collected sooner and faster.

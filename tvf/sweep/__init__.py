@@ -9,7 +9,7 @@ from tvf.sweep.callback import (
     report_sweep,
 )
 from tvf.sweep.heads import train_heads
-from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, workers
+from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, shield_workers, workers
 from tvf.sweep.mirroring import fetch_sweep, refuse_unmirrored
 from tvf.sweep.outcome import BAD_INPUT, INTERRUPTED, debugging, job_outcome
 from tvf.sweep.processes import (
@@ -49,6 +49,7 @@ __all__ = [
     "run_in_subprocess",
     "runs_in_parallel",
     "seconds_to_checkpoint",
+    "shield_workers",
     "train_heads",
     "use_node_store",
     "wandb_sweep_yaml",

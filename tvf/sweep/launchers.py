@@ -1,6 +1,7 @@
 """How many jobs of a sweep run at once, on the CPU or on each GPU."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,24 @@ HERE = (
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
 )
 MOST_JOBS = 4  # on a GPU: processes take turns on it
+
+
+def shield_workers() -> None:
+    """Let SIGTERM to the whole process group leave joblib's workers to the command.
+
+    It would end idle workers at once, whereupon joblib kills the others, with jobs that are about
+    to keep a checkpoint.
+    """
+    from joblib import register_parallel_backend
+    from joblib.parallel import LokyBackend
+
+    class Shielded(LokyBackend):
+        def configure(self, *args: Any, **options: Any) -> int:
+            ignored = (signal.SIGTERM, signal.SIG_IGN)
+            options |= {"initializer": signal.signal, "initargs": ignored}
+            return super().configure(*args, **options)
+
+    register_parallel_backend("loky", Shielded)
 
 
 def runs_in_parallel(launcher: DictConfig) -> bool:

@@ -148,21 +148,22 @@ def _ignores_exceptions(frame: FrameType) -> bool:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first SIGTERM, which would end a launcher's worker at once."""
+    """Raise KeyboardInterrupt on the first SIGTERM, which a launcher's worker otherwise ignores."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    previous = signal.getsignal(signal.SIGTERM)
+    if not main or previous not in (signal.SIG_DFL, signal.SIG_IGN):
         yield
         return
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
