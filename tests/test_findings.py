@@ -1,5 +1,6 @@
 """What a process gets back from the jobs that it forks."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -26,12 +27,23 @@ def test_what_a_job_finds_out_is_known_to_the_next_one(tmp_path: Path) -> None:
 
     def second() -> int:
         remember("answers", "second", recall("answers", "first") + 1, most=2)
-        remember("answers", "third", 0, most=2)
         return 0
 
     assert run_in_subprocess(first, tmp_path / "job.log") == 3
     assert run_in_subprocess(second, tmp_path / "job.log") == 0
-    assert [recall("answers", key) for key in ("first", "second", "third")] == [41, 42, None]
+    assert [recall("answers", key) for key in ("first", "second")] == [41, 42]
+    remember("answers", "third", 43, most=2)
+    assert [recall("answers", key) for key in ("first", "second", "third")] == [None, 42, 43]
+
+
+def test_what_cannot_be_written_costs_no_job(tmp_path: Path) -> None:
+    def finds() -> int:
+        remember("answers", "first", lambda: 1, most=2)  # cannot be pickled
+        return 0
+
+    assert run_in_subprocess(finds, tmp_path / "job.log") == 0
+    assert recall("answers", "first") is None
+    findings.take(io.BytesIO(b"\x80\x04cut off"))
 
 
 def test_a_job_that_is_killed_or_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A process that forks its jobs gets it back from each of them.
 """
 
 import pickle
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 _findings: dict[str, dict[Any, Any]] = {}  # by kind and key
@@ -16,26 +17,25 @@ def recall(kind: str, key: Any) -> Any:
 
 
 def remember(kind: str, key: Any, value: Any, most: int) -> None:
-    """Remember a value that can be pickled, unless there are `most` of its kind."""
+    """Remember a value that can be pickled; of `most` of its kind, the oldest is forgotten."""
     known = _findings.setdefault(kind, {})
-    if key in known or len(known) < most:
-        known[key] = value
-        _new.add(kind)
+    while len(known) >= most and key not in known:
+        known.pop(next(iter(known)))
+    known[key] = value
+    _new.add(kind)
 
 
 def give(file: BinaryIO) -> None:
-    """Write what this process has found since it began."""
-    if _new:
-        file.write(pickle.dumps({kind: _findings[kind] for kind in _new}))
-        file.flush()
+    """Write what this process has found since it began, if that can be written."""
+    with suppress(Exception):  # a user's code may be part of it, and a job does not depend on it
+        if _new:
+            file.write(pickle.dumps({kind: _findings.get(kind, {}) for kind in _new}))
+            file.flush()
 
 
 def take(file: BinaryIO) -> None:
-    """Remember what another process of this program has written to `file`, if it came so far."""
+    """Remember what another process of this program has written to `file`, if it got that far."""
     file.seek(0)
-    try:
-        found = pickle.load(file)
-    except (EOFError, pickle.UnpicklingError):
-        return
-    for kind, values in found.items():
-        _findings.setdefault(kind, {}).update(values)
+    with suppress(Exception):
+        for kind, values in pickle.load(file).items():
+            _findings.setdefault(kind, {}).update(values)

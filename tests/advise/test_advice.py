@@ -140,7 +140,10 @@ def test_words_and_numbers_agree(advice: Advice) -> None:
     for each in advice.fractions:
         assert f"{each.probability:.0%}" in text
     assert f"{advice.forward:,} images forward" in text
-    assert f"always predicting the largest class has accuracy {advice.baseline:.3f}" in text
+    assert (
+        f"always predicting the largest class of these images has accuracy {advice.baseline:.3f}"
+        in text
+    )
     assert numbers["promising"] == advice.promising == sorted(advice.promising)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers import small_backbone
 from helpers.devices import fabric_on
@@ -21,6 +21,7 @@ PIXELS = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings, "_findings", {})
+    monkeypatch.setattr(findings, "_new", set())
 
 
 def network(seed: int, fraction: float = 0.5, **options: Any) -> FineTuneModel:
@@ -65,6 +66,33 @@ def test_what_computes_something_else_is_another_network() -> None:
     next(others[-1].module.parameters()).data[0] += 1
     found = {identify(FABRIC, other) for other in others}
     assert len(found) == len(others) and not found & {same, None}
+
+
+class _Centred(nn.Module):
+    """A head of a buffer and a linear layer."""
+
+    def __init__(self, layer: nn.Module, mean: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self.mean = nn.Buffer(torch.tensor(mean))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer(features - self.mean)
+
+
+def test_digests_of_what_the_head_consists_of_are_not_remembered() -> None:
+    found = []
+    for mean in (0.0, 1.0):
+        backbone = small_backbone()
+        backbone.module.head = _Centred(backbone.module.get_submodule("head"), mean)
+        model = FineTuneModel(backbone, 0.0).train()
+        alone = TracedModel(model, PIXELS)
+        trace = TracedModel(model, PIXELS, identify(FABRIC, model))
+        cut = trace.find_cut()
+        trace.check(cut, PIXELS)
+        assert cut.digests == alone.find_cut().digests
+        found.append(cut.digests)
+    assert found[0] != found[1]
 
 
 def test_of_a_network_with_hooks_nothing_is_known() -> None:

@@ -77,6 +77,30 @@ def other_fraction(module: Any, fraction: float) -> Callable[[], None]:
     return freeze
 
 
+class _WithUnusedBranch(SmallNet):
+    """Also computes a trained layer whose result nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(8, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.bn2(self.conv2(self.bn1(self.conv1(images)).relu())).relu()
+        self.unused(hidden.amax((2, 3)))
+        return self.head(hidden.mean((2, 3)))
+
+
+def test_only_a_suffix_of_one_input_and_one_layer_is_a_linear_layer_alone() -> None:
+    net = _WithUnusedBranch()
+    groups = group_by_modules(net, [["unused"], ["bn2"], ["conv2"], ["bn1"], ["conv1"]])
+    branching = Backbone("branching", net, "head", groups)
+    for backbone, fraction, alone in ((small_backbone(), 0, True), (branching, 0.2, False)):
+        model: Any = FABRIC.setup_module(FineTuneModel(backbone, fraction).train())
+        epoch = pipeline_of(model, None).train(1)
+        assert (epoch.linear is not None) == alone
+        assert epoch.linear in (None, model.module.module.head)
+
+
 def test_a_shallower_cut_that_does_not_fit_into_the_store_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,6 +22,7 @@ from tvf.job.setup import build_job
 from tvf.models import FineTuneModel, ProbeModel, best_scale, fit_ridge, load_weights
 from tvf.records import read_predictions, write_manifest
 from tvf.store import Store
+from tvf.training import step
 
 TARGETS = {
     "lora": {"_target_": "tvf.models.LoraModel", "rank": 2, "alpha": 4, "dropout": 0.2},
@@ -119,6 +120,17 @@ def test_pixels_pass_through_the_frozen_layers_in_pieces_of_a_fixed_size(
     pieces = _run(tmp_path, "pieces", config)
     assert 0 < max(sizes) < 8 + 4 // 2
     assert metrics(pieces) == metrics(whole)
+
+
+def test_a_job_of_a_linear_head_has_the_weights_that_autograd_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(tmp_path, "finetune", model__pct_unfreeze=0.0, optimizer__clip_norm=0.1)
+    written_out, asked = _run(tmp_path, "written", config), list[bool]()
+    monkeypatch.setattr(step, "is_written_out", lambda *_: asked.append(True))
+    recorded = _run(tmp_path, "recorded", config)
+    assert asked and metrics(written_out) == metrics(recorded)
+    assert (written_out / BEST_WEIGHTS).read_bytes() == (recorded / BEST_WEIGHTS).read_bytes()
 
 
 def test_lora_reads_from_the_store_what_fine_tuning_has_computed(tmp_path: Path) -> None:

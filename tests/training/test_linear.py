@@ -1,5 +1,7 @@
 """The gradients of a linear layer that trains alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -49,8 +51,22 @@ def test_other_layers_losses_and_inputs_are_left_to_autograd(
     assert not is_written_out(layer, loss, [torch.randn(3, 4, dtype=dtype)])
 
 
-def test_a_layer_whose_input_drops_out_is_left_to_autograd() -> None:
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+        lambda layer: layer.register_forward_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_hook(lambda *_: None),
+        lambda layer: layer.register_full_backward_pre_hook(lambda *_: None),
+        lambda layer: layer.weight.register_hook(lambda gradient: gradient * 0),
+        lambda layer: layer.bias.register_post_accumulate_grad_hook(lambda _: None),
+        lambda layer: setattr(layer, "forward", lambda inputs: inputs[:, :2]),
+    ],
+)
+def test_a_layer_that_something_else_has_a_say_in_is_left_to_autograd(
+    observe: Callable[[nn.Linear], object],
+) -> None:
     layer = nn.Linear(4, 2)
     assert is_written_out(layer, CrossEntropyLoss(), [torch.randn(3, 4)])
-    layer.register_forward_pre_hook(lambda layer, inputs: None)
+    observe(layer)
     assert not is_written_out(layer, CrossEntropyLoss(), [torch.randn(3, 4)])

@@ -124,7 +124,10 @@ def advise(config: Config, context: JobContext) -> Advice:
     first = min(range(len(trials)), key=lambda place: (-chances[place], trials[place].fraction))
     tried = [
         Fraction(
-            *(trial.fraction, trial.groups, float(scores.means[place]), chances[place]),
+            fraction=trial.fraction,
+            groups=trial.groups,
+            score=float(scores.means[place]),
+            probability=chances[place],
             seconds=trial.seconds,
             error=float(errors[place, place]),
             error_to_first=0.0 if place == first else float(errors[place, first]),

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 from tvf.advise.advice import Advice
 from tvf.advise.probes import NEIGHBOURS
 from tvf.advise.trials import RUN_ERROR
+from tvf.files import finite
 from tvf.metrics import WORDS
 
 INTERVAL = 1.96  # standard errors in half of a 95 % interval
@@ -20,7 +22,7 @@ def tabulate_advice(advice: Advice, command: str) -> dict[str, Any]:
     """All numbers, for JSON; `command` is the one that would settle it."""
     total = sum(advice.seconds.values())
     return {
-        **asdict(advice),
+        **finite(asdict(advice)),
         "promising": advice.promising,
         "total_seconds": total,
         "command": command,
@@ -49,8 +51,8 @@ def _describe_images(advice: Advice) -> str:
         f"one split; the test images take no part. {_seconds(sum(advice.seconds.values()))} in "
         f"all: {advice.forward:,} images forward, {advice.trained:,} forward and backward, and "
         f"{_seconds(advice.seconds['setup'])} to read images and set up networks.\n"
-        f"Baseline: always predicting the largest class has {WORDS[advice.metric]} "
-        f"{advice.baseline:.3f}."
+        f"Baseline: always predicting the largest class of these images has "
+        f"{WORDS[advice.metric]} {advice.baseline:.3f}."
     )
 
 
@@ -89,10 +91,10 @@ def _sum_up_depths(advice: Advice) -> str:
             "training them pays."
         )
     else:
+        error = f" ({_half_interval(best.error_to_end)} for {best.name})" if best != last else ""
         said = (
-            f"No depth beats the end ({last.probe:.3f}) by more than the margin and the error of "
-            f"the difference ({_half_interval(best.error_to_end)} for the best): no sign that the "
-            "deepest features do not suit these images."
+            f"No depth beats the end ({last.probe:.3f}) by more than the margin, or the error of "
+            f"the difference{error}: as far as this shows, the deepest features suit these images."
         )
     if advice.all_depths is not None and _differs(
         advice.all_depths - best.probe, advice.all_depths_error or 0.0, advice.margin
@@ -102,12 +104,15 @@ def _sum_up_depths(advice: Advice) -> str:
 
 
 def _half_interval(error: float) -> str:
-    return f"±{INTERVAL * error:.3f}"
+    return f"±{INTERVAL * error:.3f}" if isfinite(error) else "unknown"
 
 
 def _differs(difference: float, error: float, margin: float) -> bool:
-    """Whether a difference matters, and is more than other images might make of none."""
-    return difference > max(margin, INTERVAL * error)
+    """Whether a difference matters, and is more than other images might make of none.
+
+    Not if its error is not known.
+    """
+    return difference > margin and difference > INTERVAL * error
 
 
 def _describe_gradients(advice: Advice) -> list[str]:
@@ -146,11 +151,11 @@ def _describe_fractions(advice: Advice) -> list[str]:
     ]
     said = f"After a short run {first.fraction:g} is ahead."
     if near:
-        *others_near, last = near
-        listed = ", ".join([f"{first.fraction:g}", *others_near])
+        *most, last = near
+        listed = f"{', '.join(most)} and {last} are" if most else f"{last} is"
         said = (
-            f"After a short run {listed} and {last} differ by no more than the margin or the error "
-            "of the difference."
+            f"After a short run {first.fraction:g} is ahead; {listed} within the margin of it, or "
+            "the error of the difference."
         )
     return [
         f"3. A short run of each fraction, the start of an ordinary job, on the same "

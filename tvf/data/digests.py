@@ -37,11 +37,14 @@ def digest_files(files: Sequence[ImageFile]) -> np.ndarray:
 def _digest_of(file: ImageFile) -> bytes:
     if isinstance(file, EncodedImage):
         return digest(content_of(file))
-    path, status = os.fspath(file), os.stat(file)
-    state = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-    if (known := recall("digests", path)) and known[0] == state:
-        return known[1]
-    found, changed = digest(content_of(file)), max(status.st_mtime, status.st_ctime)
+    path = os.fspath(file)
+    with open(file, "rb", buffering=0) as opened:  # a network's disk says then what it has now
+        status = os.fstat(opened.fileno())
+        state = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+        if (known := recall("digests", path)) and known[0] == state:
+            return known[1]
+        found = digest(opened.readall())
+    changed = max(status.st_mtime, status.st_ctime)
     if time.time() - changed > SETTLED:
         remember("digests", path, (state, found), KNOWN_FILES)
     return found

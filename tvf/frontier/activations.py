@@ -83,11 +83,11 @@ class ActivationReader:
     def _find_linear(self) -> nn.Linear | None:
         """The only layer of the suffix, if it is a linear layer that computes in float32."""
         assert self._suffix is not None
-        nodes = [node for node in self._suffix.graph.nodes if node.op != "placeholder"]
+        nodes = [*self._suffix.graph.nodes]
         exact = self._fabric.strategy.precision.precision == "32-true"
-        if len(nodes) != 2 or nodes[0].op != "call_module" or not exact:
+        if [node.op for node in nodes] != ["placeholder", "call_module", "output"] or not exact:
             return None
-        layer = self._suffix.get_submodule(str(nodes[0].target))
+        layer = self._suffix.get_submodule(str(nodes[1].target))
         return layer if type(layer) is nn.Linear else None
 
     def open_view(self, view: int) -> tuple[Inputs, Feed | None]:

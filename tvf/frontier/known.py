@@ -15,7 +15,7 @@ from tvf.frontier.trace import NodeInfo
 from tvf.models import FineTuneModel
 from tvf.store import FingerprintError, fingerprint, fingerprint_layers, numeric_environment
 
-KEPT = 64  # networks in one mode that a process remembers
+KEPT = 32  # networks in one mode that a process remembers
 
 
 @dataclass
@@ -49,7 +49,7 @@ def identify(fabric: Fabric, model: Any) -> str | None:
     if type(model) is not FineTuneModel:
         return None
     heads = [
-        [name, f"{type(layer).__module__}.{type(layer).__qualname__}", str(layer)]
+        [name, f"{type(layer).__module__}.{type(layer).__qualname__}", str(layer), _shapes(layer)]
         for head in map(model.module.get_submodule, model.heads)
         for name, layer in head.named_modules()
     ]
@@ -62,6 +62,10 @@ def identify(fabric: Fabric, model: Any) -> str | None:
         return fingerprint([layers, own, environment])
     except FingerprintError:
         return None
+
+
+def _shapes(layer: nn.Module) -> list[Any]:
+    return [[name, [*value.shape]] for name, value in layer.state_dict().items()]
 
 
 def known_of(network: str | None, model: nn.Module, example: Tensor) -> Known:

@@ -26,7 +26,7 @@ from tvf.frontier.trace import (
     rebuild_shape,
     trace_graph,
 )
-from tvf.models import adapter_parameters, has_state
+from tvf.models import adapter_parameters, has_state, is_below
 from tvf.store import FingerprintError, fingerprint
 
 # Layers that do not look at their mode, so that training and validation share their activations.
@@ -193,8 +193,11 @@ class TracedModel:
 
     def _note_digests(self) -> None:
         """Remember the digests of nodes that do not depend on the head, whose weights differ."""
-        heads = {*getattr(self.model, "head_parameters", list)()}
-        own = {node for node in self.graph.nodes if heads & {*self._parameters(node)}}
+        heads = [f"module.{head}" for head in getattr(self.model, "heads", ())]
+        named = {
+            node: str(node.target) for node in self.graph.nodes if isinstance(node.target, str)
+        }
+        own = {node for node, name in named.items() if name in heads or is_below(name, heads)}
         of_head = self._dependents(own)
         for place, node in enumerate(self.graph.nodes):
             if node in self._digests and node not in of_head:

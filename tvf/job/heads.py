@@ -106,11 +106,17 @@ class _Said(logging.Handler):
         self._records.append(record)
 
     def repeat(self, tag: str, for_tag: str) -> None:
-        """Write it to the log of another job, whose tag is `for_tag` instead of `tag`."""
+        """Write it to the log of another job, whose tag is `for_tag` instead of `tag`.
+
+        With the times at which it was said.
+        """
         files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
         for record in map(copy, self._records):
             if isinstance(record.args, tuple):
-                record.args = tuple(for_tag if each == tag else each for each in record.args)
+                record.args = tuple(
+                    for_tag if isinstance(each, str) and each == tag else each
+                    for each in record.args
+                )
             for file in files:
                 file.handle(record)
 

@@ -58,6 +58,7 @@ class Agent:
                 return
             except NOT_SENT as error:
                 self._is_down(error)
+                job.abandon()  # or what could not be fetched would be overwritten
             connection.say({"state": "held"})
             try:
                 while not connection.ends_within(timing.INTERVAL):

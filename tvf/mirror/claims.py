@@ -153,6 +153,10 @@ class MirroredJob:
             self._write(released=True)
         self._claim = None
 
+    def abandon(self) -> None:
+        """Hold the job no longer, without a word: the claim expires."""
+        self._claim = None
+
     def beat(self) -> None:
         """Show that the holder lives, if it has not lately. Raises Taken and Unreachable."""
         if self._claim is not None and time.monotonic() - self._written >= timing.HEARTBEAT / 2:

@@ -84,13 +84,13 @@ class JobRecord:
         It is written anew at most once in `every` seconds; by `write_metrics` and at the end, too.
         """
         self.metrics.append(metrics)
-        self.check_lease()
         if time.monotonic() - self._written >= every:
             self.write_metrics()
 
     def write_metrics(self) -> None:
         """Write the lines of metrics.jsonl that are not written yet, if any."""
         if self._lines < len(self.metrics):
+            self.check_lease()
             write_json_lines(self.folder / "metrics.jsonl", self.metrics)
             self._lines, self._written = len(self.metrics), time.monotonic()
 
@@ -126,8 +126,10 @@ class JobRecord:
     def _end(self, **changes: Any) -> None:
         self._status |= {"ended": _now(), **changes}
         self.check_lease()
-        self.write_metrics()
-        write_json(self.folder / "status.json", self._status)
+        try:
+            self.write_metrics()
+        finally:
+            write_json(self.folder / "status.json", self._status)
 
 
 def read_status(folder: Path) -> dict[str, Any]:

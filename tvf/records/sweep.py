@@ -35,12 +35,15 @@ def confirmed_sweep(folder: Path) -> Path | None:
 def tracker_group(folder: Path) -> str:
     """Return the group of the sweep's runs: the one noted, or else the sweep's name."""
     manifest = folder / "sweep.json"
-    noted = _noted_group(manifest, manifest.stat().st_mtime_ns) if manifest.exists() else None
+    if not manifest.exists():
+        return sweep_name(folder)
+    status = manifest.stat()
+    noted = _noted_group(manifest, status.st_ino, status.st_mtime_ns, status.st_size)
     return noted if isinstance(noted, str) else sweep_name(folder)
 
 
 @lru_cache(maxsize=1)  # a process may train many jobs of a sweep
-def _noted_group(manifest: Path, written: int) -> Any:
+def _noted_group(manifest: Path, *version: int) -> Any:
     return read_json(manifest).get("group")
 
 

@@ -6,6 +6,7 @@ An exception or a signal that ends one job does not affect the other jobs of the
 import contextlib
 import faulthandler
 import gc
+import io
 import logging
 import math
 import os
@@ -54,11 +55,12 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
     job has ended.
     """
     child = 0
-    with _terminable(), open(os.memfd_create("findings"), "w+b") as findings:
+    with _terminable(), _open_findings() as findings:
         try:
             with uninterrupted():  # or the process would be one of which nobody knows
                 child = _start_process(partial(_run_and_give, job, findings), log_file)
             status = os.waitpid(child, 0)[1]
+            child = 0
             take(findings)
         except KeyboardInterrupt as interruption:
             if child:
@@ -66,6 +68,14 @@ def run_in_subprocess(job: Callable[[], int], log_file: Path) -> int:
                     wait_or_kill(child, gently=signal.SIGTERM in interruption.args)
             raise
     return os.waitstatus_to_exitcode(status)
+
+
+def _open_findings() -> BinaryIO:
+    """What a job writes its findings to, in memory; they are lost where that is not allowed."""
+    try:
+        return open(os.memfd_create("findings"), "w+b")
+    except OSError:
+        return io.BytesIO()
 
 
 def _run_and_give(job: Callable[[], int], findings: BinaryIO) -> int:

@@ -27,8 +27,16 @@ def is_written_out(layer: nn.Linear, loss: object, inputs: Sequence[Tensor]) -> 
         and all(t is not None and t.dtype == torch.float32 and t.is_cpu for t in tensors)
         and layer.weight.requires_grad
         and layer.bias.requires_grad
-        and not (layer._forward_pre_hooks or layer._forward_hooks or layer._backward_hooks)
+        and not _is_observed(layer)
     )
+
+
+def _is_observed(layer: nn.Linear) -> bool:
+    """Whether hooks, or a `forward` of its own, have a say in what the layer computes."""
+    hooks = [value for name, value in vars(layer).items() if name.endswith("_hooks")]
+    hooks += [parameter._backward_hooks for parameter in layer.parameters()]
+    hooks += [parameter._post_accumulate_grad_hooks for parameter in layer.parameters()]
+    return any(hooks) or "forward" in vars(layer)
 
 
 @torch.no_grad()
