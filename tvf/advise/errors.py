@@ -1,4 +1,4 @@
-"""What scores on the validation images are worth: their errors, and the score without skill."""
+"""How far scores on the validation images can be trusted, and the score without skill."""
 
 from collections.abc import Sequence
 

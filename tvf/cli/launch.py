@@ -96,7 +96,8 @@ def launch(arguments: Sequence[str] | None = None, compare: bool = True) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors instead of printing them
     make_importable(config_dir_among(sys.argv[1:]))
     use_node_store()
-    shield_workers()
+    if sys.argv[1:2] and sys.argv[1] in ("-m", "--multirun"):
+        shield_workers()
     with settled_surroundings():
         _launch(compare)
 

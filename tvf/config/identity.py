@@ -440,7 +440,8 @@ def name_value(value: Any) -> str:
 def ignored_by_head(model: Config, optimizer: Config) -> tuple[str, ...]:
     """The keys given in `optimizer` that only concern a backbone, if `model` trains none of it."""
     given = [key for key in OF_BACKBONE if optimizer.get(key) is not None]
-    return tuple(given) if is_transfer(model) else ()
+    own = str(optimizer.get("_target_")).startswith("tvf.")  # a user's may mean anything
+    return tuple(given) if own and is_transfer(model) else ()
 
 
 def explain_ignored(name: str, model: Config, optimizer: Config) -> str | None:

@@ -14,6 +14,7 @@ import socketserver
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,8 +107,12 @@ class Agent:
         """Show that the holder of the claims lives, until the agent ends."""
         while not self.ended.wait(timing.HEARTBEAT):
             for job in [*self._jobs.values()]:
-                with suppress(Taken, *NOT_SENT):  # the job's own thread will meet them
+                try:
                     job.beat()
+                except (Taken, *NOT_SENT):
+                    pass  # the job's own thread will meet them
+                except Exception:  # of a library: the other jobs' claims go on
+                    traceback.print_exc()
 
     def compare(self, names: Sequence[str]) -> dict[str, Any]:
         """Fetch what is newer in the mirror and upload what is newer here, job by job.

@@ -34,7 +34,7 @@ def images_made_for(backbone: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def check_library_name(backbone: Mapping[str, Any]) -> None:
-    """Raise InputError if a config's node names a network, or weights, that its library has not."""
+    """Raise InputError if a config's node names a network, or weights, that its library lacks."""
     target, name = str(backbone.get("_target_")), backbone.get("name")
     if target == TIMM:
         check_timm(name, _is_published(backbone), backbone.get("options") or {})

@@ -21,7 +21,7 @@ from tvf.report.validated import read_job
 from tvf.report.words import percent, signed
 
 OTHERS = 3  # configurations that an undecided choice is trained again with
-ENDED = ("done", "failed", "pruned", "stopped")  # states of jobs that nothing is left to do for
+ENDED = ("done", "failed", "pruned", "stopped")  # states of jobs with nothing left to do
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
 
 
