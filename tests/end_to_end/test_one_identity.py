@@ -14,7 +14,7 @@ from tvf.records.rows import read_jobs
 from tvf.report.comparison import compare
 
 pytestmark = pytest.mark.slow
-QUICK = ("data=image_folder", "data.image_size=32", "epochs=1", SMALL, "hydra/launcher=basic")
+QUICK = ("data=image_folder", "data.image_size=32", "epochs=1", SMALL)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,8 @@ def wandb_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _train(cwd: Path, *arguments: str, tracker: str = "none", **environment: Any) -> str:
-    command = (*arguments, *QUICK, f"tracker={tracker}")
+    launcher = ["hydra/launcher=basic"] if "-m" in arguments else []
+    command = (*arguments, *QUICK, *launcher, f"tracker={tracker}")
     process = forks.train(*command, cwd=cwd, PYTHONPATH=IMPORTABLE, **environment)
     output, _ = process.communicate()
     assert process.returncode == 0, output
