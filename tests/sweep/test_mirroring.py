@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tvf.cli import commands
 from tvf.cli.chosen import overrides_of
 from tvf.errors import InputError
 from tvf.sweep import mirroring
 from tvf.sweep.mirroring import open_mirror, refuse_mirror, refuse_unmirrored, same_mirror
 
 URL = "s3://bucket/demo"
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def _config(launcher: str) -> Any:
@@ -32,6 +34,25 @@ def test_what_cannot_have_a_mirror_is_refused(tmp_path: Path) -> None:
         refuse_unmirrored({"mirror": URL}, None)
     refuse_unmirrored({"mirror": None}, None)
     refuse_unmirrored({"mirror": URL}, tmp_path)
+
+
+def test_a_mirror_is_not_taken_for_a_sweep_nor_kept_in_one(tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    (mirror / "job" / "claims").mkdir(parents=True)
+    (mirror / "job" / "claims" / "000001.json").write_text("{}")
+    (mirror / "sweep.json").write_text("{}")
+    for command in (commands.status, lambda place: commands.resume(place, [])):
+        with pytest.raises(SystemExit) as error:
+            command(mirror)
+        assert "is a mirror" in str(error.value) and mirror.as_uri() in str(error.value)
+    with pytest.raises(SystemExit, match="`tvf resume s3://bucket/demo` fetches"):
+        commands.status(Path(URL))
+    with pytest.raises(SystemExit, match="`tvf resume file:///tmp/demo` fetches"):
+        commands.status(Path("file:///tmp/demo"))
+    for sweep in (mirror, mirror / "below", tmp_path):
+        with pytest.raises(InputError, match="must not be in each other"):
+            open_mirror(_config(BASIC), sweep, {"a": {"mirror": mirror.as_uri()}})
+    assert len([*mirror.rglob("*")]) == 4, "nothing was written"
 
 
 def test_a_command_keeps_its_arguments_with_another_mirror() -> None:

@@ -4,6 +4,7 @@ On bad input they exit with code 1 and a message on stderr.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from tvf.config import (
 from tvf.errors import InputError
 from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
+from tvf.mirror import is_mirror
 from tvf.records import (
     CONFIRMATION,
     confirmed_sweep,
@@ -399,9 +401,20 @@ def _point(fixed: Sequence[str], values: dict[str, str]) -> list[str]:
 
 def _sweep_folder(folder: Path, remedy: str = "") -> Path:
     """Return `folder` as an absolute path; InputError with a `remedy` unless it holds a sweep."""
+    if url := re.fullmatch(r"([a-z0-9]+):/+(.*)", str(folder)):
+        root = "/" if url[1] == "file" else ""
+        raise InputError(
+            f"{folder} is not a folder: `tvf resume {url[1]}://{root}{url[2]}` fetches the sweep "
+            "of a mirror into one."
+        )
     folder = Path(os.path.normpath(folder.absolute()))
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. DIR must be the folder of a sweep.")
+    if is_mirror(folder):
+        raise InputError(
+            f"{folder} is a mirror, whose files are not those of a sweep: "
+            f"`tvf resume {folder.as_uri()}` fetches the sweep into a folder of its own."
+        )
     if not (folder / "sweep.json").is_file():
         nested = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
         found = [path for path in nested if not confirmed_sweep(path.parent)]

@@ -70,9 +70,8 @@ class Store(Protocol):
 def check_mirror(url: object) -> None:
     """Raise InputError unless `url` can name a mirror."""
     if not isinstance(url, str) or "://" not in url:
-        raise InputError(
-            f"mirror={url} must be a URL, such as s3://BUCKET/FOLDER, or null for none."
-        )
+        such = f"file://{url}" if str(url).startswith("/") else "s3://BUCKET/FOLDER"
+        raise InputError(f"mirror={url} must be a URL, such as {such}, or null for none.")
     protocol, _, place = url.partition("://")
     if protocol not in LIBRARIES:
         raise InputError(
@@ -87,6 +86,23 @@ def check_mirror(url: object) -> None:
         raise InputError(
             f"mirror={url} must name a bucket and a folder: {protocol}://BUCKET/FOLDER."
         )
+
+
+def check_apart(url: str, folder: Path) -> None:
+    """Raise InputError if the sweep's folder and its mirror are in each other."""
+    if not url.startswith("file://"):
+        return
+    there, here = Path(unquote(urlsplit(url).path)).resolve(), folder.resolve()
+    if there in (here, *here.parents) or here in there.parents:
+        raise InputError(
+            f"mirror={url} and the sweep's folder, {folder}, must not be in each other: choose "
+            "another hydra.sweep.dir."
+        )
+
+
+def is_mirror(folder: Path) -> bool:
+    """Whether a folder has the claims of a mirror's jobs."""
+    return next(folder.glob("*/claims/*.json"), None) is not None
 
 
 def open_store(url: str) -> Store:

@@ -18,7 +18,7 @@ from tvf.config import SAME, path_override
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.lease import Lease
-from tvf.mirror import Mirror, Unreachable
+from tvf.mirror import Mirror, Unreachable, check_apart
 from tvf.owners import Owner
 from tvf.records import LEASE, read_commands, read_configs, without_launcher
 from tvf.sweep.launchers import runs_elsewhere
@@ -48,7 +48,9 @@ def open_mirror(config: DictConfig, folder: Path, jobs: Mapping[str, dict[str, A
             "mirror must be null with a cluster's launcher, whose machines share a disk: choose "
             "hydra/launcher=local or basic, on each machine."
         )
-    mirror = Mirror(urls.pop(), folder)
+    url = urls.pop()
+    check_apart(url, folder)
+    mirror = Mirror(url, folder)
     try:
         _adopt_manifest(mirror, folder, command_arguments())
         _compare(mirror, [*jobs])
@@ -133,6 +135,7 @@ def fetch_sweep(url: str, folder: Path) -> None:
 
     Raises InputError if there is none, or if `folder` holds another sweep.
     """
+    check_apart(url, folder)
     mirror = Mirror(url, folder)
     try:
         if not (found := mirror.ask("read_manifest")):
