@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tvf.files import write_whole
 from tvf.mirror import claims, timing
+from tvf.mirror.agent import Agent
 from tvf.mirror.claims import Busy, Clock, MirroredJob, Taken
 from tvf.mirror.snapshot import open_snapshot
 from tvf.mirror.stores import FolderStore, ObjectStore, Store, Unreachable
@@ -180,6 +182,42 @@ def test_files_that_are_damaged_or_go_astray_are_not_taken(
         with pytest.raises(Unreachable, match="not the name"):
             job.pull(replace(latest, files={"../a/metrics": "0"}))
     assert b.read() == {"metrics": "mine"}
+
+
+class _Silent:
+    """A job's connection that ends at once."""
+
+    def say(self, message: object) -> None:
+        """Nobody listens."""
+
+    def ends_within(self, seconds: float) -> bool:
+        return True
+
+
+def test_files_that_cannot_be_fetched_are_not_overwritten(
+    machines: tuple[Machine, Machine], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = machines
+    with one as job:
+        job.settle(job.acquire())
+        one.write(weights="one's")
+        job.push()
+        job.release()
+    before = job.latest()
+
+    def fail(*how: object) -> None:
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(type(store), "download", fail)
+    monkeypatch.setattr("tvf.mirror.agent.time.sleep", lambda _: None)
+    other.write(weights="another's")
+    agent: Any = Agent(store, other.folder.parent)
+    monkeypatch.setattr("tvf.mirror.agent.MirroredJob", lambda *_: other.job)
+    with other as job:
+        agent.claim(NAME, True, _Silent())
+        latest = job.latest()
+    assert before is not None and latest is not None
+    assert latest.files == before.files and latest.number == before.number + 1
 
 
 def test_a_snapshot_holds_files_that_belong_together(tmp_path: Path) -> None:

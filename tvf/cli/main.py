@@ -49,6 +49,15 @@ def _refuse_unknown_options(
     return words
 
 
+_overrides = click.argument(
+    "overrides",
+    metavar="[OVERRIDE]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    callback=_refuse_unknown_options,
+)
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List commands in the order in which they are defined."""
@@ -124,13 +133,7 @@ def _train(arguments: tuple[str, ...]) -> None:
 @tvf.command(context_settings={"ignore_unknown_options": True})
 @_config_dir
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
-@click.argument(
-    "overrides",
-    metavar="[OVERRIDE]...",
-    nargs=-1,
-    type=click.UNPROCESSED,
-    callback=_refuse_unknown_options,
-)
+@_overrides
 def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say which fractions are promising.
 
@@ -414,13 +417,7 @@ def dashboard(folder: Path) -> None:
 
 @tvf.command("wandb-sweep", context_settings={"ignore_unknown_options": True})
 @_config_dir
-@click.argument(
-    "overrides",
-    metavar="[OVERRIDE]...",
-    nargs=-1,
-    type=click.UNPROCESSED,
-    callback=_refuse_unknown_options,
-)
+@_overrides
 def wandb_sweep(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Print a sweep as YAML for W&B's agents.
 

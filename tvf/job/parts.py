@@ -94,6 +94,7 @@ def build_optimizer(config: Config, fabric: Fabric, model: FineTuneModel) -> Any
 def build_steps(
     config: Config, batch_size: int, model: FineTuneModel, data: DataSplits
 ) -> StepOptions:
+    """How the job trains on a batch. Raises InputError for a loss that cannot weight images."""
     weights = None
     if config["data"].get("class_weights"):
         weights = balanced_weights(data.train.labels, data.classes, data.train.weights)

@@ -63,6 +63,7 @@ def score_job(
 
 
 def summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> dict[str, Any]:
+    """The content of summary.json, given the scores and costs of `score_job`."""
     model, device = job.phases.model, job.phases.fabric.device
     model.unfreeze()
     return {
