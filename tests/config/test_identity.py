@@ -9,20 +9,18 @@ import pytest
 from helpers import ROOT
 from helpers.configs import overrides_of, plain_config
 from tvf.config.identity import (
-    LEGACY_TARGETS,
     NOTHING,
     OPTIONS,
     Affects,
     affects,
     earlier_options,
-    flatten,
     frozen_layers_config,
     head_phase_config,
-    modern_options,
     result_config,
     select_options,
-    selection_name,
 )
+from tvf.config.legacy import LEGACY_TARGETS, flatten, modern_options
+from tvf.config.selection import selection_name
 
 CONF = ROOT / "conf"
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 
 from helpers.sweeps import base_config
 from tvf.config import names
-from tvf.config.identity import name_fraction, result_config, written_options
+from tvf.config.identity import result_config, written_options
 from tvf.config.places import absolute_place, canonical, resolve_places
+from tvf.config.selection import name_fraction
 from tvf.config.validate import validate_config
 from tvf.report.comparison import judged_by
 

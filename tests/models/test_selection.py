@@ -14,7 +14,7 @@ from torch import nn
 from helpers import Outcome, small_backbone
 from helpers.sweeps import add_job, base_config
 from tvf.config import build_part, names
-from tvf.config.identity import SELECTION
+from tvf.config.methods import SELECTION
 from tvf.config.validate import validate_config
 from tvf.errors import InputError
 from tvf.frontier.split import TracedModel

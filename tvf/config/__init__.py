@@ -17,34 +17,25 @@ from tvf.config.build import (
     to_plain,
 )
 from tvf.config.identity import (
-    NAME_WORDS,
     NOTHING,
     REPETITIONS,
     SAME,
     Affects,
-    Config,
     affects,
     earlier_options,
-    explain_ignored,
-    flatten,
     frozen_layers_config,
     has_percentiles,
     head_phase_config,
-    ignored_options,
-    known_fraction,
-    modern_node,
-    modern_options,
-    name_value,
     result_config,
     select_options,
-    selection_name,
-    trained_label,
     written_options,
 )
+from tvf.config.legacy import flatten, modern_node, modern_options
 from tvf.config.methods import (
     ADAPTERS,
     METHODS,
     OWN_MODELS,
+    Config,
     Method,
     is_lora,
     is_probe,
@@ -57,6 +48,15 @@ from tvf.config.places import (
     has_relative_places,
     path_override,
     resolve_places,
+)
+from tvf.config.selection import (
+    NAME_WORDS,
+    explain_ignored,
+    ignored_options,
+    known_fraction,
+    name_value,
+    selection_name,
+    trained_label,
 )
 
 if TYPE_CHECKING:

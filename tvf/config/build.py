@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvf.config.identity import LEGACY_TARGETS
+import yaml
+
+from tvf.config.legacy import LEGACY_TARGETS
 from tvf.config.methods import (
     ADAPTERS,
     SELECTION,
@@ -262,6 +264,11 @@ def explain_error(error: Exception) -> str:
             known = map(str, cause.parent_node)
             if parent.endswith(".options"):
                 return f"{cause.full_key} is not set yet: write +{cause.full_key}=..."
+            if choices := _choices_with(parent.replace(".", "/"), str(cause.key)):
+                return (
+                    f"{cause.full_key} is an option of {', '.join(choices)}: add "
+                    f"{'that' if len(choices) == 1 else 'one of them'}, or leave it out."
+                )
             return str(unknown_key(str(cause.full_key), known, parent + dot))
     if isinstance(error, OverrideParseException):
         reason = next(iter(str(error).splitlines()[1:]), "").strip()
@@ -271,6 +278,13 @@ def explain_error(error: Exception) -> str:
         )
     text = str(error).partition("\nConfig search path")[0].strip()
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
+
+
+def _choices_with(group: str, key: str) -> list[str]:
+    """The choices of a config group that have this option."""
+    files = sorted((conf_dir() / group).glob("*.yaml")) if group else []
+    options = {file.stem: yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
+    return [f"{group}={name}" for name, known in options.items() if key in known]
 
 
 def conf_dir() -> Path:

@@ -4,23 +4,18 @@ A test fails if an option in conf/ is missing from this table. A user's own opti
 affect everything that the options of its node affect.
 """
 
-from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from functools import reduce
 from operator import or_
 from typing import Any
 
-from tvf.config.methods import (
-    ADAPTERS,
-    FRACTION,
-    OF_BACKBONE,
-    SELECTION,
-    Config,
-    ignores_adapters,
-    is_lora,
-    is_transfer,
-    method_of,
+from tvf.config.legacy import (
+    LATER_DEFAULTS,
+    LATER_FOLDER_DEFAULTS,
+    LATER_TABLE_DEFAULTS,
+    modern_options,
 )
+from tvf.config.methods import Config
 from tvf.config.places import PLACES, canonical
 
 
@@ -184,98 +179,8 @@ OPTIONS: dict[str, Affects] = {
     "tracker.timeout": NOTHING,
 }
 
-# Targets in configs from before the modules moved into rooms, and their current names.
-LEGACY_TARGETS = {
-    "tvf.average.Ema": "tvf.training.ExponentialMovingAverage",
-    "tvf.average.none": "tvf.training.no_average",
-    "tvf.backbones.efficientnet_lite0": "tvf.models.efficientnet_lite0",
-    "tvf.backbones.resnet": "tvf.models.resnet",
-    "tvf.backbones.timm_backbone": "tvf.models.timm_backbone",
-    "tvf.checkpoint.Checkpoints": "tvf.job.Checkpoints",
-    "tvf.data.cifar10.Cifar10": "tvf.data.Cifar10",
-    "tvf.data.elpv.Elpv": "tvf.data.Elpv",
-    "tvf.data.image_folder.ImageFolder": "tvf.data.ImageFolder",
-    "tvf.data.views.Augment": "tvf.data.FlipsAndCrops",
-    "tvf.data.views.Transforms": "tvf.data.TorchvisionTransforms",
-    "tvf.objective.Mix": "tvf.training.ImageMixing",
-    "tvf.objective.Objective": "tvf.training.CrossEntropyLoss",
-    "tvf.objective.unmixed": "tvf.training.no_mixing",
-    "tvf.optim.TwoRates": "tvf.training.DiscriminativeOptimizer",
-    "tvf.recipes.Direct": "tvf.training.Direct",
-    "tvf.recipes.EarlyStopping": "tvf.training.EarlyStopping",
-    "tvf.recipes.Gradual": "tvf.training.Gradual",
-    "tvf.recipes.LpFt": "tvf.training.LpFt",
-    "tvf.recipes.Phases": "tvf.training.Phases",
-    "tvf.schedules.cosine": "tvf.training.cosine",
-    "tvf.schedules.one_cycle": "tvf.training.one_cycle",
-    "tvf.schedules.plateau": "tvf.training.plateau",
-    "tvf.tracking.NoTracker": "tvf.records.NoTracker",
-    "tvf.tracking.WandbTracker": "tvf.records.WandbTracker",
-}
-# What jobs did whose configs predate the option. Options that divide the images are not here: other
-# rules divided them before there were folds and groups.
-LEGACY_DEFAULTS: dict[str, Any] = {
-    "average._target_": "tvf.training.no_average",
-    "data.class_weights": None,
-    "data.metric": "accuracy",
-    "early_stopping._target_": "tvf.training.EarlyStopping",
-    "early_stopping.min_delta": 0.0,
-    "early_stopping.patience": None,
-    "loss._target_": "tvf.training.CrossEntropyLoss",
-    "loss.label_smoothing": 0.0,
-    "mix._target_": "tvf.training.no_mixing",
-    "model.alpha": None,
-    "model.direction": "top",
-    "model.dropout": None,
-    "model.groups": None,
-    "model.head_dropout": 0.0,
-    "model.init_from": None,
-    "model.layers": None,
-    "model.rank": None,
-    "model.train": None,
-    "optimizer.clip_norm": None,
-    "optimizer.decay_all": True,
-    "optimizer.l2_sp": None,
-    "optimizer.layer_decay": None,
-    "recipe._target_": "tvf.training.Direct",
-}
-# The same for options that older checkpoints, known by the options as they were written, lack.
-LATER_DEFAULTS: dict[str, Any] = {
-    "backbone.checkpoint": None,
-    "deterministic": False,
-    "fabric.tf32": False,
-    "refit_epochs": None,
-}
-# And for image folders.
-LATER_FOLDER_DEFAULTS: dict[str, Any] = {
-    "data.layout": "auto",
-    "data.resize": "crop",
-    "data.interpolation": "bilinear",
-    "data.pad_color": "black",
-    "data.white_point": None,
-    "data.window": None,
-    "data.channels": "auto",
-}
-
-# And for tables. Weights that are not as they were are found by the images' digests.
-LATER_TABLE_DEFAULTS: dict[str, Any] = {"data.weight_column": "auto", "data.channels": "auto"}
-
 # The options in which repetitions of one configuration differ.
 REPETITIONS = ("data.split_seed", "data.outer_fold", "data.fold", "seed")
-# The options that are in the names of jobs whose command sets them, and what they are called there.
-NAME_WORDS = {
-    "data.train_limit": "train",
-    "data.split_seed": "split",
-    "data.outer_fold": "outer",
-    "data.fold": "fold",
-    "seed": "seed",
-    "refit_epochs": "refit",
-    "model.rank": "rank",
-    "optimizer.lr": "lr",
-    "optimizer.backbone_lr": "backbone_lr",
-}
-NEWER_WORDS = ("optimizer.lr", "optimizer.backbone_lr")  # which were not in folders' names
-
 SAME = "same"  # in a sweep's manifest: folders of jobs by what their own would be called
 
 
@@ -352,126 +257,3 @@ def earlier_options(config: Config) -> list[dict[str, Any]]:
     known = result_config(config)
     places = {key: written[key] for key in PLACES if key in written}
     return [written, {key: known[key] for key in known if key in written}, known | places]
-
-
-def modern_options(config: Config) -> dict[str, Any]:
-    """All options by dotted key; an older config gets current names and the missing defaults."""
-    options = {
-        key: LEGACY_TARGETS.get(value, value) if key.endswith("_target_") else value
-        for key, value in flatten(config).items()
-    }
-    nodes = {key.partition(".")[0] for key in options}
-    for key, value in LEGACY_DEFAULTS.items():
-        node = key.partition(".")[0]
-        if key not in options and (node in nodes or node not in ("data", "model", "optimizer")):
-            options[key] = value
-    direction = options.get("model.direction") or "top"
-    if str(direction).startswith("block"):
-        options["model.groups"] = [direction[len("block:") :]]
-        direction = "top"
-    if "model.direction" in options:
-        options["model.direction"] = direction
-    return options
-
-
-def modern_node(node: Config) -> dict[str, Any]:
-    """A node of an older config with today's `_target_`."""
-    target = node.get("_target_", "")
-    return {**node, "_target_": LEGACY_TARGETS.get(target, target)}
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by their dotted keys."""
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    dot = f"{prefix}." if prefix else ""
-    return {
-        key: value
-        for name, item in node.items()
-        for key, value in flatten(item, dot + str(name)).items()
-    }
-
-
-def selection_name(model: Config) -> str | None:
-    """What the node `model` trains, for names: bottom-0.5, groups-layer3, train.
-
-    None for transfer learning and the deepest fraction, which are the usual cases.
-    """
-    if is_transfer(model):
-        return None
-    if model.get("train") is not None:
-        return "train"
-    if model.get("groups") is not None:
-        groups = model["groups"]
-        names = groups if isinstance(groups, Sequence) and not isinstance(groups, str) else [groups]
-        return f"groups-{'+'.join(map(str, names))}"
-    direction = str(model.get("direction") or "top")
-    if direction.startswith("block"):  # configs from before model.groups
-        return f"groups-{direction[len('block:') :]}"
-    return None if direction == "top" else f"{direction}-{name_fraction(model.get('pct_unfreeze'))}"
-
-
-def name_fraction(value: Any) -> str:
-    """A fraction in names, however it is written: 0, 0.25, 1.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return str(float(value)) if value else "0"
-
-
-def ignored_options(model: Config) -> tuple[str, ...]:
-    """The keys that the node `model` may have but ignores."""
-    if is_transfer(model):
-        ignored = SELECTION
-    else:
-        named = (selection_name(model) or "").startswith(("train", "groups-"))
-        ignored = FRACTION if named else ()
-    return (*ignored, *ADAPTERS) if ignores_adapters(model) else ignored
-
-
-def name_value(value: Any) -> str:
-    """The value of one of NAME_WORDS in names: 100; all for no limit; 2+4 for a list."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "+".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "all" if value is None else str(value)
-
-
-def ignored_by_head(model: Config, optimizer: Config) -> tuple[str, ...]:
-    """The keys given in `optimizer` that only concern a backbone, if `model` trains none of it."""
-    given = [key for key in OF_BACKBONE if optimizer.get(key) is not None]
-    own = str(optimizer.get("_target_")).startswith("tvf.")  # a user's may mean anything
-    return tuple(given) if own and is_transfer(model) else ()
-
-
-def explain_ignored(name: str, model: Config, optimizer: Config) -> str | None:
-    """One line that names the options given but ignored; None if there are none."""
-    given = [key for key in ignored_options(model) if model.get(key) is not None]
-    unused = ignored_by_head(model, optimizer)
-    if not given and not unused:
-        return None
-    reason = f"model={method_of(model).choice} trains only the head"
-    if not is_transfer(model):
-        named = "train" if model.get("train") is not None else "groups"
-        reason = f"model.{named} selects what trains"
-        if not {*given} & {*FRACTION}:
-            reason = f"model={method_of(model).choice} has no adapters"
-            reason += " at model.pct_unfreeze=0" if is_lora(model) else ""
-        elif {*given} & {*ADAPTERS}:
-            reason += ", without adapters"
-    keys = [*(f"model.{key}" for key in given), *(f"optimizer.{key}" for key in unused)]
-    return f"{name}: {reason}; ignoring {', '.join(keys)}."
-
-
-def trained_label(model: Config) -> str:
-    """What the node `model` trains and how: 0.5, 0.5 with LoRA, groups-layer3."""
-    part = selection_name(model) or f"{known_fraction(model) or 0:g}"
-    return f"{part} {method_of(model).label}".strip()
-
-
-def known_fraction(model: Config) -> float | None:
-    """The node's pct_unfreeze; None if layers are named, as their share depends on the network."""
-    if not is_transfer(model) and "pct_unfreeze" in ignored_options(model):
-        return None
-    fraction = model.get("pct_unfreeze") or 0
-    return float(fraction) if isinstance(fraction, int) else fraction

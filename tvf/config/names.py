@@ -12,19 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf.config.identity import (
+from tvf.config.identity import NOTHING, SAME, affects
+from tvf.config.methods import is_transfer, method_of
+from tvf.config.places import PLACES, canonical
+from tvf.config.selection import (
     NAME_WORDS,
     NEWER_WORDS,
-    NOTHING,
-    SAME,
-    affects,
     ignored_options,
     name_fraction,
     name_value,
     selection_name,
 )
-from tvf.config.methods import is_transfer, method_of
-from tvf.config.places import PLACES, canonical
 from tvf.files import read_json
 
 

@@ -23,7 +23,6 @@ from tvf.config.build import (
     target_node,
     to_plain,
 )
-from tvf.config.identity import ignored_by_head, ignored_options
 from tvf.config.methods import (
     ADAPTERS,
     ignores_adapters,
@@ -34,6 +33,7 @@ from tvf.config.methods import (
     refuses_names,
 )
 from tvf.config.places import backbone_content, resolve_places
+from tvf.config.selection import ignored_by_head, ignored_options
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
 from tvf.errors import (
