@@ -77,9 +77,12 @@ def test_markdown_has_the_recommendation_and_a_row_per_configuration(
 
 
 def test_csv_has_one_row_per_job_and_one_row_per_epoch(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", "-")
+    printed = capsys.readouterr().out
     tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", str(sweep / "out"))
+    assert printed == (sweep / "out" / "results.csv").read_text()
     jobs = list(csv.DictReader((sweep / "out" / "results.csv").read_text().splitlines()))
     epochs = list(csv.DictReader((sweep / "out" / "epochs.csv").read_text().splitlines()))
     assert len(jobs) == 10 and len(epochs) == 9 * 2 + 1
@@ -178,7 +181,7 @@ def test_500_jobs_take_seconds(tmp_path: Path) -> None:
         (["."], "It contains sweeps; the newest is .*/bare"),
         (["sweep", "empty"], "empty is not the folder of a sweep"),
         (["bare"], "bare: no job has started"),
-        (["sweep", "--format", "html", "--output", "-"], "--output - must be used with md or json"),
+        (["sweep", "--output", "-"], "--output - must be used with md, csv or json; html needs"),
         (["sweep", "--output", "/dev/null/x"], "/dev/null/x"),
     ],
     ids=str,

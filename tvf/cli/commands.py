@@ -4,12 +4,9 @@ On bad input they exit with code 1 and a message on stderr.
 """
 
 import os
-import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from tvf.cli.launch import compose, launch, make_importable, sweep_dir_override
+from tvf.cli.sweep_folder import commands_of, enter_folder_of, sweep_folder
 from tvf.config import (
     ADAPTERS,
     build_part,
@@ -26,13 +24,9 @@ from tvf.config import (
     to_plain,
 )
 from tvf.errors import InputError
-from tvf.files import read_json
 from tvf.metrics import METRICS, metric_of
-from tvf.mirror import is_mirror
 from tvf.records import (
     CONFIRMATION,
-    confirmed_sweep,
-    read_commands,
     read_sweep,
     tracker_group,
     without_launcher,
@@ -43,7 +37,6 @@ WITHOUT_WEIGHTS = {"pretrained": False, "weights": None}  # options of tvf's bac
 
 if TYPE_CHECKING:
     from tvf.cli.predict import PredictOptions
-    from tvf.store import StoreOptions
 
 
 @contextmanager
@@ -70,7 +63,7 @@ def resume(place: str | Path, overrides: Sequence[str]) -> None:
     folder = Path(place)
     if "://" in place:
         folder, overrides = _fetch(place, overrides)
-    folder = _sweep_folder(
+    folder = sweep_folder(
         folder, "To resume a single job, rerun its command with hydra.run.dir=DIR."
     )
     in_folder = sweep_dir_override(folder)
@@ -81,8 +74,8 @@ def resume(place: str | Path, overrides: Sequence[str]) -> None:
         )
     another = any(override.startswith("hydra/launcher=") for override in overrides)
     failed = False
-    for command in _commands_of(folder):
-        _enter_folder_of(command)
+    for command in commands_of(folder):
+        enter_folder_of(command)
         arguments = command["arguments"]
         arguments = without_launcher(arguments) if another else arguments
         failed |= not _train([*arguments, *overrides, in_folder])
@@ -110,9 +103,9 @@ def confirm(folder: Path, overrides: Sequence[str], each_fraction: bool = False)
     """
     from tvf.cli.confirm import plan_confirmation
 
-    folder = _sweep_folder(folder, "To confirm a choice, compare several configurations first.")
-    command = _commands_of(folder)[-1]
-    _enter_folder_of(command)
+    folder = sweep_folder(folder, "To confirm a choice, compare several configurations first.")
+    command = commands_of(folder)[-1]
+    enter_folder_of(command)
     plan = plan_confirmation(folder, command["arguments"], overrides, each_fraction)
     print(plan.text)
     in_folder = sweep_dir_override(folder / CONFIRMATION)
@@ -130,9 +123,9 @@ def refit(folder: Path, overrides: Sequence[str]) -> None:
     """
     from tvf.cli.refit import finish_refit, plan_refit
 
-    folder = _sweep_folder(folder, "To train a single job, run its command.")
-    command = _commands_of(folder)[-1]
-    _enter_folder_of(command)
+    folder = sweep_folder(folder, "To train a single job, run its command.")
+    command = commands_of(folder)[-1]
+    enter_folder_of(command)
     plan = plan_refit(folder, command["arguments"], overrides)
     print(plan.text, "If it is interrupted, the same command resumes it.", sep="\n")
     if not _train(plan.arguments):
@@ -155,7 +148,7 @@ def status(folder: Path) -> None:
     """Print the table of a sweep's jobs, read from its files; the sweep need not be running."""
     from tvf.report import print_status
 
-    print_status(_sweep_folder(folder))
+    print_status(sweep_folder(folder))
 
 
 @_errors_as_messages()
@@ -169,17 +162,19 @@ def report(
     """
     from tvf.report import render_report, write_files
 
-    sweeps = list(dict.fromkeys(_sweep_folder(folder) for folder in folders))
+    sweeps = list(dict.fromkeys(sweep_folder(folder) for folder in folders))
     rows = [row for sweep in sweeps for row in read_sweep(sweep)]
     if not rows:
         raise InputError(
             f"{' and '.join(map(str, sweeps))}: no job has started, and sweep.json lists none."
         )
-    if output == "-" and file_format not in ("md", "json"):
-        raise InputError(f"--output - must be used with md or json; {file_format} needs a folder.")
+    if output == "-" and file_format not in ("md", "csv", "json"):
+        raise InputError(
+            f"--output - must be used with md, csv or json; {file_format} needs a folder."
+        )
     files = render_report(sweeps, rows, file_format, margin)
     if output == "-":
-        print(*(content.decode() for content in files.values()), end="")
+        print(next(iter(files.values())).decode(), end="")  # of CSV files the one of jobs
         return
     target = Path(output) if output else sweeps[0] if len(sweeps) == 1 else Path()
     try:
@@ -214,7 +209,7 @@ def combine(folder: Path, trust_code: bool, method: str | None) -> None:
     """Combine the weights of a sweep's jobs into one model."""
     from tvf.cli.predict import run_combine
 
-    folder = _sweep_folder(folder, "To combine jobs, train several seeds first.")
+    folder = sweep_folder(folder, "To combine jobs, train several seeds first.")
     run_combine(folder, trust_code, method)
 
 
@@ -223,7 +218,7 @@ def dashboard(folder: Path) -> None:
     """Save a workspace and a report of a sweep's runs at W&B, and print their URLs."""
     from tvf.report import compare, describe_test_score, publish_dashboard, render_markdown
 
-    folder = _sweep_folder(folder)
+    folder = sweep_folder(folder)
     tracked = [row for row in read_sweep(folder) if row["wandb_run_id"]]
     comparisons = compare(tracked)
     if not comparisons:
@@ -314,72 +309,17 @@ def groups(overrides: Sequence[str], config_dir: Path | None = None) -> None:
 @_errors_as_messages()
 def store_info(store_dir: str | None) -> None:
     """List the store's entries, most recently used first; None means the default store."""
-    from tvf.store import StoreOptions, format_bytes, list_entries, store_folders
+    from tvf.cli.store import list_store
 
-    root = _store_folder(StoreOptions(dir=store_dir))
-    if not root.is_dir():
-        print(f"{root} does not exist")
-        return
-    for folder in store_folders(root):
-        with _store_errors(folder):
-            entries = list_entries(folder)
-        size = format_bytes(sum(entry.size for entry in entries))
-        print(f"{folder}: {f'{len(entries)} entries, {size}' if entries else 'empty'}")
-        for entry in sorted(entries, key=lambda entry: -entry.used):
-            when = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-            in_use = "in use  " if entry.in_use else ""
-            print(f"{format_bytes(entry.size):>8}  {when}  {in_use}{entry.about}")
+    list_store(store_dir)
 
 
 @_errors_as_messages()
 def store_clear(store_dir: str | None) -> None:
     """Remove entries that no running job uses from the store; None means the default store."""
-    from tvf.store import StoreOptions, clear_store, format_bytes, store_folders
+    from tvf.cli.store import clear_store_of
 
-    for folder in store_folders(_store_folder(StoreOptions(dir=store_dir))):
-        with _store_errors(folder):
-            removed, total, size = clear_store(folder)
-        kept = f"; running jobs use the other {total - removed}" if removed < total else ""
-        print(f"removed {removed} of {total} entries ({format_bytes(size)}) from {folder}{kept}")
-
-
-def _store_folder(options: "StoreOptions") -> Path:
-    try:
-        return options.path()
-    except OSError as error:
-        raise InputError(
-            f"the store has no folder: {error.strerror}. Name one: store.dir=DIR, or in TVF_STORE."
-        ) from error
-
-
-@contextmanager
-def _store_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{error.filename or folder}: {error.strerror or error}") from error
-
-
-def _commands_of(folder: Path) -> list[dict[str, Any]]:
-    """The commands that started and extended a sweep, at least one."""
-    if commands := read_commands(folder):
-        return commands
-    raise InputError(
-        f"{folder / 'sweep.json'} records no command. Rerun the sweep command with "
-        f"{shlex.quote(sweep_dir_override(folder))}."
-    )
-
-
-def _enter_folder_of(command: dict[str, Any]) -> None:
-    """Change to the folder in which a sweep's command was started: its paths are relative to it."""
-    try:
-        os.chdir(command["folder"])
-    except OSError as error:
-        raise InputError(
-            f"cannot enter the folder where the sweep was started: {command['folder']} "
-            f"({error.strerror}). Its paths are relative to it: make it available under this name; "
-            "if it was moved, a link there will do."
-        ) from error
+    clear_store_of(store_dir)
 
 
 def _train(arguments: Sequence[str], compare: bool = True) -> bool:
@@ -397,37 +337,3 @@ def _train(arguments: Sequence[str], compare: bool = True) -> bool:
 def _point(fixed: Sequence[str], values: dict[str, str]) -> list[str]:
     """The overrides of one point of a grid."""
     return [*fixed, *(f"{key}={value}" for key, value in values.items())]
-
-
-def _sweep_folder(folder: Path, remedy: str = "") -> Path:
-    """Return `folder` as an absolute path; InputError with a `remedy` unless it holds a sweep."""
-    if url := re.fullmatch(r"([a-z0-9]+):/+(.*)", str(folder)):
-        root = "/" if url[1] == "file" else ""
-        raise InputError(
-            f"{folder} is not a folder: `tvf resume {url[1]}://{root}{url[2]}` fetches the sweep "
-            "of a mirror into one."
-        )
-    folder = Path(os.path.normpath(folder.absolute()))
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. DIR must be the folder of a sweep.")
-    if is_mirror(folder):
-        raise InputError(
-            f"{folder} is a mirror, whose files are not those of a sweep: "
-            f"`tvf resume {folder.as_uri()}` fetches the sweep into a folder of its own."
-        )
-    if not (folder / "sweep.json").is_file():
-        nested = [*folder.glob("*/sweep.json"), *folder.glob("*/*/sweep.json")]
-        found = [path for path in nested if not confirmed_sweep(path.parent)]
-        if sweeps := sorted(found, key=lambda path: path.stat().st_mtime):
-            remedy = f"It contains sweeps; the newest is {sweeps[-1].parent}."
-        elif (folder.parent / "sweep.json").is_file():
-            remedy = f"It belongs to the sweep in {folder.parent}."
-        remedy = remedy or "A sweep folder holds sweep.json and one folder per job."
-        raise InputError(f"{folder} is not the folder of a sweep: it has no sweep.json. {remedy}")
-    if not read_json(folder / "sweep.json"):
-        print(
-            f"{folder / 'sweep.json'} cannot be read: the sweep's commands and waiting jobs are "
-            "unknown.",
-            file=sys.stderr,
-        )
-    return folder

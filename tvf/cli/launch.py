@@ -209,16 +209,16 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _refuse_sweep_settings(overrides: Sequence[str]) -> None:
-    """Raise InputError if one of Hydra's overrides of a single job is for sweeps: Hydra ignores it.
+    """End the program if one of Hydra's overrides of a single job is for sweeps: it ignores them.
 
     What an override removes (`~`) or adds (`+`) is treated alike.
     """
     for text in overrides:
         key = text.partition("=")[0].lstrip("~+").partition("@")[0]
         if any(key == each or key.startswith(f"{each}.") for each in SWEEP_SETTINGS):
-            raise InputError(
-                f"{text} must be used with -m: only a sweep reads it, and without -m one job is "
-                "trained. Add -m, or leave it out."
+            raise SystemExit(
+                f"error: {text} must be used with -m: only a sweep reads it, and without -m one "
+                "job is trained. Add -m, or leave it out."
             )
 
 
