@@ -111,11 +111,13 @@ def test_outputs_that_the_store_has_are_not_computed_again(
     config = small_config(store__mode="on", store__dir=str(tmp_path / "store"))
     first = advise(config, small_context(tmp_path))
     again = advise(config, small_context(tmp_path))
-    assert replace(_without_times(again), forward=first.forward) == _without_times(first)
+    same = replace(_without_times(again), forward=first.forward, notes=first.notes)
+    assert same == _without_times(first) and not first.notes
+    assert again.notes == [f"The store had the groups' outputs of {TRAIN + VAL} images."]
     assert again.forward == first.forward - TRAIN - VAL
-    monkeypatch.setattr("tvf.advise.advice.read_depths", lambda _: pytest.fail("it is asked"))
-    monkeypatch.setattr("tvf.advise.advice._as_probe", lambda _: {**config, "model": {}})
-    monkeypatch.setattr("tvf.advise.advice.open_job", _refuse_probes)
+    monkeypatch.setattr("tvf.advise.survey.read_depths", lambda _: pytest.fail("it is asked"))
+    monkeypatch.setattr("tvf.advise.survey._as_probe", lambda _: {**config, "model": {}})
+    monkeypatch.setattr("tvf.advise.survey.open_job", _refuse_probes)
     by_hooks = advise(config, small_context(tmp_path))
     hooked = {each.name: each for each in by_hooks.depths}  # with the last group's own output
     assert [each.name for each in first.depths] == [name for name in hooked if name != "bn2"]
@@ -151,6 +153,7 @@ def test_a_network_that_does_not_trace_is_read_where_it_calls_modules(tmp_path: 
     config = small_config(backbone___target_="advise.test_advice.branching_backbone")
     found = advise(config, small_context(tmp_path))
     assert [each.name for each in found.depths] == ["conv1", "bn1", "input of the head"]
+    assert found.notes[0].startswith("The network cannot be traced: ")
     assert len(found.fractions) == len(FRACTIONS)
 
 
