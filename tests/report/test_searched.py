@@ -9,7 +9,7 @@ from helpers.sweeps import add_job, add_training
 from tvf.records.job import best_score
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import note_search
-from tvf.report.charts import score_by_fraction
+from tvf.report.charts import score_by_choice
 from tvf.report.comparison import compare
 from tvf.report.encodings import to_vega_lite
 from tvf.report.formats import render_report
@@ -134,7 +134,7 @@ def test_thirty_configurations_of_one_job_each_fit_a_line(tmp_path: Path) -> Non
     assert comparison.choice.text.count("optimizer.lr") <= 4  # it names few of them
     labels = [group.label for group in comparison.configurations]
     assert len({*labels}) == 30 and max(map(len, labels)) < 60
-    chart = score_by_fraction(comparison, dict.fromkeys((0.25, 0.5, 1.0), "#000"))
+    chart = score_by_choice(comparison, dict.fromkeys((0.25, 0.5, 1.0), "#000"))
     assert "other settings" not in str(to_vega_lite(chart))
     (note,) = [note for note in comparison.notes if "Each fraction at its best" in note]
     assert note.count("(best of 10)") == 3

@@ -13,6 +13,7 @@ from tvf.report.encodings import (
     Palette,
     colour,
     fraction_title,
+    fractions_of,
     mean_points,
     mean_tooltip,
     score_axis,
@@ -23,6 +24,7 @@ from tvf.report.encodings import (
     training_tooltip,
 )
 
+MOST_HEIGHT = 800  # pixels
 LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
@@ -37,7 +39,7 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
     comparison = comparison.of_candidates()
     configurations = comparison.configurations
     if any(configuration.val for configuration in configurations):
-        charts["score"] = score_by_fraction(comparison, palette)
+        charts["score"] = score_by_choice(comparison, palette)
         charts["cost"] = score_by_cost(comparison, palette)
     if any(job["history"] for configuration in configurations for job in configuration.jobs):
         key = comparison.score_key.removeprefix("val_")
@@ -48,31 +50,66 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
     return {name: page_specification(chart) for name, chart in charts.items()}
 
 
-def score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
-    """Mean scores with intervals, joined by a line, and a point for each training."""
-    means, points = mean_points(comparison), training_points(comparison)
+def score_by_choice(comparison: Comparison, palette: Palette) -> LayeredChart:
+    """Mean scores with intervals, and a point for each training.
+
+    By fraction; by configuration if several have the same one.
+    """
+    if varies_elsewhere(comparison):
+        return _score_by_configuration(comparison, palette)
+    return _score_by_fraction(comparison, palette)
+
+
+def varies_elsewhere(comparison: Comparison) -> bool:
+    """Whether only other settings than the fraction vary."""
+    return len(fractions_of(comparison)) == 1 < len(comparison.configurations)
+
+
+def _score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart:
     x = alt.X(
-        "fraction:Q",
+        "place:Q",
         title=fraction_title(comparison),
-        axis=alt.Axis(values=sorted({point["fraction"] for point in points}), format=".3~f"),
+        axis=alt.Axis(values=fractions_of(comparison), format=".3~f"),
         scale=alt.Scale(padding=16),
     )
-    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=score_axis(comparison))
+    means = alt.Chart(alt.InlineData(values=mean_points(comparison)))
+    base = means.encode(x=x, y=score_axis(comparison))
     line = base.mark_line(color=INK, opacity=0.35).encode(detail="series:N")
-    trainings = (
-        alt.Chart(alt.InlineData(values=points))
+    trainings = _trainings(comparison, palette).encode(x=x, y=score_axis(comparison))
+    intervals = _intervals(base, comparison, palette)
+    return alt.layer(line, *intervals, trainings, _means(base, comparison, palette)).properties(
+        height=320
+    )
+
+
+def _score_by_configuration(comparison: Comparison, palette: Palette) -> LayeredChart:
+    """A row for each configuration, in their order."""
+    x = score_axis(comparison, alt.X)
+    axis = alt.Axis(labelLimit=250, labelOverlap=True)
+    y = alt.Y("label:N", title=None, sort=None, axis=axis)
+    means = mean_points(comparison)
+    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=y)
+    bars = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title=score_title(comparison)),
+        x2="high:Q",
+        color=colour(comparison, palette),
+    )
+    has_bars = any(point["low"] is not None for point in means)
+    trainings = _trainings(comparison, palette).encode(x=x, y=y)
+    layers = [*([bars] if has_bars else []), trainings, _means(base, comparison, palette)]
+    return alt.layer(*layers).properties(height=min(26 * len(means), MOST_HEIGHT))
+
+
+def _trainings(comparison: Comparison, palette: Palette) -> alt.Chart:
+    """An open mark for each training, to be placed."""
+    return (
+        alt.Chart(alt.InlineData(values=training_points(comparison)))
         .mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8)
         .encode(
-            x=x,
-            y=score_axis(comparison),
             color=colour(comparison, palette),
             shape=shape(comparison),
             tooltip=training_tooltip(comparison),
         )
-    )
-    intervals = _intervals(base, comparison, palette)
-    return alt.layer(line, *intervals, trainings, _means(base, comparison, palette)).properties(
-        height=320
     )
 
 
@@ -131,8 +168,9 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
     two_lines = any(len(value["pair"]) > LONG_PAIR for value in values)
     pair_label = "split(datum.label, '− ')" if two_lines else "datum.label"
     title = f"difference in validation {comparison.word}"
+    axis = alt.Axis(tickCount=6, titleAnchor="end")  # the labels leave little room on a phone
     base = alt.Chart(alt.InlineData(values=values)).encode(
-        x=alt.X("difference:Q", title=title, axis=alt.Axis(tickCount=6)),
+        x=alt.X("difference:Q", title=title, axis=axis),
         y=alt.Y(
             "pair:N",
             title=None,
@@ -146,7 +184,7 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
         .encode(x="zero:Q")
     )
     intervals = base.mark_rule(strokeWidth=2, color=INK).encode(
-        x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=6)), x2="high:Q"
+        x=alt.X("low:Q", title=title, axis=axis), x2="high:Q"
     )
     tooltip = [
         alt.Tooltip("pair:N"),

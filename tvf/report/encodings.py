@@ -20,6 +20,7 @@ from tvf.report.raced import beside_winner
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
+SPREAD = 0.014  # between marks of one place on an axis, in parts of it, so that all can be seen
 MOST_SERIES = 12  # with shapes of their own: a longer legend tells nothing, as shapes repeat
 
 
@@ -45,11 +46,26 @@ def identity(configuration: Configuration) -> dict[str, Any]:
     }
 
 
+def positions(comparison: Comparison) -> dict[str, float]:
+    """Places on the axis of fractions, by label: side by side where several have one fraction."""
+    fractions, places = fractions_of(comparison), {}
+    width = fractions[-1] - fractions[0]
+    for fraction in fractions:
+        beside = [each.label for each in comparison.configurations if each.fraction == fraction]
+        room = min((abs(other - fraction) for other in fractions if other != fraction), default=0)
+        step = min(SPREAD * width, room / 2 / len(beside))
+        middle = (len(beside) - 1) / 2
+        places |= {label: fraction + (n - middle) * step for n, label in enumerate(beside)}
+    return places
+
+
 def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
     """A point for each configuration's mean score, of those that compare."""
+    places = positions(comparison)
     return [
         {
             **identity(configuration),
+            "place": places[configuration.label],
             "score": configuration.val.mean,
             "low": configuration.val.low,
             "high": configuration.val.high,
@@ -66,9 +82,11 @@ def mean_points(comparison: Comparison) -> list[dict[str, Any]]:
 def training_points(comparison: Comparison) -> list[dict[str, Any]]:
     """A point for each job that counts."""
     names = name_trainings([each for group in comparison.configurations for each in group.scores])
+    places = positions(comparison)
     return [
         {
             **identity(configuration),
+            "place": places[configuration.label],
             "training": names[training_of(job)],
             "score": configuration.scores[training_of(job)],
             "seconds": own_seconds(job),
@@ -94,9 +112,9 @@ def fraction_title(comparison: Comparison) -> str:
     return f"fraction of the {unit} that trains (pct_unfreeze)"
 
 
-def score_axis(comparison: Comparison) -> alt.Y:
-    """The score, on an axis that shows every training and every interval."""
-    return alt.Y(
+def score_axis(comparison: Comparison, channel: Any = alt.Y) -> Any:
+    """The score, on an axis (alt.Y or alt.X) that shows every training and every interval."""
+    return channel(
         "score:Q",
         title=score_title(comparison),
         scale=alt.Scale(domain=_score_range(comparison), nice=True),

@@ -21,7 +21,7 @@ from tvf.files import cache_folder, write_whole
 from tvf.records import DROPPED, TRIAL, Row, is_halving, sweep_name
 from tvf.report import tables
 from tvf.report.calibration import SPLITS, mean_calibration
-from tvf.report.charts import page_charts, page_specification
+from tvf.report.charts import page_charts, page_specification, varies_elsewhere
 from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration
@@ -142,13 +142,14 @@ def _section(
         row["link"] = row["wandb_url"] if is_link else None
     several_sweeps = len({row["sweep"] for row in jobs}) > 1
     shown = choice.chosen or choice.best
-    charts = page_charts(comparison, palette)
+    charts, candidates = page_charts(comparison, palette), comparison.of_candidates()
     if shown:
         charts |= _prediction_charts(shown, palette[shown.fraction])
     return {
         "id": identifier,
         "comparison": comparison,
         "charts": charts,
+        "by": "configuration" if varies_elsewhere(candidates) else "the fraction that trains",
         "chosen": choice.chosen.label if choice.chosen else None,
         "test_score": describe_test_score(comparison),
         "errors": describe_errors(comparison),

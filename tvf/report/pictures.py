@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from tvf.report.charts import chart_config, score_by_cost, score_by_fraction
+from tvf.report.charts import chart_config, score_by_choice, score_by_cost
 from tvf.report.comparison import Comparison
 from tvf.report.data_chart import score_by_images
 from tvf.report.encodings import INK, LayeredChart, Palette, to_vega_lite
@@ -20,7 +20,7 @@ LEGEND_COLUMNS = 12  # fractions per line of the legend
 
 
 def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
-    """Draw score by fraction beside score by cost, a row for each comparison's candidates.
+    """Draw score by choice beside score by cost, a row for each comparison's candidates.
 
     Where the number of training images varies, score by that number stands beside them.
 
@@ -63,12 +63,12 @@ def _specification(comparisons: Sequence[Comparison]) -> str:
 def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
     if not any(configuration.val for configuration in comparison.configurations):
         return _note("No finished jobs.", comparison.title)
-    by_fraction = score_by_fraction(comparison, palette)
+    by_choice = score_by_choice(comparison, palette)
     by_cost = score_by_cost(comparison, palette)
     covered = sorted({group.val.covers for group in comparison.configurations if group.val} - {""})
     about = f" for {' or '.join(covered)}" if covered else ""
     charts = [
-        _chart(by_fraction, f"filled: mean with 95 % interval{about}; open: one training"),
+        _chart(by_choice, f"filled: mean with 95 % interval{about}; open: one training"),
         _chart(by_cost, "ringed: Pareto front"),
     ]
     if comparison.data:

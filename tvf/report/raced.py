@@ -85,7 +85,11 @@ def describe_duels(configurations: Sequence[Configuration], margin: float) -> li
     ]
     spent = bool(races) and races[0]["ended"] == "spent"
     if spent:
-        sentences.append(f"The race ended with its budget, after {races[0]['jobs']} jobs.")
+        budget = f" of {races[0]['budget']} jobs" if races[0]["budget"] else ""
+        sentences.append(
+            f"The race ended after {races[0]['jobs']} jobs, as its next block would have exceeded "
+            f"its budget{budget}."
+        )
     for place, why in (
         ("skipped", ", since a smaller fraction has lowered the score"),
         ("untried", ""),
@@ -118,7 +122,7 @@ def race_data(configurations: Sequence[Configuration]) -> dict[str, Any] | None:
         }
         for group, race in zip(configurations, races, strict=True)
     ]
-    whole = {key: races[0][key] for key in ("jobs", "all", "blocks", "margin", "ended")}
+    whole = {key: races[0][key] for key in ("jobs", "all", "blocks", "margin", "budget", "ended")}
     return whole | {"configurations": listed}
 
 
