@@ -15,6 +15,15 @@ class GridSweeper(BasicSweeper):
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: composing every job again would delay the first one by 0.1 s per job."""
 
+    def setup(self, **arguments: Any) -> None:
+        """Prepare to launch batches; the launcher is not called for a batch with nothing left."""
+        super().setup(**arguments)
+        launcher: Any = self.launcher
+        launch = launcher.launch
+        launcher.launch = lambda jobs, initial_job_idx: (
+            launch(jobs, initial_job_idx) if jobs else []
+        )
+
     def get_job_batch(self) -> Sequence[Sequence[str]]:
         """Return the overrides of the next jobs to launch; those that only train heads are done."""
         from tvf.sweep import train_heads

@@ -191,6 +191,11 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["+model.typo=1"], r"model.typo is not an option"),
         (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
         (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
+        (["hydra.sweeper.budget=3"], r"hydra.sweeper.budget is an option of hydra/sweeper=race: "),
+        (
+            ["data.root=photos"],
+            r"data.root is an option of data=cifar10, data=image_folder, data=table: add one of",
+        ),
         (["tracker=wandb", "tracker.mode=on"], r"must be one of online, offline, disabled"),
         (["channels_last=no"], r"channels_last='?no'? must be true or false"),
         (["model.unit=layers"], r"model.unit='?layers'? must be one of groups, params"),

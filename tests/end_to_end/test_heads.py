@@ -77,7 +77,8 @@ def test_heads_in_one_process_are_those_alone_and_fail_alone(
         f"hydra.sweep.dir={sweep}",
         debug="1" if pretrained == "true" else "",
     )
-    assert code == 1 and "Training 6 heads in 1 processes" in output
+    assert code == 1 and "Training 6 heads in 1 process." in output
+    assert "Launching" not in output  # no job is left for the launcher
     statuses = _states(sweep)
     assert sorted(each["state"] for each in statuses.values()) == 4 * ["done"] + 2 * ["failed"]
     assert all(("38" in of) == (each["state"] == "failed") for of, each in statuses.items())

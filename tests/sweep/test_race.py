@@ -414,7 +414,10 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     assert named(train(plan_in(folder, configs, budget=2), tmp_path / "grid"), configs) == WHOLE[:1]
     (comparison,) = compare(read_sweep(folder))
     assert comparison.choice.text.startswith("Not decided; best so far is pct_unfreeze=0.25")
-    end = "The race ended with its budget, after 2 jobs. Not trained: pct_unfreeze=0.5 and pct_"
+    end = (
+        "The race ended after 2 jobs, as its next block would have exceeded its budget of 2 jobs. "
+        "Not trained: pct_unfreeze=0.5 and pct_"
+    )
     assert end in comparison.choice.text
     assert comparison.choice.decided is False
 
@@ -522,6 +525,7 @@ def configs_of(
             {"budget": 1},
             "hydra.sweeper.budget=1 must be a whole number of at least 2",
         ),
+        (configs_of(seeds=[1]), {"budget": 0}, "hydra.sweeper.budget=0 must be a whole number"),
         (configs_of(), {"climb": "x"}, "hydra.sweeper.climb=x must be true or false"),
         (configs_of(stop_after=1), {}, "stop_after must be null with hydra/sweeper=race"),
     ],

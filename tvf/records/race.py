@@ -15,12 +15,12 @@ def note_race(folder: Path, race: dict[str, Any]) -> None:
     """Record how the race in `folder` stands.
 
     `race` counts the `jobs` that it took, of `all` jobs, and the `blocks` of each configuration;
-    `margin` is that of its duels. `ended` is settled (by the last duel), spent (by the budget), or
-    None while it runs. `configurations` lists, in the order in which they compete, the folders of
-    their `jobs`, and their `place`: champion, lost, skipped or untried. One that lost also has the
-    `duel`: after how many `blocks`, `to` a job of which other one, whether that was `won` by the
-    challenger and `decided`, and the `difference` with the probabilities `better` and `lower`,
-    None where unknown.
+    `margin` is that of its duels, `budget` the most jobs that it may take, or None. `ended` is
+    settled (by the last duel), spent (by the budget), or None while it runs. `configurations`
+    lists, in the order in which they compete, the folders of their `jobs`, and their `place`:
+    champion, lost, skipped or untried. One that lost also has the `duel`: after how many `blocks`,
+    `to` a job of which other one, whether that was `won` by the challenger and `decided`, and the
+    `difference` with the probabilities `better` and `lower`, None where unknown.
     """
     with Lease(folder / LEASE):
         manifest = read_json(folder / "sweep.json")
@@ -45,7 +45,8 @@ def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
     race = read_race(folder)
     if race is None:
         return {}
-    whole = {key: race[key] for key in WHOLE} | {"ended": race.get("ended")}
+    whole = {key: race[key] for key in WHOLE}
+    whole |= {key: race.get(key) for key in ("budget", "ended")}
     return {
         name: whole
         | {key: each.get(key) for key in ("place", "duel")}

@@ -99,7 +99,7 @@ def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[int]:
 
     import_libraries(heads[0].checked.config["backbone"]["_target_"])
     count = jobs_at_once(config.hydra.launcher)
-    log.info("Training %d heads in %d processes.", len(heads), count)
+    log.info("Training %d heads in %d process%s.", len(heads), count, "es" if count > 1 else "")
     with mmap.mmap(-1, len(heads)) as states:  # memory that the processes share
         bounds = [len(heads) * index // count for index in range(count + 1)]
         shares = [range(*pair) for pair in pairwise(bounds)]

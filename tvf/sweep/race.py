@@ -62,6 +62,7 @@ def make_plan(
     Raises InputError unless there are several configurations and several comparable trainings of
     each, or if the settings allow no duel or no end.
     """
+    _check_settings(budget, climb)
     check_comparable([*configs.values()], "race")
     candidates = group_candidates(overrides, configs)
     if len(candidates) < 2:
@@ -76,7 +77,13 @@ def make_plan(
             "hydra/sweeper=race must have several trainings of each configuration, which it trains "
             "one by one until they decide: add data.folds=5 data.fold=0,1,2,3,4, or seed=1,2,3."
         )
-    margin = _check_settings(configs, budget, climb)
+    margin = next(iter(configs.values()))["report"]["margin"]
+    if not margin and budget is None:
+        raise InputError(
+            "report.margin=0 must have a limit with hydra/sweeper=race: where every difference "
+            f"matters, equal configurations train to the end, up to all {len(configs)} jobs. Set "
+            f"report.margin=0.01, or hydra.sweeper.budget={len(configs)} to allow that."
+        )
     models = [configs[next(iter(each.jobs))]["model"] for each in candidates]
     # A probe is on no ladder of fractions: whether one lowers its score says nothing of the next.
     fractions = [None if is_probe(model) else known_fraction(model) for model in models]
@@ -115,22 +122,11 @@ def _cost_order(fraction: float | None) -> float:
     return float("inf") if fraction is None else fraction
 
 
-def _check_settings(
-    configs: Mapping[str, dict[str, Any]], budget: int | None, climb: bool
-) -> float:
-    """Return the margin of the jobs; InputError for settings that allow no duel or no end."""
-    margin = next(iter(configs.values()))["report"]["margin"]
+def _check_settings(budget: int | None, climb: bool) -> None:
     if not isinstance(climb, bool):
         raise InputError(f"hydra.sweeper.climb={climb} must be true or false.")
     if budget is not None:
         require_count("hydra.sweeper.budget", budget, 2)  # the first block of the first duel
-    elif not margin:
-        raise InputError(
-            "report.margin=0 must have a limit with hydra/sweeper=race: where every difference "
-            f"matters, equal configurations train to the end, up to all {len(configs)} jobs. Set "
-            f"report.margin=0.01, or hydra.sweeper.budget={len(configs)} to allow that."
-        )
-    return margin
 
 
 def batches(plan: RacePlan) -> Iterator[list[list[str]]]:
@@ -206,6 +202,7 @@ def _describe(plan: RacePlan, now: Round) -> dict[str, Any]:
         "all": len(plan.configs),
         "blocks": plan.blocks,
         "margin": plan.margin,
+        "budget": plan.budget,
         "ended": ended,
         "configurations": listed,
     }
@@ -242,5 +239,7 @@ def _tell(plan: RacePlan, meeting: Meeting) -> str:
 
 
 def _tell_end(plan: RacePlan, now: Round) -> str:
-    over = "The race's budget is spent" if now.spent else "The race is over"
+    over = "The race is over"
+    if now.spent:
+        over = f"The next block would exceed the race's budget of {plan.budget} jobs. It is over"
     return f"{over} after {now.jobs} of {len(plan.configs)} jobs: {plan.labels[now.champion]}."
