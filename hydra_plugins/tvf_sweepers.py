@@ -15,21 +15,29 @@ class GridSweeper(BasicSweeper):
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: composing every job again would delay the first one by 0.1 s per job."""
 
-    def setup(self, **arguments: Any) -> None:
-        """Prepare to launch batches; the launcher is not called for a batch with nothing left."""
-        super().setup(**arguments)
-        launcher: Any = self.launcher
-        launch = launcher.launch
-        launcher.launch = lambda jobs, initial_job_idx: (
-            launch(jobs, initial_job_idx) if jobs else []
-        )
+    def __init__(
+        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self._left: Sequence[Sequence[str]] = []
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """Return the overrides of the next jobs to launch; those that only train heads are done."""
+    def is_done(self) -> bool:
+        """Train the jobs of the next batch that only train heads; return whether no job is left."""
         from tvf.sweep import train_heads
 
         assert self.config is not None
-        return train_heads(self.config, self.next_batch())
+        while not self._left and not self.has_ended():
+            self._left = train_heads(self.config, self.next_batch())
+        return not self._left
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """Return the overrides of the next jobs to launch."""
+        left, self._left = self._left, []
+        return left
+
+    def has_ended(self) -> bool:
+        """Return whether there is no further batch."""
+        return super().is_done()
 
     def next_batch(self) -> Sequence[Sequence[str]]:
         """Return the overrides of the jobs of the next batch."""
@@ -46,11 +54,8 @@ class PlannedSweeper(GridSweeper):
         self._planned: Iterator[list[list[str]]] | None = None
         self._batches: list[Any] = []
 
-    def is_done(self) -> bool:
-        """Return whether the last batch has been launched.
-
-        Hydra calls this after each batch, which is when the next one is decided.
-        """
+    def has_ended(self) -> bool:
+        """Return whether there is no further batch, which is decided when the last has ended."""
         from tvf.sweep import planned_batches
 
         if self._planned is None:

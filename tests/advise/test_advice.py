@@ -153,7 +153,7 @@ def test_a_network_that_does_not_trace_is_read_where_it_calls_modules(tmp_path: 
     config = small_config(backbone___target_="advise.test_advice.branching_backbone")
     found = advise(config, small_context(tmp_path))
     assert [each.name for each in found.depths] == ["conv1", "bn1", "input of the head"]
-    assert found.notes[0].startswith("The network cannot be traced: ")
+    assert "not kept in the store: model=probe needs a network that torch.fx" in found.notes[0]
     assert len(found.fractions) == len(FRACTIONS)
 
 

@@ -191,10 +191,12 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["+model.typo=1"], r"model.typo is not an option"),
         (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
         (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
-        (["hydra.sweeper.budget=3"], r"hydra.sweeper.budget is an option of hydra/sweeper=race: "),
+        (["hydra.sweeper.budget=3"], r"hydra.sweeper.budget is not .* one of hydra/sweeper=race:"),
+        (["recipe.head_epochs=1"], r"recipe.head_epochs is not .* one of recipe=lp_ft: choose"),
         (
             ["data.root=photos"],
-            r"data.root is an option of data=cifar10, data=image_folder, data=table: add one of",
+            r"data.root is not an option of the chosen data, which has batch_size, .*"
+            r"It is one of data=cifar10, data=image_folder, data=table: choose that, or leave it",
         ),
         (["tracker=wandb", "tracker.mode=on"], r"must be one of online, offline, disabled"),
         (["channels_last=no"], r"channels_last='?no'? must be true or false"),
@@ -270,7 +272,7 @@ def test_bad_input_is_an_error_without_a_traceback_before_any_training(
     printed = outcome.out + outcome.err
     assert outcome.code != 0
     assert re.search(f"error: (.|\n)*{expected}", printed), printed
-    assert "Traceback" not in printed
+    assert "Traceback" not in printed and "Error executing job" not in printed
     assert "epoch 1/" not in printed
     assert not list(tmp_path.rglob("metrics.jsonl"))
 

@@ -1,5 +1,6 @@
 """Where charts put configurations: none hides another."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from helpers.sweeps import add_job
 from tvf.records import read_sweep
-from tvf.report.charts import page_charts
+from tvf.report.charts import ROW, page_charts
 from tvf.report.comparison import compare
+from tvf.report.formats import render_report
 
 
 def layers_of(sweep: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -27,16 +29,37 @@ def test_configurations_of_one_fraction_stand_side_by_side(tmp_path: Path) -> No
     add_job(tmp_path, 0.0, 1, [0.5, 0.65], changes={"optimizer.lr": 0.5})
     means = layers_of(tmp_path)[0][1]
     places = sorted(point["place"] for point in means)
-    assert len({*places}) == 4 and places == pytest.approx([0, 0, 0.25, 1], abs=0.02)
+    assert places == pytest.approx([-0.015, 0.015, 0.25, 1])  # marks are 0.03 of the axis wide
     alone = {point["place"] for point in means if point["fraction"]}
     assert alone == {0.25, 1.0}
-    assert places[0] == -places[1] != 0
+
+
+def test_many_configurations_of_a_fraction_stay_near_it(tmp_path: Path) -> None:
+    for number in range(20):
+        changes = {"optimizer.lr": 0.001 * (number + 1)}
+        add_job(tmp_path, 0.25 * (number % 2), 1, [0.5, 0.6], changes=changes)
+    means = layers_of(tmp_path)[0][1]
+    assert len({point["place"] for point in means}) == 20
+    assert all(abs(point["place"] - point["fraction"]) < 0.125 for point in means)
 
 
 def test_configurations_that_differ_elsewhere_have_a_row_each(tmp_path: Path) -> None:
-    for rate in (0.001, 0.01, 0.1):
+    for rate in (0.001, 0.01, 0.00001):
         add_job(tmp_path, 0.5, 1, [0.5, 0.6 + rate], changes={"optimizer.lr": rate})
+    labels = [f"0.5, optimizer.lr={rate}" for rate in ("1e-05", "0.001", "0.01")]
     for encoding, points in layers_of(tmp_path):
-        assert encoding["y"]["field"] == "label"
-        rows = [point["label"] for point in points]
-        assert len({*rows}) == 3 and "optimizer.lr=0.001" in rows[0]
+        assert encoding["y"]["field"] == "label" and encoding["y"]["sort"] == labels
+        assert [point["label"] for point in points] == labels
+    page = render_report([tmp_path], read_sweep(tmp_path), "html")["report.html"].decode()
+    assert "Validation accuracy by configuration. Filled marks" in page
+
+
+def test_rows_are_as_high_as_all_of_them_take(tmp_path: Path) -> None:
+    for rate in (0.001, 0.002):
+        for seed in (1, 2):
+            add_job(tmp_path, 0.5, seed, [0.5, 0.6 + rate], changes={"optimizer.lr": rate})
+    (comparison,) = compare(read_sweep(tmp_path))
+    of_one = replace(comparison.configurations[0], val=None)  # as of a loser of a race
+    comparison = replace(comparison, configurations=[of_one, comparison.configurations[1]])
+    chart = page_charts(comparison.of_candidates(), {0.5: "#000"})["score"]
+    assert chart["height"] == 2 * ROW

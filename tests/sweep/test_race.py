@@ -420,6 +420,15 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
     )
     assert end in comparison.choice.text
     assert comparison.choice.decided is False
+    manifest = read_json(folder / "sweep.json")
+    for budget, said in ((3, "its budget of 3 jobs. "), (None, "its budget. ")):  # an old record
+        write_json(
+            folder / "sweep.json", manifest | {"race": manifest["race"] | {"budget": budget}}
+        )
+        (comparison,) = compare(read_sweep(folder))
+        assert f"after 2 jobs, as its next block would have exceeded {said}Not" in (
+            comparison.choice.text
+        )
 
 
 def test_a_race_says_what_it_leaves_open_and_with_which_margin_it_was_run(tmp_path: Path) -> None:

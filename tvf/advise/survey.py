@@ -22,6 +22,7 @@ from tvf.records import Predictions, predictions_of
 from tvf.training import compute_scores
 
 GRADIENT_IMAGES = 256
+UNSTORED = "The groups' outputs were read while the network ran, and are not kept in the store"
 
 
 @dataclass(frozen=True)
@@ -79,48 +80,6 @@ def config_at(config: Config, fraction: float) -> dict[str, Any]:
     }
 
 
-def _depths(
-    job: Job, config: Config, context: JobContext, costs: Costs
-) -> tuple[list[Depth], list[str]]:
-    """The outputs of the network's groups for the images of `job`, and where they are from.
-
-    The store has them if a probe of the same network has seen these images.
-    """
-    data, notes = job.phases.data, []
-    images = len(data.train) + len(data.val)
-    if config["model"].get("init_from") is None:
-        try:
-            with ExitStack() as opened:
-                with costs.timed("setup"):
-                    probe = opened.enter_context(open_job(_as_probe(config), context, data))
-                with costs.timed("pass"):
-                    depths = read_depths(probe.phases)
-                    passed = int(probe.phases.prefix_costs()["prefix_images"])
-            costs.forward += passed
-            if passed < images:
-                notes.append(f"The store had the groups' outputs of {images - passed:,} images.")
-            return depths, notes
-        except InputError:
-            notes.append(
-                "The network cannot be traced: the groups' outputs were read while it ran, and "
-                "are not kept in the store."
-            )
-    with costs.timed("pass"):
-        costs.forward += images
-        depths = collect_depths(job.phases.pixels(), job.backbone, job.steps.batch_size)
-        return depths, notes
-
-
-def _as_probe(config: Config) -> dict[str, Any]:
-    """The config of a probe of the same network."""
-    frozen_bn = config["model"].get("frozen_bn")
-    model = {
-        "_target_": "tvf.models.ProbeModel",
-        "frozen_bn": "recalibrate" if frozen_bn == "recalibrate" else "eval",
-    }
-    return config_at(config, 0.0) | {"model": model}
-
-
 def survey_network(job: Job, config: Config, context: JobContext, costs: Costs) -> Survey:
     """Read the frozen network of `job`, and where the labels pull at its groups.
 
@@ -167,6 +126,47 @@ def survey_network(job: Job, config: Config, context: JobContext, costs: Costs) 
         costs.trained += len(few)
     pulls = dict(reversed(gradients.items()))
     return Survey(found, all_depths, all_depths_error, pulls, notes)
+
+
+def _depths(
+    job: Job, config: Config, context: JobContext, costs: Costs
+) -> tuple[list[Depth], list[str]]:
+    """The outputs of the network's groups for the images of `job`, and where they are from.
+
+    The store has them if a probe of the same network has seen these images.
+    """
+    data, notes = job.phases.data, []
+    images = len(data.train) + len(data.val)
+    if config["model"].get("init_from") is not None:
+        notes.append(f"{UNSTORED}: model.init_from has other weights than the backbone's own.")
+    else:
+        try:
+            with ExitStack() as opened:
+                with costs.timed("setup"):
+                    probe = opened.enter_context(open_job(_as_probe(config), context, data))
+                with costs.timed("pass"):
+                    depths = read_depths(probe.phases)
+                    passed = int(probe.phases.prefix_costs()["prefix_images"])
+            costs.forward += passed
+            if passed < images:
+                notes.append(f"The store had the groups' outputs of {images - passed:,} images.")
+            return depths, notes
+        except InputError as error:  # it cannot be traced
+            notes.append(f"{UNSTORED}: {error}")
+    with costs.timed("pass"):
+        costs.forward += images
+        depths = collect_depths(job.phases.pixels(), job.backbone, job.steps.batch_size)
+        return depths, notes
+
+
+def _as_probe(config: Config) -> dict[str, Any]:
+    """The config of a probe of the same network."""
+    frozen_bn = config["model"].get("frozen_bn")
+    model = {
+        "_target_": "tvf.models.ProbeModel",
+        "frozen_bn": "recalibrate" if frozen_bn == "recalibrate" else "eval",
+    }
+    return config_at(config, 0.0) | {"model": model}
 
 
 def _with_errors(

@@ -209,7 +209,7 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _refuse_sweep_settings(overrides: Sequence[str]) -> None:
-    """End the program if one of Hydra's overrides of a single job is for sweeps: it ignores them.
+    """Exit if one of Hydra's overrides of a single job is for sweeps: Hydra would ignore it.
 
     What an override removes (`~`) or adds (`+`) is treated alike.
     """

@@ -1,5 +1,7 @@
 """The command `tvf`: names, arguments and help of its subcommands, and nothing else.
 
+Those on models, on W&B and on the store are in files beside it.
+
 Each subcommand imports what it needs when it runs, so `tvf --help` only loads click.
 """
 
@@ -13,7 +15,8 @@ import click
 from tvf import __version__
 from tvf.cli.model_commands import combine, export, predict
 from tvf.cli.options import DIR, InOrder, with_config_dir, with_overrides
-from tvf.cli.other_commands import dashboard, groups, store, wandb_sweep
+from tvf.cli.store_commands import store
+from tvf.cli.wandb_commands import dashboard, wandb_sweep
 
 
 def main() -> None:
@@ -233,6 +236,24 @@ def report(
     from tvf.cli import commands
 
     commands.report(folders, file_format, output, margin)
+
+
+@click.command()
+@with_config_dir
+@click.argument("overrides", metavar="[OVERRIDE]...", nargs=-1)
+def groups(config_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Show which groups of a backbone each fraction trains.
+
+    Takes the overrides of tvf train and prints a Markdown table with the number of parameters.
+
+    \b
+    Examples:
+      tvf groups model=lora
+      tvf groups backbone=resnet18 backbone.weights=null backbone.grouping=stages
+    """
+    from tvf.cli import commands
+
+    commands.groups(overrides, config_dir)
 
 
 for command in (predict, export, combine, dashboard, wandb_sweep, groups, store):

@@ -34,6 +34,7 @@ JOB_OPTIONS = {
     "optimizer": ("clip_norm",),
     "fabric": ("resident", "tf32", "jobs_per_gpu"),
 }
+NOT_TO_BE_CHOSEN = ("hydra/sweeper=one",)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
 
 
@@ -264,10 +265,12 @@ def explain_error(error: Exception) -> str:
             known = map(str, cause.parent_node)
             if parent.endswith(".options"):
                 return f"{cause.full_key} is not set yet: write +{cause.full_key}=..."
-            if choices := _choices_with(parent.replace(".", "/"), str(cause.key)):
+            group = parent.replace(".", "/")
+            if choices := _choices_with(group, str(cause.key)):
+                here = ", ".join(sorted(key for key in known if key not in RESERVED))
                 return (
-                    f"{cause.full_key} is an option of {', '.join(choices)}: add "
-                    f"{'that' if len(choices) == 1 else 'one of them'}, or leave it out."
+                    f"{cause.full_key} is not an option of the chosen {group}, which has {here}. "
+                    f"It is one of {', '.join(choices)}: choose that, or leave it out."
                 )
             return str(unknown_key(str(cause.full_key), known, parent + dot))
     if isinstance(error, OverrideParseException):
@@ -281,10 +284,16 @@ def explain_error(error: Exception) -> str:
 
 
 def _choices_with(group: str, key: str) -> list[str]:
-    """The choices of a config group that have this option."""
-    files = sorted((conf_dir() / group).glob("*.yaml")) if group else []
-    options = {file.stem: yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
-    return [f"{group}={name}" for name, known in options.items() if key in known]
+    """The choices of a config group of tvf's that have this option."""
+    choices = []
+    for file in sorted((conf_dir() / group).glob("*.yaml")) if group else ():
+        text = file.read_text("utf-8")
+        options = yaml.safe_load(text) or {}
+        if text.startswith("# @package _global_"):
+            options = options.get(group) or {}
+        if key in options and f"{group}={file.stem}" not in NOT_TO_BE_CHOSEN:
+            choices.append(f"{group}={file.stem}")
+    return choices
 
 
 def conf_dir() -> Path:

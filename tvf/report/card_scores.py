@@ -18,6 +18,7 @@ MANY_CLASSES = 20  # more are not shown one by one
 def describe_scores(
     job: Row, comparison: Comparison | None, configuration: Configuration | None
 ) -> Iterator[str]:
+    """The job's scores by split, beside the means of its configuration if there is one."""
     summary = job["summary"]
     if refit := refit_of(job):
         yield (
@@ -58,6 +59,7 @@ def _means(configuration: Configuration | None) -> Iterator[tuple[str, str]]:
 
 
 def describe_calibration(job: Row) -> Iterator[str]:
+    """The temperature, and how far probabilities can be believed without and with it."""
     if refit_of(job):
         yield (
             f"Temperature {formatted(_temperature(job), '.3f')}, by which logits are divided: "
@@ -93,6 +95,7 @@ def _temperature(job: Row) -> Any:
 
 
 def describe_confusion(job: Row) -> Iterator[str]:
+    """Which classes the test images are taken for."""
     if refit_of(job):
         yield "Not measured."
         return
@@ -120,10 +123,12 @@ def escaped(name: object) -> str:
 
 
 def formatted(value: Any, form: str = ",") -> str:
+    """A number in this form, or that it is unknown."""
     return format(value, form) if isinstance(value, int | float) else "unknown"
 
 
 def markdown_table(headings: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown; integers get thousands separators."""
     lines = [_line(headings), "|" + "---|" * len(headings), *map(_line, rows)]
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from tvf.report.encodings import (
     mean_points,
     mean_tooltip,
     score_axis,
+    score_axis_across,
     score_title,
     shape,
     to_vega_lite,
@@ -24,7 +25,8 @@ from tvf.report.encodings import (
     training_tooltip,
 )
 
-MOST_HEIGHT = 800  # pixels
+ROW, LOW_ROW = 26, 15  # pixels: the height of a row, and where there are
+MANY_ROWS = 30  # of them
 LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
@@ -53,7 +55,7 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
 def score_by_choice(comparison: Comparison, palette: Palette) -> LayeredChart:
     """Mean scores with intervals, and a point for each training.
 
-    By fraction; by configuration if several have the same one.
+    By fraction; by configuration where all have the same fraction.
     """
     if varies_elsewhere(comparison):
         return _score_by_configuration(comparison, palette)
@@ -75,7 +77,12 @@ def _score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart
     means = alt.Chart(alt.InlineData(values=mean_points(comparison)))
     base = means.encode(x=x, y=score_axis(comparison))
     line = base.mark_line(color=INK, opacity=0.35).encode(detail="series:N")
-    trainings = _trainings(comparison, palette).encode(x=x, y=score_axis(comparison))
+    trainings = _trainings(comparison).encode(
+        x=x,
+        y=score_axis(comparison),
+        color=colour(comparison, palette),
+        shape=shape(comparison),
+    )
     intervals = _intervals(base, comparison, palette)
     return alt.layer(line, *intervals, trainings, _means(base, comparison, palette)).properties(
         height=320
@@ -84,32 +91,31 @@ def _score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart
 
 def _score_by_configuration(comparison: Comparison, palette: Palette) -> LayeredChart:
     """A row for each configuration, in their order."""
-    x = score_axis(comparison, alt.X)
-    axis = alt.Axis(labelLimit=250, labelOverlap=True)
-    y = alt.Y("label:N", title=None, sort=None, axis=axis)
-    means = mean_points(comparison)
-    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=y)
-    bars = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title=score_title(comparison)),
-        x2="high:Q",
-        color=colour(comparison, palette),
+    means, points = mean_points(comparison), training_points(comparison)
+    labels = [*dict.fromkeys(point["label"] for point in (*means, *points))]
+    rows = {
+        "x": score_axis_across(comparison),
+        "y": alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=250)),
+        "color": colour(comparison, palette).legend(None),
+    }
+    base = alt.Chart(alt.InlineData(values=means)).encode(**rows)
+    intervals = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title=score_title(comparison)), x2="high:Q"
     )
-    has_bars = any(point["low"] is not None for point in means)
-    trainings = _trainings(comparison, palette).encode(x=x, y=y)
-    layers = [*([bars] if has_bars else []), trainings, _means(base, comparison, palette)]
-    return alt.layer(*layers).properties(height=min(26 * len(means), MOST_HEIGHT))
+    filled = base.mark_point(size=110, filled=True, opacity=1).encode(
+        tooltip=mean_tooltip(comparison)
+    )
+    has_intervals = any(point["low"] is not None for point in means)
+    layers = [_trainings(comparison).encode(**rows), filled]
+    height = len(labels) * (ROW if len(labels) <= MANY_ROWS else LOW_ROW)
+    return alt.layer(*([intervals] if has_intervals else []), *layers).properties(height=height)
 
 
-def _trainings(comparison: Comparison, palette: Palette) -> alt.Chart:
+def _trainings(comparison: Comparison) -> alt.Chart:
     """An open mark for each training, to be placed."""
-    return (
-        alt.Chart(alt.InlineData(values=training_points(comparison)))
-        .mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8)
-        .encode(
-            color=colour(comparison, palette),
-            shape=shape(comparison),
-            tooltip=training_tooltip(comparison),
-        )
+    points = alt.Chart(alt.InlineData(values=training_points(comparison)))
+    return points.mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8).encode(
+        tooltip=training_tooltip(comparison)
     )
 
 

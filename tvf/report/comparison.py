@@ -34,6 +34,7 @@ from tvf.report.recommend import Recommendation, recommend
 from tvf.report.seeds import FOLLOWS_SEED, FlatConfig, without_seeds
 from tvf.report.statistics import holm, pareto_front
 from tvf.report.tested import DifferenceOnTest, compare_tests
+from tvf.report.words import numerically
 
 ALL_PAIRS = 8  # up to this many configurations, all pairs are compared; beyond, only with the best
 
@@ -178,7 +179,9 @@ def _compare_group(title: str, rows: Sequence[tuple[Row, FlatConfig]], margin: f
         notes += warnings
     configurations = without_largest_limit(configurations)
     data = collect_data_curves(configurations, distinct, metric, margin)
-    configurations.sort(key=lambda g: (g.fraction, without_limit(g.label), train_limit(g), g.label))
+    configurations.sort(
+        key=lambda g: (g.fraction, numerically(without_limit(g.label)), train_limit(g), g.label)
+    )
     notes += collect_notes(configurations, distinct, metric)
     candidates = with_largest_limit(configurations)
     notes += about_trials(candidates)

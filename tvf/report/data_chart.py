@@ -11,7 +11,6 @@ from tvf.report.comparison import Comparison
 from tvf.report.configuration import Score
 from tvf.report.data_curves import DataCurves, Outlook, train_images
 from tvf.report.encodings import (
-    SPREAD,
     LayeredChart,
     Palette,
     colour,
@@ -21,6 +20,7 @@ from tvf.report.encodings import (
 )
 from tvf.report.power_law import predict_score
 
+SPREAD = 0.014  # between the bars of two curves, in parts of the axis, so that all can be seen
 PADDING = 0.06  # on both sides of the axis, in the same parts
 STEPS = 20  # of the line that continues a curve
 

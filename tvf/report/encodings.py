@@ -20,7 +20,7 @@ from tvf.report.raced import beside_winner
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
-SPREAD = 0.014  # between marks of one place on an axis, in parts of it, so that all can be seen
+SPREAD = 0.03  # between marks of one fraction, in parts of the axis: about the width of a mark
 MOST_SERIES = 12  # with shapes of their own: a longer legend tells nothing, as shapes repeat
 
 
@@ -47,13 +47,17 @@ def identity(configuration: Configuration) -> dict[str, Any]:
 
 
 def positions(comparison: Comparison) -> dict[str, float]:
-    """Places on the axis of fractions, by label: side by side where several have one fraction."""
+    """Places on the axis of fractions, by label: side by side where several have one fraction.
+
+    Where there are many, they come closer, so as to stay nearer to their fraction than to the next.
+    """
     fractions, places = fractions_of(comparison), {}
     width = fractions[-1] - fractions[0]
+    shown = [group for group in comparison.configurations if group.done]
     for fraction in fractions:
-        beside = [each.label for each in comparison.configurations if each.fraction == fraction]
+        beside = [each.label for each in shown if each.fraction == fraction]
         room = min((abs(other - fraction) for other in fractions if other != fraction), default=0)
-        step = min(SPREAD * width, room / 2 / len(beside))
+        step = min(SPREAD * width, 0.7 * room / max(1, len(beside)))
         middle = (len(beside) - 1) / 2
         places |= {label: fraction + (n - middle) * step for n, label in enumerate(beside)}
     return places
@@ -112,13 +116,14 @@ def fraction_title(comparison: Comparison) -> str:
     return f"fraction of the {unit} that trains (pct_unfreeze)"
 
 
-def score_axis(comparison: Comparison, channel: Any = alt.Y) -> Any:
-    """The score, on an axis (alt.Y or alt.X) that shows every training and every interval."""
-    return channel(
-        "score:Q",
-        title=score_title(comparison),
-        scale=alt.Scale(domain=_score_range(comparison), nice=True),
-    )
+def score_axis(comparison: Comparison) -> alt.Y:
+    """The score upwards, on an axis that shows every training and every interval."""
+    return alt.Y("score:Q", title=score_title(comparison), scale=_score_scale(comparison))
+
+
+def score_axis_across(comparison: Comparison) -> alt.X:
+    """The same axis from left to right."""
+    return alt.X("score:Q", title=score_title(comparison), scale=_score_scale(comparison))
 
 
 def score_title(comparison: Comparison) -> str:
@@ -126,7 +131,7 @@ def score_title(comparison: Comparison) -> str:
     return f"validation {comparison.word}"
 
 
-def _score_range(comparison: Comparison) -> list[float]:
+def _score_scale(comparison: Comparison) -> alt.Scale:
     """The range of scores and intervals, with a margin even if all are equal."""
     shown: list[float] = []
     for configuration in comparison.configurations:
@@ -134,7 +139,8 @@ def _score_range(comparison: Comparison) -> list[float]:
         if val := configuration.val:
             shown += [end for end in (val.low, val.high) if end is not None]
     margin = max(0.02 * (max(shown) - min(shown)), 0.005)
-    return [max(min(shown) - margin, 0.0), min(max(shown) + margin, 1.0)]
+    domain = [max(min(shown) - margin, 0.0), min(max(shown) + margin, 1.0)]
+    return alt.Scale(domain=domain, nice=True)
 
 
 def colour(comparison: Comparison, palette: Palette) -> alt.Color:

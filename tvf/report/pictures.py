@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from tvf.report.charts import chart_config, score_by_choice, score_by_cost
+from tvf.report.charts import chart_config, score_by_choice, score_by_cost, varies_elsewhere
 from tvf.report.comparison import Comparison
 from tvf.report.data_chart import score_by_images
 from tvf.report.encodings import INK, LayeredChart, Palette, to_vega_lite
@@ -67,8 +67,9 @@ def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
     by_cost = score_by_cost(comparison, palette)
     covered = sorted({group.val.covers for group in comparison.configurations if group.val} - {""})
     about = f" for {' or '.join(covered)}" if covered else ""
+    caption = f"filled: mean with 95 % interval{about}; open: one training"
     charts = [
-        _chart(by_choice, f"filled: mean with 95 % interval{about}; open: one training"),
+        _chart(by_choice, caption, rows=varies_elsewhere(comparison)),
         _chart(by_cost, "ringed: Pareto front"),
     ]
     if comparison.data:
@@ -77,12 +78,14 @@ def _row(comparison: Comparison, palette: Palette) -> dict[str, Any]:
     return {"title": comparison.title, "hconcat": charts, "spacing": 30}
 
 
-def _chart(chart: LayeredChart, caption: str) -> dict[str, Any]:
+def _chart(chart: LayeredChart, caption: str, rows: bool = False) -> dict[str, Any]:
+    """A chart of the figure's size; one with `rows` is as high as they are, if that is more."""
     title = {"text": caption, "fontSize": 11, "fontWeight": "normal", "anchor": "end"}
     specification = to_vega_lite(chart)
     for key in ("$schema", "config"):  # belong to the figure
         del specification[key]
-    return specification | {"title": title, "width": WIDTH, "height": HEIGHT}
+    height = max(HEIGHT, specification["height"]) if rows else HEIGHT
+    return specification | {"title": title, "width": WIDTH, "height": height}
 
 
 def _note(text: str, title: str) -> dict[str, Any]:

@@ -178,12 +178,17 @@ def finish(track: bool = True, compare: bool = True) -> bool:
             with suppress(OSError):  # the disk may be full
                 mark_failed(job, name, STOPPED[1])
     compare_with_mirror([*sweep.jobs])
-    same_race = sweep.race is not None and sweep.race == read_race(sweep.folder)
+    same_race = sweep.race is not None and _outcome(sweep.race) == _outcome(read_race(sweep.folder))
     track = track and not sweep.done_before and not same_race
     try:
         return print_result(sweep.folder, frozenset(sweep.jobs), track, compare)
     finally:
         close_mirror(sweep.folder, [*sweep.jobs])
+
+
+def _outcome(race: dict[str, Any] | None) -> dict[str, Any]:
+    """What a race has decided, whatever it was allowed to take."""
+    return {key: value for key, value in (race or {}).items() if key != "budget"}
 
 
 def _check_sweep(config: DictConfig) -> LaunchedSweep:

@@ -239,7 +239,6 @@ def _tell(plan: RacePlan, meeting: Meeting) -> str:
 
 
 def _tell_end(plan: RacePlan, now: Round) -> str:
-    over = "The race is over"
-    if now.spent:
-        over = f"The next block would exceed the race's budget of {plan.budget} jobs. It is over"
-    return f"{over} after {now.jobs} of {len(plan.configs)} jobs: {plan.labels[now.champion]}."
+    budget = f", as the next block would exceed its budget of {plan.budget}" if now.spent else ""
+    jobs = f"{now.jobs} of {len(plan.configs)} jobs"
+    return f"The race is over after {jobs}{budget}: {plan.labels[now.champion]}."
