@@ -21,6 +21,7 @@ from helpers.simulation import ACCURACY, BY_GROUP, BY_IMAGE, Effects, Sweep, sim
 from helpers.sweeps import add_training, base_config
 from tvf.cli.confirm import plan_confirmation
 from tvf.errors import InputError
+from tvf.files import read_json, write_json
 from tvf.records.job import mark_failed
 from tvf.records.race import read_race
 from tvf.records.rows import read_sweep
