@@ -28,6 +28,6 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 
-# About 40 minutes on two cores; run nothing else meanwhile.
+# About an hour on two cores; run nothing else meanwhile.
 bench: .venv/installed
 	.venv/bin/python bench/run.py
