@@ -1,9 +1,12 @@
 """The metrics that can choose epochs and fractions on validation images: `data.metric`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvf.errors import InputError, require_choice
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The key of each metric in records, after val_ or test_.
 METRICS = {"accuracy": "acc", "macro_f1": "macro_f1", "auroc": "auroc"}
@@ -24,3 +27,12 @@ def require_metric(metric: object, classes: int | None = None) -> None:
             f"data.metric=auroc must be used with 2 classes, but there are {classes}. "
             "Choose macro_f1."
         )
+
+
+def macro_f1(hits: "np.ndarray", images: "np.ndarray", predictions: "np.ndarray") -> float:
+    """The mean F1 over the classes that occur or were predicted.
+
+    Of each class, int [C]: how many images it has, how often it was predicted, and how often both.
+    """
+    occurring = images + predictions > 0
+    return float((2 * hits[occurring] / (images + predictions)[occurring]).mean())

@@ -33,7 +33,7 @@ IMPORTED = (
     "tvf.data",
     "tvf.training",
     "timm",
-    "sklearn.metrics",
+    "scipy.stats",
     "tvf.report.charts",
     "tvf.report",
     "joblib",

@@ -1,6 +1,7 @@
 """Scores of images whose classes are known, gathered batch by batch."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from tvf.data import digest_file
 from tvf.inference.images import Item
 from tvf.inference.pipeline import Chunk
+from tvf.metrics import macro_f1
 from tvf.records import read_trained_on
 
 
@@ -36,13 +38,13 @@ class ScoreKeeper:
         """The scores in one line; None if no image has a label."""
         if not self._labels:
             return None
-        from sklearn.metrics import f1_score
-
         labels, predicted = np.concatenate(self._labels), np.concatenate(self._predicted)
+        by_class = partial(np.bincount, minlength=1 + max(labels.max(), predicted.max()))
         with np.errstate(divide="ignore"):
             nll = float(-np.log(np.concatenate(self._true)).mean())
         accuracy = float((labels == predicted).mean())
-        f1 = float(f1_score(labels, predicted, average="macro"))
+        hits = by_class(labels[labels == predicted])
+        f1 = macro_f1(hits, by_class(labels), by_class(predicted))
         some = "" if len(labels) == self.images else f" of {self.images:,}"
         return (
             f"{len(labels):,}{some} images are in folders of their classes: accuracy "

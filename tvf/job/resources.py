@@ -170,7 +170,7 @@ def import_libraries(backbone: str) -> None:
 
     Called in a process that forks jobs, so that only its first job waits for imports.
     """
-    import_module("sklearn.metrics")
+    import_module("scipy.stats")
     if backbone in TIMM_BACKBONES:
         import_timm()
     # What is imported stays: without it, the garbage of each job is collected sooner and faster.
