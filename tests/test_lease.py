@@ -117,6 +117,7 @@ def test_a_holder_elsewhere_keeps_it_until_it_has_not_been_touched_for_long(path
     assert lease.held and [file.name for file in path.parent.iterdir()] == [".lease"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_clocks_that_differ_do_not_matter(
     path: Path, monkeypatch: pytest.MonkeyPatch, hours: int

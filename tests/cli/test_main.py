@@ -139,6 +139,7 @@ def test_train_help_is_that_of_hydra(tvf: Tvf) -> None:
     assert "A sweep:   python train.py -m" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--cfg", "job"]], ids=" ".join)
 def test_a_reader_that_ends_early_causes_no_error_message(arguments: list[str]) -> None:
     """As in `tvf --help | head -1`."""
@@ -150,6 +151,7 @@ def test_a_reader_that_ends_early_causes_no_error_message(arguments: list[str]) 
     assert done.stderr == "" and done.returncode == 1
 
 
+@pytest.mark.slow
 def test_report_offers_every_format(tvf: Tvf) -> None:
     assert f"[{'|'.join(FORMATS)}]" in tvf("report", "--help")
 

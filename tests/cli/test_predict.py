@@ -47,6 +47,7 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [*csv.DictReader(io.StringIO(text))]
 
 
+@pytest.mark.slow
 def test_a_labelled_folder_is_classified_and_scored(run: Run, sweep: Path, images: Path) -> None:
     done = run("predict", sweep, images, "--top", "3", "--every-class")
     assert done.exit_code == 0, done.stderr
@@ -79,6 +80,7 @@ def test_all_formats_hold_the_same(run: Run, sweep: Path, images: Path, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"out.csv", "out.jsonl", "out.parquet"}
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_listed_at_the_end(
     run: Run, sweep: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def _validation_files(job: Path, root: Path) -> list[Path]:
     return [root / str(name) for name in read_predictions(job)["val"].names]
 
 
+@pytest.mark.slow
 def test_a_loaded_model_gives_the_jobs_own_logits_bit_for_bit(job: Path, images: Path) -> None:
     model = tvf.load(job)
     recorded = read_predictions(job)["val"]

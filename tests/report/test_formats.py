@@ -82,7 +82,7 @@ def test_csv_has_one_row_per_job_and_one_row_per_epoch(
     tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", "-")
     printed = capsys.readouterr().out
     tvf(monkeypatch, "report", str(sweep), "--format", "csv", "--output", str(sweep / "out"))
-    assert printed == (sweep / "out" / "results.csv").read_text()
+    assert printed == (sweep / "out" / "results.csv").read_bytes().decode()
     jobs = list(csv.DictReader((sweep / "out" / "results.csv").read_text().splitlines()))
     epochs = list(csv.DictReader((sweep / "out" / "epochs.csv").read_text().splitlines()))
     assert len(jobs) == 10 and len(epochs) == 9 * 2 + 1
@@ -93,6 +93,7 @@ def test_csv_has_one_row_per_job_and_one_row_per_epoch(
             assert float(row["val_acc"]) == max(own)
 
 
+@pytest.mark.slow
 def test_json_has_what_the_page_has(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "json")
     (comparison,) = json.loads((sweep / "report.json").read_text())["comparisons"]
@@ -103,6 +104,7 @@ def test_json_has_what_the_page_has(sweep: Path, monkeypatch: pytest.MonkeyPatch
     assert [key for key in comparison if f"`{key}`" not in documented] == []
 
 
+@pytest.mark.slow
 def test_the_figure_is_a_png_and_an_svg(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tvf(monkeypatch, "report", str(sweep), "--format", "png")
     with Image.open(sweep / "report.png") as picture:

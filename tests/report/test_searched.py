@@ -19,6 +19,7 @@ FOUND = "found by a search of {} trials on the same validation images"
 INTERVALS = "Intervals and p-values take the configurations as given, but they were searched"
 
 
+@pytest.mark.slow
 def searched(folder: Path, jobs: dict[str, str], n_trials: int | None = None) -> None:
     """Note a search whose trials have a job each: states by the jobs' folders."""
     trials = [

@@ -61,6 +61,7 @@ def stored(folder: Path) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 @given(
     st.floats(1e-9, 1e9), st.floats(1.0001, 1e6), st.booleans(), st.floats(0, 1, allow_nan=False)
 )
@@ -114,6 +115,7 @@ def test_a_search_that_is_interrupted_anywhere_ends_as_one_that_is_not(
     assert run(tmp_path / "cut", course, *asked, most=0) == whole  # nothing is trained again
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_half_recorded_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +346,7 @@ def lose_on_ray(job: RemoteJob, why: str) -> None:
     ray_cluster._note_end(SimpleNamespace(exceptions=errors, get=Mock(side_effect=error)), 1, job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", [lose_on_slurm, lose_on_ray])
 @pytest.mark.parametrize(
     ("why", "states"),

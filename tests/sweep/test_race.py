@@ -291,6 +291,7 @@ def test_a_race_is_decided_by_its_folder_alone(
     assert not sibling_configs(tmp_path / "whole", configs[launched[1][0]])
 
 
+@pytest.mark.slow
 def test_a_job_that_was_interrupted_is_not_judged(tmp_path: Path) -> None:
     configs = grid_in(tmp_path / "grid")
     plan, seen = plan_in(tmp_path / "race", configs), []
