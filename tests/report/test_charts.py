@@ -49,6 +49,7 @@ def test_configurations_that_differ_elsewhere_have_a_row_each(tmp_path: Path) ->
     labels = [f"0.5, optimizer.lr={rate}" for rate in ("1e-05", "0.001", "0.01")]
     for encoding, points in layers_of(tmp_path):
         assert encoding["y"]["field"] == "label" and encoding["y"]["sort"] == labels
+        assert encoding["x"]["scale"]["domain"][0] > 0.5  # no axis from zero on
         assert [point["label"] for point in points] == labels
     page = render_report([tmp_path], read_sweep(tmp_path), "html")["report.html"].decode()
     assert "Validation accuracy by configuration. Filled marks" in page

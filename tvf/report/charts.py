@@ -100,7 +100,7 @@ def _score_by_configuration(comparison: Comparison, palette: Palette) -> Layered
     }
     base = alt.Chart(alt.InlineData(values=means)).encode(**rows)
     intervals = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title=score_title(comparison)), x2="high:Q"
+        x=score_axis_across(comparison, "low:Q"), x2="high:Q"
     )
     filled = base.mark_point(size=110, filled=True, opacity=1).encode(
         tooltip=mean_tooltip(comparison)

@@ -14,14 +14,15 @@ from tvf.report.configuration import (
     own_seconds,
     training_of,
 )
-from tvf.report.palette import shapes
+from tvf.report.palette import SHAPES, shapes
 from tvf.report.raced import beside_winner
+from tvf.report.words import numerically
 
 Palette = dict[float, str]  # colours by fraction
 LayeredChart = alt.LayerChart | alt.FacetChart  # the return type of alt.layer
 INK = "currentColor"
 SPREAD = 0.03  # between marks of one fraction, in parts of the axis: about the width of a mark
-MOST_SERIES = 12  # with shapes of their own: a longer legend tells nothing, as shapes repeat
+MOST_SERIES = len(SHAPES)  # with shapes of their own
 
 
 def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
@@ -121,9 +122,9 @@ def score_axis(comparison: Comparison) -> alt.Y:
     return alt.Y("score:Q", title=score_title(comparison), scale=_score_scale(comparison))
 
 
-def score_axis_across(comparison: Comparison) -> alt.X:
-    """The same axis from left to right."""
-    return alt.X("score:Q", title=score_title(comparison), scale=_score_scale(comparison))
+def score_axis_across(comparison: Comparison, field: str = "score:Q") -> alt.X:
+    """The same axis from left to right, for any of its fields."""
+    return alt.X(field, title=score_title(comparison), scale=_score_scale(comparison))
 
 
 def score_title(comparison: Comparison) -> str:
@@ -155,7 +156,8 @@ def shape(comparison: Comparison) -> alt.Shape:
 
     Tooltips name the settings.
     """
-    series = sorted({series_of(group.label) for group in comparison.configurations})
+    labels = {series_of(group.label) for group in comparison.configurations}
+    series = sorted(labels, key=numerically)
     if 1 < len(series) <= MOST_SERIES:
         return alt.Shape(
             "series:N",

@@ -9,6 +9,7 @@ COLOURS = {0.0: "#3caa96", 0.25: "#ad8bf2", 0.5: "#873ac6", 0.75: "#d19013", 1.0
 # For other fractions, which also differ in shape.
 MORE_COLOURS = ("#5c683e", "#55a5c6", "#a23985", "#b5996e", "#802bfc")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+SHAPES += ("triangle-right", "triangle-left")
 
 
 def colours(fractions: Iterable[float]) -> dict[float, str]:
