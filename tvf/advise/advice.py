@@ -1,4 +1,4 @@
-"""Which fractions are promising, for a few per cent of the price of the sweep that settles it.
+"""Which fractions are promising, for 5 to 10 per cent of the price of the sweep that settles it.
 
 Three kinds of evidence, each with its cost: what probes read at each depth, how hard the labels
 pull at each group, and a short run of each fraction. Only the runs give probabilities; test images

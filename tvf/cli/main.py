@@ -95,7 +95,7 @@ def advise(config_dir: Path | None, overrides: tuple[str, ...], as_json: bool) -
     Takes the overrides of tvf train. Prints how well probes classify at each depth of the frozen
     network, the relative gradient norm of each group, and how a short run of each fraction scores;
     then the fractions by their probability of being good enough, and the sweep that would settle
-    it. Costs a few per cent of that sweep. Its first fraction is often wrong: run the sweep.
+    it. Costs 5 to 10 per cent of that sweep. Its first fraction is often wrong: run the sweep.
 
     \b
     Examples:
