@@ -192,7 +192,12 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["model.pct_unfreez=0.5"], r"did you mean model.pct_unfreeze\?"),
         (["epoch=3"], r"epoch is not an option: did you mean epochs\?"),
         (["hydra.sweeper.budget=3"], r"hydra.sweeper.budget is not .* one of hydra/sweeper=race:"),
-        (["recipe.head_epochs=1"], r"recipe.head_epochs is not .* one of recipe=lp_ft: choose"),
+        (
+            ["recipe.head_epochs=1"],
+            r"recipe.head_epochs is not an option of the chosen recipe. It is one of recipe=lp_ft:",
+        ),
+        (["optimizer.algorithm.momentum=0"], r"momentum is not .* It is one of optimizer=sgd:"),
+        (["-m", "hydra.launcher.partition=x"], r"chosen hydra/launcher, .*hydra/launcher=slurm:"),
         (
             ["data.root=photos"],
             r"data.root is not an option of the chosen data, which has batch_size, .*"

@@ -444,7 +444,7 @@ def test_a_race_says_what_it_leaves_open_and_with_which_margin_it_was_run(tmp_pa
     mark_failed(folder / third, third, "out of memory")
     (comparison,) = compare(read_sweep(folder), 0.05)
     text = comparison.choice.text
-    assert "To decide, race again with a larger hydra.sweeper.budget." in text
+    assert "To decide, race again with hydra.sweeper.budget=4 or more." in text
     assert "decided with the race's margin of 0.01, not with 0.05" in text
     assert "Not counted (failed): 1 of 3 jobs of pct_unfreeze=0.5." in text
     (comparison,) = compare(read_sweep(folder))

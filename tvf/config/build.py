@@ -260,17 +260,18 @@ def explain_error(error: Exception) -> str:
             "hydra.sweep.dir=."
         )
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
-        if "not in struct" in str(cause):
+        if "not in struct" in str(cause) or f"Key '{cause.key}' not in '" in str(cause):
             parent, dot, _ = (cause.full_key or "").rpartition(".")
             known = map(str, cause.parent_node)
             if parent.endswith(".options"):
                 return f"{cause.full_key} is not set yet: write +{cause.full_key}=..."
-            group = parent.replace(".", "/")
-            if choices := _choices_with(group, str(cause.key)):
+            if choices := _choices_with(parent, str(cause.key)):
+                group = choices[0].partition("=")[0]
                 here = ", ".join(sorted(key for key in known if key not in RESERVED))
                 return (
-                    f"{cause.full_key} is not an option of the chosen {group}, which has {here}. "
-                    f"It is one of {', '.join(choices)}: choose that, or leave it out."
+                    f"{cause.full_key} is not an option of the chosen {group}"
+                    f"{f', which has {here}' if here else ''}. It is one of {', '.join(choices)}: "
+                    "choose that, or leave it out."
                 )
             return str(unknown_key(str(cause.full_key), known, parent + dot))
     if isinstance(error, OverrideParseException):
@@ -283,15 +284,20 @@ def explain_error(error: Exception) -> str:
     return f"{text}\n{cause}" if isinstance(cause, OmegaConfBaseException) else text
 
 
-def _choices_with(group: str, key: str) -> list[str]:
-    """The choices of a config group of tvf's that have this option."""
-    choices = []
-    for file in sorted((conf_dir() / group).glob("*.yaml")) if group else ():
+def _choices_with(parent: str, key: str) -> list[str]:
+    """The choices of a config group of tvf's that have the option `key` in the node `parent`."""
+    parts = parent.split(".")
+    lengths = range(len(parts), 0, -1)
+    groups = (n for n in lengths if parent and conf_dir().joinpath(*parts[:n]).is_dir())
+    depth = next(groups, 0)
+    group, choices = "/".join(parts[:depth]), []
+    for file in sorted((conf_dir() / group).glob("*.yaml")) if depth else ():
         text = file.read_text("utf-8")
-        options = yaml.safe_load(text) or {}
-        if text.startswith("# @package _global_"):
-            options = options.get(group) or {}
-        if key in options and f"{group}={file.stem}" not in NOT_TO_BE_CHOSEN:
+        options = yaml.safe_load(text)
+        whole = text.startswith("# @package _global_")
+        for part in parts if whole else parts[depth:]:
+            options = options.get(part) if isinstance(options, dict) else None
+        if key in (options or ()) and f"{group}={file.stem}" not in NOT_TO_BE_CHOSEN:
             choices.append(f"{group}={file.stem}")
     return choices
 

@@ -163,7 +163,7 @@ def _holder(said: dict[str, Any]) -> Holder:
 
 
 def _cannot_be_used(url: str, error: str) -> str:
-    return (
-        f"mirror={url} cannot be used: {error}. Check its bucket, the credentials and the network, "
-        "or leave it out."
-    )
+    check = "that it is a folder which can be written"
+    if not url.startswith("file:"):
+        check = "its bucket, the credentials and the network"
+    return f"mirror={url} cannot be used: {error}. Check {check}, or leave it out."

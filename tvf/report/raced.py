@@ -97,7 +97,8 @@ def describe_duels(configurations: Sequence[Configuration], margin: float) -> li
         if names := [str(group) for group, race in pairs if race["place"] == place]:
             sentences.append(f"Not trained: {enumerate_words(names)}{why}.")
     if spent:
-        sentences.append("To decide, race again with a larger hydra.sweeper.budget.")
+        most = races[0]["jobs"] + 2  # with another block of two jobs
+        sentences.append(f"To decide, race again with hydra.sweeper.budget={most} or more.")
     elif races and not is_settled(configurations):
         sentences.append("To decide, race with further seeds or divisions in this folder.")
     if races and races[0]["margin"] != margin:

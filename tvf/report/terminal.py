@@ -54,7 +54,9 @@ def print_result(
     """
     rows = read_sweep(folder)
     started = [row for row in rows if row["state"] not in NOT_STARTED]
-    _console().print(jobs_table(started))
+    if started:
+        _console().print(jobs_table(started))
+    compare = compare and bool(started)
     if compare and (confirmed := confirmed_sweep(folder)):  # whose report quotes the confirmation
         tracked = track and any(row["wandb_run_id"] for row in started)
         _compare(confirmed, read_sweep(confirmed), tracked)

@@ -46,7 +46,7 @@ from tvf.sweep.composing import (
     swept_lines,
     task_overrides,
 )
-from tvf.sweep.launchers import runs_in_parallel
+from tvf.sweep.launchers import require_launcher, runs_in_parallel
 from tvf.sweep.mirroring import (
     close_mirror,
     command_arguments,
@@ -206,6 +206,8 @@ def _check_sweep(config: DictConfig) -> LaunchedSweep:
         config.hydra.overrides.task = longest_first(task_overrides(config))
     overrides = expand(swept_lines(config), config.hydra.runtime.choices["hydra/sweeper"])
     names, jobs, same = place_jobs(config, overrides)
+    if not all(is_done(folder / name, job) for name, job in jobs.items()):
+        require_launcher(config.hydra.launcher)
     plan = None
     by_name: dict[str, list[str]] = {}
     for name, job_overrides in zip(names, overrides, strict=True):
@@ -237,6 +239,7 @@ def _check_search(config: DictConfig) -> LaunchedSweep:
         )
     from tvf.sweep.optuna_search import open_search
 
+    require_launcher(config.hydra.launcher)
     require_own_folders(config, "optuna")
     search = open_search(config)
     _note_command(search.folder, {}, {})

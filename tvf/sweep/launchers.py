@@ -1,11 +1,13 @@
 """How many jobs of a sweep run at once, on the CPU or on each GPU."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +43,29 @@ def shield_workers() -> None:
             return super().configure(*args, **options)
 
     register_parallel_backend("loky", Shielded)
+
+
+def require_launcher(launcher: DictConfig) -> None:
+    """Raise InputError if this machine lacks what the launcher needs."""
+    if launcher._target_ == "hydra_plugins.tvf_launchers.SlurmLauncher":
+        require_slurm()
+    elif launcher._target_ == "hydra_plugins.tvf_launchers.RayLauncher":
+        require_ray()
+
+
+def require_slurm() -> None:
+    """Raise InputError without SLURM's commands."""
+    if missing := [name for name in ("sbatch", "squeue", "scancel") if not shutil.which(name)]:
+        raise InputError(
+            f"hydra/launcher=slurm needs SLURM's commands, but there is no {missing[0]} on the "
+            "PATH. Start the sweep on a login node of the cluster, or use hydra/launcher=local."
+        )
+
+
+def require_ray() -> None:
+    """Raise InputError without Ray."""
+    if find_spec("ray") is None:
+        raise InputError("hydra/launcher=ray needs Ray: pip install 'tvf[ray]'.")
 
 
 def runs_in_parallel(launcher: DictConfig) -> bool:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from tvf import __version__
 from tvf.errors import InputError
 from tvf.records import STOPPED, is_done, mark_failed, read_status
+from tvf.sweep.launchers import require_ray
 from tvf.sweep.processes import GRACE_SECONDS, interruptible, seconds_to_checkpoint
 from tvf.sweep.ray_options import RayOptions, has, needs_of
 from tvf.sweep.ray_worker import look_around, train_job
@@ -91,10 +92,9 @@ def _connect(address: str | None, python_path: str) -> Any:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("hydra/launcher=ray needs Ray: pip install 'tvf[ray]'.") from error
+    require_ray()
+    import ray
+
     if ray.is_initialized():  # for an earlier batch of this sweep
         return ray
     settings: dict[str, Any] = {

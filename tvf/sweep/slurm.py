@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.records import STOPPED, is_done, is_running, mark_failed, read_status
 from tvf.sweep.callback import leave
+from tvf.sweep.launchers import require_slurm
 from tvf.sweep.processes import PATIENCE, uninterrupted
 from tvf.sweep.remote import (
     NODE,
@@ -82,11 +82,7 @@ def launch_on_slurm(
 
 def _check(jobs: Sequence[RemoteJob], config: DictConfig, slurm: SlurmOptions) -> None:
     """Raise InputError for what SLURM would only show in tasks."""
-    if missing := [name for name in ("sbatch", "squeue", "scancel") if not shutil.which(name)]:
-        raise InputError(
-            f"hydra/launcher=slurm needs SLURM's commands, but there is no {missing[0]} on the "
-            "PATH. Start the sweep on a login node of the cluster."
-        )
+    require_slurm()
     for job in jobs:
         check_devices(job.config, f"{NODE}.gpus and cpus", slurm.cpus, slurm.gpu_count or 0)
     if slurm.detach and not config.hydra.sweeper._target_.endswith(("GridSweeper", "BasicSweeper")):
