@@ -17,8 +17,6 @@ from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS
 from tvf.store import Store
 
-TINY = ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false")
-
 
 def _epochs(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -35,10 +33,10 @@ def test_a_job_that_decodes_its_images_anew_has_the_numbers_of_one_that_keeps_th
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str, mode: str
 ) -> None:
     given = (f"augment={augment}", "epochs=2", f"store.mode={mode}", f"store.dir={tmp_path / 's'}")
-    kept = train_classifier(root, tmp_path / "kept", *given, backbone=TINY)
+    kept = train_classifier(root, tmp_path / "kept", *given)
     monkeypatch.setattr(images, "IN_MEMORY", 1000)
     small = (f"store.dir={tmp_path / 't'}", "store.max_gb=0.0001")  # of 147 kB for 48 images
-    anew = train_classifier(root, tmp_path / "anew", *given, *small, backbone=TINY)
+    anew = train_classifier(root, tmp_path / "anew", *given, *small)
     losses = [
         [(row[key] for key in ("train_loss", "val_loss", "train_acc")) for row in rows]
         for rows in map(_epochs, (kept, anew))

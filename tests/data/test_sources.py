@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from tvf.data.images import check_memory, read_image, read_images
-from tvf.data.pool import DataSplits
 from tvf.data.sources.elpv import Elpv
 from tvf.data.sources.image_folder import ImageFolder
 from tvf.data.splits import divide
@@ -19,32 +18,32 @@ from tvf.errors import InputError
 from tvf.store import Store
 
 
-@pytest.fixture(scope="module")
-def elpv() -> DataSplits:
-    """ELPV at 32 pixels, divided cell by cell as in published results."""
-    return Elpv(image_size=32, split_by="cell").load()
-
-
-def test_elpv_by_cell_has_1575_393_and_656_images_in_three_channels(elpv: DataSplits) -> None:
+@pytest.mark.slow
+def test_elpv_by_cell_has_1575_393_and_656_images_in_three_channels() -> None:
+    elpv = Elpv(image_size=32, split_by="cell").load()
     assert [len(split) for split in (elpv.train, elpv.val, elpv.test)] == [1575, 393, 656]
     images = elpv.train.pixels(np.arange(1575))
     assert images.shape == (1575, 3, 32, 32) and images.dtype == torch.uint8
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_elpv_splits_are_stratified_and_the_same_for_both_tasks(elpv: DataSplits) -> None:
-    source = Elpv(image_size=32, task="four_class", split_by="cell")
-    catalog = source.catalog()
-    places = divide(catalog, source)
-    assert (elpv.classes, catalog.classes) == (
-        ("functional", "defective"),
-        ("0", "1/3", "2/3", "1"),
-    )
-    shares = np.bincount(catalog.labels) / 2624
-    for name, split in (("train", elpv.train), ("val", elpv.val), ("test", elpv.test)):
-        levels = catalog.labels[places[name]]
-        assert np.array_equal(split.places, places[name])
-        assert np.array_equal(split.labels.numpy(), levels >= 2)
+def test_elpv_is_read_in_three_equal_channels() -> None:
+    images = Elpv(image_size=32).catalog().read(np.arange(0, 2624, 100), False, None).images
+    assert images.shape == (27, 3, 32, 32) and images.dtype == torch.uint8
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+def test_elpv_splits_by_cell_are_stratified_and_the_same_for_both_tasks() -> None:
+    sources = [Elpv(image_size=32, task=task, split_by="cell") for task in ("binary", "four_class")]
+    two, four = (source.catalog() for source in sources)
+    assert (two.classes, four.classes) == (("functional", "defective"), ("0", "1/3", "2/3", "1"))
+    halves, places = divide(two, sources[0]), divide(four, sources[1])
+    assert [len(places[name]) for name in ("train", "val", "test")] == [1575, 393, 656]
+    shares = np.bincount(four.labels) / 2624
+    for name in places:
+        levels = four.labels[places[name]]
+        assert np.array_equal(halves[name], places[name])
+        assert np.array_equal(two.labels[halves[name]], levels >= 2)
         assert np.bincount(levels) / len(levels) == pytest.approx(shares, abs=0.005)
 
 

@@ -15,6 +15,7 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -25,12 +26,14 @@ from tvf.config import conf_dir
 PLACES = {"pkg://hydra.conf", f"file://{conf_dir()}", "structured://"}
 
 
-def remember_configs(put: Callable[[Any, str, Any], None] = setattr) -> None:
+def remember_configs(put: Callable[..., None]) -> None:
     """Merge the files of conf/ once for each choice of groups; `put` replaces Hydra's functions."""
     Plugins.instance()  # registers the sources
     for scheme in ("file", "pkg"):
         source = SourcesRegistry.instance().resolve(scheme)
         put(source, "load_config", _once(source.load_config, _file_key))
+    # A config's sources are copied, and the store below them with all that it holds.
+    put(ConfigStore, "__deepcopy__", lambda store, memo: store, raising=False)
     put(OverridesParser, "parse_rule", _once(OverridesParser.parse_rule, _rule_key))
     put(config_loader_impl, "create_defaults_list", _order_once(create_defaults_list))
     merge = ConfigLoaderImpl._compose_config_from_defaults_list

@@ -17,7 +17,7 @@ def write_images(root: Path, each: int = 24) -> Path:
         for i in range(each):
             pixels = rng.integers(0, 128, (40 + i, 48, 3), dtype=np.uint8)
             pixels[..., number] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
+            Image.fromarray(pixels).save(folder / f"{i}.png", compress_level=1)
     return root
 
 

@@ -30,7 +30,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return tvf.load(train_classifier(images, tmp_path_factory.mktemp("jobs") / "job"))
+    network = ("backbone=resnet18", "backbone.weights=null")
+    job = train_classifier(images, tmp_path_factory.mktemp("jobs") / "job", backbone=network)
+    return tvf.load(job)
 
 
 @pytest.mark.slow

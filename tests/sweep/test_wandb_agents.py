@@ -79,7 +79,6 @@ Expand = Callable[[str], list[list[str]]]
 Describe = Callable[[list[str]], str]
 
 
-@pytest.mark.slow
 def as_sent(value: Any) -> Any:
     """Values as W&B's service returns them: JSON, with whole floats as integers."""
     value = json.loads(json.dumps(value))

@@ -11,6 +11,7 @@ from tvf.report.encodings import (
     INK,
     LayeredChart,
     Palette,
+    Points,
     colour,
     fraction_title,
     fractions_of,
@@ -23,6 +24,7 @@ from tvf.report.encodings import (
     to_vega_lite,
     training_points,
     training_tooltip,
+    unchecked,
 )
 
 ROW, LOW_ROW = 26, 15  # pixels: the height of a row, and where there are
@@ -30,6 +32,7 @@ MANY_ROWS = 30  # of them
 LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
+@unchecked
 def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str, Any]]:
     """The page's charts by name, as specifications, without charts that have no data.
 
@@ -74,9 +77,9 @@ def _score_by_fraction(comparison: Comparison, palette: Palette) -> LayeredChart
         axis=alt.Axis(values=fractions_of(comparison), format=".3~f"),
         scale=alt.Scale(padding=16),
     )
-    means = alt.Chart(alt.InlineData(values=mean_points(comparison)))
+    means = alt.Chart(Points(values=mean_points(comparison)))
     base = means.encode(x=x, y=score_axis(comparison))
-    line = base.mark_line(color=INK, opacity=0.35).encode(detail="series:N")
+    line = base.mark_line(color=INK, opacity=0.35).encode(detail=alt.Detail("series:N"))
     trainings = _trainings(comparison).encode(
         x=x,
         y=score_axis(comparison),
@@ -98,9 +101,9 @@ def _score_by_configuration(comparison: Comparison, palette: Palette) -> Layered
         "y": alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=250)),
         "color": colour(comparison, palette).legend(None),
     }
-    base = alt.Chart(alt.InlineData(values=means)).encode(**rows)
+    base = alt.Chart(Points(values=means)).encode(**rows)
     intervals = base.mark_rule(strokeWidth=2).encode(
-        x=score_axis_across(comparison, "low:Q"), x2="high:Q"
+        x=score_axis_across(comparison, "low:Q"), x2=alt.X2("high:Q")
     )
     filled = base.mark_point(size=110, filled=True, opacity=1).encode(
         tooltip=mean_tooltip(comparison)
@@ -113,7 +116,7 @@ def _score_by_configuration(comparison: Comparison, palette: Palette) -> Layered
 
 def _trainings(comparison: Comparison) -> alt.Chart:
     """An open mark for each training, to be placed."""
-    points = alt.Chart(alt.InlineData(values=training_points(comparison)))
+    points = alt.Chart(Points(values=training_points(comparison)))
     return points.mark_point(size=50, strokeWidth=1.2, filled=False, opacity=0.8).encode(
         tooltip=training_tooltip(comparison)
     )
@@ -128,7 +131,7 @@ def score_by_cost(comparison: Comparison, palette: Palette) -> LayeredChart:
         scale=alt.Scale(type="log" if means else "linear", padding=24, nice=False),
         axis=alt.Axis(format=".3~g"),
     )
-    base = alt.Chart(alt.InlineData(values=means)).encode(x=x, y=score_axis(comparison))
+    base = alt.Chart(Points(values=means)).encode(x=x, y=score_axis(comparison))
     front = base.transform_filter("datum.front")
     steps = front.mark_line(interpolate="step-after", strokeDash=[5, 4], color=INK, opacity=0.35)
     rings = front.mark_point(size=330, color=INK, strokeWidth=1.5)
@@ -144,7 +147,7 @@ def _intervals(base: alt.Chart, comparison: Comparison, palette: Palette) -> lis
         return []
     bars = base.mark_rule(strokeWidth=2).encode(
         y=alt.Y("low:Q", title=score_title(comparison)),
-        y2="high:Q",
+        y2=alt.Y2("high:Q"),
         color=colour(comparison, palette),
     )
     return [bars]
@@ -175,7 +178,7 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
     pair_label = "split(datum.label, '− ')" if two_lines else "datum.label"
     title = f"difference in validation {comparison.word}"
     axis = alt.Axis(tickCount=6, titleAnchor="end")  # the labels leave little room on a phone
-    base = alt.Chart(alt.InlineData(values=values)).encode(
+    base = alt.Chart(Points(values=values)).encode(
         x=alt.X("difference:Q", title=title, axis=axis),
         y=alt.Y(
             "pair:N",
@@ -185,12 +188,12 @@ def paired_differences(comparison: Comparison) -> LayeredChart:
         ),
     )
     zero = (
-        alt.Chart(alt.InlineData(values=[{"zero": 0}]))
+        alt.Chart(Points(values=[{"zero": 0}]))
         .mark_rule(strokeDash=[4, 4], color=INK, opacity=0.35)
-        .encode(x="zero:Q")
+        .encode(x=alt.X("zero:Q"))
     )
     intervals = base.mark_rule(strokeWidth=2, color=INK).encode(
-        x=alt.X("low:Q", title=title, axis=axis), x2="high:Q"
+        x=alt.X("low:Q", title=title, axis=axis), x2=alt.X2("high:Q")
     )
     tooltip = [
         alt.Tooltip("pair:N"),

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from tvf.report.comparison import Comparison
-from tvf.report.encodings import LayeredChart, Palette, colour, identity, shape
+from tvf.report.encodings import LayeredChart, Palette, Points, colour, identity, shape
 
 MAX_TICKS = 10  # on the axis of epochs
 MAX_SINGLE_LINES = 100  # with more jobs, only means are drawn
@@ -30,22 +30,20 @@ def learning_curves(comparison: Comparison, palette: Palette, key: str, word: st
     )
     jobs = {(point["label"], point["job"]) for point in single}
     thin = (
-        alt.Chart(alt.InlineData(values=single if len(jobs) <= MAX_SINGLE_LINES else []))
+        alt.Chart(Points(values=single if len(jobs) <= MAX_SINGLE_LINES else []))
         .mark_line(strokeWidth=0.8, opacity=0.4)
         .encode(
             x=x,
             y=y,
             color=colour(comparison, palette),
             strokeDash=dash,
-            detail=["label:N", "job:N"],
+            detail=[alt.Detail("label:N"), alt.Detail("job:N")],
         )
     )
-    base = alt.Chart(alt.InlineData(values=means)).encode(
-        x=x, y=y, color=colour(comparison, palette)
-    )
-    lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=dash, detail="label:N")
+    base = alt.Chart(Points(values=means)).encode(x=x, y=y, color=colour(comparison, palette))
+    lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=dash, detail=alt.Detail("label:N"))
     points = base.mark_point(filled=True, opacity=1, size=30).encode(
-        shape=shape(comparison), detail=["label:N", "split:N"]
+        shape=shape(comparison), detail=[alt.Detail("label:N"), alt.Detail("split:N")]
     )
     return alt.layer(thin, lines, points, _points_on_hover(base, word)).properties(height=300)
 
@@ -56,6 +54,7 @@ def _points_on_hover(base: alt.Chart, word: str) -> alt.Chart:
         nearest=True, on="pointerover", clear="pointerout", fields=["epoch", "label", "split"]
     )
     visible = alt.condition(nearest, alt.value(1), alt.value(0), empty=False)
+    opacity = alt.OpacityValue(**visible)
     tooltip = [
         alt.Tooltip("label:N", title="pct_unfreeze"),
         alt.Tooltip("split:N"),
@@ -63,7 +62,7 @@ def _points_on_hover(base: alt.Chart, word: str) -> alt.Chart:
         alt.Tooltip("value:Q", title=f"mean {word}", format=".4f"),
         alt.Tooltip("trainings:Q"),
     ]
-    points = base.mark_point(filled=True, size=70).encode(opacity=visible, tooltip=tooltip)
+    points = base.mark_point(filled=True, size=70).encode(opacity=opacity, tooltip=tooltip)
     return points.add_params(nearest)
 
 

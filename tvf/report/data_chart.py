@@ -13,6 +13,7 @@ from tvf.report.data_curves import DataCurves, Outlook, train_images
 from tvf.report.encodings import (
     LayeredChart,
     Palette,
+    Points,
     colour,
     identity,
     score_title,
@@ -46,20 +47,22 @@ def score_by_images(comparison: Comparison, palette: Palette) -> LayeredChart:
         axis=alt.Axis(values=[round(end) for end in ends], format=",d", labelOverlap=True),
     )
     y = alt.Y("score:Q", title=score_title(comparison), scale=alt.Scale(zero=False, nice=True))
-    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, y=y, color=colour(curves, palette))
-    layers = [base.mark_line(strokeWidth=1.5, opacity=0.6).encode(detail="label:N")]
+    base = alt.Chart(Points(values=points)).encode(x=x, y=y, color=colour(curves, palette))
+    layers = [base.mark_line(strokeWidth=1.5, opacity=0.6).encode(detail=alt.Detail("label:N"))]
     if any(point["low"] is not None for point in points):
-        layers.append(base.mark_rule(strokeWidth=2).encode(y=_end("low", comparison), y2="high:Q"))
+        layers.append(
+            base.mark_rule(strokeWidth=2).encode(y=_end("low", comparison), y2=alt.Y2("high:Q"))
+        )
     layers.append(
         base.mark_point(size=80, filled=True, opacity=1).encode(
             shape=shape(curves), tooltip=_tooltip(comparison)
         )
     )
     if data.outlook:
-        ahead = alt.Chart(alt.InlineData(values=_ahead(data.outlook))).encode(
+        ahead = alt.Chart(Points(values=_ahead(data.outlook))).encode(
             x=x, y=y, color=colour(curves, palette)
         )
-        band = ahead.mark_area(opacity=0.15).encode(y=_end("low", comparison), y2="high:Q")
+        band = ahead.mark_area(opacity=0.15).encode(y=_end("low", comparison), y2=alt.Y2("high:Q"))
         layers += [band, ahead.mark_line(strokeWidth=2, strokeDash=[5, 4])]
     return alt.layer(*layers).properties(height=320)
 

@@ -6,6 +6,7 @@ Text and lines have the colour `currentColor`, which a page resolves to its own,
 from typing import Any
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import (
@@ -25,11 +26,20 @@ SPREAD = 0.03  # between marks of one fraction, in parts of the axis: about the 
 MOST_SERIES = len(SHAPES)  # with shapes of their own
 
 
-def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
-    """A chart's specification, unchecked: the check takes longer than all else on a page.
+# A decorator: Altair checks every part of a chart against its schema when it is made, which takes
+# longer than all else on a page. tests/report/test_chart_schema.py checks every chart.
+unchecked = debug_mode(False)
 
-    tests/report/test_chart_schema.py checks every chart.
-    """
+
+class Points(alt.InlineData):
+    """A chart's data, which its layers and copies share: Altair would copy every value."""
+
+    def __deepcopy__(self, memo: Any) -> "Points":
+        return self
+
+
+def to_vega_lite(chart: LayeredChart) -> dict[str, Any]:
+    """A chart's specification, unchecked as well."""
     return chart.to_dict(validate=False)
 
 

@@ -26,7 +26,7 @@ from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration
 from tvf.report.data_sentences import DATA_HEADING, describe_data
-from tvf.report.encodings import Palette
+from tvf.report.encodings import Palette, unchecked
 from tvf.report.gallery import BYTES, collect_gallery
 from tvf.report.palette import colours
 from tvf.report.prediction_charts import (
@@ -178,6 +178,7 @@ def _section(
     }
 
 
+@unchecked
 def _prediction_charts(shown: Configuration, colour: str) -> dict[str, dict[str, Any]]:
     """The charts of one configuration's predictions that have data."""
     charts = {}

@@ -10,7 +10,7 @@ import vl_convert
 from tvf.report.charts import chart_config, score_by_choice, score_by_cost, varies_elsewhere
 from tvf.report.comparison import Comparison
 from tvf.report.data_chart import score_by_images
-from tvf.report.encodings import INK, LayeredChart, Palette, to_vega_lite
+from tvf.report.encodings import INK, LayeredChart, Palette, to_vega_lite, unchecked
 from tvf.report.palette import colours
 
 WIDTH, HEIGHT = 380, 300  # of one chart without its axes, in pixels of 1/72 inch
@@ -32,6 +32,7 @@ def draw_figure(comparisons: Sequence[Comparison], kind: str) -> bytes:
     return vl_convert.vegalite_to_png(specification, ppi=PPI)
 
 
+@unchecked
 def _specification(comparisons: Sequence[Comparison]) -> str:
     """The figure in Vega-Lite, with INK replaced by black."""
     palette = colours(

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvf.report.calibration import reliability, splits_of
 from tvf.report.configuration import Configuration
-from tvf.report.encodings import INK, LayeredChart
+from tvf.report.encodings import INK, LayeredChart, Points
 from tvf.report.palette import shapes
 
 MOST_CLASSES = 30  # of a heat map; beyond, the most confused pairs are listed
@@ -83,7 +83,7 @@ def confusion_heat_map(classes: Sequence[str], confusion: np.ndarray, colour: st
     ]
     angle = 0 if len(classes) <= 4 else -45 if len(classes) <= 12 else -90
     axis = {"labelLimit": 110, "domain": False, "ticks": False, "grid": False}
-    base = alt.Chart(alt.InlineData(values=cells)).encode(
+    base = alt.Chart(Points(values=cells)).encode(
         x=alt.X(
             "predicted:N",
             sort=None,
@@ -136,13 +136,13 @@ def reliability_diagram(configuration: Configuration, colour: str) -> LayeredCha
     x = alt.X("confidence:Q", title="probability of the predicted class", scale=scale, axis=axis)
     y = alt.Y("correct:Q", title="share that is correct", scale=scale, axis=axis)
     ideal = (
-        alt.Chart(alt.InlineData(values=diagonal))
+        alt.Chart(Points(values=diagonal))
         .mark_line(color=INK, opacity=0.35, strokeDash=[2, 3], strokeWidth=1.5)
         .encode(x=x, y=y)
     )
     legend = alt.Legend(columns=1, labelLimit=300)
     colours: list[Any] = [INK if name.startswith("test") else colour for name in names]
-    base = alt.Chart(alt.InlineData(values=points)).encode(
+    base = alt.Chart(Points(values=points)).encode(
         x=x,
         y=y,
         color=alt.Color(
@@ -150,10 +150,12 @@ def reliability_diagram(configuration: Configuration, colour: str) -> LayeredCha
         ),
     )
     lines = base.mark_line(strokeWidth=1.5, opacity=0.7).encode(
-        strokeDash=alt.condition(
-            alt.FieldOneOfPredicate("series", [name for name in names if "before" in name]),
-            alt.value([5, 4]),
-            alt.value([1, 0]),
+        strokeDash=alt.StrokeDashValue(
+            **alt.condition(
+                alt.FieldOneOfPredicate("series", [name for name in names if "before" in name]),
+                alt.value([5, 4]),
+                alt.value([1, 0]),
+            )
         )
     )
     marks = base.mark_point(size=60, filled=True, opacity=1).encode(
