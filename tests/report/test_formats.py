@@ -76,6 +76,19 @@ def test_markdown_has_the_recommendation_and_a_row_per_configuration(
     assert "- failed: 1 of 10 jobs." in lines
 
 
+def test_a_single_epoch_makes_no_curve_and_jobs_without_a_tracker_have_no_runs(
+    sweep: Path, tmp_path: Path
+) -> None:
+    said = "There are no learning curves, as every job has a single epoch."
+    page = render_report([sweep], read_sweep(sweep), "html")["report.html"].decode()
+    assert said not in page and '"part0-curves"' in page and "W&amp;B run" not in page
+    add_job(tmp_path / "short", 0.5, 1, [0.8], wandb_url="https://wandb.example/runs/1")
+    rows = read_sweep(tmp_path / "short")
+    page = render_report([tmp_path / "short"], rows, "html")["report.html"].decode()
+    assert said in page and '"part0-curves"' not in page and "W&amp;B run" in page
+    assert terminal.jobs_table(rows).columns[-1].header == "W&B name"
+
+
 def test_csv_has_one_row_per_job_and_one_row_per_epoch(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from tvf.cli.confirm import plan_confirmation
 from tvf.errors import InputError
 from tvf.files import read_json, write_json
 from tvf.records.job import mark_failed
-from tvf.records.race import read_race
+from tvf.records.race import race_by_job, read_race
 from tvf.records.rows import read_sweep
 from tvf.records.sweep import read_commands, read_configs, sibling_configs, write_manifest
 from tvf.report.comparison import compare
@@ -214,15 +214,15 @@ SHARE = {0.0: 0.6, 0.25: 0.8, 0.5: 0.7, 1.0: 0.9}  # of images that each fractio
 FOLDS = range(3)
 
 
-def grid_in(folder: Path) -> dict[str, dict[str, Any]]:
+def grid_in(folder: Path, share: Mapping[float, float] = SHARE) -> dict[str, dict[str, Any]]:
     """A finished grid of four fractions on three folds of 200 images; its configs by folder."""
     rng = np.random.default_rng(0)
-    for fraction, share in SHARE.items():
+    for fraction, correct in share.items():
         for fold in FOLDS:
             add_training(
                 folder,
                 fraction,
-                (rng.random(200) < share).tolist(),
+                (rng.random(200) < correct).tolist(),
                 places=range(200 * fold, 200 * fold + 200),
                 changes={"data.folds": 3, "data.fold": fold},
                 val_loss=rng.random(),
@@ -338,6 +338,7 @@ def test_every_format_says_that_it_was_a_race(
     assert not print_result(folder, frozenset(configs))
     printed = capsys.readouterr().out
     assert note in printed and "stopped by the race: 9 of 12 jobs" in printed
+    assert "stopped: " not in printed and "W&B" not in printed  # the jobs have tracker=none
     assert "never started" not in printed and "tvf resume" not in printed
     assert f"tvf confirm {folder}" in printed
 
@@ -431,6 +432,26 @@ def test_a_budget_ends_a_race_undecided(tmp_path: Path) -> None:
         assert f"after 2 jobs, as its next block would have exceeded {said}Not" in (
             comparison.choice.text
         )
+
+
+def test_who_was_merely_not_continued_has_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    configs = grid_in(tmp_path / "grid", dict.fromkeys(SHARE, 0.7))
+    folder = tmp_path / "race"
+    train(plan_in(folder, configs, budget=2), tmp_path / "grid")
+    (comparison,) = compare(read_sweep(folder))
+    text = comparison.choice.text
+    behind = "Not decided: pct_unfreeze=0 is behind pct_unfreeze=0.25 after 1 of 3 blocks, and was "
+    assert f"{behind}not continued: 0.25 minus 0 is +0.0" in text
+    assert "ahead in a race" in text and "lost" not in text and "winner" not in text
+    assert (
+        "Not decided after 1 of 3 blocks: fine-tuning-0.25-seed1-00000003 stays, and" in caplog.text
+    )
+    assert "is out" not in caplog.text
+    places = {race["place"] for race in race_by_job(folder).values()}
+    assert places == {"behind", "champion", "untried"}
 
 
 def test_a_race_says_what_it_leaves_open_and_with_which_margin_it_was_run(tmp_path: Path) -> None:

@@ -114,14 +114,17 @@ def resume(place: str, overrides: tuple[str, ...]) -> None:
     """Resume a sweep.
 
     Resume the sweep in DIR: finished jobs are skipped, interrupted ones continue from their last
-    checkpoint. Only Hydra's own settings can change, such as the launcher.
+    checkpoint. Only Hydra's own settings can change, such as the launcher: hydra/launcher=NAME
+    chooses what runs the jobs (basic, local, slurm or ray), hydra.launcher.OPTION=VALUE sets how.
 
     A sweep with a mirror can also be resumed on a machine that has nothing of it: MIRROR is its
     URL. It is fetched into outputs/sweeps/NAME, or into hydra.sweep.dir=DIR.
 
     \b
     Examples:
-      tvf resume outputs/sweeps/demo hydra/launcher=basic
+      tvf resume outputs/sweeps/demo
+      tvf resume outputs/sweeps/demo hydra/launcher=local hydra.launcher.n_jobs=4
+      tvf resume outputs/sweeps/demo hydra/launcher=slurm
       tvf resume s3://my-bucket/demo
     """
     from tvf.cli import commands

@@ -8,6 +8,7 @@ from tvf.lease import Lease
 from tvf.records.job import LEASE
 
 WHOLE = ("jobs", "all", "blocks", "margin")
+OUT = ("lost", "behind", "skipped")  # places whose jobs the race launches no more
 DUEL = {"blocks", "to", "won", "decided", "difference", "better", "lower"}
 
 
@@ -18,9 +19,10 @@ def note_race(folder: Path, race: dict[str, Any]) -> None:
     `margin` is that of its duels, `budget` the most jobs that it may take, or None. `ended` is
     settled (by the last duel), spent (by the budget), or None while it runs. `configurations`
     lists, in the order in which they compete, the folders of their `jobs`, and their `place`:
-    champion, lost, skipped or untried. One that lost also has the `duel`: after how many `blocks`,
-    `to` a job of which other one, whether that was `won` by the challenger and `decided`, and the
-    `difference` with the probabilities `better` and `lower`, None where unknown.
+    champion, lost, behind (not decided), skipped or untried. One that lost or is behind also has
+    the `duel`: after how many `blocks`, `to` a job of which other one, whether that was `won` by
+    the challenger and `decided`, and the `difference` with the probabilities `better` and `lower`,
+    None where unknown.
     """
     with Lease(folder / LEASE):
         manifest = read_json(folder / "sweep.json")
@@ -50,7 +52,7 @@ def race_by_job(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name: whole
         | {key: each.get(key) for key in ("place", "duel")}
-        | {"stopped": bool(whole["ended"]) or each.get("place") in ("lost", "skipped")}
+        | {"stopped": bool(whole["ended"]) or each.get("place") in OUT}
         for each in race["configurations"]
         for name in each["jobs"]
     }

@@ -99,6 +99,13 @@ def read_sweep(folder: Path) -> list[Row]:
     return rows
 
 
+def is_tracked(row: Row) -> bool:
+    """Whether a job has a W&B run, or may get one: its tracker is not none."""
+    tracker = (row["config"] or {}).get("tracker") or {}
+    untracked = str(tracker.get("_target_")).endswith("NoTracker")
+    return not untracked or bool(row["wandb_run_id"] or row["wandb_url"])
+
+
 def is_stopped_by_race(row: Row) -> bool:
     """Whether a race has decided without this job: it need not train, or not to its end."""
     race = row[RACE]

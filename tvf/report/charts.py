@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 
 from tvf.report.comparison import Comparison
-from tvf.report.curves import learning_curves
+from tvf.report.curves import count_epochs, learning_curves
 from tvf.report.data_chart import score_by_images
 from tvf.report.encodings import (
     INK,
@@ -46,7 +46,7 @@ def page_charts(comparison: Comparison, palette: Palette) -> dict[str, dict[str,
     if any(configuration.val for configuration in configurations):
         charts["score"] = score_by_choice(comparison, palette)
         charts["cost"] = score_by_cost(comparison, palette)
-    if any(job["history"] for configuration in configurations for job in configuration.jobs):
+    if count_epochs(comparison) > 1:
         key = comparison.score_key.removeprefix("val_")
         charts["curves"] = learning_curves(comparison, palette, key, comparison.word)
         charts["losses"] = learning_curves(comparison, palette, "loss", "loss (cross-entropy)")

@@ -12,6 +12,12 @@ MAX_TICKS = 10  # on the axis of epochs
 MAX_SINGLE_LINES = 100  # with more jobs, only means are drawn
 
 
+def count_epochs(comparison: Comparison) -> int:
+    """The most epochs that a job has trained: a single one makes no curve."""
+    jobs = [job for configuration in comparison.configurations for job in configuration.jobs]
+    return max((len(job["history"]) for job in jobs), default=0)
+
+
 def learning_curves(comparison: Comparison, palette: Palette, key: str, word: str) -> LayeredChart:
     """Means over trainings by epoch, dashed for training; thin lines are single trainings.
 

@@ -18,13 +18,14 @@ from markupsafe import Markup
 
 from tvf.config import result_config
 from tvf.files import cache_folder, write_whole
-from tvf.records import DROPPED, TRIAL, Row, is_halving, sweep_name
+from tvf.records import DROPPED, TRIAL, Row, is_halving, is_tracked, sweep_name
 from tvf.report import tables
 from tvf.report.calibration import SPLITS, mean_calibration
 from tvf.report.charts import page_charts, page_specification, varies_elsewhere
 from tvf.report.commands import sweep_commands_with_folders
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Configuration
+from tvf.report.curves import count_epochs
 from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.encodings import Palette, unchecked
 from tvf.report.gallery import BYTES, collect_gallery
@@ -149,6 +150,7 @@ def _section(
         "id": identifier,
         "comparison": comparison,
         "charts": charts,
+        "single_epoch": count_epochs(candidates) == 1,
         "by": "configuration" if varies_elsewhere(candidates) else "the fraction that trains",
         "chosen": choice.chosen.label if choice.chosen else None,
         "test_score": describe_test_score(comparison),
@@ -174,7 +176,11 @@ def _section(
         "calibration": _calibration_table(shown) if shown else None,
         "gallery": collect_gallery(comparison, shown, picture_bytes) if shown else None,
         "jobs": jobs,
-        "job_columns": (tables.SWEEP, *tables.JOBS) if several_sweeps else tables.JOBS,
+        "job_columns": [
+            *([tables.SWEEP] if several_sweeps else []),
+            *tables.JOBS,
+            *([tables.RUN] if any(map(is_tracked, jobs)) else []),
+        ],
     }
 
 

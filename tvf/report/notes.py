@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tvf.records import Row
+from tvf.records import Row, is_stopped_by_race
 from tvf.report.configuration import Configuration
 from tvf.report.labels import differing_keys
 from tvf.report.raced import about_race, race_of
@@ -12,7 +12,7 @@ from tvf.report.validated import read_job
 from tvf.report.words import enumerate_words
 
 IMBALANCED = 1.2  # times its equal share: the size of a class from which accuracy misleads
-UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused", "pruned", "stopped")
+UNFINISHED = ("failed", "interrupted", "running", "waiting", "paused", "pruned")
 
 
 def collect_notes(
@@ -70,7 +70,9 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
 
 
 def _count_unfinished(jobs: Sequence[Row]) -> list[str]:
-    counts = {state: sum(job["state"] == state for job in jobs) for state in UNFINISHED}
+    """How many jobs are in which state, without those that a race needs no more: see `raced`."""
+    left = [job["state"] for job in jobs if not is_stopped_by_race(job)]
+    counts = {state: left.count(state) for state in UNFINISHED}
     return [f"{state}: {count} of {len(jobs)} jobs." for state, count in counts.items() if count]
 
 

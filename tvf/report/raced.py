@@ -71,7 +71,7 @@ def is_settled(configurations: Sequence[Configuration]) -> bool:
 
 
 def describe_duels(configurations: Sequence[Configuration], margin: float) -> list[str]:
-    """How each configuration lost, which were not trained, and what would decide what is open.
+    """How each duel ended, what was not trained, and what would decide what is open.
 
     Says so if the race had another margin than the report has. Empty without a race.
     """
@@ -139,10 +139,13 @@ def _describe_duel(lost: Configuration, to: Configuration, race: Race) -> str:
             f"; the probability that {challenger.label} is more than {race['margin']:g} better is "
             f"{percent(duel['better'])}"
         )
-    undecided = "" if duel["decided"] else ", undecided"
+    ended = f"{lost} lost to {to} {after}"
+    if not duel["decided"]:
+        ended = f"Not decided: {lost} is behind {to} {after}"
+        ended += ", and was not continued" if duel["blocks"] < race["blocks"] else ""
     return (
-        f"{lost} lost to {to} {after}{undecided}: {challenger.label} minus {champion.label} is "
-        f"{signed(duel['difference'])}{chance}."
+        f"{ended}: {challenger.label} minus {champion.label} is {signed(duel['difference'])}"
+        f"{chance}."
     )
 
 

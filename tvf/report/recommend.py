@@ -133,7 +133,8 @@ def _describe_winner(
 ) -> Recommendation:
     settled = is_settled(configurations)
     lead = "Train" if settled else "Not decided; best so far is"
-    text = f"{lead} {winner}, the winner of a race, with a validation "
+    how = "the winner of a race" if settled else "ahead in a race"
+    text = f"{lead} {winner}, {how}, with a validation "
     text += f"{_describe_score(winner, metric)}."
     sentences = [
         text,

@@ -48,8 +48,8 @@ JOBS = (
         ".1f",
         "training, including frozen layers if the job computed them",
     ),
-    Column("name", "W&B run"),
 )
+RUN = Column("name", "W&B run")  # after JOBS, if any job has one
 COSTS = (
     Column("label", "pct_unfreeze"),
     Column(

@@ -23,6 +23,7 @@ from tvf.records import (
     count_trials_left,
     is_halving,
     is_stopped_by_race,
+    is_tracked,
     job_holder,
     read_status,
     read_sweep,
@@ -140,7 +141,8 @@ def jobs_table(rows: Sequence[Row]) -> Table:
         table.add_column("training" if divided else "seed", justify="right")
     for heading in ("layer groups", "trainable", *scores, "seconds"):
         table.add_column(heading, justify="right")
-    for heading in ("state", "W&B name"):
+    tracked = any(map(is_tracked, rows))
+    for heading in ("state", "W&B name") if tracked else ("state",):
         table.add_column(heading, overflow="fold")
     if unfinished:
         table.add_column("epoch", justify="right")
@@ -157,7 +159,9 @@ def jobs_table(rows: Sequence[Row]) -> Table:
         cells.append("" if groups is None else str(len(groups)))
         cells.append(_number(row["trainable_params"], ",d"))
         cells += [_number(_score(row, key), ".3f") for key in scores]
-        cells += [_number(row["train_seconds"], ".1f"), row["state"], escape(row["name"])]
+        cells += [_number(row["train_seconds"], ".1f"), row["state"]]
+        if tracked:
+            cells.append(escape(row["name"]))
         if unfinished:
             cells += [row["epoch"] or "", _duration(row["left"])]
         if any(varied):

@@ -190,7 +190,9 @@ def _describe(plan: RacePlan, now: Round) -> dict[str, Any]:
         names = [name for block in range(plan.blocks) for name in plan.jobs[place, block].jobs]
         entry: dict[str, Any] = {"jobs": names, "place": "untried"}
         if place in lost:
-            entry |= {"place": "lost", "duel": _describe_duel(plan, lost[place])}
+            decided = lost[place].decided or lost[place].duel is None
+            entry |= {"place": "lost" if decided else "behind"}
+            entry |= {"duel": _describe_duel(plan, lost[place])}
         elif place == now.champion:
             entry["place"] = "champion"
         elif place in now.skipped:
@@ -228,13 +230,14 @@ def _tell(plan: RacePlan, meeting: Meeting) -> str:
     after = f"after {meeting.blocks} of {plan.blocks} blocks"
     if meeting.duel is None:
         return f"{winner} stays and {loser} is out {after}: too few finished jobs."
-    sure = "" if meeting.decided else ", undecided"
+    stands = f"{winner} stays and {loser} is out {after}"
+    if not meeting.decided:
+        stands = f"Not decided {after}: {winner} stays, and {loser} is behind"
     better = meeting.duel.better
     chance = "unknown" if better is None else f"{better:.0%}"
     return (
-        f"{winner} stays and {loser} is out {after}{sure}: {labels[0]} minus {labels[1]} is "
-        f"{meeting.duel.mean:+.3f} by validation {WORDS[plan.metric]} (probability of more than "
-        f"{plan.margin:g}: {chance})."
+        f"{stands}: {labels[0]} minus {labels[1]} is {meeting.duel.mean:+.3f} by validation "
+        f"{WORDS[plan.metric]} (probability of more than {plan.margin:g}: {chance})."
     )
 
 
