@@ -85,6 +85,16 @@ def test_how_a_backbone_trains_is_no_setting_of_a_head(model: str) -> None:
         _validated(f"model={model}", "optimizer.l2_sp=-1")
 
 
+def test_a_pull_of_weights_is_no_setting_of_adapters() -> None:
+    pulled = _validated("model=lora", "optimizer.l2_sp=0.1", "optimizer.layer_decay=0.5")
+    assert result_config(pulled) == result_config(
+        _validated("model=lora", "optimizer.layer_decay=0.5")
+    )
+    note = "job: model=lora keeps the weights of its layers; ignoring optimizer.l2_sp."
+    assert _note_of(_root("model=lora", "optimizer.l2_sp=0.1")) == note
+    assert _note_of(_root("model=norm", "optimizer.l2_sp=0.1", "model.rank=null")) is None
+
+
 def test_at_fraction_zero_there_are_no_adapters_to_differ() -> None:
     zero = ("model=lora", "model.pct_unfreeze=0")
     configs = [_validated(*zero, f"model.rank={rank}") for rank in (4, 8)]
@@ -116,7 +126,7 @@ def test_a_config_from_before_adapters_is_that_of_today() -> None:
         (("model=lora", "model.layers='('"), "model.layers='\\('"),
         (("model=lora", "model.train=bn"), "model.train='bn' must be null with model=lora"),
         (("model=norm", "model.train=bn"), "model.train='bn' must be null with model=norm"),
-        (("model=lora", "optimizer.l2_sp=0.1"), "optimizer.l2_sp must be null with model=lora"),
+        (("model=lora", "optimizer.l2_sp=-1"), "optimizer.l2_sp=-1"),
         (("model=probe", "model.frozen_bn=batch"), "must be eval or recalibrate with model=probe"),
         (("optimizer.l2_sp=-1",), "optimizer.l2_sp=-1"),
         (("model=lora", "+model.adapt=false"), "model.adapt is not an option"),

@@ -56,6 +56,7 @@ from tvf.sweep import (
     job_outcome,
     jobs_at_once,
     launched,
+    log_in_file,
     refuse_unmirrored,
     run_in_subprocess,
     runs_in_parallel,
@@ -291,8 +292,10 @@ def _checked_config(cfg: DictConfig, context: "JobContext") -> dict[str, Any]:
         if not is_running(context.folder):
             mark_failed(context.folder, name, failure_reason(error))
         raise
-    if note:
+    if note and context.sweep is None:
         log.info("%s", note)
+    elif note:
+        log_in_file(note)
     return config
 
 

@@ -17,6 +17,8 @@ FRACTION = ("pct_unfreeze", "unit")
 ADAPTERS = ("rank", "alpha", "dropout", "layers")
 # Options of the optimizer, null by default, which a model that trains the head alone ignores.
 OF_BACKBONE = ("l2_sp", "layer_decay")
+# Those of weights that train themselves, which LoRA ignores.
+OF_WEIGHTS = ("l2_sp",)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from tvf.config.methods import (
     ADAPTERS,
     FRACTION,
     OF_BACKBONE,
+    OF_WEIGHTS,
     SELECTION,
     Config,
     ignores_adapters,
@@ -75,19 +76,31 @@ def name_value(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def ignored_by_head(model: Config, optimizer: Config) -> tuple[str, ...]:
-    """The keys given in `optimizer` that only concern a backbone, if `model` trains none of it."""
-    given = [key for key in OF_BACKBONE if optimizer.get(key) is not None]
-    own = str(optimizer.get("_target_")).startswith("tvf.")  # a user's may mean anything
-    return tuple(given) if own and is_transfer(model) else ()
+def ignored_in_optimizer(model: Config, optimizer: Config) -> tuple[str, ...]:
+    """The keys given in `optimizer` that concern what `model` does not train.
+
+    That is the whole backbone for one that trains the head alone, and its own weights for LoRA.
+    """
+    if not str(optimizer.get("_target_")).startswith("tvf."):  # a user's may mean anything
+        return ()
+    ignored = OF_BACKBONE if is_transfer(model) else OF_WEIGHTS if is_lora(model) else ()
+    return tuple(key for key in ignored if optimizer.get(key) is not None)
 
 
 def explain_ignored(name: str, model: Config, optimizer: Config) -> str | None:
     """One line that names the options given but ignored; None if there are none."""
     given = [key for key in ignored_options(model) if model.get(key) is not None]
-    unused = ignored_by_head(model, optimizer)
+    unused = ignored_in_optimizer(model, optimizer)
     if not given and not unused:
         return None
+    keys = [*(f"model.{key}" for key in given), *(f"optimizer.{key}" for key in unused)]
+    return f"{name}: {_why_ignored(model, given)}; ignoring {', '.join(keys)}."
+
+
+def _why_ignored(model: Config, given: Sequence[str]) -> str:
+    """Why `model` ignores its options `given`, or options of the optimizer alone."""
+    if not is_transfer(model) and not given:
+        return f"model={method_of(model).choice} keeps the weights of its layers"
     reason = f"model={method_of(model).choice} trains only the head"
     if not is_transfer(model):
         named = "train" if model.get("train") is not None else "groups"
@@ -97,8 +110,7 @@ def explain_ignored(name: str, model: Config, optimizer: Config) -> str | None:
             reason += " at model.pct_unfreeze=0" if is_lora(model) else ""
         elif {*given} & {*ADAPTERS}:
             reason += ", without adapters"
-    keys = [*(f"model.{key}" for key in given), *(f"optimizer.{key}" for key in unused)]
-    return f"{name}: {reason}; ignoring {', '.join(keys)}."
+    return reason
 
 
 def trained_label(model: Config) -> str:

@@ -33,7 +33,7 @@ from tvf.config.methods import (
     refuses_names,
 )
 from tvf.config.places import backbone_content, resolve_places
-from tvf.config.selection import ignored_by_head, ignored_options
+from tvf.config.selection import ignored_in_optimizer, ignored_options
 from tvf.data import Augmentation
 from tvf.distributed import count_devices, single_thread
 from tvf.errors import (
@@ -140,7 +140,7 @@ def validate_config(cfg: DictConfig, command_folder: str | None = None) -> dict[
     if (content := backbone_content(config["backbone"])) is not None:
         config["backbone_content"] = content
     _check_parts(config)
-    config["optimizer"] |= dict.fromkeys(ignored_by_head(config["model"], config["optimizer"]))
+    config["optimizer"] |= dict.fromkeys(ignored_in_optimizer(config["model"], config["optimizer"]))
     resolve_places(config, command_folder)
     return config
 
@@ -276,11 +276,6 @@ def _check_parts(config: dict[str, Any]) -> None:
         build_part(config, name)
     if (clip_norm := config["optimizer"].get("clip_norm")) is not None:
         require_number("optimizer.clip_norm", clip_norm, 0, above=True)
-    if config["optimizer"].get("l2_sp") is not None and is_lora(config["model"]):
-        raise InputError(
-            "optimizer.l2_sp must be null with model=lora, whose layers keep their weights: "
-            "optimizer.weight_decay already pulls the adapters towards adding nothing."
-        )
     devices = config["fabric"].get("devices")
     number = len(devices) if isinstance(devices, list) else devices
     if is_probe(config["model"]) and isinstance(number, int) and number > 1:

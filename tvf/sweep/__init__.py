@@ -11,7 +11,7 @@ from tvf.sweep.callback import (
 from tvf.sweep.heads import train_heads
 from tvf.sweep.launchers import jobs_at_once, runs_in_parallel, shield_workers, workers
 from tvf.sweep.mirroring import fetch_sweep, refuse_unmirrored
-from tvf.sweep.outcome import BAD_INPUT, INTERRUPTED, debugging, job_outcome
+from tvf.sweep.outcome import BAD_INPUT, INTERRUPTED, debugging, job_outcome, log_in_file
 from tvf.sweep.processes import (
     can_fork,
     interruptible,
@@ -41,6 +41,7 @@ __all__ = [
     "launch_on_ray",
     "launch_on_slurm",
     "launched",
+    "log_in_file",
     "plan_jobs",
     "planned_batches",
     "read_grid",

@@ -41,6 +41,7 @@ class CheckedJob:
 
 # The jobs of the sweep that were checked last, by its folder and their overrides.
 _checked: dict[tuple[str, ...], CheckedJob] = {}
+_told: set[tuple[Path, str]] = set()  # what jobs in a folder ignore, as this process has said
 
 
 def swept_lines(config: DictConfig) -> list[str]:
@@ -173,12 +174,25 @@ def place_jobs(
     InputError, or one of Hydra's errors, for a job that is misconfigured.
     """
     folder, composed = Path(config.hydra.sweep.dir), compose_jobs(config, overrides)
+    _tell_ignored(folder, [job.note for job in _checked.values() if job.note])
     same: dict[str, str] = {}
     if _has_default_folders(config):
         named = [any(text.startswith("name=") for text in job) for job in overrides]
         same = find_same_jobs(folder, composed, named)
         composed = [(same.get(name, name), job) for name, job in composed]
     return [name for name, _ in composed], dict(composed), same
+
+
+def _tell_ignored(folder: Path, notes: Sequence[str]) -> None:
+    """Name the options that jobs ignore, once for all jobs in `folder` that ignore the same."""
+    told: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, text = note.partition(": ")
+        told.setdefault(text, []).append(name)
+    for text, names in told.items():
+        if (folder, text) not in _told:
+            print(f"{names[0] if len(names) == 1 else f'{len(names)} jobs'}: {text}")
+        _told.add((folder, text))
 
 
 def check_jobs(folder: Path, jobs: Jobs, images: bool = True) -> None:

@@ -27,7 +27,7 @@ from tvf.files import read_json
 from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.composing import DEFAULT_FOLDERS, CheckedJob, checked_job
 from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
-from tvf.sweep.outcome import INTERRUPTED, job_outcome
+from tvf.sweep.outcome import INTERRUPTED, job_outcome, log_in_file
 from tvf.sweep.processes import can_fork, log_to, run_in_subprocesses
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class _Worker:
         _write_record(folder / ".hydra", hydra, record)
         _open_log(folder / "job.log", hydra, terminal)
         if head.checked.note:
-            log.info("%s", head.checked.note)
+            log_in_file(head.checked.note)
         workers = jobs_at_once(self.config.hydra.launcher)
         choices = hydra["runtime"]["choices"]
         context = JobContext(folder, self.sweep, workers != 1, choices, workers=workers)

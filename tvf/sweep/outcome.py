@@ -12,6 +12,14 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes of a job's process, following shel
 log = logging.getLogger(__name__)
 
 
+def log_in_file(text: str) -> None:
+    """Log a line in the job's file alone: the sweep's command has told the terminal."""
+    record = logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def job_outcome(run: Callable[[], object], name_of: Callable[[], str]) -> int:
     """Call `run`, which trains a job; log its errors and return an exit code.
 
