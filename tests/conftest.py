@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tvf import cli
 # A loaded machine is slow, not wrong.
 settings.register_profile("tvf", deadline=None)
 settings.load_profile("tvf")
+numbers = count()
 
 
 def pytest_collection_finish() -> None:
@@ -30,21 +32,25 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """No W&B login, whatever the machine has, no debug flag, and an empty store.
 
-    Nothing waits for the disk: files need not outlast a power cut.
+    Nothing waits for the disk: files need not outlast a power cut. The store's folder is made by
+    tests that write to it; a folder for every test would take more time than most tests.
     """
+    own = tmp_path_factory.getbasetemp() / f"own{next(numbers)}"
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv(
         "WANDB_SERVICE", raising=False
     )  # another test's W&B process, which it leaves in the environment
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NETRC", str(own / "netrc"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # cli.train() sets it for good
     monkeypatch.delenv("TVF_DEBUG", raising=False)
-    monkeypatch.setenv("TVF_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("TVF_STORE", str(own / "store"))
 
 
 @pytest.fixture(scope="session", autouse=True)
