@@ -283,6 +283,13 @@ def test_a_sweep_on_one_split_is_confirmed_by_folds(tmp_path: Path) -> None:
     assert found and found.text.startswith("Confirmed on 5 fresh folds with a fresh seed")
 
 
+def test_two_folds_are_called_few(sweep: Path) -> None:
+    found = confirmed(sweep, {0.5: 0.9, 0.25: 0.84}, only=2).confirmation
+    assert found and "from 2 folds, which are few: data.folds=5 has more); the prob" in found.text
+    again = confirmed(sweep, {0.5: 0.9, 0.25: 0.84}, folds=5, seeds=(1339,)).confirmation
+    assert again and "which are few" not in again.text
+
+
 def test_with_seeds_alone_the_report_says_what_that_leaves_open(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     hits = {0.0: rng.random(200) < 0.7, 0.5: rng.random(200) < 0.9}

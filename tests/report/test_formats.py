@@ -89,6 +89,27 @@ def test_a_single_epoch_makes_no_curve_and_jobs_without_a_tracker_have_no_runs(
     assert terminal.jobs_table(rows).columns[-1].header == "W&B name"
 
 
+def test_the_end_of_an_interrupted_sweep_says_each_thing_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_job(tmp_path, 0.5, 1)
+    names = {
+        add_job(tmp_path, share, 1, state="waiting", changes={"data.val_fraction": share}).name
+        for share in (0.1, 0.2, 0.3)
+    }
+    terminal.print_result(tmp_path, frozenset(names))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len({*lines})
+    nothing = [line for line in lines if "No job has finished yet" in line]
+    assert len(nothing) == 1 and nothing[0].count("data.val_fraction=0.") == 3
+    assert "\n".join(lines).count("All trainings share one division") == 1
+    assert not [line for line in lines if "note: waiting" in line]
+    assert sum("never started: " in line for line in lines) == 1
+    add_job(tmp_path, 0.25, 1, state="waiting")  # of another command
+    terminal.print_result(tmp_path, frozenset(names))
+    assert "note: waiting: 1 of 2 jobs." in capsys.readouterr().out
+
+
 def test_csv_has_one_row_per_job_and_one_row_per_epoch(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from tvf.report.validated import read_job
 from tvf.report.words import percent, signed
 
 OTHERS = 3  # configurations that an undecided choice is trained again with
+FEW = 3  # divisions, below which an interval rests on few
 ENDED = ("done", "failed", "pruned", "stopped")  # states of jobs with nothing left to do
 UNSTATED = (*REPETITIONS, "data.folds")  # a sweep on one split is confirmed by folds
 
@@ -265,9 +266,12 @@ class _Repeated:
         with_seeds = "a fresh seed" if seeds == 1 else f"{seeds} fresh seeds"
         if not self.new_divisions:
             return with_seeds
+        return f"{self._count_divisions(again, 'fresh ')} with {with_seeds}"
+
+    def _count_divisions(self, again: Configuration, how: str = "") -> str:
         divisions = len({training.division for training in again.scores})
         noun = "fold" if again.done[0]["config"]["data"].get("folds") else "split"
-        return f"{divisions} fresh {noun}{'' if divisions == 1 else 's'} with {with_seeds}"
+        return f"{divisions} {how}{noun}{'' if divisions == 1 else 's'}"
 
     def _describe_scores(self, ranked: Sequence[Configuration]) -> str:
         texts = []
@@ -287,6 +291,10 @@ class _Repeated:
             return []
         mean, _, low, high = difference.interval
         about = "repeated training" if evidence.images is None else "other images and trainings"
+        if self.new_divisions and len({t.division for t in ranked[0].scores}) < FEW:
+            about += (
+                f", from {self._count_divisions(ranked[0])}, which are few: data.folds=5 has more"
+            )
         return [
             f"{ranked[0].label} minus {ranked[1].label} is {signed(mean)} (95 % interval "
             f"{signed(low or 0.0)} to {signed(high or 0.0)}, {about}); the probability that it "

@@ -23,7 +23,7 @@ def collect_notes(
         about_halving(configurations),
         about_pruning(configurations),
         about_race(configurations),
-        *_count_unfinished([job for group in configurations for job in group.jobs]),
+        *count_unfinished([job for group in configurations for job in group.jobs]),
         _about_validation_images(configs),
         _about_majority_class(configurations, metric),
         _about_predictions(configurations),
@@ -69,10 +69,10 @@ def about_halving(configurations: Sequence[Configuration]) -> str | None:
     )
 
 
-def _count_unfinished(jobs: Sequence[Row]) -> list[str]:
-    """How many jobs are in which state, without those that a race needs no more: see `raced`."""
+def count_unfinished(jobs: Sequence[Row], states: Sequence[str] = UNFINISHED) -> list[str]:
+    """How many jobs are in these states, without those that a race needs no more: see `raced`."""
     left = [job["state"] for job in jobs if not is_stopped_by_race(job)]
-    counts = {state: left.count(state) for state in UNFINISHED}
+    counts = {state: left.count(state) for state in states}
     return [f"{state}: {count} of {len(jobs)} jobs." for state, count in counts.items() if count]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tvf.report.comparison import Comparison
 from tvf.report.configuration import Training
+from tvf.report.data_sentences import DATA_HEADING, describe_data
+from tvf.report.notes import count_unfinished
 from tvf.report.searched import describe_search_errors
 from tvf.report.words import enumerate_words
 
@@ -14,6 +16,32 @@ def conclusions(comparison: Comparison) -> list[str]:
     """The paragraphs: the recommendation with its test score, and what its confirmation found."""
     first = f"{comparison.choice.text} {describe_test_score(comparison)}".rstrip()
     return [first, *([comparison.confirmation.text] if comparison.confirmation else [])]
+
+
+def summarise(comparisons: Sequence[Comparison], listed: Sequence[str]) -> list[str]:
+    """Lines about these comparisons, each once, however many it is true of.
+
+    Jobs in the states `listed` are not counted: the reader finds them elsewhere.
+    """
+    titles: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        text = "\n".join(_lines_about(comparison, listed))
+        titles.setdefault(text, []).append(comparison.title)
+    texts = (f"{'; '.join(alike)}: {text}".removeprefix(": ") for text, alike in titles.items())
+    return [*dict.fromkeys(line for text in texts for line in text.splitlines())]
+
+
+def _lines_about(comparison: Comparison, listed: Sequence[str]) -> list[str]:
+    """What is concluded and noted; where nothing is scored yet, nothing about errors."""
+    lines = conclusions(comparison)
+    if any(group.val for group in comparison.configurations):
+        lines.append(describe_errors(comparison))
+    if comparison.data:
+        data = describe_data(comparison.data, comparison.word)
+        lines.append(f"{DATA_HEADING} {' '.join(data)}")
+    jobs = [job for group in comparison.configurations for job in group.jobs]
+    counted = count_unfinished(jobs, listed)
+    return [*lines, *(f"note: {note}" for note in comparison.notes if note not in counted)]
 
 
 def describe_errors(comparison: Comparison) -> str:

@@ -35,10 +35,10 @@ from tvf.report.commands import confirm_command
 from tvf.report.comparison import Comparison
 from tvf.report.comparison import compare as compare_jobs
 from tvf.report.configuration import name_trainings, training_of
-from tvf.report.data_sentences import DATA_HEADING, describe_data
 from tvf.report.formats import render_report, write_files
 from tvf.report.model_card import jobs_of_choice, write_cards
-from tvf.report.sentences import conclusions, describe_errors
+from tvf.report.notes import UNFINISHED
+from tvf.report.sentences import summarise
 from tvf.report.wandb_summary import log_summary
 
 LOG_FILE_WIDTH = 200  # of tables in pipes and files, where lines need no wrapping
@@ -60,10 +60,12 @@ def print_result(
     compare = compare and bool(started)
     if compare and (confirmed := confirmed_sweep(folder)):  # whose report quotes the confirmation
         tracked = track and any(row["wandb_run_id"] for row in started)
-        _compare(confirmed, read_sweep(confirmed), tracked)
+        _compare(confirmed, read_sweep(confirmed), tracked, ())
         _print_sync_commands(confirmed, [])
     elif compare:
-        _compare(folder, rows, track)
+        waiting = {row["folder"] for row in rows if row["state"] == "waiting"}
+        listed = [state for state in UNFINISHED if state != "waiting" or waiting <= jobs]
+        _compare(folder, rows, track, listed)
     _print_sync_commands(folder, started)
     paused = [row for row in started if row["state"] == "paused"]
     pruned = sum(row["state"] == "pruned" for row in started)
@@ -195,26 +197,25 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
-def _compare(folder: Path, rows: Sequence[Row], track: bool) -> None:
-    comparisons = _print_recommendations(folder, rows)
+def _compare(folder: Path, rows: Sequence[Row], track: bool, listed: Sequence[str]) -> None:
+    comparisons = _print_recommendations(folder, rows, listed)
     _write_reports(folder, rows, comparisons)
     _write_cards(folder, comparisons or ())
     if track:
         _log_summary(folder)
 
 
-def _print_recommendations(folder: Path, rows: Sequence[Row]) -> list[Comparison] | None:
-    """Print what the comparison says, and return it; None if it fails."""
+def _print_recommendations(
+    folder: Path, rows: Sequence[Row], listed: Sequence[str]
+) -> list[Comparison] | None:
+    """Print what the comparison says, each thing once, and return it; None if it fails.
+
+    Jobs in the states `listed` are not counted: they are named below.
+    """
     try:
         comparisons = compare_jobs(rows)
-        for comparison in comparisons:
-            text = "\n".join(conclusions(comparison))
-            print(f"{comparison.title}: {text}".removeprefix(": "))
-            print(describe_errors(comparison))
-            if comparison.data:
-                print(f"{DATA_HEADING} {' '.join(describe_data(comparison.data, comparison.word))}")
-            for note in comparison.notes:
-                print(f"note: {note}")
+        for line in summarise(comparisons, listed):
+            print(line)
         if command := confirm_command(folder, comparisons):
             print(f"to check the choice on fresh divisions and seeds: {command}")
         return comparisons
