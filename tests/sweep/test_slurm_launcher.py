@@ -70,6 +70,23 @@ def test_a_job_has_as_long_for_its_checkpoint_as_slurm_gives_it(
         assert slurm._submit([], tmp_path, options) == left
 
 
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_machine_without_a_cluster_is_told_apart_from_jobs_that_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    for name, code in (("sbatch", 1), ("squeue", 0 if reachable else 1)):
+        text = f"#!/bin/sh\necho {name}: error: lookup failed >&2\necho {name}: fatal: no >&2\n"
+        (tmp_path / name).write_text(f"{text}exit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(InputError) as error:
+        slurm._submit([], tmp_path / "slurm", SlurmOptions())
+    assert ("SLURM does not take the jobs" in str(error.value)) == reachable
+    assert ("use hydra/launcher=local. sbatch said: sbatch: fatal" in str(error.value)) != reachable
+    assert ("lookup failed" in str(error.value)) == reachable
+    assert [*(tmp_path / "slurm").iterdir()] == []
+
+
 # sbatch takes one array; with the next one something happens. A terminal signals its process group.
 SBATCH = """#!/bin/sh
 cd {folder}

@@ -55,7 +55,7 @@ def launch_on_slurm(
     """Submit the jobs that are neither done nor queued, and wait for all of them to end.
 
     `config` is the sweep's, `options` are the launcher's. Raises InputError, in SLURM's words, if
-    it does not take the jobs.
+    it does not take the jobs; in tvf's, if there is no cluster to take them.
     """
     slurm = read_options(SlurmOptions, options)
     _check(jobs, config, slurm)
@@ -131,8 +131,15 @@ def _submit(jobs: Sequence[RemoteJob], folder: Path, slurm: SlurmOptions) -> str
     done = _run(["sbatch", "--parsable"], input=script, **options)
     if done.returncode:
         commands.unlink()
+        said = done.stderr.strip()
+        if _run(["squeue", "-h"]).returncode:  # nothing answers, whatever is asked
+            raise InputError(
+                "hydra/launcher=slurm reaches no SLURM cluster from this machine. Start the sweep "
+                "on a login node of the cluster, or use hydra/launcher=local. sbatch said: "
+                + said.rpartition("\n")[2]
+            )
         raise InputError(
-            f"SLURM does not take the jobs: {done.stderr.strip()}. The options of hydra.launcher: "
+            f"SLURM does not take the jobs: {said}. The options of hydra.launcher: "
             f"{_command('train', '--cfg', 'hydra', '-p', NODE, 'hydra/launcher=slurm')}"
         )
     return done.stdout.strip().partition(";")[0]
