@@ -14,6 +14,7 @@ from helpers.training import DATA, small_config, small_context, split
 from tvf.advise import FRACTIONS, Advice, advise, describe_advice, tabulate_advice
 from tvf.advise.depths import pool
 from tvf.advise.errors import score_of_largest_class
+from tvf.advise.survey import UNSTORED
 from tvf.advise.trials import RUN_ERROR, take, within_margin
 from tvf.config import Config
 from tvf.errors import InputError
@@ -147,6 +148,22 @@ def test_words_and_numbers_agree(advice: Advice) -> None:
         in text
     )
     assert numbers["promising"] == advice.promising == sorted(advice.promising)
+
+
+def test_a_probe_is_suggested_where_all_depths_together_score_highest(advice: Advice) -> None:
+    said = "It is what model=probe trains"
+    leads, behind = replace(advice, all_depths=1.1), replace(advice, all_depths=0.1)
+    assert leads.probe_leads and said in describe_advice(leads, "")
+    assert not behind.probe_leads and said not in describe_advice(behind, "")
+    assert not replace(leads, notes=[f"{UNSTORED}: it cannot be traced"]).probe_leads
+
+
+def test_a_run_as_long_as_a_job_is_called_so(advice: Advice) -> None:
+    short = replace(advice, splits={**advice.splits, "run": 8, "job": 9})
+    assert "the start of an ordinary job" in describe_advice(short, "")
+    whole = describe_advice(replace(advice, splits={**advice.splits, "run": 9, "job": 9}), "")
+    assert "3. A run of each fraction, as long as a whole job, on the same 9" in whole
+    assert "start of an ordinary job" not in whole
 
 
 def test_a_network_that_does_not_trace_is_read_where_it_calls_modules(tmp_path: Path) -> None:

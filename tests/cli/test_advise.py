@@ -3,11 +3,15 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from helpers.configs import plain_config
 from helpers.folders import write_images
+from tvf.cli.advise import _command
 from tvf.cli.main import tvf as command
 
 
@@ -71,3 +75,15 @@ def test_advice_ends_with_the_command_that_settles_it(
     assert f"model.pct_unfreeze={fractions}" in words
     assert words[-len(overrides) :] == overrides
     assert sum(found["seconds"].values()) == pytest.approx(found["total_seconds"])
+
+
+def test_the_command_has_a_probe_where_that_leads() -> None:
+    config = plain_config("model=lora")
+    advice: Any = SimpleNamespace(promising=[0.0, 0.25], probe_leads=True)
+    command = _command(["model=lora", "seed=3"], config, None, advice)
+    assert "model.pct_unfreeze=0,0.25 model=lora,probe data.folds=5" in command
+    assert command.endswith(" seed=3")
+    config["model"]["frozen_bn"] = "batch"
+    assert "probe" not in _command(["model=lora"], config, None, advice)
+    advice.probe_leads = False
+    assert _command(["model=lora"], config, None, advice).endswith(" model=lora")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from tvf.advise.errors import errors_of, score_of_largest_class
-from tvf.advise.survey import Costs, DepthScore, config_at, survey_network
+from tvf.advise.survey import UNSTORED, Costs, DepthScore, config_at, survey_network
 from tvf.advise.trials import Trial, run_trial, score_trials, take, within_margin
 from tvf.config import Config, is_transfer, method_of
 from tvf.data import DataSplits
@@ -52,7 +52,8 @@ class Advice:
     `all_depths` is the score of a probe on all depths at once, `all_depths_error` the standard
     error of its difference from the best depth; None if there is only one. `baseline` is the score
     of always predicting the largest class.
-    `gradients` are relative gradient norms by group, shallowest first. `splits` counts images.
+    `gradients` are relative gradient norms by group, shallowest first. `splits` counts images: also
+    those that a short `run` trains on, and a whole `job`, each in all its epochs together.
     """
 
     metric: str
@@ -75,6 +76,14 @@ class Advice:
         likely = [each for each in self.fractions if each.probability >= PROMISING]
         chosen = likely if len(likely) > 1 else self.fractions[:2]
         return sorted(each.fraction for each in chosen)
+
+    @property
+    def probe_leads(self) -> bool:
+        """Whether the probe of all depths has the highest score, and model=probe can train it."""
+        if self.all_depths is None or any(note.startswith(UNSTORED) for note in self.notes):
+            return False
+        scores = [*(each.probe for each in self.depths), *(each.score for each in self.fractions)]
+        return self.all_depths > max(scores)
 
 
 def advise(config: Config, context: JobContext) -> Advice:
@@ -112,7 +121,7 @@ def advise(config: Config, context: JobContext) -> Advice:
         margin=margin,
         baseline=score_of_largest_class(data.val.labels, metric),
         splits={"train": len(whole.train), "val": len(whole.val), "judged": len(data.val)}
-        | {"run": _run_images(config, data)},
+        | {"run": _run_images(config, data), "job": config["epochs"] * len(whole.train)},
         depths=survey.depths,
         all_depths=survey.all_depths,
         all_depths_error=survey.all_depths_error,

@@ -37,6 +37,7 @@ def describe_advice(advice: Advice, command: str) -> str:
             *_describe_depths(advice),
             *_describe_gradients(advice),
             *_describe_fractions(advice),
+            *_describe_probe(advice),
             *advice.notes,
             f"To settle it:\n\n  {command}",
         ]
@@ -149,22 +150,34 @@ def _describe_fractions(advice: Advice) -> list[str]:
         for each in others
         if not _differs(first.score - each.score, each.error_to_first, advice.margin)
     ]
-    said = f"After a short run {first.fraction:g} is ahead."
+    said = f"After these runs {first.fraction:g} is ahead."
     if near:
         *most, last = near
         listed = f"{', '.join(most)} and {last} are" if most else f"{last} is"
         said = (
-            f"After a short run {first.fraction:g} is ahead; {listed} within the margin of it, or "
+            f"After these runs {first.fraction:g} is ahead; {listed} within the margin of it, or "
             "the error of the difference."
         )
+    run = "A short run of each fraction, the start of an ordinary job,"
+    if advice.splits["run"] >= advice.splits["job"]:
+        run = "A run of each fraction, as long as a whole job,"
     return [
-        f"3. A short run of each fraction, the start of an ordinary job, on the same "
+        f"3. {run} on the same "
         f"{advice.splits['run']:,} training images, once ({_seconds(advice.seconds['runs'])})",
         _table(heads, rows),
         f"{said} The last column is the probability that the fraction, properly trained, is at "
         f"most {advice.margin:g} below the best of them: from the differences over validation "
         f"images, with a standard error of {RUN_ERROR:g} added for each run. That is what a first "
         "epoch was off by on other data, so it says what to compare first, and decides nothing.",
+    ]
+
+
+def _describe_probe(advice: Advice) -> list[str]:
+    if not advice.probe_leads:
+        return []
+    return [
+        f"The probe of all depths has the highest score here ({advice.all_depths:.3f}). It is what "
+        "model=probe trains, with the network frozen: compare that too."
     ]
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvf.advise import advise, describe_advice, tabulate_advice
+from tvf.advise import Advice, advise, describe_advice, tabulate_advice
 from tvf.cli.launch import compose
 from tvf.config import Config, method_of, validate_config
 from tvf.errors import InputError
@@ -29,7 +29,7 @@ def run_advise(overrides: Sequence[str], config_dir: Path | None, as_json: bool)
     with tempfile.TemporaryDirectory(prefix="tvf-advise-") as folder:
         context = JobContext(Path(folder), sweep=None, parallel=as_json, choices=choices)
         advice = advise(config, context)
-    command = _command(overrides, config, config_dir, advice.promising)
+    command = _command(overrides, config, config_dir, advice)
     if as_json:
         return json.dumps(tabulate_advice(advice, command), indent=2)
     return describe_advice(advice, command)
@@ -57,13 +57,20 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _command(
-    overrides: Sequence[str], config: Config, config_dir: Path | None, fractions: Sequence[float]
+    overrides: Sequence[str], config: Config, config_dir: Path | None, advice: Advice
 ) -> str:
-    """The sweep that would settle which of `fractions` is best, on folds."""
+    """The sweep that would settle which of the promising fractions is best, on folds.
+
+    It has a probe beside them if that may do better, and trains with the model's other options.
+    """
     folds = config["data"].get("folds") or DEFAULT_FOLDS
     words = ["tvf", "train", "-m", f"{SWEEPER}=race"]
     words += ["--config-dir", str(config_dir)] if config_dir else []
-    words += [f"{FRACTION}={','.join(f'{fraction:g}' for fraction in fractions)}"]
+    words += [f"{FRACTION}={','.join(f'{fraction:g}' for fraction in advice.promising)}"]
+    left_out = [FOLDS, FOLD, SWEEPER]
+    if advice.probe_leads and config["model"].get("frozen_bn") != "batch":  # an error with a probe
+        words.append(f"model={method_of(config['model']).choice},probe")
+        left_out.append("model")
     words += [f"{FOLDS}={folds}", f"{FOLD}={','.join(map(str, range(folds)))}"]
-    words += [text for text in overrides if text.partition("=")[0] not in (FOLDS, FOLD, SWEEPER)]
+    words += [text for text in overrides if text.partition("=")[0] not in left_out]
     return shlex.join(words)
