@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.sweeps import add_job
 from tvf.records import read_sweep
-from tvf.report.charts import ROW, page_charts
+from tvf.report.charts import ROW, cost_ticks, page_charts
 from tvf.report.comparison import compare
 from tvf.report.formats import render_report
 
@@ -32,6 +34,23 @@ def test_configurations_of_one_fraction_stand_side_by_side(tmp_path: Path) -> No
     assert places == pytest.approx([-0.015, 0.015, 0.25, 1])  # marks are 0.03 of the axis wide
     alone = {point["place"] for point in means if point["fraction"]}
     assert alone == {0.25, 1.0}
+
+
+@given(st.floats(1e-3, 1e7), st.floats(1, 1e6))
+def test_the_axis_of_costs_has_few_round_ticks_in_its_range(low: float, times: float) -> None:
+    ticks = cost_ticks([low, low * times])
+    assert 1 <= len(ticks) <= 6 and ticks == sorted({*ticks})
+    assert low * 0.999 <= ticks[0] and ticks[-1] <= low * times * 1.001
+    assert len(ticks) >= 2 or times <= 1.01
+
+
+def test_ticks_are_what_one_would_choose() -> None:
+    assert cost_ticks([95, 4200]) == [100, 200, 500, 1000, 2000]
+    assert cost_ticks([0.8, 3000]) == [1, 10, 100, 1000]
+    assert cost_ticks([33.2, 36.1]) == [33.5, 34, 34.5, 35, 35.5, 36]
+    assert cost_ticks([4.3, 17]) == [5, 10, 15]
+    assert cost_ticks([2, 200]) == [3, 10, 30, 100]
+    assert cost_ticks([7.3]) == [7.3] and cost_ticks([]) == []
 
 
 def test_many_configurations_of_a_fraction_stay_near_it(tmp_path: Path) -> None:

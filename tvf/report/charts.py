@@ -1,5 +1,7 @@
 """The comparison's charts in Altair, and their Vega-Lite specifications for the page."""
 
+from collections.abc import Sequence
+from math import ceil, floor, log10
 from typing import Any
 
 import altair as alt
@@ -29,6 +31,7 @@ from tvf.report.encodings import (
 
 ROW, LOW_ROW = 26, 15  # pixels: the height of a row, and where there are
 MANY_ROWS = 30  # of them
+MOST_TICKS = 6  # of the axis of costs
 LONG_PAIR = 25  # characters; the two labels of a longer pair get a line each
 
 
@@ -129,7 +132,12 @@ def score_by_cost(comparison: Comparison, palette: Palette) -> LayeredChart:
         "seconds:Q",
         title="own training seconds per job (log scale)",
         scale=alt.Scale(type="log" if means else "linear", padding=24, nice=False),
-        axis=alt.Axis(format=".3~g"),
+        axis=alt.Axis(
+            values=cost_ticks([point["seconds"] for point in means]),
+            format=",.3~f",
+            labelOverlap="greedy",
+            labelSeparation=4,
+        ),
     )
     base = alt.Chart(Points(values=means)).encode(x=x, y=score_axis(comparison))
     front = base.transform_filter("datum.front")
@@ -139,6 +147,30 @@ def score_by_cost(comparison: Comparison, palette: Palette) -> LayeredChart:
     return alt.layer(steps, *intervals, rings, _means(base, comparison, palette)).properties(
         height=320
     )
+
+
+def cost_ticks(seconds: Sequence[float]) -> list[float]:
+    """Round numbers for a logarithmic axis, few enough for a phone.
+
+    1, 2 and 5 times powers of ten, or 1 and 3 times, or these alone; equal steps in short ranges.
+    """
+    if not seconds:
+        return []
+    low, high = min(seconds), max(seconds)
+    if high <= 1.01 * low:  # all cost the same
+        return [low]
+    powers = [10.0**power for power in range(floor(log10(low)), ceil(log10(high)) + 1)]
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if 3 <= len(ticks) <= MOST_TICKS:
+            return ticks
+    if len(ticks) > MOST_TICKS:
+        return ticks[:: ceil(len(ticks) / MOST_TICKS)]
+    span = high - low
+    steps = (factor * 10.0 ** floor(log10(span) - 1) for factor in (1, 2, 5, 10, 20, 50))
+    step = next(step for step in steps if span / step < MOST_TICKS)
+    return [step * number for number in range(ceil(low / step), floor(high / step) + 1)]
 
 
 def _intervals(base: alt.Chart, comparison: Comparison, palette: Palette) -> list[alt.Chart]:
