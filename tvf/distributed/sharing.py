@@ -97,6 +97,7 @@ class _Candidate:
 
     def _measure(self) -> None:
         """Add a sample of each GPU on which no job is about to train."""
+        begin = [self._others_begin(gpu) for gpu in range(len(self._gpus))]
         usage = gpu_usage()
         if missing := [gpu for gpu in self._gpus if _bare(gpu) not in usage]:
             raise _Unknown(f"nvidia-smi does not say how busy GPU {missing[0]} is")
@@ -107,7 +108,7 @@ class _Candidate:
         for gpu, uuid in enumerate(self._gpus):
             number, percent = usage[_bare(uuid)]
             self._labels[gpu] = f"GPU {number}"
-            if self._others_begin(gpu):
+            if begin[gpu]:
                 self._samples[gpu].clear()
             else:
                 self._samples[gpu].append(percent)
