@@ -86,6 +86,22 @@ def heads(bench: Bench) -> dict[str, Any]:
     return found | {"over tuned": round(found["tuned"]["seconds"] / run["seconds"], 2)}
 
 
+def cuda_graphs(bench: Bench) -> dict[str, Any]:
+    """Images a second in training in the last epoch, kernel by kernel and with CUDA graphs."""
+    batch = bench.sizes.batches[0]
+    grid = ["model.pct_unfreeze=0.25,0.5,1.0", "seed=1", f"data.batch_size={batch}", "epochs=3"]
+    found: dict[str, Any] = {"batch": batch}
+    for mode in ("off", "auto"):
+        how = [f"fabric.compile={mode}", "hydra/launcher=basic"]
+        run = bench.tvf(f"graphs-{mode}", *grid, *how, store="graphs-store")
+        for job in run["jobs"]:
+            row = found.setdefault(f"{job['pct_unfreeze']:g}", {})
+            row[f"compile={mode}"] = round(job["rows"][-1]["images_per_second"])
+            if mode == "auto":
+                row["graphs in use"] = job["cuda_graphs"]
+    return found
+
+
 def suffixes(bench: Bench) -> dict[str, Any]:
     """Images a second in training, alone on the GPU, and the limit of the card's convolutions."""
     batch = bench.sizes.batches[-1]
@@ -175,6 +191,7 @@ def rows_of(sizes: Sizes) -> list[tuple[str, Callable[[Bench], dict[str, Any]]]]
         ("tests", tests),
         (f"{name}, batch {first}", sweep(first, styles=("tuned", "plain"))),
         (f"{heads_alone} heads", heads),
+        ("CUDA graphs", cuda_graphs),
         (f"{name}, batch {last}", sweep(last)),
         ("equal bits", bits),
         ("ResNet50, whole", resnet50),

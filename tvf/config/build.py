@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 JOB_OPTIONS = {
     "model": ("init_from",),
     "optimizer": ("clip_norm",),
-    "fabric": ("resident", "tf32", "jobs_per_gpu"),
+    "fabric": ("resident", "tf32", "compile", "jobs_per_gpu"),
 }
 NOT_TO_BE_CHOSEN = ("hydra/sweeper=one",)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota

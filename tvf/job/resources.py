@@ -165,6 +165,8 @@ def explain_memory(config: Config, context: JobContext) -> AbstractContextManage
         remedies.append("set fabric.precision=bf16-mixed")
     if context.sharing > 1:
         remedies.append(f"let fewer jobs than {context.sharing} share a GPU (fabric.jobs_per_gpu)")
+    if fabric.get("compile", "auto") != "off":
+        remedies.append("set fabric.compile=off")
     if fabric.get("resident", "auto") != "off":
         remedies.append("set fabric.resident=off")
     return memory_errors(remedies)
