@@ -35,12 +35,12 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
 def occupy(tmp_path: Path) -> Iterator[Occupy]:
     """`occupy("u0")` takes places as another process would."""
     with ExitStack() as held:
-        yield (
-            lambda *names: (
-                [held.enter_context(FileLock(devices.lock_path(name, tmp_path))) for name in names]
-                and None
-            )
-        )
+
+        def take(*names: str) -> None:
+            for name in names:
+                held.enter_context(FileLock(devices.lock_path(name, tmp_path)))
+
+        yield take
 
 
 def test_first_places_are_taken_first_and_at_once(
