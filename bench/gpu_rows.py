@@ -60,6 +60,11 @@ def sweep(
         found: dict[str, Any] = {f"tvf, jobs_per_gpu={jobs}": round(run["seconds"], 1)}
         found["utilisation"] = round(mean(run["use"])) if run["use"] else None
         found["scores"] = scores(run["jobs"])
+        if jobs == 1:  # start-up: of the sweep, and of CUDA and libraries in each job
+            own = sum(job["train_seconds"] + job["test_seconds"] for job in run["jobs"])
+            found["besides training, s per job"] = round(
+                (run["seconds"] - own) / len(run["jobs"]), 2
+            )
         for style in styles:
             options = {"batch": batch, "bf16": bf16, "epochs": min(3, sizes.epochs)}
             loop = bench.ask("gpu_loops.py", "lite0", style, **options)
