@@ -13,13 +13,14 @@ from helpers.smi import FakeSmi
 
 # Imported in each job's process, before it claims a GPU.
 ONE_GPU = """
-import time
+import os, tempfile, time
 from types import SimpleNamespace
 import lightning_fabric.accelerators.cuda
 import torch
 from helpers import small_backbone
 from tvf.distributed import sharing
 
+tempfile.tempdir = os.environ["TMPDIR"]  # a fork knows another one
 torch.cuda.device_count = lambda: 1
 torch.cuda.get_device_properties = lambda index: SimpleNamespace(uuid="u0")
 lightning_fabric.accelerators.cuda.num_cuda_devices = lambda: 0
