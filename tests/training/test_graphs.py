@@ -198,6 +198,7 @@ def test_torch_takes_what_is_to_be_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         "graph": lambda *_, **__: contextlib.nullcontext(),
         "Stream": lambda: None,
         "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda: None,
         "synchronize": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, instead)

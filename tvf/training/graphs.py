@@ -37,12 +37,15 @@ Forward = Callable[..., Tensor]
 def record_graph(module: nn.Module, samples: Tensors) -> Forward:
     """`module` as CUDA graphs of its forward and backward pass, for inputs shaped like `samples`.
 
-    Raises RuntimeError if it cannot be recorded. Its buffers and the random state change.
+    Raises an error, torch's or the module's, if it cannot be recorded. Its buffers and the random
+    state change.
     """
     options: dict[str, Any] = {"allow_unused_input": True}
     if "capture_error_mode" in signature(torch.cuda.make_graphed_callables).parameters:
         options["capture_error_mode"] = "thread_local"  # another thread may be reading batches
-    return torch.cuda.make_graphed_callables(module, samples, **options)  # type: ignore[reportReturnType]
+    with torch.cuda.stream(torch.cuda.current_stream()):  # which an error could leave changed
+        recorded: Any = torch.cuda.make_graphed_callables(module, samples, **options)
+    return recorded
 
 
 @dataclass
@@ -128,7 +131,7 @@ class PassGraph:
         before = random_states()
         try:
             graph = self._record(source, inputs)
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, the job can train without a graph
             reason = str(error).strip().partition("\n")[0]
             log.info("%s: kernel by kernel, as no CUDA graph works: %s.", self._name, reason)
             if self.fabric.device.type == "cuda":
