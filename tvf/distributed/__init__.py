@@ -1,6 +1,6 @@
 """Devices, and the processes of a job that trains on several devices."""
 
-from tvf.distributed.arithmetic import memory_errors, set_arithmetic
+from tvf.distributed.arithmetic import DeviceMemoryError, memory_errors, set_arithmetic
 from tvf.distributed.collectives import (
     RankStrategy,
     gather,
@@ -24,6 +24,7 @@ from tvf.distributed.devices import (
 from tvf.distributed.ranks import die_with_parent, start_ranks
 
 __all__ = [
+    "DeviceMemoryError",
     "RankStrategy",
     "available_cores",
     "claim_gpus",
