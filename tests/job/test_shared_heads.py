@@ -95,7 +95,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         pytest.param({}, id="linear"),
         pytest.param({"model__head_dropout": 0.3}, id="dropout"),
-        pytest.param({"fabric__precision": "bf16-mixed"}, id="bf16"),
+        pytest.param({"fabric__precision": "bf16-mixed"}, id="bf16-mixed"),
+        pytest.param({"fabric__precision": "bf16-true"}, id="bf16-true"),
     ],
 )
 def test_heads_in_one_process_are_those_alone(

@@ -242,7 +242,7 @@ class SharedSetups:
         drawn = _draw(model, shared.fabric.device)
         before, now = shared.model.state_dict(), model.state_dict()
         rest = before.keys() - drawn.weights.keys()
-        if not all(torch.equal(before[name], now[name].to(before[name].device)) for name in rest):
+        if not all(torch.equal(before[name], now[name].to(before[name])) for name in rest):
             return False
         self._heads[config["seed"]] = drawn
         return True
