@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tvf.config.identity import OPTIONS
 from tvf.config.legacy import LEGACY_TARGETS
 from tvf.config.methods import (
     ADAPTERS,
@@ -273,7 +274,7 @@ def explain_error(error: Exception) -> str:
                     f"{f', which has {here}' if here else ''}. It is one of {', '.join(choices)}: "
                     "choose that, or leave it out."
                 )
-            return str(unknown_key(str(cause.full_key), known, parent + dot))
+            return str(unknown_key(str(cause.full_key), known, parent + dot, OPTIONS))
     if isinstance(error, OverrideParseException):
         reason = next(iter(str(error).splitlines()[1:]), "").strip()
         return (

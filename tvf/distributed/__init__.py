@@ -22,12 +22,14 @@ from tvf.distributed.devices import (
     source_commit,
 )
 from tvf.distributed.ranks import die_with_parent, start_ranks
+from tvf.distributed.sharing import claim_shared_gpu, training_begins
 
 __all__ = [
     "DeviceMemoryError",
     "RankStrategy",
     "available_cores",
     "claim_gpus",
+    "claim_shared_gpu",
     "count_devices",
     "describe_machine",
     "die_with_parent",
@@ -45,4 +47,5 @@ __all__ = [
     "single_thread",
     "source_commit",
     "start_ranks",
+    "training_begins",
 ]

@@ -19,6 +19,7 @@ from tvf.distributed import (
     RankStrategy,
     available_cores,
     claim_gpus,
+    claim_shared_gpu,
     count_devices,
     memory_errors,
     reset_peak_memory,
@@ -94,7 +95,8 @@ def open_resources(config: Config, context: JobContext) -> Iterator[Store | None
 def claim_devices(config: Config, context: JobContext) -> JobContext:
     """Add how many jobs share a GPU, and this job's own GPUs if the machine has several.
 
-    Raises InputError if the machine has too few devices.
+    With fabric.jobs_per_gpu=auto, waits while the GPUs that it would share are busy. Raises
+    InputError if the machine has too few devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
     count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
@@ -107,8 +109,12 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     if not context.parallel or not gpus:
         return context
     sharing = -(-context.workers // gpus) if count == 1 else 1
-    own = claim_gpus(count, sharing) if gpus > 1 else None
-    return replace(context, devices=own, sharing=sharing)
+    own = None
+    if sharing > 1 and config["fabric"].get("jobs_per_gpu") == "auto":
+        own = claim_shared_gpu(sharing, config["name"])
+    elif gpus > 1:
+        own = claim_gpus(count, sharing)
+    return replace(context, devices=own if gpus > 1 else None, sharing=sharing)
 
 
 def build_fabric(config: Config, context: JobContext) -> Fabric:
