@@ -42,6 +42,8 @@ def forking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], 
         for module, names in TOUCHES.items():
             for name in names:
                 monkeypatch.setattr(module, name, lambda *_, of=name: touched(of), raising=False)
+        monkeypatch.setattr(torch.cuda, "_initialized", False)
+        monkeypatch.setattr(torch.cuda, "_cached_device_count", None)
         # Counts are remembered, so each test has a number of its own visible to it.
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"0,1,{tmp_path}")
         return found
@@ -72,6 +74,7 @@ def test_no_gpu_is_counted_where_counting_fails(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("no driver")
 
     monkeypatch.setattr(torch.cuda, "device_count", fail)
+    monkeypatch.setattr(torch.cuda, "_initialized", False)
     assert count_gpus() == 0
 
 

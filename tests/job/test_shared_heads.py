@@ -222,12 +222,14 @@ def test_the_scale_of_losses_is_reset_for_each_head(
 def test_a_process_is_left_where_it_would_train_otherwise(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    others = [{"deterministic": False}, {"fabric__precision": "bf16-mixed"}]
     with SharedSetups() as setups:
         train("one", setups.open_job)
-        assert setups.accepts(head_config(deterministic=False))  # a CPU needs no other process
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+        assert all(setups.accepts(head_config(**other)) for other in others)  # all on the CPU
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        assert setups.accepts(head_config())
-        assert not setups.accepts(head_config(deterministic=False))
+        assert setups.accepts(head_config(seed=2))
+        assert not any(setups.accepts(head_config(**other)) for other in others)
 
 
 def test_a_process_whose_gpu_has_failed_trains_nothing_more(

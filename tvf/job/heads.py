@@ -142,7 +142,7 @@ class SharedSetups:
         self._scale: dict[str, Any] = {}  # of losses in float16, before training
         self._said = _Said()
         self._heads: dict[int, _Head] = {}  # by seed
-        self._deterministic: bool | None = None  # of the jobs that this process has trained
+        self._arithmetic: Any = None  # what the last job has set for this process
         self._broken = False
 
     def __enter__(self) -> "SharedSetups":
@@ -164,13 +164,12 @@ class SharedSetups:
     def accepts(self, config: Config) -> bool:
         """Whether this process can train a job as one of its own would.
 
-        Not after an error that CUDA does not recover from, and not with another `deterministic`:
-        cuBLAS has read what follows from it when it was first used.
+        Not after an error that CUDA does not recover from, and not once another fabric, or
+        `deterministic`, has set how a GPU computes: cuBLAS reads that when it is first used.
         """
         if self._broken:
             return False
-        same = self._deterministic in (None, config.get("deterministic", False))
-        return same or not torch.cuda.is_initialized()
+        return self._arithmetic in (None, _arithmetic(config)) or not torch.cuda.is_initialized()
 
     @contextmanager
     def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
@@ -183,7 +182,7 @@ class SharedSetups:
         setup = shared, context.devices
         if shared is None or setup != self._setup or not self._can_share(config):
             self.forget()
-        self._deterministic = config.get("deterministic", False)
+        self._arithmetic = _arithmetic(config)
         try:
             first = self._frozen is None
             if self._frozen is None:
@@ -246,6 +245,11 @@ class SharedSetups:
             return False
         self._heads[config["seed"]] = drawn
         return True
+
+
+def _arithmetic(config: Config) -> tuple[Any, bool]:
+    """What decides how a process computes, see `build_fabric`."""
+    return config["fabric"], config.get("deterministic", False)
 
 
 def _draw(model: FineTuneModel, device: torch.device) -> _Head:
