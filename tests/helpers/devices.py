@@ -10,12 +10,13 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 
 from tvf.frontier import Residency
+from tvf.gpus import count_gpus
 
 GPU = pytest.param(
     "cuda",
     marks=[
         pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        pytest.mark.skipif(not count_gpus(), reason="needs a GPU"),
     ],
 )
 DEVICES = ["cpu", GPU]

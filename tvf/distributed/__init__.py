@@ -1,6 +1,6 @@
 """Devices, and the processes of a job that trains on several devices."""
 
-from tvf.distributed.arithmetic import memory_errors, set_arithmetic
+from tvf.distributed.arithmetic import DeviceMemoryError, memory_errors, set_arithmetic
 from tvf.distributed.collectives import (
     RankStrategy,
     gather,
@@ -25,6 +25,7 @@ from tvf.distributed.ranks import die_with_parent, start_ranks
 from tvf.distributed.sharing import claim_shared_gpu, training_begins
 
 __all__ = [
+    "DeviceMemoryError",
     "RankStrategy",
     "available_cores",
     "claim_gpus",

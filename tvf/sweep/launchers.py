@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tvf.errors import InputError
+from tvf.gpus import count_gpus
 
 # What fabric.jobs_per_gpu=auto assumes of a job: rough, and on the safe side. A training step of
 # ResNet50 in float32 keeps about 2,000 bytes for each pixel of its batch, ViT-B/16 3,000.
@@ -142,9 +143,7 @@ def default_workers(accelerator: str, devices: Any = 1, jobs_per_gpu: Any = 1) -
     per_job = len(devices) if several else devices
     available = _cores()
     if accelerator != "cpu":
-        import torch
-
-        gpus = torch.cuda.device_count()
+        gpus = count_gpus()
         if gpus and per_job == 1 and _is_count(jobs_per_gpu):
             gpus *= jobs_per_gpu
         available = gpus or available
