@@ -248,3 +248,12 @@ def test_signals_end_the_wait_at_once(
     assert time.monotonic() - begun < 3
     assert second.process.returncode == 130
     second.says("interrupted")
+
+
+def test_of_named_gpus_the_index_on_the_machine_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "gpu_names", lambda: ["u0", "u1", "u2"])
+    asked: list[Any] = []
+    monkeypatch.setattr(sharing, "claim_place", lambda *how: asked.append(how) or 1)
+    assert sharing.claim_shared_gpu(2, "job", [0, 2]) == [2]
+    assert sharing.claim_shared_gpu(2, "job") == [1]
+    assert asked == [(["u0", "u2"], 2, "job"), (["u0", "u1", "u2"], 2, "job")]

@@ -256,6 +256,8 @@ def test_gradients_that_are_clipped_in_half_precision_are_not_unscaled_by_a_fuse
         (2, 4, 1, 2, [1]),
         (2, 3, 1, 2, [1]),
         (4, 2, 2, 1, [1]),
+        (4, 2, [3], 2, None),  # named: no other is claimed
+        (4, 1, [0, 2], 1, None),
     ],
 )
 def test_jobs_are_spread_over_the_gpus(
@@ -263,7 +265,7 @@ def test_jobs_are_spread_over_the_gpus(
     tmp_path: Path,
     gpus: int,
     workers: int,
-    devices: int,
+    devices: int | list[int],
     sharing: int,
     own: list[int] | None,
 ) -> None:
@@ -281,3 +283,10 @@ def test_jobs_are_spread_over_the_gpus(
     found = resources.claim_devices(config, context)
     assert (found.sharing, found.devices) == (sharing, own)
     assert claims == ([(devices, sharing)] if own else [])
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = small_config(fabric__accelerator="auto", fabric__devices=[2])
+    with pytest.raises(InputError, match=r"fabric.devices=\[2\] must be indices .* 0 to 1"):
+        resources.claim_devices(config, small_context(tmp_path))

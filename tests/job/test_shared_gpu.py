@@ -38,20 +38,21 @@ def _config(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "gpus, jobs, workers, devices, claim, own",
     [
-        (1, "auto", 3, 1, (3, "a"), None),
+        (1, "auto", 3, 1, (3, "a", None), None),
         (1, "auto", 1, 1, None, None),
         (1, 3, 3, 1, None, None),
-        (2, "auto", 3, 1, (2, "a"), [0]),
+        (2, "auto", 3, 1, (2, "a", None), [0]),
         (2, "auto", 2, 1, (1, 1), [0]),
         (2, 2, 4, 1, (1, 2), [0]),
         (2, "auto", 1, 2, (2, 1), [0]),
+        (2, "auto", 3, [1], (3, "a", [1]), None),
     ],
 )
 def test_only_auto_waits_where_jobs_share_a_gpu(
     gpus: int,
     jobs: object,
     workers: int,
-    devices: int,
+    devices: int | list[int],
     claim: tuple[Any, ...] | None,
     own: list[int] | None,
     claims: list[tuple[Any, ...]],
@@ -70,7 +71,7 @@ def test_a_job_that_waits_leaves_its_folder_alone(
 ) -> None:
     folder, seen = tmp_path / "job", list[Any]()
 
-    def wait(places: int, job: str) -> list[int]:
+    def wait(places: int, job: str, among: list[int] | None) -> list[int]:
         seen.append([path.name for path in folder.iterdir()])
         seen.append(waiting_holder(folder) == lease_holder(folder / LEASE) is not None)
         seen.append(is_running(folder))

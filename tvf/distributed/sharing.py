@@ -33,12 +33,15 @@ class _Unknown(Exception):
     """It cannot be found out how busy the GPUs are."""
 
 
-def claim_shared_gpu(sharing: int, job: str) -> list[int]:
+def claim_shared_gpu(sharing: int, job: str, among: list[int] | None = None) -> list[int]:
     """Claim a place on a GPU for this process until it ends; return the GPU's index in a list.
 
-    Like `claim_gpus`, but waits while all GPUs are busy: see `claim_place`.
+    Like `claim_gpus`, but waits while all GPUs, or those `among` which it is to be, are busy: see
+    `claim_place`.
     """
-    return [claim_place(gpu_names(), sharing, job)]
+    names = gpu_names()
+    indices = among or [*range(len(names))]
+    return [indices[claim_place([names[index] for index in indices], sharing, job)]]
 
 
 def claim_place(gpus: Sequence[str], sharing: int, job: str, folder: Path | None = None) -> int:
