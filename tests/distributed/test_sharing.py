@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -135,6 +136,7 @@ def test_where_files_cannot_be_locked_nothing_waits(
 JOB = """
 import logging, sys, time
 from pathlib import Path
+from typing import Any
 from tvf.distributed import sharing
 from tvf.sweep import interruptible
 sharing.SAMPLES, sharing.SAMPLE_SECONDS = 1, 0.02
