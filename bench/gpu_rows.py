@@ -32,10 +32,10 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 def tests(bench: Bench) -> dict[str, Any]:
     """The tests marked gpu; without one, the same tests on the CPU."""
-    which = "cuda" if bench.device == "cuda" else "cpu"
-    files = ["job/test_on_devices.py", "frontier/test_residency.py", "data/test_augment.py"]
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--durations=0", "-k", which]
-    marks = ["-m", "gpu"] if bench.device == "cuda" else ["-m", "not slow"]
+    files = ["job/test_on_devices.py", "job/test_shared_heads.py", "frontier/test_residency.py"]
+    files += ["data/test_augment.py", "training/test_linear.py", "training/test_host_reads.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--durations=0"]
+    marks = ["-m", "gpu"] if bench.device == "cuda" else ["-m", "not slow", "-k", "cpu"]
     paths = [str(ROOT / "tests" / file) for file in files]
     path = f"{ROOT / 'tests'}{os.pathsep}{bench.environment['PYTHONPATH']}"
     try:
