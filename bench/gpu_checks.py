@@ -99,6 +99,7 @@ def equal_bits(work: Work) -> dict[str, str]:
             "epochs=2",
             f"data.limit={work.limit or 400}",
             "data.split_by=cell",
+            "fabric.compile=off",
         ]
         common += [f"data.image_size={work.size}", f"data.batch_size={work.batch}", "name=job"]
         accelerator = "gpu" if work.device.type == "cuda" else "cpu"
@@ -118,6 +119,7 @@ def equal_bits(work: Work) -> dict[str, str]:
             "again": [off],
             "store on": ["store.mode=on"],
             "resident=off": [off, "fabric.resident=off"],
+            "compile=on": [off, "fabric.compile=on"],
         }
         for name, options in others.items():
             other = losses(f"{name}{kind}", half, *options, *more)

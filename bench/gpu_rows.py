@@ -32,10 +32,10 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 def tests(bench: Bench) -> dict[str, Any]:
     """The tests marked gpu; without one, the same tests on the CPU."""
-    which = "cuda" if bench.device == "cuda" else "cpu"
-    files = ["job/test_on_devices.py", "frontier/test_residency.py", "data/test_augment.py"]
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--durations=0", "-k", which]
-    marks = ["-m", "gpu"] if bench.device == "cuda" else ["-m", "not slow"]
+    files = ["job/test_on_devices.py", "job/test_shared_heads.py", "frontier/test_residency.py"]
+    files += ["data/test_augment.py", "training/test_linear.py", "training/test_host_reads.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--durations=0"]
+    marks = ["-m", "gpu"] if bench.device == "cuda" else ["-m", "not slow", "-k", "cpu"]
     paths = [str(ROOT / "tests" / file) for file in files]
     path = f"{ROOT / 'tests'}{os.pathsep}{bench.environment['PYTHONPATH']}"
     try:
@@ -60,6 +60,11 @@ def sweep(
         found: dict[str, Any] = {f"tvf, jobs_per_gpu={jobs}": round(run["seconds"], 1)}
         found["utilisation"] = round(mean(run["use"])) if run["use"] else None
         found["scores"] = scores(run["jobs"])
+        if jobs == 1:  # start-up: of the sweep, and of CUDA and libraries in each job
+            own = sum(job["train_seconds"] + job["test_seconds"] for job in run["jobs"])
+            found["besides training, s per job"] = round(
+                (run["seconds"] - own) / len(run["jobs"]), 2
+            )
         for style in styles:
             options = {"batch": batch, "bf16": bf16, "epochs": min(3, sizes.epochs)}
             loop = bench.ask("gpu_loops.py", "lite0", style, **options)
@@ -84,6 +89,22 @@ def heads(bench: Bench) -> dict[str, Any]:
     loop = bench.ask("gpu_loops.py", "lite0", "tuned", batch=32, fractions=0, epochs=2)
     found["tuned"] = project(loop, bench.sizes.epochs, {0.0: seeds * rates})
     return found | {"over tuned": round(found["tuned"]["seconds"] / run["seconds"], 2)}
+
+
+def cuda_graphs(bench: Bench) -> dict[str, Any]:
+    """Images a second in training in the last epoch, kernel by kernel and with CUDA graphs."""
+    batch = bench.sizes.batches[0]
+    grid = ["model.pct_unfreeze=0.25,0.5,1.0", "seed=1", f"data.batch_size={batch}", "epochs=3"]
+    found: dict[str, Any] = {"batch": batch}
+    for mode in ("off", "auto"):
+        how = [f"fabric.compile={mode}", "hydra/launcher=basic"]
+        run = bench.tvf(f"graphs-{mode}", *grid, *how, store="graphs-store")
+        for job in run["jobs"]:
+            row = found.setdefault(f"{job['pct_unfreeze']:g}", {})
+            row[f"compile={mode}"] = round(job["rows"][-1]["images_per_second"])
+            if mode == "auto":
+                row["graphs in use"] = job["cuda_graphs"]
+    return found
 
 
 def suffixes(bench: Bench) -> dict[str, Any]:
@@ -175,6 +196,7 @@ def rows_of(sizes: Sizes) -> list[tuple[str, Callable[[Bench], dict[str, Any]]]]
         ("tests", tests),
         (f"{name}, batch {first}", sweep(first, styles=("tuned", "plain"))),
         (f"{heads_alone} heads", heads),
+        ("CUDA graphs", cuda_graphs),
         (f"{name}, batch {last}", sweep(last)),
         ("equal bits", bits),
         ("ResNet50, whole", resnet50),

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from tvf import findings
 from tvf.findings import recall, remember
@@ -44,6 +45,26 @@ def test_what_cannot_be_written_costs_no_job(tmp_path: Path) -> None:
     assert run_in_subprocess(finds, tmp_path / "job.log") == 0
     assert recall("answers", "first") is None
     findings.take(io.BytesIO(b"\x80\x04cut off"))
+
+
+class OnGpu(torch.Tensor):
+    """Stands in for a tensor on a GPU."""
+
+    is_cuda = True  # type: ignore[reportAssignmentType]
+
+
+def test_a_process_that_forks_jobs_reads_no_tensor_on_a_gpu(tmp_path: Path) -> None:
+    def finds(value: object) -> int:
+        remember("answers", "first", {"of": [value]}, most=2)
+        return 0
+
+    assert (
+        run_in_subprocess(lambda: finds(torch.ones(1).as_subclass(OnGpu)), tmp_path / "job.log")
+        == 0
+    )
+    assert recall("answers", "first") is None
+    assert run_in_subprocess(lambda: finds(torch.ones(1)), tmp_path / "job.log") == 0
+    assert recall("answers", "first") == {"of": [torch.ones(1)]}
 
 
 def test_a_job_that_is_killed_or_fails_leaves_nothing(tmp_path: Path) -> None:

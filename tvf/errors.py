@@ -59,12 +59,20 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name}={value} must be one of {', '.join(choices)}.")
 
 
-def unknown_key(key: str, known: Iterable[str], prefix: str = "") -> InputError:
-    """Return the error for an option that does not exist, with the closest one that does."""
+def unknown_key(
+    key: str, known: Iterable[str], prefix: str = "", everywhere: Iterable[str] = ()
+) -> InputError:
+    """Return the error for an option that does not exist, with the closest one that does.
+
+    That is one of `known`, or else the only one of `everywhere` with the same last word.
+    """
     names = sorted(name for name in known if name not in RESERVED)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    elsewhere = [one for one in everywhere if one.rpartition(".")[2] == key.rpartition(".")[2]]
     if near:
         hint = f"did you mean {prefix}{near[0]}?"
+    elif len(elsewhere) == 1:
+        hint = f"did you mean {elsewhere[0]}?"
     else:
         hint = f"valid options: {', '.join(prefix + name for name in names) or 'none'}."
     return InputError(f"{key} is not an option: {hint}")

@@ -3,7 +3,9 @@
 A process that forks its jobs gets it back from each of them.
 """
 
+import io
 import pickle
+import sys
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -29,7 +31,9 @@ def give(file: BinaryIO) -> None:
     """Write what this process has found since it began, if that can be written."""
     with suppress(Exception):  # a user's code may be part of it, and a job does not depend on it
         if _new:
-            file.write(pickle.dumps({kind: _findings.get(kind, {}) for kind in _new}))
+            content = io.BytesIO()
+            _Pickler(content).dump({kind: _findings.get(kind, {}) for kind in _new})
+            file.write(content.getvalue())
             file.flush()
 
 
@@ -39,3 +43,14 @@ def take(file: BinaryIO) -> None:
     with suppress(Exception):
         for kind, values in pickle.load(file).items():
             _findings.setdefault(kind, {}).update(values)
+
+
+class _Pickler(pickle.Pickler):
+    """Takes no tensor on a GPU: to read it, a process that forks jobs would initialise CUDA."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Pickle as usual, or raise PicklingError."""
+        torch = sys.modules.get("torch")
+        if torch and isinstance(obj, torch.Tensor) and obj.is_cuda:
+            raise pickle.PicklingError("a tensor on a GPU")
+        return NotImplemented

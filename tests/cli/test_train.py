@@ -224,8 +224,13 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
         (["optimizer.lr=inf"], r"optimizer.lr=inf must be a finite number above 0"),
         (["fabric.devices=-1"], r"fabric.devices=-1 must be the number of devices"),
         (["fabric.resident=some"], r"fabric.resident=some must be one of auto, on, off"),
+        (["fabric.compile=true"], r"fabric.compile=True must be one of auto, on, off"),
         (["fabric.tf32=1"], r"fabric.tf32=1 must be true or false"),
         (["deterministic=maybe"], r"deterministic='maybe' must be true or false"),
+        (
+            ["-m", "hydra.launcher.jobs_per_gpu=2"],
+            r"hydra.launcher.jobs_per_gpu is not an option: did you mean fabric.jobs_per_gpu\?",
+        ),
         (["fabric.jobs_per_gpu=0"], r"fabric.jobs_per_gpu=0 must be a whole number of at least 1"),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"],

@@ -53,6 +53,7 @@ def test_results_do_not_depend_on_who_hears_of_them_or_where_the_store_is() -> N
         "store.max_gb=1",
         "checkpoint.every_minutes=1",
         "fabric.resident=off",
+        "fabric.compile=off",
         "fabric.jobs_per_gpu=2",
     )
     assert result_config(plain_config("seed=1", *unheard)) == plain

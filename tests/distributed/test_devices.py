@@ -124,7 +124,7 @@ def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert default_workers("auto") == 8
     assert default_workers("gpu", 2) == 4
-    assert default_workers("auto", [0, 1, 2]) == 2
+    assert default_workers("auto", [0, 1, 2]) == 1  # these, and no others
     assert default_workers("auto", 16) == 1
     assert default_workers("cpu") == default_workers("cpu", [3]) == 5
     assert default_workers("cpu", 2) == 2

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from helpers import IMPORTABLE, forks
-from helpers.jobs import metrics
+from helpers.devices import GPU
+from helpers.jobs import digests, metrics
 
 HEADS = (
     "model=transfer",
@@ -24,6 +25,7 @@ HEADS = (
     "augment=flips",
     "store.mode=on",
     "model.head_dropout=0.2",
+    "fabric=cpu",
 )
 NUMBERS = ("val_loss", "val_acc", "test_loss", "test_acc", "best_epoch", "calibration")
 
@@ -55,6 +57,26 @@ def _states(sweep: Path) -> dict[str, Any]:
         (path.parent / ".hydra" / "overrides.yaml").read_text(): json.loads(path.read_text())
         for path in sweep.glob("*/status.json")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [GPU])
+def test_heads_in_one_process_on_a_gpu_are_those_alone(tmp_path: Path, device: str) -> None:
+    _compare_on(tmp_path, "gpu")
+
+
+def _compare_on(folder: Path, fabric: str) -> None:
+    """Train heads in a sweep, whose process forks theirs, and one of them alone."""
+    sweep, alone = folder / "sweep", folder / "alone"
+    own = (f"fabric={fabric}", "deterministic=true", "threads=1", "epochs=3")
+    grid = ("-m", "seed=1,2", "optimizer.lr=0.01,0.1", "hydra/launcher=basic")
+    code, output = _train(sweep, *grid, *own, f"hydra.sweep.dir={sweep}")
+    assert code == 0 and "Training 4 heads in 1 process." in output, output
+    assert "Launching" not in output
+    code, output = _train(alone, *own, "seed=2", "optimizer.lr=0.1", f"hydra.run.dir={alone}")
+    assert code == 0, output
+    (one,) = (path.parent for path in sweep.glob("*seed2-lr0.1*/summary.json"))
+    assert metrics(one) == metrics(alone) and digests(one) == digests(alone)
 
 
 @pytest.mark.slow

@@ -11,7 +11,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "tvf"
 GROUND_ROOM = "ground"
-GROUND = ("errors", "files", "findings", "hub", "lease", "memory", "metrics", "owners", "progress")
+GROUND = (
+    "errors",
+    "files",
+    "findings",
+    "gpus",
+    "hub",
+    "lease",
+    "memory",
+    "metrics",
+    "owners",
+    "progress",
+)
 # From the lowest room up: a room imports from those before it. The ground is modules, not a folder.
 ROOMS: tuple[str, ...] = (
     GROUND_ROOM,

@@ -22,6 +22,7 @@ from tvf.training import (
     DiscriminativeOptimizer,
     EpochResult,
     LoopOptions,
+    PassGraph,
     Phase,
     PhaseSetup,
     StepOptions,
@@ -97,10 +98,11 @@ class SmallPhases:
         augment: FlipsAndCrops | None = None,
         batch_size: int = 8,
         residency: Residency | None = None,
+        graph: Callable[[FineTuneModel, Optimizer | None], PassGraph | None] = lambda *_: None,
         begun: Callable[[int, Optimizer], None] = lambda index, optimizer: None,
     ) -> None:
         self.phases, self.model, self.begun = tuple(phases), model, begun
-        self.residency = residency
+        self.residency, self.graph = residency, graph
         self.optimizer = optimizer or DiscriminativeOptimizer(torch.optim.Adam, 0.01, 0.001)
         self.schedule, self.augment = (
             schedule or _constant,
@@ -120,7 +122,9 @@ class SmallPhases:
         pipeline = InputPipeline(FABRIC, self.module, DATA, self.augment, self.residency)
         wrapped: Any = FABRIC.setup_optimizers(optimizer)
         schedule = make_schedule(self.schedule, optimizer, phase.epochs, self.batches)
-        return PhaseSetup(pipeline, wrapped, schedule)
+        return PhaseSetup(
+            pipeline, wrapped, schedule, self.graph(model, wrapped), self.graph(model, None)
+        )
 
 
 def train(

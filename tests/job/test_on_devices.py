@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers import IMPORTABLE, ROOT, small_backbone
-from helpers.devices import DEVICES
+from helpers.devices import DEVICES, replay_on_cpu
 from helpers.jobs import metrics, summary
 from helpers.training import small_config, small_context
 from tvf.errors import InputError
@@ -22,7 +22,8 @@ from tvf.files import LAST_CHECKPOINT, read_json
 from tvf.frontier import Residency
 from tvf.job import checkpoint, parts, resources, run_job
 from tvf.models import Backbone, FineTuneModel
-from tvf.training.state import random_states, set_random_states
+from tvf.training import graphs
+from tvf.training.generators import random_states, set_random_states
 
 Run = Callable[..., list[dict[str, Any]]]
 
@@ -91,6 +92,31 @@ def test_resident_equals_streamed(
             assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
     else:
         assert resident == streamed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fraction, store", [(0.5, "on"), (1.0, "off")])
+def test_recorded_steps_equal_those_kernel_by_kernel(
+    device: str,
+    fraction: float,
+    store: str,
+    run: Run,
+    apart: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    if device == "cpu":
+        monkeypatch.setattr(graphs, "record_graph", replay_on_cpu)
+    how = {"model__pct_unfreeze": fraction, "store__mode": store, "model__head_dropout": 0.2}
+    plain, recorded = (run(device, mode, fabric__compile=mode, **how) for mode in ("off", "on"))
+    for what in ("training", "validation"):
+        assert [line for line in caplog.messages if f"{what}: recorded as CUDA graphs" in line]
+    assert recorded == plain
+    assert summary(tmp_path / "on")["test_loss"] == summary(tmp_path / "off")["test_loss"]
+    used = [summary(tmp_path / mode)["cuda_graphs"] for mode in ("off", "on")]
+    assert used == ([None, None] if device == "cpu" else [False, True])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -230,6 +256,8 @@ def test_gradients_that_are_clipped_in_half_precision_are_not_unscaled_by_a_fuse
         (2, 4, 1, 2, [1]),
         (2, 3, 1, 2, [1]),
         (4, 2, 2, 1, [1]),
+        (4, 2, [3], 2, None),  # named: no other is claimed
+        (4, 1, [0, 2], 1, None),
     ],
 )
 def test_jobs_are_spread_over_the_gpus(
@@ -237,7 +265,7 @@ def test_jobs_are_spread_over_the_gpus(
     tmp_path: Path,
     gpus: int,
     workers: int,
-    devices: int,
+    devices: int | list[int],
     sharing: int,
     own: list[int] | None,
 ) -> None:
@@ -255,3 +283,10 @@ def test_jobs_are_spread_over_the_gpus(
     found = resources.claim_devices(config, context)
     assert (found.sharing, found.devices) == (sharing, own)
     assert claims == ([(devices, sharing)] if own else [])
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = small_config(fabric__accelerator="auto", fabric__devices=[2])
+    with pytest.raises(InputError, match=r"fabric.devices=\[2\] must be indices .* 0 to 1"):
+        resources.claim_devices(config, small_context(tmp_path))

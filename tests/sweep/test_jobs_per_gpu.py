@@ -37,7 +37,9 @@ def test_jobs_per_gpu_multiply_the_gpus_for_jobs_of_one_device(
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 5)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert default_workers("auto", 1, 3) == default_workers("gpu", [0], 3) == 6
+    assert default_workers("auto", 1, 3) == 6
+    assert default_workers("gpu", [1], 3) == 3  # this one alone
+    assert default_workers("gpu", [0, 1], 3) == 1
     assert default_workers("gpu", 2, 3) == 1
     assert default_workers("cpu", 1, 3) == 5
     for wrong in (True, 0, "three", None):  # the jobs raise an error that names it

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import small_backbone
-from helpers.devices import Apart
+from helpers.devices import DEVICES, Apart
 from helpers.training import DATA, train
 from tvf.data import FlipsAndCrops
 from tvf.models import FineTuneModel
@@ -20,6 +21,7 @@ from tvf.training import (
     StepOptions,
     balanced_weights,
 )
+from tvf.training.linear import linear_gradients
 from tvf.training.loop import TrainingLoop
 
 READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal", "aten.nonzero")
@@ -64,6 +66,24 @@ def test_no_batch_is_read_by_the_host(
     loss = CrossEntropyLoss(label_smoothing=0.1, class_weights=weights)
     steps = StepOptions(8, seed=1, loss=loss, clip_norm=1.0, average=average)
     assert not epochs_with(monkeypatch, steps, residency=residency)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_that_is_written_out_is_read_by_the_host(device: str) -> None:
+    layer, inputs = nn.Linear(4, 2).to(device), torch.randn(3, 4, device=device)
+    labels = torch.tensor([0, 1, 1]).to(device)
+    loss = CrossEntropyLoss(class_weights=torch.tensor([0.3, 0.7]))
+    before = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with HostReads() as reads:
+            for size in (1.7, 1.7, 2.1):
+                linear_gradients(layer, inputs, labels, loss, size)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(before)
+    assert not reads.found
 
 
 def test_the_counter_notices_a_read() -> None:

@@ -247,6 +247,8 @@ def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
         if code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
             reason += " (out of memory?)" if code == -signal.SIGKILL else ""
+        elif code == INTERRUPTED:
+            reason = failure_reason(KeyboardInterrupt())
     except OSError as error:
         code, reason = 1, f"its process could not start: {error.strerror}"
     recorded = code >= 0 and read_status(context.folder).get("state") in ("done", "failed")

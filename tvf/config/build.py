@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tvf.config.identity import OPTIONS
 from tvf.config.legacy import LEGACY_TARGETS
 from tvf.config.methods import (
     ADAPTERS,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 JOB_OPTIONS = {
     "model": ("init_from",),
     "optimizer": ("clip_norm",),
-    "fabric": ("resident", "tf32", "jobs_per_gpu"),
+    "fabric": ("resident", "tf32", "compile", "jobs_per_gpu"),
 }
 NOT_TO_BE_CHOSEN = ("hydra/sweeper=one",)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota
@@ -273,7 +274,7 @@ def explain_error(error: Exception) -> str:
                     f"{f', which has {here}' if here else ''}. It is one of {', '.join(choices)}: "
                     "choose that, or leave it out."
                 )
-            return str(unknown_key(str(cause.full_key), known, parent + dot))
+            return str(unknown_key(str(cause.full_key), known, parent + dot, OPTIONS))
     if isinstance(error, OverrideParseException):
         reason = next(iter(str(error).splitlines()[1:]), "").strip()
         return (

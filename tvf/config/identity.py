@@ -165,6 +165,7 @@ OPTIONS: dict[str, Affects] = {
     "fabric.precision": PIXELS,
     "fabric.tf32": PIXELS,
     "fabric.resident": NOTHING,
+    "fabric.compile": NOTHING,
     "fabric.jobs_per_gpu": NOTHING,
     "store._target_": PIXELS,
     "store.dtype": PIXELS,

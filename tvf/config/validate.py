@@ -64,7 +64,7 @@ from tvf.models import (
     load_checkpoint,
 )
 from tvf.store import fingerprint_files
-from tvf.training import make_schedule
+from tvf.training import GRAPH_MODES, make_schedule
 
 NODES = (
     "model",
@@ -188,6 +188,7 @@ def _check_fabric(fabric: dict[str, Any]) -> None:
     count_devices(fabric.get("devices"))
     require_choice("fabric.strategy", fabric.get("strategy", "auto"), STRATEGIES)
     require_choice("fabric.resident", fabric.get("resident", "auto"), RESIDENT)
+    require_choice("fabric.compile", fabric.get("compile", "auto"), GRAPH_MODES)
     require_bool("fabric.tf32", fabric.get("tf32", False))
     if (jobs := fabric.get("jobs_per_gpu", 1)) != "auto":
         require_count("fabric.jobs_per_gpu", jobs, 1)

@@ -1,6 +1,6 @@
 """Devices, and the processes of a job that trains on several devices."""
 
-from tvf.distributed.arithmetic import memory_errors, set_arithmetic
+from tvf.distributed.arithmetic import DeviceMemoryError, memory_errors, set_arithmetic
 from tvf.distributed.collectives import (
     RankStrategy,
     gather,
@@ -22,11 +22,14 @@ from tvf.distributed.devices import (
     source_commit,
 )
 from tvf.distributed.ranks import die_with_parent, start_ranks
+from tvf.distributed.sharing import claim_shared_gpu, training_begins
 
 __all__ = [
+    "DeviceMemoryError",
     "RankStrategy",
     "available_cores",
     "claim_gpus",
+    "claim_shared_gpu",
     "count_devices",
     "describe_machine",
     "die_with_parent",
@@ -44,4 +47,5 @@ __all__ = [
     "single_thread",
     "source_commit",
     "start_ranks",
+    "training_begins",
 ]

@@ -12,6 +12,10 @@ from tvf.errors import InputError
 NO_MEMORY = ("CUDA error: out of memory", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 
 
+class DeviceMemoryError(InputError):
+    """The device has too little memory for a job."""
+
+
 def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     """Set how `device` computes, for all that this process trains. Does nothing on a CPU.
 
@@ -33,7 +37,7 @@ def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> 
 
 @contextmanager
 def memory_errors(remedies: Sequence[str]) -> Iterator[None]:
-    """Raise InputError with the remedies if a device runs out of memory in this context."""
+    """Raise DeviceMemoryError with the remedies if a device runs out of memory in this context."""
     try:
         yield
     except RuntimeError as error:
@@ -41,7 +45,7 @@ def memory_errors(remedies: Sequence[str]) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0].strip()
         advice = ", or ".join(remedies)
-        raise InputError(
+        raise DeviceMemoryError(
             f"the device has too little memory for this job ({reason}): {advice}."
         ) from error
 

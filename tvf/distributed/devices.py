@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -37,14 +37,19 @@ def claim_gpus(count: int, sharing: int = 1) -> list[int]:
     If enough are free, these are GPUs that no other tvf process of this user trains on, or that
     fewer than `sharing` do. Raises InputError if the machine has fewer than `count`.
     """
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    if count > len(gpus):
+    names = gpu_names()
+    if count > len(names):
         raise InputError(
-            f"fabric.devices={count} must be at most {len(gpus)}, the GPUs of this machine. "
+            f"fabric.devices={count} must be at most {len(names)}, the GPUs of this machine. "
             "Choose fewer."
         )
-    names = [str(getattr(gpu, "uuid", index)) for index, gpu in enumerate(gpus)]
-    return [place % len(gpus) for place in claim(places_on(names, sharing), count)]
+    return [place % len(names) for place in claim(places_on(names, sharing), count)]
+
+
+def gpu_names() -> list[str]:
+    """The UUIDs of this process's GPUs, which CUDA_VISIBLE_DEVICES may number anew."""
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [str(getattr(gpu, "uuid", index)) for index, gpu in enumerate(gpus)]
 
 
 def places_on(names: Sequence[str], sharing: int) -> list[str]:
@@ -60,19 +65,43 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
     process id. A process keeps its claims, so a second call returns the same ones. `folder` holds
     the lock files.
     """
-    folder = folder or Path(tempfile.gettempdir())
-    for index, name in enumerate(names):
+    for index in range(len(names)):
         if len(_claimed) >= count:
             break
-        if index not in _claimed:
-            lock = FileLock(folder / f"tvf-{_user()}-{name}.lock")
-            with suppress(Timeout, OSError):
-                lock.acquire(timeout=0)
-                _claimed[index] = lock
+        with suppress(OSError):
+            take(names, index, folder)
     others = [index for index in range(len(names)) if index not in _claimed]
     missing = max(0, count - len(_claimed))
     shared = [others[(os.getpid() + number) % len(others)] for number in range(missing)]
     return [*_claimed, *shared][:count]
+
+
+def take(names: Sequence[str], index: int, folder: Path | None = None) -> bool:
+    """Claim `names[index]` for this process; return whether it has it.
+
+    Raises OSError where files cannot be locked.
+    """
+    if index not in _claimed:
+        lock = FileLock(lock_path(names[index], folder))
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            _claimed[index] = lock
+    return index in _claimed
+
+
+def release(index: int) -> None:
+    """Give a claim of this process back."""
+    _claimed.pop(index).release()
+
+
+def claimed() -> Set[int]:
+    """The indices of the names that this process has claimed."""
+    return _claimed.keys()
+
+
+def lock_path(name: str, folder: Path | None = None) -> Path:
+    """The file whose lock is this user's claim of a name."""
+    return (folder or Path(tempfile.gettempdir())) / f"tvf-{_user()}-{name}.lock"
 
 
 def _user() -> str:

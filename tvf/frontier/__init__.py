@@ -3,6 +3,7 @@
 from tvf.frontier.inputs import EpochInputs, InputPipeline
 from tvf.frontier.plan import CacheOptions, SiblingJobs, open_pipeline
 from tvf.frontier.residency import RESIDENT, Residency
+from tvf.frontier.trace import preserve_state
 
 __all__ = [
     "CacheOptions",
@@ -12,4 +13,5 @@ __all__ = [
     "Residency",
     "SiblingJobs",
     "open_pipeline",
+    "preserve_state",
 ]

@@ -172,6 +172,8 @@ class CachedPipeline(InputPipeline):
         """Keep small activations in memory, in the order of each split, for many jobs."""
         for reader in self._readers.values():
             reader.gathers = True
+        if self.residency.is_apart and self.covers_all:
+            self._readers["test"].settle([0], "test")  # which one job reads but once
 
     def train(self, epoch: int) -> EpochInputs:
         """Return the inputs of this epoch, in training mode; `epoch` counts from 1."""

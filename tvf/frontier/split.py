@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tvf.frontier.digests import NodeDigests, dependents_of
 from tvf.frontier.known import known_of
 from tvf.frontier.trace import (
     NodeInfo,
@@ -26,21 +27,7 @@ from tvf.frontier.trace import (
     rebuild_shape,
     trace_graph,
 )
-from tvf.models import adapter_parameters, has_state, is_below
-from tvf.store import FingerprintError, fingerprint
-
-# Layers that do not look at their mode, so that training and validation share their activations.
-# Code outside of layers is traced in the mode that it runs in.
-SAME_IN_BOTH_MODES = frozenset(
-    {
-        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.Identity, nn.Flatten),
-        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish),
-        *(nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Softmax, nn.Softplus),
-        *(nn.LayerNorm, nn.GroupNorm, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle),
-        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-        *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
-    }
-)
+from tvf.models import adapter_parameters, has_state
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class TracedModel:
         self.known = known_of(network, model, example)
         self._info = self._observe(example)
         self._check_updates()
-        self._digests = self._known_digests()
+        self._digests = NodeDigests(model, self.graph, self.known.digests)
 
     def find_cut(self) -> Cut:
         """Return the frontier for what is frozen now; call `model.train()` first.
@@ -100,7 +87,7 @@ class TracedModel:
         TraceError.
         """
         frozen = self._frozen_nodes()
-        depends_on_pixels = self._dependents({self.pixels})
+        depends_on_pixels = dependents_of(self.graph, {self.pixels})
         while True:
             prefix = frozen & depends_on_pixels
             leaving = [
@@ -113,10 +100,10 @@ class TracedModel:
             if not without_rows:
                 break
             # A tensor without one row per sample cannot be stored: the suffix computes it.
-            frozen -= self._dependents(without_rows)
+            frozen -= dependents_of(self.graph, without_rows)
         if not tensors:
             raise TraceError("its output depends on no trainable weights")
-        return self._make_cut(tensors, tuple(map(self._digest, tensors)))
+        return self._make_cut(tensors, tuple(map(self._digests.of, tensors)))
 
     def extract(self, start: Cut | None, end: Cut | None) -> fx.GraphModule | None:
         """Return the module from `start` (None: pixels) to `end` (None: logits).
@@ -147,7 +134,7 @@ class TracedModel:
         """Return the cut with these digests among the nodes before `within`, or None."""
         before = self._ancestors(within.nodes)
         found = {
-            self._digest(node): node
+            self._digests.of(node): node
             for node in self.graph.nodes
             if node in before and self._layout(node)
         }
@@ -178,7 +165,7 @@ class TracedModel:
             if not _is_close(logits, suffix(*activations)):
                 raise TraceError("its prefix and suffix do not reproduce the full network")
         self.known.checked.add(cut.fingerprint)
-        self._note_digests()
+        self._digests.note(self.known.digests)
         self.known.keep()
 
     def _observe(self, example: Tensor) -> dict[fx.Node, NodeInfo]:
@@ -186,22 +173,6 @@ class TracedModel:
         if len(self.known.infos) != len(self.graph.nodes):
             self.known.infos = [*observe_nodes(self.model, self.graph, example).values()]
         return dict(zip(self.graph.nodes, self.known.infos, strict=True))
-
-    def _known_digests(self) -> dict[fx.Node, str]:
-        nodes = [*self.graph.nodes]
-        return {nodes[place]: digest for place, digest in self.known.digests.items()}
-
-    def _note_digests(self) -> None:
-        """Remember the digests of nodes that do not depend on the head, whose weights differ."""
-        heads = [f"module.{head}" for head in getattr(self.model, "heads", ())]
-        named = {
-            node: str(node.target) for node in self.graph.nodes if isinstance(node.target, str)
-        }
-        own = {node for node, name in named.items() if name in heads or is_below(name, heads)}
-        of_head = self._dependents(own)
-        for place, node in enumerate(self.graph.nodes):
-            if node in self._digests and node not in of_head:
-                self.known.digests[place] = self._digests[node]
 
     def _make_cut(self, nodes: Sequence[fx.Node], digests: tuple[str, ...]) -> Cut:
         layouts = tuple(layout for node in nodes if (layout := self._layout(node)))
@@ -232,14 +203,6 @@ class TracedModel:
         for node in self.graph.nodes:
             if self._info[node].updates and node not in needed:
                 raise TraceError(f"its code updates a buffer in place ({node.name})")
-
-    def _dependents(self, sources: set[fx.Node]) -> set[fx.Node]:
-        """Return `sources` and all nodes that depend on them."""
-        dependents = set(sources)
-        for node in self.graph.nodes:
-            if any(source in dependents for source in node.all_input_nodes):
-                dependents.add(node)
-        return dependents
 
     def _ancestors(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """Return the nodes that compute `nodes` from pixels, including themselves."""
@@ -313,47 +276,6 @@ class TracedModel:
         if two.shape[1:] != three.shape[1:]:
             return None
         return TensorLayout(two.shape[1:], two.dtype, two.channels_last)
-
-    def _digest(self, node: fx.Node) -> str:
-        """Return a digest of the node's operation, its weights, and the digests of its inputs."""
-        # In graph order inputs come first, so no recursion is needed.
-        for other in self.graph.nodes:
-            if node in self._digests:
-                break
-            if other not in self._digests and other.op != "output":
-                try:
-                    self._digests[other] = self._digest_from_inputs(other)
-                except (FingerprintError, KeyError):
-                    continue  # the nodes that depend on it have no digest either
-        if node not in self._digests:
-            raise TraceError(f"the value of its node {node.name} cannot be fingerprinted")
-        return self._digests[node]
-
-    def _digest_from_inputs(self, node: fx.Node) -> str:
-        target: Any = node.target
-        mode = None
-        if node.op == "call_module":
-            target = self._modules[node.target]
-            mode = [layer.training for layer in target.modules() if _depends_on_mode(layer)]
-        elif node.op == "get_attr":
-            target = operator.attrgetter(str(node.target))(self.model)
-        elif node.op == "placeholder":
-            target = "pixels"
-        digest_input: Any = lambda n: _Digest(self._digests[n])  # noqa: E731
-        arguments = fx.map_arg((node.args, node.kwargs), digest_input)
-        return fingerprint([node.op, mode, target, arguments])
-
-
-def _depends_on_mode(layer: nn.Module) -> bool:
-    """Whether the layer may compute something else in training mode than in eval mode."""
-    return type(layer) not in SAME_IN_BOTH_MODES
-
-
-@dataclass(frozen=True)
-class _Digest:
-    """Stands for an input node among the arguments of a node."""
-
-    value: str
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:

@@ -2,15 +2,17 @@
 
 For a job that only trains a head, everything else takes longer than training: building the network,
 tracing it, reading images and weights, opening the store. A process that trains many such jobs does
-that once for all with the same frozen network and images. What a job computes stays the same, bit
-for bit: the head's initial weights and torch's random state are those that it would have alone.
+that once for all with the same frozen network and images, which stay in a GPU's memory if they fit.
+What a job computes stays the same, bit for bit: the head's initial weights, torch's random states
+and the scale of float16's losses are those that it would have alone.
 """
 
+import gc
 import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +30,7 @@ from tvf.config import (
     own_checkpoint,
     starts_at_random,
 )
+from tvf.distributed import DeviceMemoryError, reset_peak_memory
 from tvf.errors import InputError
 from tvf.job.kept import copy_head, load_head
 from tvf.job.parts import build_network
@@ -51,13 +54,13 @@ TVFS = ("model", "backbone", "data", "augment", "store", "tracker")  # must be t
 def shared_setup(config: Config) -> str | None:
     """What jobs must have in common to share it; None for a job that does not only train a head.
 
-    Such a job runs on the CPU, in one process, and does not mix images. Probes start differently.
+    Such a job has one device, and does not mix images. Probes start differently. Asks no device:
+    the processes that train them are forked by the one that calls this.
     """
     own = all(_is_ours(config[part].get("_target_")) for part in TVFS)
     if not own or config["model"]["_target_"] not in OWN_MODELS:
         return None
-    cpu = config["fabric"].get("accelerator") == "cpu" or not torch.cuda.is_available()
-    alone = config["fabric"].get("devices") == 1 and cpu
+    alone = config["fabric"].get("devices") == 1
     stored = config["store"].get("mode") != "off" and config["refit_epochs"] is None
     if is_probe(config["model"]) or not (alone and stored) or known_fraction(config["model"]) != 0:
         return None
@@ -82,10 +85,18 @@ def _is_ours(target: object) -> bool:
 
 @dataclass(frozen=True)
 class _Head:
-    """The weights of a new head, by name, and torch's random state after they were drawn."""
+    """The weights of a new head, by name, and torch's random states after they were drawn."""
 
     weights: dict[str, Tensor]
     random: Tensor
+    random_on_gpu: Tensor | None
+
+    def load(self, model: FineTuneModel) -> None:
+        """Give the model this head, and torch these states."""
+        load_head(model, self.weights)
+        torch.set_rng_state(self.random)
+        if self.random_on_gpu is not None:
+            torch.cuda.set_rng_state(self.random_on_gpu)
 
 
 class _Said(logging.Handler):
@@ -126,10 +137,13 @@ class SharedSetups:
 
     def __init__(self) -> None:
         self._resources = ExitStack()
-        self._setup: str | None = None
+        self._setup: tuple[str | None, list[int] | None] | None = None
         self._frozen: Frozen | None = None
+        self._scale: dict[str, Any] = {}  # of losses in float16, before training
         self._said = _Said()
         self._heads: dict[int, _Head] = {}  # by seed
+        self._arithmetic: Any = None  # what the last job has set for this process
+        self._broken = False
 
     def __enter__(self) -> "SharedSetups":
         return self
@@ -142,6 +156,20 @@ class SharedSetups:
         self._resources.close()
         self._setup, self._frozen, self._said = None, None, _Said()
         self._heads.clear()
+        if torch.cuda.is_initialized():
+            gc.collect()  # networks and their traces refer to each other
+            with suppress(RuntimeError):  # of an error that came before
+                torch.cuda.empty_cache()
+
+    def accepts(self, config: Config) -> bool:
+        """Whether this process can train a job as one of its own would.
+
+        Not after an error that CUDA does not recover from, and not once another fabric, or
+        `deterministic`, has set how a GPU computes: cuBLAS reads that when it is first used.
+        """
+        if self._broken:
+            return False
+        return self._arithmetic in (None, _arithmetic(config)) or not torch.cuda.is_initialized()
 
     @contextmanager
     def open_job(self, config: Config, context: JobContext) -> Iterator[Job]:
@@ -150,37 +178,46 @@ class SharedSetups:
         The seconds of setting up what they share count for each of them, as if it had been alone:
         costs are compared.
         """
-        setup = shared_setup(config)
-        if setup is None or setup != self._setup or not self._can_share(config):
+        shared = shared_setup(config)
+        setup = shared, context.devices
+        if shared is None or setup != self._setup or not self._can_share(config):
             self.forget()
+        self._arithmetic = _arithmetic(config)
         try:
             first = self._frozen is None
             if self._frozen is None:
                 with self._said:
                     store = self._resources.enter_context(open_resources(config, context))
                     frozen = build_frozen(config, context, store)
-                if setup is None or not _trains_head_alone(frozen):
+                if shared is None or not _trains_head_alone(frozen):
                     yield assemble(config, context, frozen)
                     return
                 with self._said:
                     self._frozen = self._share(frozen, config["seed"])
                 self._setup = setup
-            job, head = build_alike(config, context, self._frozen), self._heads[config["seed"]]
+            job, fabric = build_alike(config, context, self._frozen), self._frozen.phases.fabric
             if not first:
                 self._said.repeat(self._frozen.phases.tag, job.phases.tag)
-            load_head(job.phases.model, head.weights)
+                if fabric.device.type == "cuda":
+                    gc.collect()  # the last job's graphs hold memory
+                    reset_peak_memory(fabric.device)
+            self._heads[config["seed"]].load(job.phases.model)
             if job.steps.average:  # which was copied from the last job's head
                 job.steps.average.reset()
-            torch.set_rng_state(head.random)
+            fabric.strategy.precision.load_state_dict(self._scale)
             yield job
         except BaseException as error:
-            if self._frozen is None or not isinstance(error, InputError):  # a head that diverged
+            diverged = isinstance(error, InputError) and not isinstance(error, DeviceMemoryError)
+            if self._frozen is None or not diverged:
                 self.forget()
+            self._broken = self._broken or _is_broken()
             raise
 
     def _share(self, frozen: Frozen, seed: int) -> Frozen:
         """Set up the rest of what jobs share, and keep this one's head."""
-        self._heads[seed] = _draw(frozen.phases.model)
+        fabric = frozen.phases.fabric
+        self._heads[seed] = _draw(frozen.phases.model, fabric.device)
+        self._scale = fabric.strategy.precision.state_dict()
         frozen.phases.model.settled = True
         frozen.phases.pipeline_of(0).keep_in_memory()
         seconds = time.perf_counter() - frozen.start
@@ -201,18 +238,35 @@ class SharedSetups:
             return True
         source, shared = self._frozen.source, self._frozen.phases
         _, model = build_network(config, source, shared.data, known=True)
-        drawn = _draw(model)
+        drawn = _draw(model, shared.fabric.device)
         before, now = shared.model.state_dict(), model.state_dict()
         rest = before.keys() - drawn.weights.keys()
-        if not all(torch.equal(before[name], now[name]) for name in rest):
+        if not all(torch.equal(before[name], now[name].to(before[name])) for name in rest):
             return False
         self._heads[config["seed"]] = drawn
         return True
 
 
-def _draw(model: FineTuneModel) -> _Head:
-    """The head that has just been drawn for this model."""
-    return _Head(copy_head(model), torch.get_rng_state())
+def _arithmetic(config: Config) -> tuple[Any, bool]:
+    """What decides how a process computes, see `build_fabric`."""
+    return config["fabric"], config.get("deterministic", False)
+
+
+def _draw(model: FineTuneModel, device: torch.device) -> _Head:
+    """The head that has just been drawn for this model, which trains on `device`."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return _Head(copy_head(model), torch.get_rng_state(), on_gpu)
+
+
+def _is_broken() -> bool:
+    """Whether an error of CUDA has made the GPU unusable for this process."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _trains_head_alone(frozen: Frozen) -> bool:

@@ -14,7 +14,7 @@ from tvf.data import Augmentation, DataSplits, split_batches
 from tvf.frontier import CacheOptions, InputPipeline, Residency, SiblingJobs, open_pipeline
 from tvf.models import FineTuneModel, preserve_freezing
 from tvf.store import Store
-from tvf.training import Phase, PhaseSetup, carry_optimizer_state, make_schedule
+from tvf.training import PassGraph, Phase, PhaseSetup, carry_optimizer_state, make_schedule
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class JobPhases:
     """The phases of a job, and everything that they share. See `PhaseBuilder` in tvf.training.
 
     `module` is `model` as Fabric set it up; `optimizer` and `scheduler` are factories. `mixed`:
-    training images are mixed with each other.
+    training images are mixed with each other. `compile` is the mode of PassGraph, for a GPU.
     """
 
     phases: tuple[Phase, ...]
@@ -53,10 +53,12 @@ class JobPhases:
     store: Store | None = None
     siblings: Sequence[Sibling] = ()
     mixed: bool = False
+    compile: str = "off"
     show_progress: bool = False
     tag: str = ""
     shared: InputPipeline | None = None  # of the first phase, if another job has opened it
     _pipelines: list[InputPipeline] = field(default_factory=list)
+    _graphs: list[PassGraph] = field(default_factory=list)
     _current: int | None = None  # the phase whose pipeline is the last
 
     def start(self, index: int, previous: Optimizer | None) -> PhaseSetup:
@@ -76,7 +78,7 @@ class JobPhases:
         batches = len(list(split_batches(np.arange(len(self.data.train)), self.batch_size)))
         schedule = make_schedule(self.scheduler, optimizer, phase.epochs, batches)
         wrapped: Any = self.fabric.setup_optimizers(optimizer)
-        return PhaseSetup(pipeline, wrapped, schedule)
+        return PhaseSetup(pipeline, wrapped, schedule, self._record(wrapped), self._record(None))
 
     def pipeline_of(self, index: int) -> InputPipeline:
         """The pipeline of a phase, for the weights that the model has now."""
@@ -105,6 +107,11 @@ class JobPhases:
         return bool(used) and all(pipeline.prefix_kept for pipeline in used)
 
     @property
+    def uses_graphs(self) -> bool:
+        """Whether the steps of a phase are CUDA graphs."""
+        return any(graph.in_use for graph in self._graphs)
+
+    @property
     def approximations(self) -> list[str]:
         """Everything that makes a phase inexact."""
         views, epochs = self.augment.views, sum(phase.epochs for phase in self.phases)
@@ -113,6 +120,18 @@ class JobPhases:
         for pipeline in self._pipelines:
             found += pipeline.approximations
         return list(dict.fromkeys(found))
+
+    def _record(self, optimizer: Optimizer | None) -> PassGraph | None:
+        """What may record a phase's training or, without optimizer, validation."""
+        apart = self.residency is not None and self.residency.is_apart
+        if self.compile == "off" or not apart or self.fabric.world_size > 1:
+            return None
+        self._graphs.append(
+            PassGraph(
+                self.fabric, self.model, optimizer, self.batch_size, self.compile, tag=self.tag
+            )
+        )
+        return self._graphs[-1]
 
     def _log_phase(self, index: int) -> None:
         phase = self.phases[index]

@@ -19,6 +19,7 @@ from tvf.distributed import (
     RankStrategy,
     available_cores,
     claim_gpus,
+    claim_shared_gpu,
     count_devices,
     memory_errors,
     reset_peak_memory,
@@ -94,7 +95,9 @@ def open_resources(config: Config, context: JobContext) -> Iterator[Store | None
 def claim_devices(config: Config, context: JobContext) -> JobContext:
     """Add how many jobs share a GPU, and this job's own GPUs if the machine has several.
 
-    Raises InputError if the machine has too few devices.
+    A list in fabric.devices names them: then all jobs share these. With fabric.jobs_per_gpu=auto,
+    waits while the GPUs that it would share are busy. Raises InputError if the machine has too few
+    devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
     count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
@@ -104,11 +107,21 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
             f"fabric.devices={count} must be at most {available}: here, a job has {available} "
             f"{what}."
         )
+    devices = config["fabric"]["devices"]
+    named = devices if isinstance(devices, list) and gpus else None
+    if named and max(named) >= gpus:
+        raise InputError(
+            f"fabric.devices={named} must be indices of this machine's GPUs, 0 to {gpus - 1}."
+        )
     if not context.parallel or not gpus:
         return context
-    sharing = -(-context.workers // gpus) if count == 1 else 1
-    own = claim_gpus(count, sharing) if gpus > 1 else None
-    return replace(context, devices=own, sharing=sharing)
+    sharing = -(-context.workers // (1 if named else gpus)) if count == 1 else 1
+    own = None
+    if sharing > 1 and config["fabric"].get("jobs_per_gpu") == "auto":
+        own = claim_shared_gpu(sharing, config["name"], named)
+    elif gpus > 1 and not named:
+        own = claim_gpus(count, sharing)
+    return replace(context, devices=own if gpus > 1 and not named else None, sharing=sharing)
 
 
 def build_fabric(config: Config, context: JobContext) -> Fabric:
@@ -159,6 +172,8 @@ def explain_memory(config: Config, context: JobContext) -> AbstractContextManage
         remedies.append("set fabric.precision=bf16-mixed")
     if context.sharing > 1:
         remedies.append(f"let fewer jobs than {context.sharing} share a GPU (fabric.jobs_per_gpu)")
+    if fabric.get("compile", "auto") != "off":
+        remedies.append("set fabric.compile=off")
     if fabric.get("resident", "auto") != "off":
         remedies.append("set fabric.resident=off")
     return memory_errors(remedies)

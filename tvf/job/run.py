@@ -12,6 +12,7 @@ from typing import Any
 
 from tvf.config import Config, build_part, earlier_options, result_config
 from tvf.data import count_images, describe_pool
+from tvf.distributed import training_begins
 from tvf.errors import InputError
 from tvf.files import BEST_WEIGHTS, read_json
 from tvf.job.changed_images import describe_changed_images
@@ -93,13 +94,13 @@ def run_job(
         for leftovers in (folder, folder / "checkpoints"):
             remove_leftovers(leftovers)
         with _mistakes_recorded(folder, name):
+            context = claim_devices(config, context)  # may wait long, and the job has not begun
+            lease.check()
             best_weights = folder / BEST_WEIGHTS
             earlier = {*map(_fingerprint, earlier_options(read_json(folder / "config.json")))}
             state = checkpoints.load_usable(name, metric, best_weights, earlier)
         record = JobRecord(folder, name, config, state["history"] if state else (), lease)
         try:
-            with record:
-                context = claim_devices(config, context)
             # The record's context is inside the run's, which may wait for a network at its end.
             with record, open_run(config, context, record) as run, record:
                 explained = partial(explain_memory, config, context)
@@ -167,6 +168,7 @@ def train_job(
         )
         if loop.is_best:  # the checkpoint was written, but not the best weights
             kept.keep_best(loop)
+        training_begins()
         for epoch in loop:
             record.log(asdict(epoch), every=LOST if job.brief else 0)
             run.log(asdict(epoch), step=epoch.epoch)
@@ -240,10 +242,10 @@ def follow_job(
 
 @contextmanager
 def _mistakes_recorded(folder: Path, name: str) -> Iterator[None]:
-    """Write an InputError to status.json; later ones are the JobRecord's to write."""
+    """Write an InputError, or one of CUDA, to status.json; later ones are the JobRecord's."""
     try:
         yield
-    except InputError as error:
+    except (InputError, RuntimeError) as error:
         mark_failed(folder, name, failure_reason(error))
         raise
 

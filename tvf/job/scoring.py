@@ -78,6 +78,7 @@ def summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> 
         "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
         "peak_memory_mb": peak_memory_mb(device),
         "peak_device_memory_mb": peak_device_memory_mb(device),
+        "cuda_graphs": job.phases.uses_graphs if device.type == "cuda" else None,
         "wandb_run_id": run.id,
         "wandb_url": run.url,
         "versions": library_versions(),

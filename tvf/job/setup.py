@@ -171,6 +171,7 @@ def build_frozen(
         store=store,
         siblings=build_siblings(config, context, backbone, model),
         mixed=steps.mix is not None,
+        compile=_graph_mode(config),
         show_progress=not context.parallel,
         tag=tag,
     )
@@ -196,6 +197,7 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
         tag=tag,
         shared=pipeline,
         _pipelines=[],
+        _graphs=[],
         _current=None,
     )
     alike = replace(frozen, phases=phases, steps=steps, start=start)
@@ -221,6 +223,12 @@ def assemble(config: Config, context: JobContext, frozen: Frozen) -> Job:
         trained_on=np.union1d(train.pool.pixels.digests[train.places], frozen.seen),
         head_file=frozen.head_file,
     )
+
+
+def _graph_mode(config: Config) -> str:
+    """How steps are recorded on a GPU. What is repeated exactly must not depend on times."""
+    mode = config["fabric"].get("compile", "auto")
+    return "off" if mode == "auto" and config.get("deterministic", False) else mode
 
 
 def _name(config: Config, context: JobContext, model: FineTuneModel) -> tuple[dict[str, Any], str]:

@@ -42,7 +42,8 @@ class HeadFile:
         places = json.loads(self._headers[epoch][8:])
         for name, value in head.items():
             begin, end = places[name]["data_offsets"]
-            self._data[begin:end] = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            plain = value.cpu().contiguous().reshape(-1)
+            self._data[begin:end] = plain.view(torch.uint8).numpy().data
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, self._headers[epoch], memoryview(self._data))
 

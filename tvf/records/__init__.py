@@ -22,6 +22,7 @@ from tvf.records.job import (
     mark_paused,
     read_config,
     read_status,
+    waiting_holder,
 )
 from tvf.records.predictions import (
     PREDICTIONS,
@@ -154,6 +155,7 @@ __all__ = [
     "sync_command",
     "tracker_group",
     "varied_overrides",
+    "waiting_holder",
     "without_launcher",
     "write_manifest",
     "write_predictions",

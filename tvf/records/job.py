@@ -172,6 +172,14 @@ def job_holder(folder: Path) -> Holder | None:
     return lease_holder(folder / LEASE) if running else None
 
 
+def waiting_holder(folder: Path) -> Holder | None:
+    """The process that has claimed the job in `folder` and not begun it, as it waits for a GPU."""
+    holder = lease_holder(folder / LEASE)
+    if holder is None or holder.owner is None or not holder.lives():
+        return None
+    return None if read_status(folder).get("pid") == holder.owner.pid else holder
+
+
 def is_done(folder: Path, config: Config) -> bool:
     """Whether this configuration (with any store) was trained to its end in `folder`."""
     done = read_status(folder).get("state") == "done" and bool(read_json(folder / "summary.json"))

@@ -127,6 +127,8 @@ class _Worker:
         with SharedSetups() as setups, suppress(KeyboardInterrupt):  # between two jobs
             for place in self.share:
                 job = self.heads[place]
+                if not setups.accepts(job.checked.config):
+                    return 0  # this job and the rest wait for another process
                 folder = same.get(job.checked.folder, job.checked.folder)
                 self.states[place] = STARTED
                 code = job_outcome(

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tvf.errors import InputError
+from tvf.gpus import count_gpus
 
 # What fabric.jobs_per_gpu=auto assumes of a job: rough, and on the safe side. A training step of
 # ResNet50 in float32 keeps about 2,000 bytes for each pixel of its batch, ViT-B/16 3,000.
@@ -135,16 +136,17 @@ def _made_for(backbone: dict[str, Any]) -> int:
 def default_workers(accelerator: str, devices: Any = 1, jobs_per_gpu: Any = 1) -> int:
     """Return how many jobs to run at once on this machine: so many per GPU, else one per core.
 
-    `devices` is what each job uses: a number of devices or a list of them; jobs that use several
-    share none. Other values are not checked here, because each job checks its own config.
+    `devices` is what each job uses: a number of devices, or a list of GPUs, which are then the only
+    ones. Jobs that use several share none. Other values are not checked here, because each job
+    checks its own config.
     """
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
     per_job = len(devices) if several else devices
     available = _cores()
     if accelerator != "cpu":
-        import torch
-
-        gpus = torch.cuda.device_count()
+        gpus = count_gpus()
+        if gpus and several:
+            gpus = len(devices)
         if gpus and per_job == 1 and _is_count(jobs_per_gpu):
             gpus *= jobs_per_gpu
         available = gpus or available

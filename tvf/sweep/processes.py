@@ -25,7 +25,7 @@ from typing import BinaryIO, TextIO
 
 from tvf.errors import InputError
 from tvf.findings import give, take
-from tvf.records import read_status
+from tvf.records import LEASE, read_status, waiting_holder
 
 QUIET = (
     "TVF_QUIET"  # environment variable: jobs only write to their logs, for the live table's sake
@@ -217,9 +217,9 @@ def seconds_to_checkpoint(environment: Mapping[str, str] = os.environ) -> float:
 def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
     """Send a signal to the running jobs of the sweep in `folder` that descend from this process.
 
-    A process that trains one job after another gets it between jobs too.
-    SIGTERM lets them keep a checkpoint. Returns when they have recorded their end, or when they
-    have had the time for it.
+    Jobs that wait for a GPU get it too, and a process that trains one job after another between
+    jobs. SIGTERM lets them keep a checkpoint. Returns when they have recorded their end, or when
+    they have had the time for it.
     """
     import psutil
 
@@ -234,6 +234,12 @@ def stop_jobs(folder: Path, number: int = signal.SIGINT) -> None:
             if status.get("state") == "running"
             and status.get("host") == socket.gethostname()
             and status.get("pid") in ours
+        }
+        holders = {path.parent: waiting_holder(path.parent) for path in folder.glob(f"*/{LEASE}")}
+        running |= {
+            job: ours[holder.owner.pid]
+            for job, holder in holders.items()
+            if holder and holder.owner and holder.owner.pid in ours
         }
         training = {process.pid for process in running.values()}
         between = {pid: ours[pid] for pid in (_waited_for & ours.keys()) - training}

@@ -5,6 +5,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 from tvf.training.ema import STEPS, ExponentialMovingAverage, no_average
+from tvf.training.graphs import GRAPH_MODES, PassGraph
 from tvf.training.loop import LoopOptions, TrainingLoop
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, balanced_weights, no_mixing
 from tvf.training.optimizer import DiscriminativeOptimizer, StartingPoint, carry_optimizer_state
@@ -21,10 +22,12 @@ __all__ = [
     "EarlyStopping",
     "EpochResult",
     "ExponentialMovingAverage",
+    "GRAPH_MODES",
     "Gradual",
     "ImageMixing",
     "LoopOptions",
     "LpFt",
+    "PassGraph",
     "Phase",
     "PhaseSetup",
     "Phases",

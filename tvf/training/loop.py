@@ -187,7 +187,8 @@ class TrainingLoop:
             return None, labels
         with steps.averaged():
             inputs = pipeline.evaluate("val")
-            val, predicted = evaluate(self._fabric, inputs, labels, steps.batch_size)
+            graph = self._state.setup.val_graph
+            val, predicted = evaluate(self._fabric, inputs, labels, steps.batch_size, graph)
         _check_finite("val_loss", val.loss, number)
         return val, predicted
 

@@ -38,14 +38,17 @@ class CrossEntropyLoss:
 
         `targets` are classes, int64 [N], or shares, float [N, classes].
         """
-        by_class = (
-            None if self.class_weights is None else self.class_weights.to(logits, non_blocking=True)
-        )
+        by_class = self.weights_for(logits)
         kind = "sum" if weights is None else "none"
         losses = cross_entropy(
             logits, targets, by_class, reduction=kind, label_smoothing=self.label_smoothing
         )
         return losses if weights is None else (losses * weights).sum()
+
+    def weights_for(self, logits: Tensor) -> Tensor | None:
+        """The class weights where `logits` are, in their precision; None if there are none."""
+        weights = self.class_weights
+        return None if weights is None else weights.to(logits, non_blocking=True)
 
     def size(self, labels: Tensor, weights: Tensor | None = None) -> float:
         """The divisor that makes the sum over images with these labels, int64 [N], their mean.

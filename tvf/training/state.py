@@ -1,11 +1,9 @@
 """The state of training: finished epochs, the current one, and everything needed to resume."""
 
-import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -16,6 +14,8 @@ from tvf.frontier import InputPipeline
 from tvf.metrics import METRICS
 from tvf.models import FineTuneModel, is_below
 from tvf.training.ema import WeightAverage
+from tvf.training.generators import random_states, set_random_states
+from tvf.training.graphs import PassGraph
 from tvf.training.phases import Phase
 from tvf.training.schedules import Schedule
 
@@ -76,11 +76,16 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class PhaseSetup:
-    """What a phase trains with. Assumes that the model is frozen as the phase requires."""
+    """What a phase trains with. Assumes that the model is frozen as the phase requires.
+
+    `graph` and `val_graph` decide how a GPU computes training steps and validation.
+    """
 
     pipeline: InputPipeline
     optimizer: Optimizer
     schedule: Schedule
+    graph: PassGraph | None = None
+    val_graph: PassGraph | None = None
 
 
 class PhaseBuilder(Protocol):
@@ -192,23 +197,3 @@ def _always_frozen(model: FineTuneModel) -> set[str]:
     heads = [f"module.{head}" for head in model.heads]
     names = (name for name, _ in model.named_parameters())
     return {name for name in names if name not in trained and not is_below(name, heads)}
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all generators that training may draw from: torch's, Python's and numpy's."""
-    numpy: Any = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    states["numpy"] = (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:])
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Restore the states of all generators."""
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in states and torch.cuda.is_initialized():  # it may resume on a CPU
-        torch.cuda.set_rng_state(states["cuda"])

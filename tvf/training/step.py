@@ -15,6 +15,7 @@ from tvf.distributed import gather, global_batchnorm, reduce_gradients, share_of
 from tvf.frontier import EpochInputs
 from tvf.training.convolutions import fast_convolutions
 from tvf.training.ema import WeightAverage
+from tvf.training.graphs import PassGraph
 from tvf.training.linear import is_written_out, linear_gradients
 from tvf.training.loss import CrossEntropyLoss, ImageMixing, share_by_weight
 from tvf.training.scores import Scores, compute_scores
@@ -126,7 +127,8 @@ def train_step(
     else:
         optimizer.zero_grad()
         with global_batchnorm(fabric), fast_convolutions(fabric.device):
-            logits = source.module(*inputs)
+            forward = setup.graph.choose(source, inputs) if setup.graph else source.module
+            logits = forward(*inputs)
         loss = options.loss.sum(logits, targets, *further) / size
         fabric.backward(loss)
     reduce_gradients(fabric, (p for group in optimizer.param_groups for p in group["params"]))
@@ -170,13 +172,17 @@ def _targets(
 
 
 def evaluate(
-    fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int
+    fabric: Fabric,
+    inputs: EpochInputs,
+    labels: Tensor,
+    batch_size: int,
+    graph: PassGraph | None = None,
 ) -> tuple[Scores, Tensor]:
     """The scores of a split with these labels, int64 [N], and the classes predicted for it, [N].
 
     The loss is the mean over its images. The classes have the smallest integer type that fits.
     """
-    logits, loss, acc = predict(fabric, inputs, labels, batch_size)
+    logits, loss, acc = predict(fabric, inputs, labels, batch_size, graph)
     return compute_scores(logits, labels, loss, acc), _predicted_classes(logits)
 
 
@@ -189,7 +195,11 @@ def _predicted_classes(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    fabric: Fabric, inputs: EpochInputs, labels: Tensor, batch_size: int
+    fabric: Fabric,
+    inputs: EpochInputs,
+    labels: Tensor,
+    batch_size: int,
+    graph: PassGraph | None = None,
 ) -> tuple[Tensor, float, float]:
     """The logits of a split, float [N, C] on the CPU, with their mean loss and accuracy.
 
@@ -199,10 +209,11 @@ def predict(
     own = share_of(np.arange(len(labels)), fabric.global_rank, fabric.world_size)
     batches = np.split(own, range(batch_size, len(own), batch_size))
     for batch in read_batches(fabric, inputs, labels, batches, whole=True):
-        logits = inputs.module(*batch.inputs)
+        forward = graph.choose(inputs, batch.inputs) if graph else inputs.module
+        logits = forward(*batch.inputs)
         losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
         hits.append((logits.argmax(1) == batch.labels).sum())
-        outputs.append(logits.float())
+        outputs.append(logits.float() if graph is None else logits.float().clone())
     logits = gather(fabric, torch.cat(outputs)).cpu()
     loss = sum(gather(fabric, torch.stack(losses)).tolist()) / len(labels)
     acc = sum(gather(fabric, torch.stack(hits)).tolist()) / len(labels)

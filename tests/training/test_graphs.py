@@ -1,0 +1,218 @@
+"""Recorded training steps compute what others compute. The CPU stands in for a GPU."""
+
+import contextlib
+import random
+from collections.abc import Callable
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import small_backbone
+from helpers.devices import replay_on_cpu
+from helpers.training import FABRIC, train
+from tvf.models import FineTuneModel
+from tvf.training import ExponentialMovingAverage, PassGraph, Phase, StepOptions, graphs
+
+Numbers = list[tuple[float | None, ...]]
+DECIDED_AFTER = graphs.WARM + 2 * graphs.TIMED  # full batches
+
+
+def new_model(fraction: float = 1.0, **how: Any) -> FineTuneModel:
+    torch.manual_seed(0)
+    return FineTuneModel(small_backbone(), fraction, head_dropout=0.1, **how)
+
+
+def history(model: FineTuneModel, phases: list[Phase], **how: Any) -> Numbers:
+    """The losses and scores of the epochs, and sums over the weights at the end."""
+    found: Numbers = []
+    train(
+        model,
+        phases,
+        on_epoch=lambda e: found.append((e.train_loss, e.train_acc, e.val_loss, e.val_macro_f1)),
+        **how,
+    )
+    return [*found, tuple(float(value.double().sum()) for value in model.state_dict().values())]
+
+
+def recording(made: list[PassGraph], **options: Any) -> Callable[..., PassGraph]:
+    """Makes the recorders of each phase, for training and validation, and adds them to `made`."""
+
+    def make(model: FineTuneModel, optimizer: Any) -> PassGraph:
+        how = {"mode": "on", "record": replay_on_cpu, "tag": "[job]"} | options
+        made.append(PassGraph(FABRIC, model, optimizer, 8, **how))
+        return made[-1]
+
+    return make
+
+
+@pytest.mark.parametrize("bn", ["eval", "batch"])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_recorded_steps_give_the_same_bits(fraction: float, bn: str) -> None:
+    """Batches of 8, 8, 8 and 9: the last one does not fit the graph."""
+
+    def found(**how: Any) -> Numbers:
+        model = new_model(fraction, frozen_bn=bn)
+        average = ExponentialMovingAverage(0.5)(model)
+        steps = StepOptions(8, seed=1, clip_norm=1.0, average=average)
+        groups = len(model.trained_groups)
+        phases = [Phase(2, groups - 1), Phase(2, groups)]
+        return history(model, phases, steps=steps, **how)
+
+    made: list[PassGraph] = []
+    assert found(graph=recording(made)) == found()
+    assert [graph.in_use for graph in made] == [True] * 4
+
+
+def test_a_job_that_resumes_within_an_epoch_records_again() -> None:
+    states: list[dict[str, Any]] = []
+    made: list[PassGraph] = []
+    whole = history(
+        new_model(),
+        [Phase(2, 4)],
+        graph=recording(made),
+        save=lambda state: states.append(deepcopy(state)),
+    )
+    state = states[1]
+    assert len(state["losses"]) == 2
+    resumed = history(new_model(), [Phase(2, 4)], graph=recording(made), state=state)
+    assert resumed == whole and all(graph.in_use for graph in made)
+
+
+class Clock:
+    """A batch takes `plain` seconds, or `graph` if it is recorded; the first one takes longer."""
+
+    def __init__(self, plain: float, graph: float) -> None:
+        self.plain, self.graph, self.now, self.first = plain, graph, 0.0, True
+
+    def read(self, step: PassGraph) -> float:
+        if step._last is not None:
+            self.now = step._last + self.plain if step._graph is None else step._last + self.graph
+            self.now += 5.0 * self.first
+            self.first = False
+        return self.now
+
+
+@pytest.mark.parametrize("plain, graph, text", [
+    (0.004, 0.001, "recorded as CUDA graphs, 1.00 ms a batch instead of 4.00"),
+    (0.004, 0.005, "kernel by kernel, 4.00 ms a batch; as CUDA graphs 5.00"),
+])  # fmt: skip
+def test_the_faster_way_is_chosen_by_time(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    plain: float,
+    graph: float,
+    text: str,
+) -> None:
+    caplog.set_level("INFO")
+    clock, made, epochs = Clock(plain, graph), list[PassGraph](), DECIDED_AFTER // 3 + 2
+    monkeypatch.setattr(PassGraph, "_now", lambda step: clock.read(step))
+    found = history(new_model(), [Phase(epochs, 4)], graph=recording(made, mode="auto"))
+    assert [message for message in caplog.messages if "training: " in message] == [
+        f"[job] training: {text}."
+    ]
+    assert made[0].in_use == (graph < plain)
+    assert found == history(new_model(), [Phase(epochs, 4)])
+
+
+def stale(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """A graph that computes something else: with twice the weights' values of its recording."""
+    return lambda *inputs: 2 * module(*inputs)
+
+
+def unable(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    module(*samples)
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def hungry(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize(
+    "record, reason",
+    [
+        (stale, "it computes something else than the network"),
+        (unable, "operation not permitted when stream is capturing"),
+        (hungry, "CUDA out of memory"),
+    ],
+)
+def test_what_cannot_be_recorded_trains_kernel_by_kernel(
+    record: Any, reason: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made, phases = list[PassGraph](), [Phase(5, 4)]
+    found = history(new_model(), phases, graph=recording(made, record=record, mode=mode))
+    lines = [line for line in caplog.messages if "training: " in line]
+    assert len(lines) == 1 and reason in lines[0] and not made[0].in_use
+    assert found == history(new_model(), phases)
+
+
+def test_a_network_that_draws_on_the_host_is_not_recorded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A graph would repeat the draws of its recording for ever."""
+    caplog.set_level("INFO")
+
+    def model() -> FineTuneModel:
+        random.seed(0)
+        drawn = new_model()
+        scale = lambda module, inputs: (inputs[0] * (1 + 0.1 * random.random()),)  # noqa: E731
+        drawn.module.register_forward_pre_hook(scale)
+        return drawn
+
+    made = list[PassGraph]()
+    found = history(model(), [Phase(2, 4)], graph=recording(made))
+    assert "draws random numbers on the host" in caplog.text and not made[0].in_use
+    assert found == history(model(), [Phase(2, 4)])
+
+
+def test_weights_that_have_moved_are_recorded_anew() -> None:
+    records: list[bool] = []
+
+    def record(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        records.append(torch.is_grad_enabled())
+        return replay_on_cpu(module, samples)
+
+    model, made = new_model(), list[PassGraph]()
+
+    def move(epoch: Any) -> None:
+        if epoch.epoch == 2:
+            buffer = next(model.buffers())
+            buffer.data = buffer.data.clone()
+
+    train(model, [Phase(4, 4)], graph=recording(made, record=record), on_epoch=move)
+    assert records == [True, False, True, False] and all(graph.in_use for graph in made)
+
+
+def test_torch_takes_what_is_to_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of torch's function but the GPU: a replay here computes nothing."""
+    replayed: list[str] = []
+    graph = SimpleNamespace(replay=lambda: replayed.append("pass"))
+    for name, instead in {
+        "CUDAGraph": lambda: graph,
+        "graph": lambda *_, **__: contextlib.nullcontext(),
+        "Stream": lambda: None,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda: None,
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, instead)
+    monkeypatch.setattr(torch.cuda.graphs, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(graphs, "_difference", lambda found, expected: 0.0)
+    made, model = list[PassGraph](), new_model()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any = SimpleNamespace(param_groups=[{"params": trained}])
+    step = recording(made, record=graphs.record_graph)(model, optimizer)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    source: Any = SimpleNamespace(module=FABRIC.setup_module(model), linear=None)
+    forward = step.choose(source, (images,))
+    assert step.in_use and forward is not source.module
+    logits = forward(images)
+    logits.sum().backward()
+    assert len(replayed) == 4  # of the check, and here
+    assert all(parameter.grad is not None for parameter in trained)
