@@ -122,9 +122,7 @@ def resume(place: str, overrides: tuple[str, ...]) -> None:
 
     \b
     Examples:
-      tvf resume outputs/sweeps/demo
       tvf resume outputs/sweeps/demo hydra/launcher=local hydra.launcher.n_jobs=4
-      tvf resume outputs/sweeps/demo hydra/launcher=slurm
       tvf resume s3://my-bucket/demo
     """
     from tvf.cli import commands
