@@ -56,13 +56,12 @@ class OnGpu(torch.Tensor):
 def test_a_process_that_forks_jobs_reads_no_tensor_on_a_gpu(tmp_path: Path) -> None:
     def finds(value: object) -> int:
         remember("answers", "first", {"of": [value]}, most=2)
+        remember("numbers", "first", 1, most=2)
         return 0
 
-    assert (
-        run_in_subprocess(lambda: finds(torch.ones(1).as_subclass(OnGpu)), tmp_path / "job.log")
-        == 0
-    )
-    assert recall("answers", "first") is None
+    on_gpu = torch.ones(1).as_subclass(OnGpu)
+    assert run_in_subprocess(lambda: finds(on_gpu), tmp_path / "job.log") == 0
+    assert recall("answers", "first") is None and recall("numbers", "first") == 1
     assert run_in_subprocess(lambda: finds(torch.ones(1)), tmp_path / "job.log") == 0
     assert recall("answers", "first") == {"of": [torch.ones(1)]}
 

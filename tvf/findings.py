@@ -28,12 +28,16 @@ def remember(kind: str, key: Any, value: Any, most: int) -> None:
 
 
 def give(file: BinaryIO) -> None:
-    """Write what this process has found since it began, if that can be written."""
-    with suppress(Exception):  # a user's code may be part of it, and a job does not depend on it
-        if _new:
-            content = io.BytesIO()
-            _Pickler(content).dump({kind: _findings.get(kind, {}) for kind in _new})
-            file.write(content.getvalue())
+    """Write what this process has found since it began, of each kind that can be written."""
+    written = {}
+    for kind in _new:
+        content = io.BytesIO()
+        with suppress(Exception):  # a user's code may be part of it; no job depends on it
+            _Pickler(content).dump(_findings.get(kind, {}))
+            written[kind] = content.getvalue()
+    with suppress(OSError):
+        if written:
+            pickle.dump(written, file)
             file.flush()
 
 
@@ -42,7 +46,7 @@ def take(file: BinaryIO) -> None:
     file.seek(0)
     with suppress(Exception):
         for kind, values in pickle.load(file).items():
-            _findings.setdefault(kind, {}).update(values)
+            _findings.setdefault(kind, {}).update(pickle.loads(values))
 
 
 class _Pickler(pickle.Pickler):

@@ -39,8 +39,8 @@ def _config(**changes: Any) -> dict[str, Any]:
     "gpus, jobs, workers, devices, claim, own",
     [
         (1, "auto", 3, 1, (3, "a", None), None),
-        (1, "auto", 1, 1, None, None),
-        (1, 3, 3, 1, None, None),
+        (1, "auto", 1, 1, (1, 1), None),
+        (1, 3, 3, 1, (1, 3), None),
         (2, "auto", 3, 1, (2, "a", None), [0]),
         (2, "auto", 2, 1, (1, 1), [0]),
         (2, 2, 4, 1, (1, 2), [0]),

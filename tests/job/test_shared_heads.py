@@ -261,7 +261,7 @@ def test_jobs_that_a_process_does_not_accept_wait_for_another(
     monkeypatch.setattr(sweep_heads._Worker, "_train", lambda *arguments: None)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     with mmap(-1, 3) as states:
-        assert sweep_heads._Worker(config, jobs, range(3), states).run() == 0
+        assert sweep_heads._Worker(config, jobs, range(3), states, 1).run() == 0
         assert [*states[:]] == [sweep_heads.ENDED, sweep_heads.WAITING, sweep_heads.WAITING]
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from tvf.config import conf_dir
-from tvf.sweep import launchers
+from tvf.sweep import heads, launchers
 from tvf.sweep.launchers import MOST_JOBS, default_workers, jobs_that_fit
 
 GB = 1e9
@@ -18,7 +19,8 @@ GB = 1e9
     [
         (80 * GB, 32, 128, 4),
         (80 * GB, 128, 224, 1),
-        (24 * GB, 32, 128, 2),
+        (24 * GB, 32, 128, 1),
+        (40 * GB, 32, 128, 3),
         (8 * GB, 32, 128, 1),
         (0, 32, 128, 1),
     ],
@@ -77,3 +79,26 @@ def test_the_driver_says_how_much_memory_the_smallest_gpu_has(
 
     monkeypatch.setattr(launchers.subprocess, "run", missing)
     assert launchers.gpu_bytes.__wrapped__() == 0
+
+
+@pytest.mark.parametrize(
+    "gpus, fabric, processes",
+    [
+        (0, {"jobs_per_gpu": "auto"}, 4),
+        (1, {"jobs_per_gpu": "auto"}, 1),
+        (2, {"jobs_per_gpu": "auto"}, 2),
+        (2, {"jobs_per_gpu": "auto", "accelerator": "cpu"}, 4),
+        (1, {"jobs_per_gpu": 4}, 4),
+    ],
+)
+def test_heads_share_one_process_per_gpu_where_others_would_wait(
+    gpus: int, fabric: dict[str, Any], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(launchers, "count_gpus", lambda: gpus)
+    target = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    sweep: Any = OmegaConf.create({"hydra": {"launcher": {"_target_": target, "n_jobs": 4}}})
+    head: Any = SimpleNamespace(
+        checked=SimpleNamespace(config={"fabric": {"devices": 1, "accelerator": "auto"} | fabric})
+    )
+    assert heads._count_processes(sweep, head) == processes

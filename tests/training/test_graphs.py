@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from types import SimpleNamespace
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers import small_backbone
-from helpers.devices import replay_on_cpu
+from helpers.devices import Forward, replay_on_cpu
 from helpers.training import FABRIC, train
 from tvf.models import FineTuneModel
 from tvf.training import ExponentialMovingAverage, PassGraph, Phase, StepOptions, graphs
@@ -42,8 +43,8 @@ def recording(made: list[PassGraph], **options: Any) -> Callable[..., PassGraph]
     """Makes the recorders of each phase, for training and validation, and adds them to `made`."""
 
     def make(model: FineTuneModel, optimizer: Any) -> PassGraph:
-        how = {"mode": "on", "record": replay_on_cpu, "tag": "[job]"} | options
-        made.append(PassGraph(FABRIC, model, optimizer, 8, **how))
+        how = {"batch_size": 8, "mode": "on", "record": replay_on_cpu, "tag": "[job]"} | options
+        made.append(PassGraph(FABRIC, model, optimizer, **how))
         return made[-1]
 
     return make
@@ -64,7 +65,7 @@ def test_recorded_steps_give_the_same_bits(fraction: float, bn: str) -> None:
 
     made: list[PassGraph] = []
     assert found(graph=recording(made)) == found()
-    assert [graph.in_use for graph in made] == [True] * 4
+    assert [graph.was_used for graph in made] == [True] * 4
 
 
 def test_a_job_that_resumes_within_an_epoch_records_again() -> None:
@@ -79,7 +80,7 @@ def test_a_job_that_resumes_within_an_epoch_records_again() -> None:
     state = states[1]
     assert len(state["losses"]) == 2
     resumed = history(new_model(), [Phase(2, 4)], graph=recording(made), state=state)
-    assert resumed == whole and all(graph.in_use for graph in made)
+    assert resumed == whole and all(graph.was_used for graph in made)
 
 
 class Clock:
@@ -114,21 +115,20 @@ def test_the_faster_way_is_chosen_by_time(
     assert [message for message in caplog.messages if "training: " in message] == [
         f"[job] training: {text}."
     ]
-    assert made[0].in_use == (graph < plain)
+    assert made[0].was_used == (graph < plain)
     assert found == history(new_model(), [Phase(epochs, 4)])
 
 
-def stale(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """A graph that computes something else: with twice the weights' values of its recording."""
-    return lambda *inputs: 2 * module(*inputs)
+def other(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
+    return lambda *given: 2 * forward(*given)
 
 
-def unable(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    module(*samples)
+def unable(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
+    forward(*tensors)
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-def hungry(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def hungry(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
@@ -136,7 +136,7 @@ def hungry(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tens
 @pytest.mark.parametrize(
     "record, reason",
     [
-        (stale, "it computes something else than the network"),
+        (other, "its results differ from the network's"),
         (unable, "operation not permitted when stream is capturing"),
         (hungry, "CUDA out of memory"),
     ],
@@ -148,7 +148,7 @@ def test_what_cannot_be_recorded_trains_kernel_by_kernel(
     made, phases = list[PassGraph](), [Phase(5, 4)]
     found = history(new_model(), phases, graph=recording(made, record=record, mode=mode))
     lines = [line for line in caplog.messages if "training: " in line]
-    assert len(lines) == 1 and reason in lines[0] and not made[0].in_use
+    assert len(lines) == 1 and reason in lines[0] and not made[0].was_used
     assert found == history(new_model(), phases)
 
 
@@ -167,16 +167,16 @@ def test_a_network_that_draws_on_the_host_is_not_recorded(
 
     made = list[PassGraph]()
     found = history(model(), [Phase(2, 4)], graph=recording(made))
-    assert "draws random numbers on the host" in caplog.text and not made[0].in_use
+    assert "draws random numbers on the host" in caplog.text and not made[0].was_used
     assert found == history(model(), [Phase(2, 4)])
 
 
 def test_weights_that_have_moved_are_recorded_anew() -> None:
     records: list[bool] = []
 
-    def record(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    def record(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
         records.append(torch.is_grad_enabled())
-        return replay_on_cpu(module, samples)
+        return replay_on_cpu(forward, tensors)
 
     model, made = new_model(), list[PassGraph]()
 
@@ -186,7 +186,7 @@ def test_weights_that_have_moved_are_recorded_anew() -> None:
             buffer.data = buffer.data.clone()
 
     train(model, [Phase(4, 4)], graph=recording(made, record=record), on_epoch=move)
-    assert records == [True, False, True, False] and all(graph.in_use for graph in made)
+    assert records == [True, False, True, False] and all(graph.was_used for graph in made)
 
 
 def test_torch_takes_what_is_to_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +211,82 @@ def test_torch_takes_what_is_to_be_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     source: Any = SimpleNamespace(module=FABRIC.setup_module(model), linear=None)
     forward = step.choose(source, (images,))
-    assert step.in_use and forward is not source.module
+    assert step.was_used and forward is not source.module
+    for parameter in trained:  # the recording holds none, or they would stay on its stream
+        adds_up(parameter).metadata["seen"] = True
+    assert not any(adds_up(parameter).metadata for parameter in trained)
     logits = forward(images)
     logits.sum().backward()
     assert len(replayed) == 4  # of the check, and here
     assert all(parameter.grad is not None for parameter in trained)
+
+
+def adds_up(parameter: Tensor) -> Any:
+    """Autograd's node that adds up the gradient of a parameter."""
+    grad_fn: Any = parameter.view_as(parameter).grad_fn
+    return grad_fn.next_functions[0][0]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_graph_that_is_not_used_any_more_is_freed(
+    faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, its memory is not there for what comes next: a GPU's could not hold both."""
+    graphs_left = weakref.WeakSet[Any]()
+
+    def record(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
+        replay = Replay(replay_on_cpu(forward, tensors))
+        if torch.is_grad_enabled():
+            graphs_left.add(replay)
+        return replay
+
+    clock, made = Clock(0.002, 0.001 if faster else 0.003), list[PassGraph]()
+    monkeypatch.setattr(PassGraph, "_now", lambda step: clock.read(step))
+    epochs = DECIDED_AFTER // 3 + 2
+    train(new_model(), [Phase(epochs, 4)], graph=recording(made, mode="auto", record=record))
+    assert made[0].was_used == faster and len(graphs_left) == faster
+    made[0].close()
+    assert not graphs_left and made[0].was_used == faster
+
+
+class Replay:
+    """A replay that is part of a reference cycle, as torch's are."""
+
+    def __init__(self, replay: Forward) -> None:
+        self.replay, self.itself = replay, self
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        return self.replay(*given)
+
+
+def test_an_epoch_of_a_single_batch_takes_no_times() -> None:
+    made = list[PassGraph]()
+    make = recording(made, mode="auto", batch_size=20)  # of 33 images 20 and 13, of 20 a single one
+    steps = StepOptions(20, seed=1)
+    train(new_model(), [Phase(6, 4)], steps=steps, graph=make)
+    training, validation = made
+    assert not training._decided and len(training._times[False]) == 6
+    assert validation._decided and not validation.was_used and validation._last is None
+
+
+def test_other_inputs_than_those_of_the_recording_are_computed_without_a_graph() -> None:
+    model, made = new_model(), list[PassGraph]()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any = SimpleNamespace(param_groups=[{"params": trained}])
+    step = recording(made)(model, optimizer)
+    source: Any = SimpleNamespace(module=FABRIC.setup_module(model), linear=None)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    assert step.choose(source, (images,)) is not source.module
+    assert step.choose(source, (images.float(),)) is source.module
+    assert step.choose(source, (images[..., :8],)) is source.module
+
+
+def test_an_interruption_within_a_recording_ends_the_job() -> None:
+    def record(forward: Forward, tensors: tuple[Tensor, ...]) -> Forward:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("the capture was invalidated")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(new_model(), [Phase(1, 4)], graph=recording([], record=record))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvf.data import Augmentation, ViewRows
 from tvf.frontier.cache_plan import CachePlan, OpenEntry, array_spec, view_name
@@ -28,6 +28,7 @@ from tvf.frontier.residency import (
     take_resident,
 )
 from tvf.frontier.split import TensorLayout
+from tvf.frontier.suffix import Suffix
 from tvf.store import ArrayTable, StoreError
 
 log = logging.getLogger(__name__)
@@ -67,28 +68,10 @@ class ActivationReader:
         self._failed: set[int] = set()  # levels that the store could not save
         self.gathers = False  # whether to keep views in the order of the split, if they are small
         self._gathered: dict[int, Tensors] = {}  # such views
-        self._suffix = plan.trace.extract(self._cuts[-1], None)
-        self.linear = self._find_linear()
-
-    def suffix(self, *activations: Tensor) -> Tensor:
-        """Return logits.
-
-        Like a module that Fabric set up, except that activations keep their dtype: Fabric would
-        round float32 inputs under mixed precision.
-        """
-        assert self._suffix is not None, "the logits can be computed from any cut"
-        with self._fabric.autocast():
-            return self._fabric.strategy.precision.convert_output(self._suffix(*activations))
-
-    def _find_linear(self) -> nn.Linear | None:
-        """The only layer of the suffix, if it is a linear layer that computes in float32."""
-        assert self._suffix is not None
-        nodes = [*self._suffix.graph.nodes]
-        exact = self._fabric.strategy.precision.precision == "32-true"
-        if [node.op for node in nodes] != ["placeholder", "call_module", "output"] or not exact:
-            return None
-        layer = self._suffix.get_submodule(str(nodes[1].target))
-        return layer if type(layer) is nn.Linear else None
+        layers = plan.trace.extract(self._cuts[-1], None)
+        assert layers is not None, "the logits can be computed from any cut"
+        self.suffix = Suffix(fabric, layers)
+        self.linear = self.suffix.find_linear()
 
     def open_view(self, view: int) -> tuple[Inputs, Feed | None]:
         """Return what reads the activations of a view, after filling the gaps in the store.

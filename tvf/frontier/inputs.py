@@ -5,13 +5,13 @@ the same losses; the cached one runs the prefix once per image instead of once p
 """
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from tvf.data import Augmentation, DataSplits
 from tvf.frontier.activations import ActivationReader
@@ -32,7 +32,7 @@ class EpochInputs:
     consists of, if that is all and it computes in float32.
     """
 
-    module: Callable[..., Tensor]
+    module: nn.Module
     inputs: Inputs
     feed: Feed | None = None
     linear: nn.Linear | None = None

@@ -57,6 +57,7 @@ class JobPhases:
     show_progress: bool = False
     tag: str = ""
     shared: InputPipeline | None = None  # of the first phase, if another job has opened it
+    used_graphs: bool = False  # whether training steps were CUDA graphs
     _pipelines: list[InputPipeline] = field(default_factory=list)
     _graphs: list[PassGraph] = field(default_factory=list)
     _current: int | None = None  # the phase whose pipeline is the last
@@ -106,10 +107,12 @@ class JobPhases:
         used = [each for each in self._pipelines if each.prefix_seconds or each.covers_all]
         return bool(used) and all(pipeline.prefix_kept for pipeline in used)
 
-    @property
-    def uses_graphs(self) -> bool:
-        """Whether the steps of a phase are CUDA graphs."""
-        return any(graph.in_use for graph in self._graphs)
+    def release_graphs(self) -> None:
+        """Give up the CUDA graphs of a phase that is over, and their memory."""
+        self.used_graphs |= any(graph.optimizer and graph.was_used for graph in self._graphs)
+        for graph in self._graphs:
+            graph.close()
+        self._graphs.clear()
 
     @property
     def approximations(self) -> list[str]:
@@ -154,6 +157,7 @@ class JobPhases:
             mixed=self.mixed,
             show_progress=self.show_progress,
         )
+        self.release_graphs()
         for earlier in self._pipelines:
             earlier.release()
         self._pipelines.append(open_pipeline(self.pixels(), options, self.tag))

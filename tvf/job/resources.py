@@ -119,7 +119,7 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     own = None
     if sharing > 1 and config["fabric"].get("jobs_per_gpu") == "auto":
         own = claim_shared_gpu(sharing, config["name"], named)
-    elif gpus > 1 and not named:
+    elif not named:
         own = claim_gpus(count, sharing)
     return replace(context, devices=own if gpus > 1 and not named else None, sharing=sharing)
 

@@ -31,6 +31,7 @@ def score_job(
     assert best is not None, "a job has at least one epoch"
     phases = job.phases
     phases.fabric.barrier()  # rank 0 has written the weights
+    phases.release_graphs()
     load_best(best.epoch)
     pipeline, scores = phases.pipeline_of(best.phase - 1), {}
     predictions = {}
@@ -78,7 +79,7 @@ def summarise(job: Job, record: JobRecord, run: Run, scores: dict[str, Any]) -> 
         "images_per_second": median(epoch["images_per_second"] for epoch in record.metrics),
         "peak_memory_mb": peak_memory_mb(device),
         "peak_device_memory_mb": peak_device_memory_mb(device),
-        "cuda_graphs": job.phases.uses_graphs if device.type == "cuda" else None,
+        "cuda_graphs": job.phases.used_graphs if device.type == "cuda" else None,
         "wandb_run_id": run.id,
         "wandb_url": run.url,
         "versions": library_versions(),

@@ -197,6 +197,7 @@ def build_alike(config: Config, context: JobContext, frozen: Frozen) -> Job:
         tag=tag,
         shared=pipeline,
         _pipelines=[],
+        used_graphs=False,
         _graphs=[],
         _current=None,
     )

@@ -24,9 +24,10 @@ from omegaconf._utils import OmegaConfDumper
 
 from tvf.config import SAME
 from tvf.files import read_json
+from tvf.gpus import count_gpus
 from tvf.records import is_done, is_running, mark_failed, read_status
 from tvf.sweep.composing import DEFAULT_FOLDERS, CheckedJob, checked_job
-from tvf.sweep.launchers import jobs_at_once, runs_elsewhere
+from tvf.sweep.launchers import default_workers, jobs_at_once, runs_elsewhere
 from tvf.sweep.outcome import INTERRUPTED, job_outcome, log_in_file
 from tvf.sweep.processes import can_fork, log_to, run_in_subprocesses
 
@@ -55,8 +56,8 @@ def train_heads(config: DictConfig, batch: Sequence[Sequence[str]]) -> list[list
     if len(jobs) < FEWEST or not _can_share(config):
         return jobs
     heads, ended = _find_heads(config, jobs), set[int]()
-    while len(heads) >= FEWEST * jobs_at_once(config.hydra.launcher):
-        states = _train(config, heads)
+    while heads and len(heads) >= FEWEST * (count := _count_processes(config, heads[0])):
+        states = _train(config, heads, count)
         for head, state in zip(heads, states, strict=True):
             if state == STARTED:
                 name = head.checked.config["name"]
@@ -93,17 +94,25 @@ def _find_heads(config: DictConfig, jobs: Sequence[list[str]]) -> list[HeadJob]:
     return sorted(heads, key=lambda head: (order[head.setup], head.checked.config["seed"]))
 
 
-def _train(config: DictConfig, heads: Sequence[HeadJob]) -> list[int]:
-    """Train these jobs in as many processes as the launcher has; what became of each."""
+def _count_processes(config: DictConfig, head: HeadJob) -> int:
+    """As many as the launcher has; one per GPU if others would first wait until it is idle."""
+    at_once, fabric = jobs_at_once(config.hydra.launcher), head.checked.config["fabric"]
+    waits = fabric.get("jobs_per_gpu") == "auto" and fabric.get("accelerator") != "cpu"
+    if not waits or not count_gpus():
+        return at_once
+    return min(at_once, default_workers(fabric.get("accelerator", "auto"), fabric["devices"]))
+
+
+def _train(config: DictConfig, heads: Sequence[HeadJob], count: int) -> list[int]:
+    """Train these jobs in `count` processes; what became of each."""
     from tvf.job import import_libraries
 
     import_libraries(heads[0].checked.config["backbone"]["_target_"])
-    count = jobs_at_once(config.hydra.launcher)
     log.info("Training %d heads in %d process%s.", len(heads), count, "es" if count > 1 else "")
     with mmap.mmap(-1, len(heads)) as states:  # memory that the processes share
         bounds = [len(heads) * index // count for index in range(count + 1)]
         shares = [range(*pair) for pair in pairwise(bounds)]
-        run_in_subprocesses([_Worker(config, heads, share, states).run for share in shares])
+        run_in_subprocesses([_Worker(config, heads, share, states, count).run for share in shares])
         return [*states[:]]
 
 
@@ -115,6 +124,7 @@ class _Worker:
     heads: Sequence[HeadJob]
     share: range
     states: mmap.mmap
+    count: int  # of such processes
 
     def run(self) -> int:
         """Train the jobs; return the exit code."""
@@ -160,9 +170,8 @@ class _Worker:
         _open_log(folder / "job.log", hydra, terminal)
         if head.checked.note:
             log_in_file(head.checked.note)
-        workers = jobs_at_once(self.config.hydra.launcher)
         choices = hydra["runtime"]["choices"]
-        context = JobContext(folder, self.sweep, workers != 1, choices, workers=workers)
+        context = JobContext(folder, self.sweep, self.count != 1, choices, workers=self.count)
         run_job(head.checked.config, context, setups.open_job)
 
 

@@ -18,7 +18,7 @@ from tvf.gpus import count_gpus
 # What fabric.jobs_per_gpu=auto assumes of a job: rough, and on the safe side. A training step of
 # ResNet50 in float32 keeps about 2,000 bytes for each pixel of its batch, ViT-B/16 3,000.
 JOB_BYTES = 2.5e9  # CUDA's context, libraries' workspaces, weights, gradients and optimizer
-BYTES_PER_PIXEL = 3000
+BYTES_PER_PIXEL = 6000  # a step, and its copy in a CUDA graph
 STEP_SHARE = 0.45  # of a GPU's memory, for the training steps of all jobs: data take the rest
 # Launchers whose jobs share this machine; a cluster's give each job cores and GPUs of its own.
 HERE = (

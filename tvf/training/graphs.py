@@ -5,6 +5,7 @@ CUDA graph launches the recorded kernels of a whole pass at once, on new inputs 
 (torch.cuda.make_graphed_callables): the same kernels, so the same numbers up to rounding.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import is_wrapped
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from tvf.frontier import EpochInputs, preserve_state
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 GRAPH_MODES = ("auto", "on", "off")  # of fabric.compile
 WARM = 3  # batches before the first that counts: libraries choose kernels and allocate memory
 TIMED = 10  # batches of each kind whose median time decides
+IDLE = 2  # epochs without two batches in a row; one can be the rest of an epoch that resumes
 # How far logits and gradients may differ from those without a graph, relative to the largest.
 EXACT, MIXED = 1e-3, 5e-2
 
@@ -34,17 +37,17 @@ Tensors = tuple[Tensor, ...]
 Forward = Callable[..., Tensor]
 
 
-def record_graph(module: nn.Module, samples: Tensors) -> Forward:
-    """`module` as CUDA graphs of its forward and backward pass, for inputs shaped like `samples`.
+def record_graph(forward: Forward, tensors: Tensors) -> Forward:
+    """`forward` as CUDA graphs: of its pass and, for `tensors` that require it, of the gradients'.
 
-    Raises an error, torch's or the module's, if it cannot be recorded. Its buffers and the random
-    state change.
+    The graphs compute in the memory of `tensors`, and take others of the same shapes. Raises
+    whatever torch or the network raises if recording fails. Statistics and the random state change.
     """
     options: dict[str, Any] = {"allow_unused_input": True}
     if "capture_error_mode" in signature(torch.cuda.make_graphed_callables).parameters:
         options["capture_error_mode"] = "thread_local"  # another thread may be reading batches
     with torch.cuda.stream(torch.cuda.current_stream()):  # which an error could leave changed
-        recorded: Any = torch.cuda.make_graphed_callables(module, samples, **options)
+        recorded: Any = torch.cuda.make_graphed_callables(forward, tensors, **options)
     return recorded
 
 
@@ -55,8 +58,8 @@ class PassGraph:
     It is for training with `optimizer`, or for validation without one. In `mode` "auto" it times
     both on the first batches, during which the host waits for the device; "on" records a graph at
     once. Batches of another size than `batch_size` are computed kernel by kernel. So are all if the
-    network cannot be recorded, draws random numbers on the host, or its graph computes something
-    else. `record` is `record_graph`, or stands in for it.
+    network cannot be recorded, draws random numbers on the host, or its graph's results differ, and
+    if epochs have too few batches to take times. `record` is `record_graph`, or stands in for it.
     """
 
     fabric: Fabric
@@ -65,33 +68,51 @@ class PassGraph:
     batch_size: int
     mode: str = "auto"
     tag: str = ""
-    record: Callable[[nn.Module, Tensors], Forward] = field(default_factory=lambda: record_graph)
+    record: Callable[[Forward, Tensors], Forward] = field(default_factory=lambda: record_graph)
+    was_used: bool = False  # whether it was decided that full batches are computed as a graph
     _graph: Forward | None = None
     _decided: bool = False
     _source: EpochInputs | None = None  # of the last batch: one for each epoch
-    _places: tuple[int, ...] = ()  # of the weights in memory when the graph was recorded
+    _kind: Any = None  # of the inputs that the graph takes, and where its weights are
     _last: float | None = None  # when the last full batch began, while times are taken
     _times: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
-
-    @property
-    def in_use(self) -> bool:
-        """Whether full batches are computed as a graph, after the decision."""
-        return self._decided and self._graph is not None
+    _taken: int = 0  # times before this epoch
+    _idle: int = 0  # epochs that added none
 
     def choose(self, source: EpochInputs, inputs: Tensors) -> Forward:
         """What computes the logits of a batch with these inputs."""
         if source is not self._source:
-            self._source, self._last = source, None
-            if self._graph is not None and self._places != self._find_places():
-                self._graph, self._decided = None, False
-                self._times = {False: [], True: []}
-        fits = len(inputs[0]) == self.batch_size and source.linear is None  # of few kernels
+            self._begin_epoch(source)
+        # A linear layer alone has too few kernels to gain.
+        fits = len(inputs[0]) == self.batch_size and source.linear is None
         if not self._decided:
             self._take_time()
             if fits:
                 self._decide(source, inputs)
             self._last = self._now() if fits and not self._decided else None
-        return self._graph if fits and self._graph is not None else source.module
+        takes = self._graph is not None and fits and self._kind[0] == _kind_of(inputs)
+        return self._graph if takes and self._graph is not None else source.module
+
+    def close(self) -> None:
+        """Give up the graph and its memory; batches are computed kernel by kernel from here on."""
+        self._decided, self._source = True, None
+        if self._graph is not None:
+            self._graph = None
+            _free_memory(self.fabric)
+
+    def _begin_epoch(self, source: EpochInputs) -> None:
+        """Let times be of batches of one epoch, and a graph of weights that are where they were."""
+        self._source, self._last = source, None
+        if self._graph is not None and self._kind[1] != self._find_weights():
+            self.close()
+            self._decided, self._source = False, source
+            self._times, self._idle = {False: [], True: []}, 0
+        if not self._decided and self.mode == "auto":
+            taken = sum(map(len, self._times.values()))
+            self._idle = 0 if taken != self._taken else self._idle + 1
+            self._taken = taken
+            if self._idle > IDLE:
+                self.close()
 
     def _take_time(self) -> None:
         """Note how long the last batch took, if it was a full one of this epoch."""
@@ -103,7 +124,8 @@ class PassGraph:
         plain, graph = self._times[False], self._times[True]
         if self.mode == "on":
             self._decided, self._graph = True, self._try(source, inputs)
-            if self._graph is not None:
+            self.was_used = self._graph is not None
+            if self.was_used:
                 log.info("%s: recorded as CUDA graphs.", self._name)
         elif self._graph is None and len(plain) >= WARM + TIMED:
             self._graph = self._try(source, inputs)
@@ -114,11 +136,12 @@ class PassGraph:
 
     def _compare(self, plain: float, graph: float) -> None:
         """Keep the graph if it is faster."""
-        if graph < plain:
+        self.was_used = graph < plain
+        if self.was_used:
             text = "%s: recorded as CUDA graphs, %.2f ms a batch instead of %.2f."
             log.info(text, self._name, 1e3 * graph, 1e3 * plain)
         else:
-            self._graph = None
+            self.close()
             text = "%s: kernel by kernel, %.2f ms a batch; as CUDA graphs %.2f."
             log.info(text, self._name, 1e3 * plain, 1e3 * graph)
 
@@ -128,54 +151,55 @@ class PassGraph:
 
     def _try(self, source: EpochInputs, inputs: Tensors) -> Forward | None:
         """The graph for inputs of this shape; None, with a line in the log, if there is none."""
-        before = random_states()
+        before, reason = random_states(), ""
         try:
-            graph = self._record(source, inputs)
+            graph = self._record(source.module, inputs)
         except Exception as error:  # whatever it is, the job can train without a graph
-            reason = str(error).strip().partition("\n")[0]
-            log.info("%s: kernel by kernel, as no CUDA graph works: %s.", self._name, reason)
-            if self.fabric.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return None
+            if isinstance(error.__context__, KeyboardInterrupt):  # which ended the recording
+                raise error.__context__ from None
+            graph, reason = None, str(error).strip().partition("\n")[0]
         finally:
             set_random_states(before)
-        self._places = self._find_places()
+        if graph is None:
+            log.info("%s: kernel by kernel, without CUDA graphs: %s.", self._name, reason)
+            _free_memory(self.fabric)
+        self._kind = _kind_of(inputs), self._find_weights()
         return graph
 
-    def _record(self, source: EpochInputs, inputs: Tensors) -> Forward:
-        """The graph. Raises RuntimeError if there is none that computes the same."""
+    def _record(self, module: nn.Module, inputs: Tensors) -> Forward:
+        """The graph. Raises RuntimeError if there is none that computes the same.
+
+        It is recorded on aliases of the weights. Autograd's nodes that add up the gradients of the
+        weights themselves would live on in it, and belong to the stream of the recording: each
+        later step would have to wait for that stream.
+        """
         groups = self.optimizer.param_groups if self.optimizer else ()
         trained = [parameter for group in groups for parameter in group["params"]]
-        step = _Step(self._forward(source.module), trained)
+        layers = _Layers(self.model, module, self.fabric)
+        places, count = layers.places_of(trained), len(inputs)
+
+        def forward(*tensors: Tensor) -> Tensor:
+            weights = {name: tensors[count + number] for name, number in places.items()}
+            return functional_call(layers, weights, tensors[:count], tie_weights=False)
+
         samples = tuple(tensor.clone() for tensor in inputs)
+        aliases = tuple(parameter.detach().requires_grad_() for parameter in trained)
+        with preserve_state(self.model):
+            recorded = self.record(forward, (*samples, *aliases))
+        with preserve_state(self.model):
+            found = _results(lambda *given: recorded(*given, *trained), samples, trained)
+        # Afterwards, when the graph has its memory: other batches need theirs beside it.
         with preserve_state(self.model):
             before = _host_states(self.fabric)
-            expected = _results(step, samples, trained)
+            expected = _results(layers, samples, trained)
             if _host_states(self.fabric) != before:
                 raise RuntimeError("the network draws random numbers on the host")
-        with preserve_state(self.model):
-            graph = self.record(step, samples)
-        with preserve_state(self.model):
-            found = _results(graph, samples, trained)
         exact = self.fabric.strategy.precision.precision in ("32-true", "64-true")
         if _difference(found, expected) > (EXACT if exact else MIXED):
-            raise RuntimeError("it computes something else than the network")
-        return graph
+            raise RuntimeError("its results differ from the network's")
+        return lambda *given: recorded(*given, *trained)
 
-    def _forward(self, module: Forward) -> Forward:
-        """What `module` computes, without hooks by which Fabric insists on its own backward."""
-        if not is_wrapped(module):
-            return module
-        network, precision = module.module, self.fabric.strategy.precision  # type: ignore[attr-defined]
-
-        def forward(*inputs: Tensor) -> Tensor:
-            inputs = precision.convert_input(inputs)
-            with precision.forward_context():
-                return precision.convert_output(network(*inputs))
-
-        return forward
-
-    def _find_places(self) -> tuple[int, ...]:
+    def _find_weights(self) -> tuple[int, ...]:
         """Where the network's weights and statistics are: a graph reads and writes there."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         return tuple(tensor.data_ptr() for tensor in tensors)
@@ -187,16 +211,52 @@ class PassGraph:
         return time.perf_counter()
 
 
-class _Step(nn.Module):
-    """A forward pass as a module, whose parameters are those that train."""
+class _Layers(nn.Module):
+    """What `module` computes, as part of one module that has all weights of `model`.
 
-    def __init__(self, forward: Forward, trained: Sequence[nn.Parameter]) -> None:
+    Fabric's wrapper is left out: its hooks insist on a backward pass of Fabric's own.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module, fabric: Fabric) -> None:
         super().__init__()
-        self.trained = nn.ParameterList(trained)
-        self._forward_pass = lambda *inputs: forward(*inputs)
+        self.model, self._precision = model, fabric.strategy.precision
+        self._wrapped = is_wrapped(module)
+        self.module: Any = module.module if self._wrapped else module
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self._forward_pass(*inputs)
+        if not self._wrapped:
+            return self.module(*inputs)
+        inputs = self._precision.convert_input(inputs)
+        with self._precision.forward_context():
+            return self._precision.convert_output(self.module(*inputs))
+
+    def places_of(self, parameters: Sequence[nn.Parameter]) -> dict[str, int]:
+        """The names of all places that hold one of these parameters, with its number.
+
+        Each place once: modules have several names here. Raises RuntimeError if a parameter has no
+        place.
+        """
+        numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+        places = {
+            f"{module_name}.{name}": numbers[id(parameter)]
+            for module_name, module in self.named_modules()
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(parameter) in numbers
+        }
+        if len({*places.values()}) < len(numbers):
+            raise RuntimeError("what trains is not part of the network")
+        return places
+
+
+def _kind_of(inputs: Tensors) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in inputs]
+
+
+def _free_memory(fabric: Fabric) -> None:
+    """Free the memory of graphs that were given up: they are part of reference cycles."""
+    gc.collect()
+    if fabric.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _results(forward: Forward, inputs: Tensors, trained: Sequence[nn.Parameter]) -> list[Tensor]:
