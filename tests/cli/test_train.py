@@ -231,7 +231,9 @@ def test_a_users_own_images_and_network(shell: Shell, image_root: Path, tmp_path
             ["-m", "hydra.launcher.jobs_per_gpu=2"],
             r"hydra.launcher.jobs_per_gpu is not an option: did you mean fabric.jobs_per_gpu\?",
         ),
-        (["fabric.jobs_per_gpu=0"], r"fabric.jobs_per_gpu=0 must be a whole number of at least 1"),
+        (["fabric.jobs_per_gpu=0"], r"fabric.jobs_per_gpu=0 must be .* of at least 1, or auto"),
+        (["fabric.precision=fp8"], r"fabric.precision=fp8 must be one of 32-true, bf16-mixed"),
+        (["fabric.accelerator=tpu"], r"fabric.accelerator=tpu must be one of auto, cpu, gpu"),
         (
             ["backbone=resnet18", "backbone.weights=null", "backbone.std=[0,0,0]"],
             r"backbone.std=0 must be a finite number above 0",

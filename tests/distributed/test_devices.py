@@ -134,6 +134,36 @@ def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
     assert default_workers("auto", 2) == 2
 
 
+@pytest.mark.parametrize(
+    "accelerator, wanted, gpus, message",
+    [
+        ("gpu", 1, 0, "fabric.accelerator=gpu needs a GPU, and torch finds none here"),
+        ("cuda", 1, 0, "fabric.accelerator=cuda needs a GPU"),
+        ("auto", [0], 0, r"fabric.devices=\[0\] names GPUs, but here a job trains on the CPU"),
+        ("cpu", [0], 2, "names GPUs, but here a job trains on the CPU"),
+        ("auto", [0, 2], 2, r"fabric.devices=\[0, 2\] must be indices .* 0 to 1"),
+        ("gpu", 3, 2, "fabric.devices=3 must be at most 2: here, a job has 2 GPUs"),
+        ("auto", 9999, 0, "cores and no usable GPU"),
+        ("auto", 1, 0, None),
+        ("gpu", [1], 2, None),
+        ("cpu", 1, 2, None),
+    ],
+)
+def test_a_job_finds_its_devices_or_says_which_are_missing(
+    accelerator: str,
+    wanted: int | list[int],
+    gpus: int,
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    if message is None:
+        devices.require_devices(accelerator, wanted, gpus)
+    else:
+        with pytest.raises(InputError, match=message):
+            devices.require_devices(accelerator, wanted, gpus)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_peak_memory_counts_from_the_reset() -> None:
     cpu = torch.device("cpu")

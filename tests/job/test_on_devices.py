@@ -277,7 +277,7 @@ def test_jobs_are_spread_over_the_gpus(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(resources, "claim_gpus", claim)
-    monkeypatch.setattr(resources, "available_cores", lambda: 16)
+    monkeypatch.setattr("tvf.distributed.devices.available_cores", lambda: 16)
     context = resources.replace(small_context(tmp_path), parallel=True, workers=workers)
     config = small_config(fabric__accelerator="auto", fabric__devices=devices)
     found = resources.claim_devices(config, context)

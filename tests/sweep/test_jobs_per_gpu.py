@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tvf.config import conf_dir
+from tvf.errors import InputError
 from tvf.sweep import heads, launchers
 from tvf.sweep.launchers import MOST_JOBS, default_workers, jobs_that_fit
 
@@ -102,3 +103,16 @@ def test_heads_share_one_process_per_gpu_where_others_would_wait(
         checked=SimpleNamespace(config={"fabric": {"devices": 1, "accelerator": "auto"} | fabric})
     )
     assert heads._count_processes(sweep, head) == processes
+
+
+def test_a_sweep_on_this_machine_needs_the_devices_of_all_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launchers, "count_gpus", lambda: 0)
+    jobs = [{"fabric": {"accelerator": each, "devices": 1}} for each in ("auto", "gpu")]
+    here = OmegaConf.create({"_target_": launchers.HERE[0]})
+    launchers.require_devices_of(jobs[:1], here)
+    with pytest.raises(InputError, match="fabric.accelerator=gpu needs a GPU"):
+        launchers.require_devices_of(jobs, here)
+    cluster = OmegaConf.create({"_target_": "hydra_plugins.tvf_launchers.SlurmLauncher"})
+    launchers.require_devices_of(jobs, cluster)  # whose nodes may have some

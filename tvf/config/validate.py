@@ -107,6 +107,9 @@ SUPPLIED_BY_CODE = {
 # Options of data; null: as the weights of the backbone were made for.
 READ_AS_WEIGHTS: tuple[str, ...] = ("image_size", "interpolation")
 STRATEGIES = ("auto", "ddp")  # ddp is the only way to train on several devices
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true")
+SHORT_PRECISIONS = (32, 64, 16, "32", "64", "16", "bf16")  # Fabric's other names of these
 
 
 def supplied_by_code(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -186,12 +189,18 @@ def _check_refit(config: dict[str, Any]) -> None:
 
 def _check_fabric(fabric: dict[str, Any]) -> None:
     count_devices(fabric.get("devices"))
+    require_choice("fabric.accelerator", fabric.get("accelerator", "auto"), ACCELERATORS)
+    if (precision := fabric.get("precision", "32-true")) not in SHORT_PRECISIONS:
+        require_choice("fabric.precision", precision, PRECISIONS)
     require_choice("fabric.strategy", fabric.get("strategy", "auto"), STRATEGIES)
     require_choice("fabric.resident", fabric.get("resident", "auto"), RESIDENT)
     require_choice("fabric.compile", fabric.get("compile", "auto"), GRAPH_MODES)
     require_bool("fabric.tf32", fabric.get("tf32", False))
-    if (jobs := fabric.get("jobs_per_gpu", 1)) != "auto":
-        require_count("fabric.jobs_per_gpu", jobs, 1)
+    jobs = fabric.get("jobs_per_gpu", 1)
+    if jobs != "auto" and (type(jobs) is not int or jobs < 1):
+        raise InputError(
+            f"fabric.jobs_per_gpu={jobs} must be a whole number of at least 1, or auto."
+        )
 
 
 def _check_report(report: Any) -> None:

@@ -129,6 +129,33 @@ def count_devices(devices: object) -> int:
     )
 
 
+def require_devices(accelerator: str, devices: int | list[int], gpus: int) -> None:
+    """Raise InputError unless a job finds these devices on this machine, with so many GPUs."""
+    if not gpus and accelerator in ("gpu", "cuda"):
+        if accelerator == "cuda" or not torch.backends.mps.is_available():
+            raise InputError(
+                f"fabric.accelerator={accelerator} needs a GPU, and torch finds none here. "
+                "fabric=auto takes a GPU only if there is one."
+            )
+    gpus = 0 if accelerator == "cpu" else gpus
+    if isinstance(devices, list) and not gpus:
+        raise InputError(
+            f"fabric.devices={devices} names GPUs, but here a job trains on the CPU. Give the "
+            "number of its processes instead, such as fabric.devices=1."
+        )
+    if isinstance(devices, list) and max(devices) >= gpus:
+        raise InputError(
+            f"fabric.devices={devices} must be indices of this machine's GPUs, 0 to {gpus - 1}."
+        )
+    count, available = count_devices(devices), gpus or available_cores()
+    if count > available:
+        what = "GPUs" if gpus else "cores and no usable GPU"
+        raise InputError(
+            f"fabric.devices={count} must be at most {available}: here, a job has {available} "
+            f"{what}."
+        )
+
+
 def set_threads(
     threads: int | None,
     device: torch.device,

@@ -17,11 +17,11 @@ from tvf.config import Config, build_part, known_fraction, target_node, trained_
 from tvf.data import DataSource
 from tvf.distributed import (
     RankStrategy,
-    available_cores,
     claim_gpus,
     claim_shared_gpu,
     count_devices,
     memory_errors,
+    require_devices,
     reset_peak_memory,
     set_arithmetic,
     set_threads,
@@ -100,19 +100,9 @@ def claim_devices(config: Config, context: JobContext) -> JobContext:
     devices.
     """
     gpus = 0 if config["fabric"].get("accelerator") == "cpu" else torch.cuda.device_count()
-    count, available = count_devices(config["fabric"]["devices"]), gpus or available_cores()
-    if count > available:
-        what = "GPUs" if gpus else "cores and no usable GPU"
-        raise InputError(
-            f"fabric.devices={count} must be at most {available}: here, a job has {available} "
-            f"{what}."
-        )
     devices = config["fabric"]["devices"]
-    named = devices if isinstance(devices, list) and gpus else None
-    if named and max(named) >= gpus:
-        raise InputError(
-            f"fabric.devices={named} must be indices of this machine's GPUs, 0 to {gpus - 1}."
-        )
+    require_devices(config["fabric"].get("accelerator", "auto"), devices, gpus)
+    count, named = count_devices(devices), devices if isinstance(devices, list) else None
     if not context.parallel or not gpus:
         return context
     sharing = -(-context.workers // (1 if named else gpus)) if count == 1 else 1

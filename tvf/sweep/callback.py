@@ -46,7 +46,7 @@ from tvf.sweep.composing import (
     swept_lines,
     task_overrides,
 )
-from tvf.sweep.launchers import require_launcher, runs_in_parallel
+from tvf.sweep.launchers import require_devices_of, require_launcher, runs_in_parallel
 from tvf.sweep.mirroring import (
     close_mirror,
     command_arguments,
@@ -206,8 +206,9 @@ def _check_sweep(config: DictConfig) -> LaunchedSweep:
         config.hydra.overrides.task = longest_first(task_overrides(config))
     overrides = expand(swept_lines(config), config.hydra.runtime.choices["hydra/sweeper"])
     names, jobs, same = place_jobs(config, overrides)
-    if not all(is_done(folder / name, job) for name, job in jobs.items()):
+    if waiting := [job for name, job in jobs.items() if not is_done(folder / name, job)]:
         require_launcher(config.hydra.launcher)
+        require_devices_of(waiting, config.hydra.launcher)
     plan = None
     by_name: dict[str, list[str]] = {}
     for name, job_overrides in zip(names, overrides, strict=True):

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -52,6 +52,18 @@ def require_launcher(launcher: DictConfig) -> None:
         require_slurm()
     elif launcher._target_ == "hydra_plugins.tvf_launchers.RayLauncher":
         require_ray()
+
+
+def require_devices_of(jobs: Iterable[dict[str, Any]], launcher: DictConfig) -> None:
+    """Raise InputError unless these jobs find their devices, if they train on this machine."""
+    if runs_elsewhere(launcher):
+        return
+    from tvf.distributed import require_devices  # with torch
+
+    wanted = [(job["fabric"].get("accelerator", "auto"), job["fabric"]["devices"]) for job in jobs]
+    for number, each in enumerate(wanted):
+        if each not in wanted[:number]:
+            require_devices(*each, count_gpus())
 
 
 def require_slurm() -> None:
