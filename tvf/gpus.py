@@ -1,9 +1,9 @@
 """How many GPUs there are, found out without touching one.
 
 A process in which CUDA was initialised cannot fork one that uses it, and jobs are forks: of a
-sweep's process, of a launcher's worker, of a process of heads. `torch.cuda.is_available()` always
-initialises it; `torch.cuda.device_count()` does where NVML cannot count: without its library, and
-with parts of GPUs (MIG). So does a backward pass, on the CPU too.
+sweep's process, of a launcher's worker, of a process of heads. `torch.cuda.is_available()`
+initialises it by default; `torch.cuda.device_count()` does where NVML cannot count: without its
+library, and with parts of GPUs (MIG). So does a backward pass, on the CPU too.
 """
 
 import os

@@ -77,7 +77,7 @@ def claim(names: Sequence[str], count: int = 1, folder: Path | None = None) -> l
 
 
 def take(names: Sequence[str], index: int, folder: Path | None = None) -> bool:
-    """Claim `names[index]` for this process; return whether it has it.
+    """Claim `names[index]` for this process; return whether the claim succeeded.
 
     Raises OSError where files cannot be locked.
     """

@@ -48,9 +48,9 @@ def claim_place(gpus: Sequence[str], sharing: int, job: str, folder: Path | None
     """Claim one of the `sharing` places on each of `gpus`, UUIDs; return the GPU's index.
 
     The first place on a GPU is taken at once, a later one only if the GPU is not busy: until then,
-    or until a first place is free, this waits, and says so of `job`. A process keeps its place, so
-    a second call returns at once. If nobody can say how busy the GPUs are, this does not wait, and
-    the process may share a place, as with `claim`. `folder` holds the lock files.
+    or until a first place is free, it waits, and logs so under the name `job`. A process keeps its
+    place, so a second call returns at once. If nobody can say how busy the GPUs are, this does not
+    wait, and the process may share a place, as with `claim`. `folder` holds the lock files.
     """
     places = places_on(gpus, sharing)
     if not claimed():

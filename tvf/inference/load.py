@@ -116,10 +116,9 @@ def load_job(folder: Path, trust_code: bool = False, device: str | torch.device 
     try:
         network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch is built without it, or it is not here
-        reason = str(error).split(":")[0].splitlines()[0][:100]
         raise InputError(
             f"--device {device} must be cpu, or a device that torch finds here, such as cuda, "
-            f"cuda:1 or mps ({reason})."
+            "cuda:1 or mps."
         ) from error
     device = next(network.parameters()).device  # cuda is the current GPU of this thread
     if config.get("channels_last"):
