@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from helpers import small_backbone
-from helpers.devices import Apart
+from helpers.devices import Apart, replay_on_cpu
 from helpers.jobs import metrics, summary
 from helpers.training import DATA, small_config, small_context
 from tvf.data import FlipsAndCrops
 from tvf.files import BEST_WEIGHTS
+from tvf.frontier import Residency
 from tvf.frontier.activations import ActivationReader
 from tvf.job.probe_start import start_from_ridge
 from tvf.job.run import run_job
@@ -22,7 +23,7 @@ from tvf.job.setup import build_job
 from tvf.models import FineTuneModel, ProbeModel, best_scale, fit_ridge, load_weights
 from tvf.records import read_predictions, write_manifest
 from tvf.store import Store
-from tvf.training import step
+from tvf.training import graphs, step
 
 TARGETS = {
     "lora": {"_target_": "tvf.models.LoraModel", "rank": 2, "alpha": 4, "dropout": 0.2},
@@ -53,6 +54,38 @@ def _run(tmp_path: Path, name: str, config: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     run_job(config, small_context(folder))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lora", {}),
+        ("bitfit", {"fabric__precision": "bf16-mixed"}),
+        ("norm", {"mix": {"_target_": "tvf.training.ImageMixing", "kind": "mixup", "alpha": 0.4}}),
+        ("finetune", {"recipe": {"_target_": "tvf.training.Gradual"}, "epochs": 6}),
+        ("probe", {"average": EMA}),
+    ],
+)
+def test_every_method_trains_the_same_when_its_steps_are_recorded(
+    method: str,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(Residency, "is_apart", True)
+    monkeypatch.setattr(Residency, "free_bytes", lambda self: 10**9)
+    monkeypatch.setattr(graphs, "record_graph", replay_on_cpu)
+    plain, recorded = (
+        _run(tmp_path, mode, _config(tmp_path, method, fabric__compile=mode, **changes))
+        for mode in ("off", "on")
+    )
+    assert metrics(recorded) == metrics(plain)
+    assert summary(recorded)["test_loss"] == summary(plain)["test_loss"]
+    linear = method == "probe"  # one layer on what the store has: too few kernels
+    assert ("training: recorded as CUDA graphs." in caplog.text) != linear
+    assert "without CUDA graphs" not in caplog.text
 
 
 @pytest.mark.parametrize(
