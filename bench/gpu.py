@@ -60,15 +60,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="write images and weights")
-    parser.add_argument("--inputs", type=Path, metavar="DIR", help="what --prepare has written")
+    parser.add_argument("--inputs", type=Path, metavar="DIR", help="folder written by --prepare")
     parser.add_argument(
-        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a trial, no results"
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu only tries the script"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument(
         "--out",
         type=Path,
-        help="both files, without ending; default: bench/gpu, or gpu-trial",
+        help="path of both files, without suffix; default: bench/gpu",
     )
     parser.add_argument(
         "--seconds",

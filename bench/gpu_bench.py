@@ -91,8 +91,13 @@ class Bench:
             text=True,
             start_new_session=True,
         )
+        seconds = max(1, min(limit, self.left))
         try:
-            printed, _ = process.communicate(timeout=max(1, min(limit, self.left)))
+            printed, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, _ = process.communicate()
+            raise subprocess.TimeoutExpired(error.cmd, seconds, printed) from None
         finally:
             with suppress(ProcessLookupError):  # its workers too, if the time was up
                 os.killpg(process.pid, signal.SIGKILL)

@@ -44,8 +44,11 @@ def give(file: BinaryIO) -> None:
 def take(file: BinaryIO) -> None:
     """Remember what another process of this program has written to `file`, if it got that far."""
     file.seek(0)
+    written: dict[str, bytes] = {}
     with suppress(Exception):
-        for kind, values in pickle.load(file).items():
+        written = pickle.load(file)
+    for kind, values in written.items():
+        with suppress(Exception):
             _findings.setdefault(kind, {}).update(pickle.loads(values))
 
 

@@ -147,6 +147,8 @@ def test_a_machine_runs_as_many_jobs_at_once_as_it_has_devices_for(
         ("auto", 1, 0, None),
         ("gpu", [1], 2, None),
         ("cpu", 1, 2, None),
+        ("mps", 1, 0, "fabric.accelerator=mps needs a GPU"),
+        ("auto", [], 2, r"fabric.devices=\[\] must be the number of devices"),
     ],
 )
 def test_a_job_finds_its_devices_or_says_which_are_missing(
@@ -162,6 +164,14 @@ def test_a_job_finds_its_devices_or_says_which_are_missing(
     else:
         with pytest.raises(InputError, match=message):
             devices.require_devices(accelerator, wanted, gpus)
+
+
+def test_fabric_decides_about_the_devices_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    for accelerator in ("auto", "gpu", "mps"):
+        devices.require_devices(accelerator, [0], 0)
+    with pytest.raises(InputError, match="needs a GPU"):
+        devices.require_devices("cuda", 1, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")

@@ -285,7 +285,7 @@ def test_a_sweep_on_one_split_is_confirmed_by_folds(tmp_path: Path) -> None:
 
 def test_two_folds_are_called_few(sweep: Path) -> None:
     found = confirmed(sweep, {0.5: 0.9, 0.25: 0.84}, only=2).confirmation
-    assert found and "from 2 folds, which are few: data.folds=5 has more); the prob" in found.text
+    assert found and "from only 2 folds: data.folds=5 has more); the prob" in found.text
     again = confirmed(sweep, {0.5: 0.9, 0.25: 0.84}, folds=5, seeds=(1339,)).confirmation
     assert again and "which are few" not in again.text
 

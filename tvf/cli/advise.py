@@ -69,7 +69,9 @@ def _command(
     words += [f"{FRACTION}={','.join(f'{fraction:g}' for fraction in advice.promising)}"]
     left_out = [FOLDS, FOLD, SWEEPER]
     if advice.probe_leads and config["model"].get("frozen_bn") != "batch":  # an error with a probe
-        words.append(f"model={method_of(config['model']).choice},probe")
+        given = [text for text in overrides if text.startswith("model=")]
+        chosen = given[-1] if given else f"model={method_of(config['model']).choice}"
+        words.append(f"{chosen},probe")
         left_out.append("model")
     words += [f"{FOLDS}={folds}", f"{FOLD}={','.join(map(str, range(folds)))}"]
     words += [text for text in overrides if text.partition("=")[0] not in left_out]

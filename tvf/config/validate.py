@@ -189,9 +189,10 @@ def _check_refit(config: dict[str, Any]) -> None:
 
 def _check_fabric(fabric: dict[str, Any]) -> None:
     count_devices(fabric.get("devices"))
-    require_choice("fabric.accelerator", fabric.get("accelerator", "auto"), ACCELERATORS)
-    if (precision := fabric.get("precision", "32-true")) not in SHORT_PRECISIONS:
-        require_choice("fabric.precision", precision, PRECISIONS)
+    if fabric.get("_target_") == "lightning_fabric.Fabric":
+        require_choice("fabric.accelerator", fabric.get("accelerator", "auto"), ACCELERATORS)
+        if (precision := fabric.get("precision")) not in (None, *SHORT_PRECISIONS):
+            require_choice("fabric.precision", precision, PRECISIONS)
     require_choice("fabric.strategy", fabric.get("strategy", "auto"), STRATEGIES)
     require_choice("fabric.resident", fabric.get("resident", "auto"), RESIDENT)
     require_choice("fabric.compile", fabric.get("compile", "auto"), GRAPH_MODES)

@@ -130,13 +130,16 @@ def count_devices(devices: object) -> int:
 
 
 def require_devices(accelerator: str, devices: int | list[int], gpus: int) -> None:
-    """Raise InputError unless a job finds these devices on this machine, with so many GPUs."""
-    if not gpus and accelerator in ("gpu", "cuda"):
-        if accelerator == "cuda" or not torch.backends.mps.is_available():
-            raise InputError(
-                f"fabric.accelerator={accelerator} needs a GPU, and torch finds none here. "
-                "fabric=auto takes a GPU only if there is one."
-            )
+    """Raise InputError unless a job finds these devices on this machine, which has `gpus` GPUs."""
+    count = count_devices(devices)
+    apple = not gpus and torch.backends.mps.is_available()
+    if not gpus and (accelerator == "cuda" or (accelerator in ("gpu", "mps") and not apple)):
+        raise InputError(
+            f"fabric.accelerator={accelerator} needs a GPU, and torch finds none here. "
+            "fabric=auto takes a GPU only if there is one."
+        )
+    if apple and accelerator != "cpu":
+        return  # Fabric knows which of its devices there are
     gpus = 0 if accelerator == "cpu" else gpus
     if isinstance(devices, list) and not gpus:
         raise InputError(
@@ -147,7 +150,7 @@ def require_devices(accelerator: str, devices: int | list[int], gpus: int) -> No
         raise InputError(
             f"fabric.devices={devices} must be indices of this machine's GPUs, 0 to {gpus - 1}."
         )
-    count, available = count_devices(devices), gpus or available_cores()
+    available = gpus or available_cores()
     if count > available:
         what = "GPUs" if gpus else "cores and no usable GPU"
         raise InputError(

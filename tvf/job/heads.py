@@ -190,7 +190,10 @@ class SharedSetups:
                     store = self._resources.enter_context(open_resources(config, context))
                     frozen = build_frozen(config, context, store)
                 if shared is None or not _trains_head_alone(frozen):
-                    yield assemble(config, context, frozen)
+                    try:
+                        yield assemble(config, context, frozen)
+                    finally:
+                        frozen.phases.release_graphs()
                     return
                 with self._said:
                     self._frozen = self._share(frozen, config["seed"])
@@ -205,7 +208,10 @@ class SharedSetups:
             if job.steps.average:  # which was copied from the last job's head
                 job.steps.average.reset()
             fabric.strategy.precision.load_state_dict(self._scale)
-            yield job
+            try:
+                yield job
+            finally:
+                job.phases.release_graphs()
         except BaseException as error:
             diverged = isinstance(error, InputError) and not isinstance(error, DeviceMemoryError)
             if self._frozen is None or not diverged:

@@ -246,7 +246,11 @@ def open_job(
 ) -> Iterator[Job]:
     """The job, with its store open and its other ranks running, until the context ends."""
     with open_resources(config, context) as store:
-        yield build_job(config, context, store, loaded)
+        job = build_job(config, context, store, loaded)
+        try:
+            yield job
+        finally:
+            job.phases.release_graphs()
 
 
 def _describe_images(backbone: Backbone, source: DataSource) -> str:

@@ -154,7 +154,7 @@ def cost_ticks(seconds: Sequence[float]) -> list[float]:
 
     1, 2 and 5 times powers of ten, or 1 and 3 times, or these alone; equal steps in short ranges.
     """
-    if not seconds:
+    if not seconds or min(seconds) <= 0:
         return []
     low, high = min(seconds), max(seconds)
     if high <= 1.01 * low:  # all cost the same

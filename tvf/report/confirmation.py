@@ -292,9 +292,7 @@ class _Repeated:
         mean, _, low, high = difference.interval
         about = "repeated training" if evidence.images is None else "other images and trainings"
         if self.new_divisions and len({t.division for t in ranked[0].scores}) < FEW:
-            about += (
-                f", from {self._count_divisions(ranked[0])}, which are few: data.folds=5 has more"
-            )
+            about += f", from only {self._count_divisions(ranked[0])}: data.folds=5 has more"
         return [
             f"{ranked[0].label} minus {ranked[1].label} is {signed(mean)} (95 % interval "
             f"{signed(low or 0.0)} to {signed(high or 0.0)}, {about}); the probability that it "

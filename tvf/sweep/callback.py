@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tvf.config import explain_error
+from tvf.config import explain_error, to_plain
 from tvf.errors import InputError
 from tvf.records import (
     STOPPED,
@@ -241,6 +241,7 @@ def _check_search(config: DictConfig) -> LaunchedSweep:
     from tvf.sweep.optuna_search import open_search
 
     require_launcher(config.hydra.launcher)
+    require_devices_of([{"fabric": to_plain(config.fabric)}], config.hydra.launcher)
     require_own_folders(config, "optuna")
     search = open_search(config)
     _note_command(search.folder, {}, {})

@@ -171,7 +171,8 @@ class _Worker:
         if head.checked.note:
             log_in_file(head.checked.note)
         choices = hydra["runtime"]["choices"]
-        context = JobContext(folder, self.sweep, self.count != 1, choices, workers=self.count)
+        parallel = jobs_at_once(self.config.hydra.launcher) != 1  # others may follow, and share
+        context = JobContext(folder, self.sweep, parallel, choices, workers=self.count)
         run_job(head.checked.config, context, setups.open_job)
 
 

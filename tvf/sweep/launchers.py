@@ -60,10 +60,10 @@ def require_devices_of(jobs: Iterable[dict[str, Any]], launcher: DictConfig) -> 
         return
     from tvf.distributed import require_devices  # with torch
 
-    wanted = [(job["fabric"].get("accelerator", "auto"), job["fabric"]["devices"]) for job in jobs]
-    for number, each in enumerate(wanted):
-        if each not in wanted[:number]:
-            require_devices(*each, count_gpus())
+    fabrics = (job["fabric"] for job in jobs)
+    wanted = [(f.get("accelerator", "auto"), f.get("devices", 1)) for f in fabrics]
+    for each in {repr(each): each for each in wanted}.values():
+        require_devices(*each, count_gpus())
 
 
 def require_slurm() -> None:
