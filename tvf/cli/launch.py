@@ -247,11 +247,12 @@ def _run_in_own_process(cfg: DictConfig, context: "JobContext") -> None:
         if code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
             reason += " (out of memory?)" if code == -signal.SIGKILL else ""
-        elif code == INTERRUPTED:
-            reason = failure_reason(KeyboardInterrupt())
     except OSError as error:
         code, reason = 1, f"its process could not start: {error.strerror}"
-    recorded = code >= 0 and read_status(context.folder).get("state") in ("done", "failed")
+    status = read_status(context.folder)
+    if code == INTERRUPTED and not status:
+        return  # it never began, such as one that waits for a GPU
+    recorded = code >= 0 and status.get("state") in ("done", "failed")
     if code and not recorded and not is_running(context.folder):
         log.error("%s: %s", name, reason)
         with suppress(OSError):  # the disk is full
