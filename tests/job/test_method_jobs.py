@@ -62,7 +62,7 @@ def _run(tmp_path: Path, name: str, config: dict[str, Any]) -> Path:
         ("lora", {}),
         ("bitfit", {"fabric__precision": "bf16-mixed"}),
         ("norm", {"mix": {"_target_": "tvf.training.ImageMixing", "kind": "mixup", "alpha": 0.4}}),
-        ("finetune", {"recipe": {"_target_": "tvf.training.Gradual"}, "epochs": 6}),
+        ("finetune", {"recipe": {"_target_": "tvf.training.Gradual"}, "epochs": 3}),
         ("probe", {"average": EMA}),
     ],
 )
