@@ -9,17 +9,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import small_backbone
-from helpers.devices import DEVICES, Apart
-from helpers.training import DATA, train
+from helpers.devices import DEVICES, Apart, replay_on_cpu
+from helpers.training import DATA, FABRIC, train
 from tvf.data import FlipsAndCrops
 from tvf.models import FineTuneModel
 from tvf.training import (
     CrossEntropyLoss,
     EpochResult,
     ExponentialMovingAverage,
+    PassGraph,
     Phase,
     StepOptions,
     balanced_weights,
+    graphs,
 )
 from tvf.training.linear import linear_gradients
 from tvf.training.loop import TrainingLoop
@@ -84,6 +86,20 @@ def test_no_step_that_is_written_out_is_read_by_the_host(device: str) -> None:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode(before)
     assert not reads.found
+
+
+def test_no_batch_is_read_whose_pass_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the comparison of a new graph with the network, once, is read."""
+    made: list[PassGraph] = []
+
+    def record(model: FineTuneModel, optimizer: Any) -> PassGraph:
+        made.append(PassGraph(FABRIC, model, optimizer, 8, mode="on", record=replay_on_cpu))
+        return made[-1]
+
+    assert epochs_with(monkeypatch, StepOptions(8, seed=1), graph=record)
+    monkeypatch.setattr(graphs, "_agree", lambda *results: True)
+    assert not epochs_with(monkeypatch, StepOptions(8, seed=1), graph=record)
+    assert all(graph.was_used for graph in made)
 
 
 def test_the_counter_notices_a_read() -> None:
